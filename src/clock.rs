@@ -1,0 +1,212 @@
+//! The only place that asks for the time.
+//!
+//! A Raspberry Pi has no clock of its own: until the network has told it the time, the wall clock may be years off.
+//! So each moment is taken twice: as wall time, which people read, and as milliseconds since boot, which never jumps.
+//! Together with the boot's id the second lets the first be corrected later.
+//!
+//! Invariants: `boottime_ms` never goes back within one boot; nothing else in the project calls the system clocks.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// One moment, by both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Wall time in milliseconds since 1970-01-01T00:00:00Z.
+    pub wall_ms: i64,
+    /// Milliseconds since boot, time asleep included (`CLOCK_BOOTTIME`).
+    pub boottime_ms: u64,
+    /// Whether the wall time was known to be right at that moment.
+    pub trusted: bool,
+}
+
+impl Stamp {
+    /// Time from `earlier` to `self` by the clock that never jumps; zero when `earlier` is later.
+    pub fn since(&self, earlier: &Stamp) -> Duration {
+        Duration::from_millis(self.boottime_ms.saturating_sub(earlier.boottime_ms))
+    }
+}
+
+/// The kernel's id of this boot: `boottime_ms` of two events may be compared only when it is the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootId(Arc<str>);
+
+impl BootId {
+    pub fn new(id: &str) -> Self {
+        Self(id.trim().into())
+    }
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BootId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where the time comes from: the system, or a test.
+pub trait Clock: Send + Sync {
+    fn now(&self) -> Stamp;
+    fn boot_id(&self) -> BootId;
+}
+
+/// When wall time counts as right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trust {
+    /// When the kernel says that something disciplines it (NTP, PTP): `adjtimex(2)` without `STA_UNSYNC`.
+    #[default]
+    Kernel,
+    /// Always: the device has a battery-backed clock, or a hypervisor that keeps the time.
+    Always,
+}
+
+/// The real clocks of this machine.
+pub struct SystemClock {
+    trust: Trust,
+}
+
+impl SystemClock {
+    pub fn new(trust: Trust) -> Self {
+        Self { trust }
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Stamp {
+        let wall = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Stamp {
+            wall_ms: wall.tv_sec * 1000 + wall.tv_nsec / 1_000_000,
+            boottime_ms: (boot.tv_sec * 1000 + boot.tv_nsec / 1_000_000) as u64,
+            trusted: self.trust == Trust::Always || kernel_time_is_disciplined(),
+        }
+    }
+
+    fn boot_id(&self) -> BootId {
+        static BOOT_ID: OnceLock<BootId> = OnceLock::new();
+        BOOT_ID
+            .get_or_init(|| {
+                let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+                BootId::new(&id.unwrap_or_else(|_| "unknown".into()))
+            })
+            .clone()
+    }
+}
+
+fn kernel_time_is_disciplined() -> bool {
+    #[expect(unsafe_code, reason = "adjtimex has no safe wrapper in a crate we use; a zeroed timex asks and sets nothing")]
+    let state = {
+        // SAFETY: `timex` is plain data for which all zeroes is valid, and `modes = 0` makes the call read-only.
+        unsafe {
+            let mut timex: libc::timex = std::mem::zeroed();
+            libc::adjtimex(&raw mut timex)
+        }
+    };
+    state >= 0 && state != libc::TIME_ERROR
+}
+
+/// A clock that a test moves. Starts trusted, at the given wall time and one second after boot.
+pub struct SimulatedClock {
+    wall_ms: AtomicI64,
+    boottime_ms: AtomicU64,
+    trusted: AtomicBool,
+    boot_id: BootId,
+}
+
+impl SimulatedClock {
+    pub fn at(wall_ms: i64) -> Self {
+        Self {
+            wall_ms: AtomicI64::new(wall_ms),
+            boottime_ms: AtomicU64::new(1_000),
+            trusted: AtomicBool::new(true),
+            boot_id: BootId::new("00000000-0000-4000-8000-000000000001"),
+        }
+    }
+
+    pub fn advance(&self, by: Duration) {
+        let by_ms = by.as_millis() as u64;
+        self.wall_ms.fetch_add(by_ms as i64, Ordering::SeqCst);
+        self.boottime_ms.fetch_add(by_ms, Ordering::SeqCst);
+    }
+
+    /// Sets the wall clock, as NTP or a person does; time since boot goes on undisturbed.
+    pub fn set_wall(&self, wall_ms: i64, trusted: bool) {
+        self.wall_ms.store(wall_ms, Ordering::SeqCst);
+        self.trusted.store(trusted, Ordering::SeqCst);
+    }
+}
+
+impl Clock for SimulatedClock {
+    fn now(&self) -> Stamp {
+        Stamp {
+            wall_ms: self.wall_ms.load(Ordering::SeqCst),
+            boottime_ms: self.boottime_ms.load(Ordering::SeqCst),
+            trusted: self.trusted.load(Ordering::SeqCst),
+        }
+    }
+
+    fn boot_id(&self) -> BootId {
+        self.boot_id.clone()
+    }
+}
+
+/// A stopwatch for figures (latency, benches), never for decisions: those take a `Stamp`.
+pub struct Stopwatch(std::time::Instant);
+
+impl Stopwatch {
+    #[expect(clippy::disallowed_methods, reason = "this is the place that the lint points to")]
+    pub fn start() -> Self {
+        Self(std::time::Instant::now())
+    }
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+    pub fn elapsed_ms(&self) -> f64 {
+        self.0.elapsed().as_secs_f64() * 1e3
+    }
+}
+
+/// CPU time used by the calling thread so far: what a bench reports on a noisy machine.
+pub fn thread_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// CPU time used by all threads of this process so far.
+pub fn process_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// RFC 3339 in UTC with milliseconds, as every contract of the project writes time.
+pub fn rfc3339(wall_ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(wall_ms)
+        .map_or_else(|_| "invalid".to_owned(), |at| format!("{at:.3}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_written_with_milliseconds_in_utc() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(1_795_420_683_412), "2026-11-23T07:58:03.412Z");
+    }
+
+    #[test]
+    fn a_jump_of_the_wall_clock_does_not_move_the_other() {
+        let clock = SimulatedClock::at(0);
+        let before = clock.now();
+        clock.set_wall(1_795_420_683_412, true);
+        clock.advance(Duration::from_millis(250));
+        assert_eq!(clock.now().since(&before), Duration::from_millis(250));
+    }
+}

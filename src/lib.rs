@@ -1,0 +1,16 @@
+//! rollcall: who passed the door, once, with the right time, and never lost.
+//!
+//! The modules stand in the order of the flow, and each may use only what stands above it (`tests/tidy.rs` checks):
+//!
+//! ```text
+//!  camera ─▶ vision ─▶ recognise ──────────────▶ attend ───────────▶ record ────────────▶ mqtt
+//!  frames    networks   frame→face→track→decision  decision→attendance  event row + outbox   acknowledged → row leaves
+//!                           ▲ gallery (immutable snapshot)                   ▲
+//!  commands: mqtt ─▶ record::command ─▶ enrol (computes only) ───────────────┘ references → new snapshot
+//! ```
+//!
+//! `recognise`, `attend` and `enrol` only compute; `record` makes durable; `camera`, `vision` and `mqtt` are adapters
+//! that never meet one another except in `app`.
+
+pub mod clock;
+pub mod recognise;
