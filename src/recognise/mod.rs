@@ -1,3 +1,22 @@
 //! Frame → faces → tracks → decision. Only computes: no clock, file, database or socket (`tests/tidy.rs` checks).
 
+pub mod picture;
+
+pub mod frame;
+
 pub mod face;
+
+pub mod align;
+
+pub mod quality;
+
+pub mod gallery;
+
+pub mod engine;
+
+pub mod decision;
+
+pub mod track;
+
+pub mod live;
+pub mod still;

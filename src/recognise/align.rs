@@ -1,0 +1,169 @@
+//! From a picture and landmarks to a sample: the face turned upright, scaled and cut to the size the embedder wants.
+
+use crate::recognise::face::{Landmarks, Point};
+use crate::recognise::picture::Picture;
+
+/// Side of a sample in pixels.
+pub const SAMPLE_SIDE: usize = 112;
+
+/// Where the five landmarks come to lie in a sample of 112 x 112: the reference points of ArcFace (Deng et al., CVPR
+/// 2019), for which both embedders were trained.
+pub const REFERENCE_POINTS: [Point; 5] = [
+    Point { x: 38.2946, y: 51.6963 },
+    Point { x: 73.5318, y: 51.5014 },
+    Point { x: 56.0252, y: 71.7366 },
+    Point { x: 41.5493, y: 92.3655 },
+    Point { x: 70.7299, y: 92.2041 },
+];
+
+/// An aligned face, 112 x 112.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    pub picture: Picture,
+    /// The landmarks in the sample's own pixels: how far they lie off the reference points tells the pose.
+    pub landmarks: Landmarks,
+    /// Pixels between the eyes in the picture it was cut from.
+    pub eye_distance_px: f32,
+}
+
+/// Rotation, uniform scale and shift, no reflection: `x' = a·x − b·y + shift_x`, `y' = b·x + a·y + shift_y`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Similarity {
+    a: f64,
+    b: f64,
+    shift_x: f64,
+    shift_y: f64,
+}
+
+impl Similarity {
+    /// The least-squares fit of `from` onto `to` (Umeyama, PAMI 1991; in the plane it has this closed form). `None` when
+    /// the points coincide or are not finite.
+    pub fn fit(from: &[Point; 5], to: &[Point; 5]) -> Option<Self> {
+        let mean = |points: &[Point; 5]| {
+            let sum = points.iter().fold((0.0, 0.0), |s, p| (s.0 + f64::from(p.x), s.1 + f64::from(p.y)));
+            (sum.0 / 5.0, sum.1 / 5.0)
+        };
+        let (from_mean, to_mean) = (mean(from), mean(to));
+        let (mut along, mut across, mut spread) = (0.0, 0.0, 0.0);
+        for (p, q) in from.iter().zip(to) {
+            let (px, py) = (f64::from(p.x) - from_mean.0, f64::from(p.y) - from_mean.1);
+            let (qx, qy) = (f64::from(q.x) - to_mean.0, f64::from(q.y) - to_mean.1);
+            along += px * qx + py * qy;
+            across += px * qy - py * qx;
+            spread += px * px + py * py;
+        }
+        let (a, b) = (along / spread, across / spread);
+        let shift_x = to_mean.0 - a * from_mean.0 + b * from_mean.1;
+        let shift_y = to_mean.1 - b * from_mean.0 - a * from_mean.1;
+        let usable = a.hypot(b) > 1e-9 && shift_x.is_finite() && shift_y.is_finite();
+        usable.then_some(Self { a, b, shift_x, shift_y })
+    }
+
+    pub fn apply(&self, p: Point) -> Point {
+        let (x, y) = (f64::from(p.x), f64::from(p.y));
+        Point {
+            x: (self.a * x - self.b * y + self.shift_x) as f32,
+            y: (self.b * x + self.a * y + self.shift_y) as f32,
+        }
+    }
+
+    fn inverse(&self) -> Self {
+        let square = self.a * self.a + self.b * self.b;
+        let (a, b) = (self.a / square, -self.b / square);
+        Self {
+            a,
+            b,
+            shift_x: -a * self.shift_x + b * self.shift_y,
+            shift_y: -b * self.shift_x - a * self.shift_y,
+        }
+    }
+}
+
+/// Cuts the sample. `None` when the landmarks do not span a face.
+pub fn align(picture: &Picture, landmarks: &Landmarks) -> Option<Sample> {
+    let onto_sample = Similarity::fit(&landmarks.points(), &REFERENCE_POINTS)?;
+    let sample = warp(picture, onto_sample.inverse());
+    Some(Sample {
+        picture: sample,
+        landmarks: Landmarks::from_points(landmarks.points().map(|p| onto_sample.apply(p))),
+        eye_distance_px: landmarks.eye_distance_px(),
+    })
+}
+
+/// Bilinear, black outside the picture.
+fn warp(picture: &Picture, to_picture: Similarity) -> Picture {
+    let mut rgb = Vec::with_capacity(SAMPLE_SIDE * SAMPLE_SIDE * 3);
+    let (width, height) = (picture.width() as isize, picture.height() as isize);
+    let pixels = picture.rgb();
+    for row in 0..SAMPLE_SIDE {
+        for column in 0..SAMPLE_SIDE {
+            let (x, y) = (column as f64, row as f64);
+            let u = (to_picture.a * x - to_picture.b * y + to_picture.shift_x) as f32;
+            let v = (to_picture.b * x + to_picture.a * y + to_picture.shift_y) as f32;
+            let (left, top) = (u.floor(), v.floor());
+            let (du, dv) = (u - left, v - top);
+            let (left, top) = (left as isize, top as isize);
+            let weights = [(1.0 - du) * (1.0 - dv), du * (1.0 - dv), (1.0 - du) * dv, du * dv];
+            let mut sum = [0.5f32; 3];
+            if left >= 0 && top >= 0 && left + 1 < width && top + 1 < height {
+                let at = ((top * width + left) * 3) as usize;
+                let below = at + width as usize * 3;
+                let (upper, lower) = (&pixels[at..at + 6], &pixels[below..below + 6]);
+                for (channel, total) in sum.iter_mut().enumerate() {
+                    *total += weights[0] * f32::from(upper[channel])
+                        + weights[1] * f32::from(upper[channel + 3])
+                        + weights[2] * f32::from(lower[channel])
+                        + weights[3] * f32::from(lower[channel + 3]);
+                }
+            } else {
+                for (corner, weight) in weights.iter().enumerate() {
+                    let (cx, cy) = (left + (corner & 1) as isize, top + (corner >> 1) as isize);
+                    if (0..width).contains(&cx) && (0..height).contains(&cy) {
+                        let at = ((cy * width + cx) * 3) as usize;
+                        for (channel, total) in sum.iter_mut().enumerate() {
+                            *total += weight * f32::from(pixels[at + channel]);
+                        }
+                    }
+                }
+            }
+            rgb.extend(sum.map(|value| value as u8));
+        }
+    }
+    Picture::from_rgb(SAMPLE_SIDE, SAMPLE_SIDE, rgb).expect("one pixel was pushed for each place")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn landmarks_at_the_reference_points_leave_the_picture_as_it_is() {
+        let rgb = (0..112 * 112 * 3).map(|n| (n % 251) as u8).collect();
+        let picture = Picture::from_rgb(112, 112, rgb).unwrap();
+        let sample = align(&picture, &Landmarks::from_points(REFERENCE_POINTS)).unwrap();
+        assert_eq!(sample.picture, picture);
+    }
+
+    #[test]
+    fn points_that_coincide_are_no_face() {
+        let picture = Picture::plain(10, 10, [9; 3]);
+        assert!(align(&picture, &Landmarks::default()).is_none());
+        let nan = Point { x: f32::NAN, y: 0.0 };
+        assert!(align(&picture, &Landmarks::from_points([nan; 5])).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn the_fit_finds_the_similarity_that_was_applied(
+            scale in 0.1f64..10.0, turn in -3.1f64..3.1, shift_x in -500.0f64..500.0, shift_y in -500.0f64..500.0,
+        ) {
+            let truth = Similarity { a: scale * turn.cos(), b: scale * turn.sin(), shift_x, shift_y };
+            let moved = REFERENCE_POINTS.map(|p| truth.apply(p));
+            let found = Similarity::fit(&moved, &REFERENCE_POINTS).unwrap();
+            for (p, q) in moved.iter().zip(&REFERENCE_POINTS) {
+                prop_assert!(found.apply(*p).distance(*q) < 0.05);
+            }
+        }
+    }
+}

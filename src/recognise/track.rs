@@ -1,0 +1,168 @@
+//! One face over consecutive frames, so that a person is decided upon once and not thirty times a second.
+//!
+//! Faces are carried from frame to frame by overlap; whether the face in the same place is still the same *person* is
+//! asked of the templates (`live`). A track ends when its face was not seen for a while.
+
+use std::time::Duration;
+
+use crate::clock::Stamp;
+use crate::recognise::decision::{Decision, Evidence};
+use crate::recognise::face::{BoundingBox, Detection};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrackSettings {
+    /// A face not seen for this long has left.
+    pub lost_after: Duration,
+    /// Least overlap (intersection over union) of a face's boxes in consecutive frames.
+    pub overlap_min: f32,
+}
+
+/// A face being followed.
+#[derive(Debug)]
+pub struct Track {
+    pub id: u64,
+    pub first_seen: Stamp,
+    pub last_seen: Stamp,
+    pub bounding_box: BoundingBox,
+    pub evidence: Evidence,
+    pub decision: Decision,
+    /// When the last template was made; a decided track is looked at again now and then.
+    pub last_template: Option<Stamp>,
+    /// Liveness of its samples so far.
+    pub liveness: Vec<f32>,
+}
+
+#[derive(Debug)]
+pub struct Tracker {
+    settings: TrackSettings,
+    tracks: Vec<Track>,
+    next_id: u64,
+}
+
+impl Tracker {
+    pub fn new(settings: TrackSettings) -> Self {
+        Self { settings, tracks: Vec::new(), next_id: 1 }
+    }
+
+    pub fn tracks(&self) -> &[Track] {
+        &self.tracks
+    }
+    pub fn is_empty(&self) -> bool {
+        self.tracks.is_empty()
+    }
+
+    /// Ends the tracks that were not seen for too long and hands them over.
+    pub fn end_lost(&mut self, now: &Stamp) -> Vec<Track> {
+        let lost_after = self.settings.lost_after;
+        self.tracks.extract_if(.., |track| now.since(&track.last_seen) >= lost_after).collect()
+    }
+
+    /// Finds for each detection its track, greedily by overlap, and begins tracks for those without. The answer has one
+    /// index into [`Self::tracks`] for each detection, in their order.
+    pub fn follow(&mut self, detections: &[Detection], now: &Stamp) -> Vec<usize> {
+        let mut pairs: Vec<(f32, usize, usize)> = Vec::new();
+        for (d, detection) in detections.iter().enumerate() {
+            for (t, track) in self.tracks.iter().enumerate() {
+                let overlap = track.bounding_box.overlap(&detection.bounding_box);
+                if overlap >= self.settings.overlap_min {
+                    pairs.push((overlap, d, t));
+                }
+            }
+        }
+        pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let mut of_detection = vec![None; detections.len()];
+        let mut taken = vec![false; self.tracks.len()];
+        for (_, d, t) in pairs {
+            if of_detection[d].is_none() && !taken[t] {
+                of_detection[d] = Some(t);
+                taken[t] = true;
+            }
+        }
+        let mut indices = Vec::with_capacity(detections.len());
+        for (detection, found) in detections.iter().zip(of_detection) {
+            let index = found.unwrap_or_else(|| self.begin(now));
+            self.tracks[index].bounding_box = detection.bounding_box;
+            self.tracks[index].last_seen = *now;
+            indices.push(index);
+        }
+        indices
+    }
+
+    pub fn track_mut(&mut self, index: usize) -> &mut Track {
+        &mut self.tracks[index]
+    }
+
+    /// The face in this place has become another person's: hands over the old track and begins a new one in its stead.
+    pub fn restart(&mut self, index: usize, now: &Stamp) -> Track {
+        let bounding_box = self.tracks[index].bounding_box;
+        let begun = self.begin(now);
+        self.tracks[begun].bounding_box = bounding_box;
+        self.tracks.swap_remove(index)
+    }
+
+    fn begin(&mut self, now: &Stamp) -> usize {
+        self.tracks.push(Track {
+            id: self.next_id,
+            first_seen: *now,
+            last_seen: *now,
+            bounding_box: BoundingBox::default(),
+            evidence: Evidence::default(),
+            decision: Decision::Undecided,
+            last_template: None,
+            liveness: Vec::new(),
+        });
+        self.next_id += 1;
+        self.tracks.len() - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recognise::face::Landmarks;
+
+    fn face(left: f32) -> Detection {
+        let bounding_box = BoundingBox { left, top: 0.0, right: left + 100.0, bottom: 100.0 };
+        Detection { bounding_box, confidence: 0.9, landmarks: Landmarks::default() }
+    }
+
+    fn at(ms: u64) -> Stamp {
+        Stamp { wall_ms: 0, boottime_ms: ms, trusted: true }
+    }
+
+    fn tracker() -> Tracker {
+        Tracker::new(TrackSettings { lost_after: Duration::from_millis(500), overlap_min: 0.3 })
+    }
+
+    #[test]
+    fn a_face_keeps_its_track_while_it_moves() {
+        let mut tracker = tracker();
+        for step in 0..10u64 {
+            let faces = [face(step as f32 * 20.0), face(600.0 - step as f32 * 20.0)];
+            let indices = tracker.follow(&faces, &at(step * 40));
+            assert_eq!(indices.iter().map(|i| tracker.tracks()[*i].id).collect::<Vec<_>>(), [1, 2]);
+        }
+    }
+
+    #[test]
+    fn a_face_that_left_and_one_in_another_place_are_other_tracks() {
+        let mut tracker = tracker();
+        tracker.follow(&[face(0.0)], &at(0));
+        tracker.follow(&[face(300.0)], &at(40));
+        assert_eq!(tracker.end_lost(&at(499)).len(), 0);
+        let lost = tracker.end_lost(&at(500));
+        assert_eq!(lost.iter().map(|track| track.id).collect::<Vec<_>>(), [1]);
+        assert_eq!(tracker.follow(&[face(0.0)], &at(520)), [1]);
+        assert_eq!(tracker.tracks()[1].id, 3);
+    }
+
+    #[test]
+    fn another_person_in_the_same_place_begins_anew() {
+        let mut tracker = tracker();
+        tracker.follow(&[face(0.0), face(300.0)], &at(0));
+        let old = tracker.restart(0, &at(40));
+        assert_eq!(old.id, 1);
+        let ids: Vec<_> = tracker.follow(&[face(0.0), face(300.0)], &at(80)).iter().map(|i| tracker.tracks()[*i].id).collect();
+        assert_eq!(ids, [3, 2]);
+    }
+}

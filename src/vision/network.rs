@@ -1,0 +1,115 @@
+//! One network: a session, its input layout, and reused buffers.
+
+use ort::session::Session;
+use ort::value::TensorRef;
+
+use crate::recognise::engine::EngineError;
+use crate::recognise::face::ModelDigest;
+use crate::vision::manifest::{Channels, Model};
+
+pub(crate) struct Network {
+    name: String,
+    session: Session,
+    input: String,
+    outputs: Vec<String>,
+    channels: Channels,
+    mean: f32,
+    factor: f32,
+    width: usize,
+    height: usize,
+    digest: ModelDigest,
+    planes: Vec<f32>,
+}
+
+impl Network {
+    pub(crate) fn new(session: Session, model: &Model, digest: ModelDigest) -> Self {
+        Self {
+            name: model.name.clone(),
+            session,
+            input: model.input.name.clone(),
+            outputs: model.output.names.clone(),
+            channels: model.input.channels,
+            mean: model.input.mean,
+            factor: 1.0 / model.input.std,
+            width: model.input.width,
+            height: model.input.height,
+            digest,
+            planes: Vec::new(),
+        }
+    }
+
+    /// Width and height that the network wants.
+    pub(crate) fn input_size(&self) -> (usize, usize) {
+        (self.width, self.height)
+    }
+
+    pub(crate) fn digest(&self) -> ModelDigest {
+        self.digest
+    }
+
+    /// The first output for a picture of the network's own size, given as interleaved RGB, 0..=255.
+    pub(crate) fn run(&mut self, rgb: &[f32]) -> Result<Vec<f32>, EngineError> {
+        let (width, height) = (self.width, self.height);
+        let outputs = self.run_sized(rgb, width, height, width, height)?;
+        Ok(outputs.into_iter().next().unwrap_or_default())
+    }
+
+    /// All outputs, in the manifest's order, for a picture of `width` x `height` put at the top left of a canvas of
+    /// `canvas_width` x `canvas_height` that is otherwise black.
+    pub(crate) fn run_sized(
+        &mut self,
+        rgb: &[f32],
+        width: usize,
+        height: usize,
+        canvas_width: usize,
+        canvas_height: usize,
+    ) -> Result<Vec<Vec<f32>>, EngineError> {
+        debug_assert_eq!(rgb.len(), width * height * 3);
+        let planes = if self.channels == Channels::Gray { 1 } else { 3 };
+        let plane = canvas_width * canvas_height;
+        self.planes.clear();
+        self.planes.resize(planes * plane, -self.mean * self.factor);
+        for (y, row) in rgb.chunks_exact(width * 3).enumerate() {
+            let at = y * canvas_width;
+            self.fill_row(row, at, width, plane);
+        }
+        let shape = [1, planes, canvas_height, canvas_width];
+        let failed = |source: ort::Error| EngineError { network: self.name.clone(), source: Box::new(source) };
+        let tensor = TensorRef::from_array_view((shape, self.planes.as_slice())).map_err(failed)?;
+        let results = self.session.run(ort::inputs![self.input.as_str() => tensor]).map_err(failed)?;
+        let mut outputs = Vec::with_capacity(self.outputs.len());
+        for name in &self.outputs {
+            let Some(value) = results.get(name) else {
+                let missing = format!("the network has no output {name}");
+                return Err(EngineError { network: self.name.clone(), source: missing.into() });
+            };
+            let (_, values) = value.try_extract_tensor::<f32>().map_err(failed)?;
+            outputs.push(values.to_vec());
+        }
+        Ok(outputs)
+    }
+
+    fn fill_row(&mut self, row: &[f32], at: usize, width: usize, plane: usize) {
+        let (mean, factor) = (self.mean, self.factor);
+        match self.channels {
+            Channels::Gray => {
+                let line = &mut self.planes[at..at + width];
+                for (out, pixel) in line.iter_mut().zip(row.chunks_exact(3)) {
+                    // BT.601 in the reference's 14-bit integers, so that both round alike.
+                    let luma = (pixel[0] * 4899.0 + pixel[1] * 9617.0 + pixel[2] * 1868.0 + 8192.0) / 16384.0;
+                    *out = (luma.trunc() - mean) * factor;
+                }
+            }
+            Channels::Rgb | Channels::Bgr => {
+                for channel in 0..3 {
+                    let source = if self.channels == Channels::Rgb { channel } else { 2 - channel };
+                    let from = channel * plane + at;
+                    let line = &mut self.planes[from..from + width];
+                    for (out, pixel) in line.iter_mut().zip(row.chunks_exact(3)) {
+                        *out = (pixel[source] - mean) * factor;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! ONNX Runtime: found, loaded once, version-checked; and the options with which every network runs.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use ort::environment::Environment;
+use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
+
+use crate::vision::manifest::ModelError;
+
+/// The version that `models/fetch.sh` pins, that everything was measured with, and that packages carry.
+pub const PINNED_VERSION: &str = "1.32.0";
+
+static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+
+/// Where the library may lie, in the order in which it is looked for: as configured, as the environment says, beside an
+/// installed package, and where `make setup` puts it in a source tree.
+pub fn candidates(configured: Option<&Path>, models: &Path) -> Vec<PathBuf> {
+    if let Some(path) = configured {
+        return vec![path.to_owned()];
+    }
+    let mut places: Vec<PathBuf> = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).into_iter().collect();
+    places.push(PathBuf::from("/usr/lib/rollcall/libonnxruntime.so"));
+    let fetched = Path::new(".cache/onnxruntime").join(std::env::consts::ARCH).join("libonnxruntime.so");
+    places.push(models.join("..").join(&fetched));
+    places.push(fetched);
+    places
+}
+
+/// Loads the library unless that was done before. ONNX Runtime can be loaded once in a process.
+pub fn load(configured: Option<&Path>, models: &Path) -> Result<&'static Environment, ModelError> {
+    if let Some(environment) = ENVIRONMENT.get() {
+        return Ok(environment);
+    }
+    let places = candidates(configured, models);
+    let Some(path) = places.iter().find(|path| path.is_file()) else {
+        let tried: Vec<_> = places.iter().map(|path| path.display().to_string()).collect();
+        return Err(ModelError::NoRuntime { tried: tried.join(", ") });
+    };
+    let absolute = path.canonicalize().unwrap_or_else(|_| path.clone());
+    let unusable = |source: Box<dyn std::error::Error + Send + Sync>| ModelError::Runtime { path: path.clone(), source };
+    // `ort` checks the library's version and refuses one that lacks what it needs.
+    let builder = ort::init_from(&absolute).map_err(|e| unusable(Box::new(e)))?;
+    let environment = builder.with_name("rollcall").with_telemetry(false).build().map_err(|e| unusable(Box::new(e)))?;
+    Ok(ENVIRONMENT.get_or_init(|| environment))
+}
+
+/// A session over a network in memory.
+pub fn session(
+    environment: &Environment,
+    path: &Path,
+    network: &[u8],
+    threads: usize,
+) -> Result<Session, ModelError> {
+    open(environment, network, threads).map_err(|source| ModelError::Session { path: path.to_owned(), source: Box::new(source) })
+}
+
+fn open(environment: &Environment, network: &[u8], threads: usize) -> ort::Result<Session> {
+    let mut builder = Session::builder(environment)?
+        .with_optimization_level(GraphOptimizationLevel::All)
+        .and_then(|it| it.with_intra_threads(threads))
+        .and_then(|it| it.with_inter_threads(1))
+        // Spinning threads burn a Raspberry Pi's battery and heat between frames, and win nothing at this pace.
+        .and_then(|it| it.with_intra_op_spinning(false))
+        .and_then(|it| it.with_flush_to_zero())
+        .map_err(ort::Error::<()>::from)?;
+    if int8_saturates() {
+        builder = builder.with_precise_qmm().map_err(ort::Error::<()>::from)?;
+    }
+    builder.commit_from_memory(network)
+}
+
+/// x86 without VNNI multiplies int8 through 16-bit sums that saturate: cosine to float .973 instead of .984
+/// (`models/README.md`). ONNX Runtime has a precise way, slower by a tenth; ARM needs neither.
+fn int8_saturates() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return !(std::is_x86_feature_detected!("avx512vnni") || std::is_x86_feature_detected!("avxvnni"));
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// What the loaded library says of its build.
+pub fn description() -> Option<&'static str> {
+    ENVIRONMENT.get().map(|_| ort::info())
+}
