@@ -13,5 +13,15 @@
 //! that never meet one another except in `app`.
 
 pub mod clock;
+
+pub mod health;
+
 pub mod recognise;
+
+pub mod attend;
+pub mod enrol;
+
+pub mod camera;
 pub mod vision;
+
+pub mod config;

@@ -1,6 +1,6 @@
 //! One frame of the camera, and the slot in which the newest waits.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Stamp;
@@ -11,8 +11,19 @@ use crate::recognise::picture::Picture;
 pub struct Frame {
     /// Counts the frames that the camera delivered, from 0.
     pub seq: u64,
+    /// When it was taken, for the record.
     pub taken: Stamp,
-    pub picture: Picture,
+    /// The source's own time, by which faces are followed: that of the boot clock for a camera, that of the recording
+    /// for a replay, which may run faster.
+    pub media_ms: u64,
+    pub picture: Arc<Picture>,
+}
+
+impl Frame {
+    /// The moment by the source's own time.
+    pub fn media(&self) -> Stamp {
+        Stamp { boottime_ms: self.media_ms, ..self.taken }
+    }
 }
 
 /// The slot between the camera and the networks: one value, overwritten.

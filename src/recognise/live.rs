@@ -37,7 +37,8 @@ pub struct LiveSettings {
 pub struct Outcome {
     pub track_id: u64,
     pub decision: Decision,
-    pub first_seen: Stamp,
+    /// From the track's first frame to the one that decided.
+    pub track_age: Duration,
     /// When the frame that decided was taken.
     pub decided_at: Stamp,
     pub liveness: Option<f32>,
@@ -74,10 +75,10 @@ impl Live {
         gallery: &Gallery,
         frame: &Frame,
     ) -> Result<FrameReport, EngineError> {
-        self.tracker.end_lost(&frame.taken);
+        self.tracker.end_lost(&frame.media());
         let mut detections = engine.detect(&frame.picture, self.settings.reach)?;
         detections.retain(|face| face.confidence >= self.settings.confidence_min);
-        let indices = self.tracker.follow(&detections, &frame.taken);
+        let indices = self.tracker.follow(&detections, &frame.media());
         let mut report = FrameReport { faces: detections.len(), ..FrameReport::default() };
         // The tracks' ids, because a restart moves the indices.
         let ids: Vec<u64> = indices.iter().map(|index| self.tracker.tracks()[*index].id).collect();
@@ -85,7 +86,7 @@ impl Live {
             let Some(index) = self.tracker.tracks().iter().position(|track| track.id == id) else {
                 continue;
             };
-            if self.wants_template(&self.tracker.tracks()[index], &frame.taken) {
+            if self.wants_template(&self.tracker.tracks()[index], &frame.media()) {
                 self.sample(engine, gallery, frame, detection, index, &mut report)?;
             }
         }
@@ -123,14 +124,14 @@ impl Live {
         report.templates += 1;
         let agreement = self.tracker.tracks()[index].evidence.agreement(&template);
         if agreement.is_some_and(|score| score < self.settings.same_person_min) {
-            self.tracker.restart(index, &frame.taken);
+            self.tracker.restart(index, &frame.media());
             index = self.position_of_newest();
         }
         let liveness = engine.liveness(&frame.picture, &refined)?;
         let settings = self.settings.decision;
         let track = self.tracker.track_mut(index);
         track.evidence.add(template);
-        track.last_template = Some(frame.taken);
+        track.last_template = Some(frame.media());
         track.liveness.extend(liveness);
         let decision = track.evidence.decide(gallery, &settings);
         if is_news(&track.decision, &decision) {
@@ -138,7 +139,7 @@ impl Live {
             report.outcomes.push(Outcome {
                 track_id: track.id,
                 decision,
-                first_seen: track.first_seen,
+                track_age: frame.media().since(&track.first_seen),
                 decided_at: frame.taken,
                 liveness: mean(&track.liveness),
                 bounding_box: refined.bounding_box,

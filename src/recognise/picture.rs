@@ -21,7 +21,7 @@ pub struct Picture {
 }
 
 /// What is accepted before anything is decoded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PictureLimits {
     pub bytes: usize,
     pub pixels: usize,

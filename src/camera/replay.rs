@@ -1,0 +1,299 @@
+//! Photographs and clips played as a camera: for the demo, for tests, and for trying settings on one's own recordings.
+//!
+//! What can be played: a folder of photographs (in the order of their names), a single photograph, a clip of motion JPEG
+//! (`.mjpeg`, `.mjpg`: frames one after another), or a list (`.csv`: `file,show_ms,gap_ms`, the times optional). Each
+//! photograph stands before the camera for a while and is followed by an empty scene; a clip is played as it is.
+//!
+//! A picture that cannot be read is reported and left out; it never ends the replay.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::camera::{CameraError, FrameSource, Next, SourceFrame};
+use crate::recognise::picture::{Picture, PictureLimits};
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplaySettings {
+    pub path: PathBuf,
+    pub fps: f32,
+    /// How long each photograph is shown.
+    pub show: Duration,
+    /// How long the scene is empty after it.
+    pub gap: Duration,
+    /// Begin again at the end.
+    pub repeat: bool,
+}
+
+/// One thing to play.
+#[derive(Clone, Debug, PartialEq)]
+struct Item {
+    path: PathBuf,
+    show: Duration,
+    gap: Duration,
+}
+
+pub struct Replay {
+    settings: ReplaySettings,
+    items: Vec<Item>,
+    /// The item that is played next.
+    next_item: usize,
+    /// Frames of the item being played that are still to come, last first.
+    pending: Vec<Pending>,
+    frames: u64,
+}
+
+enum Pending {
+    Picture(Arc<Picture>, u64),
+    Encoded(Vec<u8>),
+}
+
+/// A clip is read whole; this much is a quarter of an hour at 640x480.
+const CLIP_BYTES_MAX: u64 = 512 << 20;
+const PICTURE_LIMITS: PictureLimits = PictureLimits { bytes: 32 << 20, pixels: 25_000_000 };
+/// The colour of an empty scene: a grey wall.
+const EMPTY: [u8; 3] = [118, 118, 118];
+
+impl Replay {
+    pub fn open(settings: ReplaySettings) -> Result<Self, CameraError> {
+        let items = items(&settings)?;
+        if items.is_empty() {
+            let why = "there is no photograph or clip in it".to_owned();
+            return Err(CameraError::Unusable { what: settings.path.display().to_string(), why });
+        }
+        Ok(Self { settings, items, next_item: 0, pending: Vec::new(), frames: 0 })
+    }
+
+    fn frames_in(&self, time: Duration) -> u64 {
+        ((time.as_secs_f32() * self.settings.fps).round() as u64).max(1)
+    }
+
+    /// Puts the frames of the next item into `pending`; `false` at the end.
+    fn load_next(&mut self) -> Result<bool, CameraError> {
+        if self.next_item == self.items.len() {
+            if !self.settings.repeat {
+                return Ok(false);
+            }
+            self.next_item = 0;
+        }
+        let item = self.items[self.next_item].clone();
+        self.next_item += 1;
+        if is_clip(&item.path) {
+            self.pending = clip_frames(&read(&item.path, CLIP_BYTES_MAX)?).map(Pending::Encoded).collect();
+            self.pending.reverse();
+            return Ok(true);
+        }
+        let picture = decode(&read(&item.path, PICTURE_LIMITS.bytes as u64)?, &item.path)?;
+        let empty = Picture::plain(picture.width(), picture.height(), EMPTY);
+        if !item.gap.is_zero() {
+            self.pending.push(Pending::Picture(Arc::new(empty), self.frames_in(item.gap)));
+        }
+        self.pending.push(Pending::Picture(Arc::new(picture), self.frames_in(item.show)));
+        Ok(true)
+    }
+
+    fn take_pending(&mut self) -> Option<Result<Arc<Picture>, CameraError>> {
+        match self.pending.pop()? {
+            Pending::Picture(picture, times) => {
+                if times > 1 {
+                    self.pending.push(Pending::Picture(Arc::clone(&picture), times - 1));
+                }
+                Some(Ok(picture))
+            }
+            Pending::Encoded(bytes) => Some(decode(&bytes, &self.settings.path).map(Arc::new)),
+        }
+    }
+}
+
+impl FrameSource for Replay {
+    fn next(&mut self) -> Result<Next, CameraError> {
+        loop {
+            if let Some(picture) = self.take_pending() {
+                let at = Duration::from_secs_f64(self.frames as f64 / f64::from(self.settings.fps));
+                self.frames += 1;
+                return Ok(Next::Frame(SourceFrame { picture: picture?, at }));
+            }
+            if !self.load_next()? {
+                return Ok(Next::End);
+            }
+        }
+    }
+
+    fn describe(&self) -> String {
+        format!("replay of {} items at {} frames per second", self.items.len(), self.settings.fps)
+    }
+}
+
+fn items(settings: &ReplaySettings) -> Result<Vec<Item>, CameraError> {
+    let path = &settings.path;
+    let item = |path: PathBuf| Item { path, show: settings.show, gap: settings.gap };
+    let failed = |source| CameraError::Read { what: path.display().to_string(), source };
+    if path.is_dir() {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(path).map_err(failed)? {
+            let file = entry.map_err(failed)?.path();
+            if is_clip(&file) || has_extension(&file, &["jpg", "jpeg", "png", "webp"]) {
+                files.push(file);
+            }
+        }
+        files.sort();
+        return Ok(files.into_iter().map(item).collect());
+    }
+    if has_extension(path, &["csv"]) {
+        return list(&fs::read_to_string(path).map_err(failed)?, settings);
+    }
+    if has_extension(path, &["mp4", "avi", "mkv", "mov", "webm"]) {
+        let why = "only motion JPEG is played: ffmpeg -i CLIP -c:v mjpeg -q:v 3 CLIP.mjpeg".to_owned();
+        return Err(CameraError::Unusable { what: path.display().to_string(), why });
+    }
+    fs::metadata(path).map_err(failed)?;
+    Ok(vec![item(path.clone())])
+}
+
+/// `file,show_ms,gap_ms` a line; paths are relative to the list; `#` begins a comment; a heading is allowed.
+fn list(text: &str, settings: &ReplaySettings) -> Result<Vec<Item>, CameraError> {
+    let folder = settings.path.parent().unwrap_or(Path::new(""));
+    let mut items = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') || (number == 0 && line.starts_with("file")) {
+            continue;
+        }
+        let mut fields = line.split(',').map(str::trim);
+        let file = fields.next().unwrap_or_default();
+        let mut time = |default| match fields.next() {
+            None | Some("") => Ok(default),
+            Some(ms) => ms.parse().map(Duration::from_millis).map_err(|_| {
+                let why = format!("line {}: {ms:?} is no number of milliseconds", number + 1);
+                CameraError::Unusable { what: settings.path.display().to_string(), why }
+            }),
+        };
+        let (show, gap) = (time(settings.show)?, time(settings.gap)?);
+        items.push(Item { path: folder.join(file), show, gap });
+    }
+    Ok(items)
+}
+
+fn has_extension(path: &Path, wanted: &[&str]) -> bool {
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    wanted.iter().any(|it| extension == *it)
+}
+
+fn is_clip(path: &Path) -> bool {
+    has_extension(path, &["mjpeg", "mjpg"])
+}
+
+fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, CameraError> {
+    let failed = |source| CameraError::Read { what: path.display().to_string(), source };
+    let bytes = fs::metadata(path).map_err(failed)?.len();
+    if bytes > bytes_max {
+        let why = format!("it has {bytes} bytes; at most {bytes_max} are read");
+        return Err(CameraError::Unusable { what: path.display().to_string(), why });
+    }
+    fs::read(path).map_err(failed)
+}
+
+fn decode(bytes: &[u8], path: &Path) -> Result<Picture, CameraError> {
+    let unusable = |why: String| CameraError::Unusable { what: path.display().to_string(), why };
+    Picture::decode(bytes, PICTURE_LIMITS).map_err(|e| unusable(e.to_string()))
+}
+
+/// Splits motion JPEG at its start and end markers; what lies between pictures is skipped.
+fn clip_frames(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> + use<> {
+    let mut frames = Vec::new();
+    let mut start = None;
+    for (at, marker) in bytes.windows(2).enumerate() {
+        match (marker, start) {
+            ([0xFF, 0xD8], None) => start = Some(at),
+            ([0xFF, 0xD9], Some(from)) => {
+                frames.push(bytes[from..at + 2].to_vec());
+                start = None;
+            }
+            _ => {}
+        }
+    }
+    frames.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write_picture(path: &Path, shade: u8) {
+        image::RgbImage::from_pixel(16, 8, image::Rgb([shade; 3])).save(path).unwrap();
+    }
+
+    fn settings(path: &Path) -> ReplaySettings {
+        let (show, gap) = (Duration::from_millis(200), Duration::from_millis(100));
+        ReplaySettings { path: path.to_owned(), fps: 10.0, show, gap, repeat: false }
+    }
+
+    /// The first byte of each frame until the end; `None` for a frame that failed.
+    fn play(replay: &mut Replay, frames_max: usize) -> Vec<Option<u8>> {
+        let mut seen = Vec::new();
+        while seen.len() < frames_max {
+            match replay.next() {
+                Ok(Next::Frame(frame)) => seen.push(Some(frame.picture.rgb()[0])),
+                Ok(Next::End) => break,
+                Err(_) => seen.push(None),
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn a_folder_is_played_photograph_by_photograph() {
+        let dir = tempfile::tempdir().unwrap();
+        write_picture(&dir.path().join("b.png"), 200);
+        write_picture(&dir.path().join("a.png"), 30);
+        fs::write(dir.path().join("c.jpg"), b"no picture").unwrap();
+        fs::write(dir.path().join("notes.txt"), b"left alone").unwrap();
+        let mut replay = Replay::open(settings(dir.path())).unwrap();
+        let seen = play(&mut replay, 100);
+        assert_eq!(seen, [Some(30), Some(30), Some(118), Some(200), Some(200), Some(118), None]);
+    }
+
+    #[test]
+    fn a_list_has_timings_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        write_picture(&dir.path().join("a.png"), 30);
+        let list = dir.path().join("list.csv");
+        fs::write(&list, "file,show_ms,gap_ms\na.png,100,0\n# comment\na.png\n").unwrap();
+        let mut replay = Replay::open(ReplaySettings { repeat: true, ..settings(&list) }).unwrap();
+        let seen: Vec<_> = play(&mut replay, 8).into_iter().flatten().collect();
+        assert_eq!(seen, [30, 30, 30, 118, 30, 30, 30, 118]);
+        fs::write(&list, "a.png,soon").unwrap();
+        let said = Replay::open(settings(&list)).err().unwrap().to_string();
+        assert!(said.contains("line 1") && said.contains("soon"), "{said}");
+    }
+
+    #[test]
+    fn a_clip_is_cut_at_its_markers() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut clip = Vec::new();
+        for shade in [30u8, 200] {
+            let picture = dir.path().join("one.jpg");
+            write_picture(&picture, shade);
+            clip.extend_from_slice(b"junk");
+            clip.extend(fs::read(&picture).unwrap());
+        }
+        let path = dir.path().join("clip.mjpeg");
+        fs::write(&path, clip).unwrap();
+        let mut replay = Replay::open(settings(&path)).unwrap();
+        assert_eq!(play(&mut replay, 9), [Some(30), Some(200)]);
+    }
+
+    #[test]
+    fn what_cannot_be_played_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, expected) in [
+            (dir.path().to_owned(), "no photograph"),
+            (dir.path().join("clip.mp4"), "ffmpeg"),
+            (dir.path().join("missing"), "missing"),
+        ] {
+            let said = Replay::open(settings(&path)).err().unwrap().to_string();
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! config.toml → settings: as written (`raw`), then overridden from the environment, then checked.
+//!
+//! Unknown keys and impossible values are refused by name: a typo in a security setting must never become the default.
+//! Relative paths are relative to the folder of config.toml.
+
+pub mod raw;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::attend::Venue;
+use crate::camera::replay::ReplaySettings;
+use crate::clock::Trust;
+use crate::config::raw::{RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSource};
+use crate::enrol::EnrolSettings;
+use crate::recognise::decision::{DecisionSettings, ThresholdRule};
+use crate::recognise::engine::Reach;
+use crate::recognise::face::{Threshold, check_id};
+use crate::recognise::live::LiveSettings;
+use crate::recognise::picture::PictureLimits;
+use crate::recognise::quality::QualityBounds;
+use crate::recognise::track::TrackSettings;
+use crate::vision::VisionSettings;
+use crate::vision::manifest::TemplateSpec;
+
+/// Least score between samples of one face in consecutive frames: different people stay below it (the 99.9th percentile
+/// of impostor scores is about .35), the same face in the same place far above.
+const SAME_TRACK_MIN: f32 = 0.30;
+/// Least overlap of a face's boxes in consecutive frames.
+const TRACK_OVERLAP_MIN: f32 = 0.25;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path} is not valid: {why}")]
+    Syntax { path: PathBuf, why: String },
+    #[error("the environment variable {name} {why}")]
+    Environment { name: String, why: String },
+    #[error("{key} {why}")]
+    Value { key: &'static str, why: String },
+}
+
+/// Everything the daemon is told, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub site: String,
+    pub device: String,
+    pub state_dir: PathBuf,
+    /// Days to keep delivered events; `None` keeps them for ever.
+    pub keep_days: Option<u32>,
+    pub camera: CameraSettings,
+    pub vision: VisionSettings,
+    pub recognition: RecognitionSettings,
+    pub pad: PadSettings,
+    pub venues: Vec<Venue>,
+    /// The door's own venue, one of `venues`.
+    pub venue: Venue,
+    /// At most one event for an unknown face in this time.
+    pub unknown_every: Duration,
+    pub mqtt: Option<MqttSettings>,
+    pub health_every: Duration,
+    pub broker: Option<BrokerSettings>,
+    pub commands: CommandSettings,
+    pub trust: Trust,
+    pub level: RawLevel,
+}
+
+#[derive(Clone, Debug)]
+pub enum CameraSettings {
+    None,
+    Replay { replay: ReplaySettings, pace: RawPace },
+}
+
+/// All that recognition needs but the embedder's threshold, which the manifest holds.
+#[derive(Clone, Copy, Debug)]
+pub struct RecognitionSettings {
+    fixed_threshold: Option<Threshold>,
+    fpir: f32,
+    samples_min: usize,
+    early_margin: f32,
+    margin_min: f32,
+    unknown_samples: usize,
+    confidence_min: f32,
+    reach: Reach,
+    track: TrackSettings,
+    recheck_after: Duration,
+    probe: QualityBounds,
+    reference: QualityBounds,
+    same_person_min: f32,
+    duplicate_margin: f32,
+    picture: PictureLimits,
+}
+
+impl RecognitionSettings {
+    pub fn threshold(&self, spec: &TemplateSpec) -> ThresholdRule {
+        ThresholdRule {
+            threshold: spec.threshold,
+            subjects: spec.threshold_subjects,
+            per_decade: spec.threshold_per_decade,
+            fpir: self.fpir,
+            fixed: self.fixed_threshold,
+        }
+    }
+
+    pub fn decision(&self, spec: &TemplateSpec) -> DecisionSettings {
+        DecisionSettings {
+            threshold: self.threshold(spec),
+            samples_min: self.samples_min,
+            early_margin: self.early_margin,
+            margin_min: self.margin_min,
+            unknown_samples: self.unknown_samples,
+        }
+    }
+
+    pub fn live(&self, spec: &TemplateSpec) -> LiveSettings {
+        LiveSettings {
+            reach: self.reach,
+            track: self.track,
+            decision: self.decision(spec),
+            probe: self.probe,
+            confidence_min: self.confidence_min,
+            recheck_after: self.recheck_after,
+            same_person_min: SAME_TRACK_MIN,
+        }
+    }
+
+    pub fn enrol(&self, spec: &TemplateSpec) -> EnrolSettings {
+        EnrolSettings {
+            reference: self.reference,
+            same_person_min: self.same_person_min,
+            duplicate_margin: self.duplicate_margin,
+            threshold: self.threshold(spec),
+            picture: self.picture,
+        }
+    }
+
+    pub fn picture(&self) -> PictureLimits {
+        self.picture
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PadSettings {
+    pub mode: RawPad,
+    pub threshold: f32,
+}
+
+#[derive(Clone)]
+pub struct MqttSettings {
+    pub host: String,
+    pub port: u16,
+    pub client_id: String,
+    pub credentials: Option<(String, String)>,
+    pub keep_alive: Duration,
+    pub window: u16,
+    pub packet_bytes_max: usize,
+    pub tls: Option<TlsFiles>,
+}
+
+impl std::fmt::Debug for MqttSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MqttSettings({}:{})", self.host, self.port)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    pub ca: Option<PathBuf>,
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct BrokerSettings {
+    pub listen: std::net::SocketAddr,
+    pub websocket: Option<std::net::SocketAddr>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct CommandSettings {
+    pub images_max: usize,
+    pub image_bytes_max: usize,
+    pub payload_bytes_max: usize,
+    pub per_minute_max: u32,
+}
+
+/// Reads, overrides and checks. Without a file the defaults stand, relative to the working directory.
+pub fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
+    let (text, named) = match path {
+        Some(path) => (
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?,
+            path.to_owned(),
+        ),
+        None => (String::new(), PathBuf::from("(built-in defaults)")),
+    };
+    let folder = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
+    check(parse(&text, &named, environment)?, &folder)
+}
+
+/// The environment variables that concern the configuration.
+pub fn environment() -> BTreeMap<String, String> {
+    std::env::vars().filter(|(name, _)| name.starts_with(PREFIX) && !NOT_KEYS.contains(&name.as_str())).collect()
+}
+
+const PREFIX: &str = "ROLLCALL_";
+/// Variables with our prefix that are no keys of config.toml.
+const NOT_KEYS: [&str; 1] = ["ROLLCALL_CONFIG"];
+
+/// The text with overrides: `ROLLCALL_MQTT_HOST` stands for `host` in `[mqtt]`.
+pub fn parse(text: &str, path: &Path, environment: &BTreeMap<String, String>) -> Result<RawConfig, ConfigError> {
+    let syntax = |error: toml::de::Error| ConfigError::Syntax { path: path.to_owned(), why: error.to_string() };
+    let written: RawConfig = toml::from_str(text).map_err(syntax)?;
+    if environment.is_empty() {
+        return Ok(written);
+    }
+    let mut table = toml::Table::try_from(&written).expect("the raw configuration is a table of plain values");
+    for (name, value) in environment {
+        override_key(&mut table, name, value)?;
+    }
+    let refused = |error: toml::de::Error| ConfigError::Environment {
+        name: environment.keys().cloned().collect::<Vec<_>>().join(", "),
+        why: format!("cannot be used: {}", error.message()),
+    };
+    table.try_into().map_err(refused)
+}
+
+fn override_key(table: &mut toml::Table, name: &str, value: &str) -> Result<(), ConfigError> {
+    let fault = |why: String| ConfigError::Environment { name: name.to_owned(), why };
+    for (section, keys) in table.iter_mut() {
+        let Some(keys) = keys.as_table_mut() else {
+            continue; // `[[venue]]` is a list and has no single key to override.
+        };
+        for (key, present) in keys.iter_mut() {
+            if name != format!("{PREFIX}{}_{}", section.to_uppercase(), key.to_uppercase()) {
+                continue;
+            }
+            let wrong = |kind: &str| fault(format!("must be {kind}, not {value:?}"));
+            *present = match present {
+                toml::Value::String(_) => value.into(),
+                toml::Value::Integer(_) => value.parse::<i64>().map_err(|_| wrong("a whole number"))?.into(),
+                toml::Value::Float(_) => value.parse::<f64>().map_err(|_| wrong("a number"))?.into(),
+                toml::Value::Boolean(_) => value.parse::<bool>().map_err(|_| wrong("true or false"))?.into(),
+                _ => return Err(fault("stands for a list, which only config.toml can hold".into())),
+            };
+            return Ok(());
+        }
+    }
+    Err(fault("stands for no key of config.toml (ROLLCALL_<SECTION>_<KEY>)".into()))
+}
+
+/// Checks every value; relative paths become relative to `folder`.
+pub fn check(raw: RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
+    let device = if raw.device.name.is_empty() { host_name() } else { raw.device.name.clone() };
+    id("[device] site", &raw.device.site)?;
+    id("[device] name", &device)?;
+    let venues = venues(&raw)?;
+    let venue = venues.iter().find(|venue| venue.id == raw.attendance.venue).cloned();
+    let venue = venue.ok_or_else(|| value("[attendance] venue", format!("{:?} is none of [[venue]]", raw.attendance.venue)))?;
+    let broker = broker(&raw)?;
+    let mqtt = mqtt(&raw, &device, broker.as_ref(), folder)?;
+    Ok(Settings {
+        site: raw.device.site.clone(),
+        device,
+        state_dir: folder.join(&raw.storage.directory),
+        keep_days: (raw.storage.keep_days > 0).then_some(raw.storage.keep_days),
+        camera: camera(&raw, folder)?,
+        vision: vision(&raw, folder)?,
+        recognition: recognition(&raw)?,
+        pad: pad(&raw)?,
+        venues,
+        venue,
+        unknown_every: raw.attendance.unknown_every,
+        health_every: raw.mqtt.health_every.max(Duration::from_secs(1)),
+        commands: commands(&raw)?,
+        mqtt,
+        broker,
+        trust: raw.clock.trust,
+        level: raw.log.level,
+    })
+}
+
+fn value(key: &'static str, why: impl Into<String>) -> ConfigError {
+    ConfigError::Value { key, why: why.into() }
+}
+
+fn id(key: &'static str, id: &str) -> Result<(), ConfigError> {
+    check_id(id).map_err(|e| value(key, format!("= {id:?}: {e}")))
+}
+
+/// Refuses NaN too.
+fn within(key: &'static str, number: f32, least: f32, most: f32) -> Result<f32, ConfigError> {
+    if (least..=most).contains(&number) {
+        return Ok(number);
+    }
+    Err(value(key, format!("= {number} is not within {least} to {most}")))
+}
+
+fn count(key: &'static str, number: usize, least: usize, most: usize) -> Result<usize, ConfigError> {
+    if (least..=most).contains(&number) {
+        return Ok(number);
+    }
+    Err(value(key, format!("= {number} is not within {least} to {most}")))
+}
+
+fn path(folder: &Path, path: &Path) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then(|| folder.join(path))
+}
+
+fn text(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// The machine's name, made into an id.
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
+    let name: String = name.chars().map(allowed).take(64).collect();
+    if name.is_empty() { "device".into() } else { name }
+}
+
+fn venues(raw: &RawConfig) -> Result<Vec<Venue>, ConfigError> {
+    let mut venues: Vec<Venue> = Vec::new();
+    for venue in &raw.venue {
+        id("[[venue]] id", &venue.id)?;
+        if venues.iter().any(|other| other.id == venue.id) {
+            return Err(value("[[venue]] id", format!("{:?} stands twice", venue.id)));
+        }
+        let name = if venue.name.is_empty() { venue.id.clone() } else { venue.name.clone() };
+        venues.push(Venue { id: venue.id.clone(), name, re_entry_gap: venue.re_entry_gap });
+    }
+    if venues.is_empty() {
+        let id = raw.attendance.venue.clone();
+        self::id("[attendance] venue", &id)?;
+        venues.push(Venue { name: id.clone(), id, re_entry_gap: Duration::from_secs(300) });
+    }
+    Ok(venues)
+}
+
+fn camera(raw: &RawConfig, folder: &Path) -> Result<CameraSettings, ConfigError> {
+    let camera = &raw.camera;
+    within("[camera] fps", camera.fps, 0.1, 240.0)?;
+    match camera.source {
+        RawSource::None => Ok(CameraSettings::None),
+        RawSource::Replay => {
+            let path = path(folder, &camera.path)
+                .ok_or_else(|| value("[camera] path", "is empty; source = \"replay\" needs something to play"))?;
+            let (fps, show, gap, repeat) = (camera.fps, camera.show, camera.gap, camera.repeat);
+            Ok(CameraSettings::Replay { replay: ReplaySettings { path, fps, show, gap, repeat }, pace: camera.pace })
+        }
+    }
+}
+
+fn vision(raw: &RawConfig, folder: &Path) -> Result<VisionSettings, ConfigError> {
+    let recognition = &raw.recognition;
+    let threads = match count("[recognition] threads", recognition.threads, 0, 64)? {
+        // One core is left to everything else; beyond three, these small networks gain nothing.
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).clamp(1, 3)),
+        threads => threads,
+    };
+    Ok(VisionSettings {
+        models: folder.join(&recognition.models),
+        runtime_library: path(folder, &recognition.runtime_library),
+        embedder: recognition.embedder.clone(),
+        precision: recognition.precision,
+        threads,
+        pad: recognition.pad != RawPad::Off,
+    })
+}
+
+fn recognition(raw: &RawConfig) -> Result<RecognitionSettings, ConfigError> {
+    let it = &raw.recognition;
+    let threshold = within("[recognition] threshold", it.threshold, 0.0, 1.0)?;
+    let probe = &raw.quality;
+    let reference = &raw.enrolment;
+    Ok(RecognitionSettings {
+        // 0 stands for the rule.
+        fixed_threshold: (threshold > 0.0).then(|| Threshold::new(threshold)).flatten(),
+        fpir: within("[recognition] fpir", it.fpir, 1e-6, 0.5)?,
+        samples_min: count("[recognition] samples_min", it.samples_min, 1, 8)?,
+        early_margin: within("[recognition] early_margin", it.early_margin, 0.0, 1.0)?,
+        margin_min: within("[recognition] margin_min", it.margin_min, 0.0, 0.5)?,
+        unknown_samples: count("[recognition] unknown_samples", it.unknown_samples, 1, 8)?,
+        confidence_min: within("[recognition] confidence_min", it.confidence_min, 0.5, 0.99)?,
+        reach: match it.reach {
+            RawReach::Near => Reach::Near,
+            RawReach::Far => Reach::Far,
+        },
+        track: TrackSettings { lost_after: it.lost_after, overlap_min: TRACK_OVERLAP_MIN },
+        recheck_after: it.recheck_after,
+        probe: QualityBounds {
+            eye_distance_px_min: within("[quality] eye_distance_px_min", probe.eye_distance_px_min, 0.0, 1000.0)?,
+            luma_min: within("[quality] luma_min", probe.luma_min, 0.0, 255.0)?,
+            luma_max: within("[quality] luma_max", probe.luma_max, 0.0, 255.0)?,
+            sharpness_min: within("[quality] sharpness_min", probe.sharpness_min, 0.0, 10.0)?,
+            yaw_max: within("[quality] yaw_max", probe.yaw_max, 0.0, 10.0)?,
+            pitch_max: within("[quality] pitch_max", probe.pitch_max, 0.0, 10.0)?,
+        },
+        reference: QualityBounds {
+            eye_distance_px_min: within("[enrolment] eye_distance_px_min", reference.eye_distance_px_min, 0.0, 1000.0)?,
+            luma_min: within("[enrolment] luma_min", reference.luma_min, 0.0, 255.0)?,
+            luma_max: within("[enrolment] luma_max", reference.luma_max, 0.0, 255.0)?,
+            sharpness_min: within("[enrolment] sharpness_min", reference.sharpness_min, 0.0, 10.0)?,
+            yaw_max: within("[enrolment] yaw_max", reference.yaw_max, 0.0, 10.0)?,
+            pitch_max: within("[enrolment] pitch_max", reference.pitch_max, 0.0, 10.0)?,
+        },
+        same_person_min: within("[enrolment] same_person_min", reference.same_person_min, -1.0, 1.0)?,
+        duplicate_margin: within("[enrolment] duplicate_margin", reference.duplicate_margin, -1.0, 1.0)?,
+        picture: PictureLimits {
+            bytes: count("[commands] image_bytes_max", raw.commands.image_bytes_max, 1 << 10, 32 << 20)?,
+            pixels: count("[commands] image_pixels_max", raw.commands.image_pixels_max, 1 << 10, 100_000_000)?,
+        },
+    })
+}
+
+fn pad(raw: &RawConfig) -> Result<PadSettings, ConfigError> {
+    let threshold = within("[recognition] pad_threshold", raw.recognition.pad_threshold, 0.0, 1.0)?;
+    Ok(PadSettings { mode: raw.recognition.pad, threshold })
+}
+
+fn broker(raw: &RawConfig) -> Result<Option<BrokerSettings>, ConfigError> {
+    if !raw.broker.enabled {
+        return Ok(None);
+    }
+    let address = |key, text: &str| {
+        let parsed: std::net::SocketAddr =
+            text.parse().map_err(|_| value(key, format!("= {text:?} is no address like \"127.0.0.1:1883\"")))?;
+        // The embedded broker asks nobody for a password: beyond this machine that is a broker's job.
+        if !parsed.ip().is_loopback() {
+            return Err(value(key, format!("= {text:?} is not on loopback; use a real broker beyond this machine")));
+        }
+        Ok(parsed)
+    };
+    let websocket = text(&raw.broker.websocket);
+    Ok(Some(BrokerSettings {
+        listen: address("[broker] listen", &raw.broker.listen)?,
+        websocket: websocket.map(|text| address("[broker] websocket", &text)).transpose()?,
+    }))
+}
+
+fn mqtt(
+    raw: &RawConfig,
+    device: &str,
+    broker: Option<&BrokerSettings>,
+    folder: &Path,
+) -> Result<Option<MqttSettings>, ConfigError> {
+    let it = &raw.mqtt;
+    let tls = tls(raw, folder)?;
+    let (host, port) = match (text(&it.host), broker) {
+        (Some(host), None) => {
+            let usual = if tls.is_some() { 8883 } else { 1883 };
+            (host, if it.port == 0 { usual } else { it.port })
+        }
+        (None, Some(broker)) if tls.is_none() => (broker.listen.ip().to_string(), broker.listen.port()),
+        (None, Some(_)) => return Err(value("[mqtt] tls", "has no use with the embedded broker, which is on loopback")),
+        (Some(_), Some(_)) => {
+            return Err(value("[mqtt] host", "and [broker] enabled exclude each other: one broker, not two"));
+        }
+        (None, None) if tls.is_some() => return Err(value("[mqtt] tls", "is set, but [mqtt] host is empty")),
+        (None, None) => return Ok(None),
+    };
+    let password = match (text(&it.password), path(folder, &it.password_file)) {
+        (Some(_), Some(_)) => return Err(value("[mqtt] password", "and password_file exclude each other")),
+        (Some(password), None) => Some(password),
+        (None, Some(file)) => {
+            let read = fs::read_to_string(&file).map_err(|source| ConfigError::Read { path: file, source })?;
+            Some(read.trim_end_matches(['\r', '\n']).to_owned())
+        }
+        (None, None) => None,
+    };
+    let credentials = match (text(&it.user), password) {
+        (Some(user), password) => Some((user, password.unwrap_or_default())),
+        (None, Some(_)) => return Err(value("[mqtt] user", "is empty, but a password is set")),
+        (None, None) => None,
+    };
+    let client_id = text(&it.client_id).unwrap_or_else(|| format!("rollcall-{}-{device}", raw.device.site));
+    Ok(Some(MqttSettings {
+        host,
+        port,
+        client_id,
+        credentials,
+        keep_alive: it.keep_alive,
+        window: count("[mqtt] window", usize::from(it.window), 1, 1000)? as u16,
+        packet_bytes_max: count("[mqtt] packet_bytes_max", it.packet_bytes_max, 1 << 16, 64 << 20)?,
+        tls,
+    }))
+}
+
+fn tls(raw: &RawConfig, folder: &Path) -> Result<Option<TlsFiles>, ConfigError> {
+    let it = &raw.mqtt;
+    let (ca, cert, key) =
+        (path(folder, &it.ca_file), path(folder, &it.client_cert_file), path(folder, &it.client_key_file));
+    if !it.tls {
+        // Certificates that would silently not be used are a false sense of security.
+        if ca.is_some() || cert.is_some() || key.is_some() {
+            return Err(value("[mqtt] tls", "is false, but certificate files are given: set tls = true or remove them"));
+        }
+        return Ok(None);
+    }
+    let client = match (cert, key) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        _ => return Err(value("[mqtt] client_cert_file", "and client_key_file go together")),
+    };
+    Ok(Some(TlsFiles { ca, client }))
+}
+
+fn commands(raw: &RawConfig) -> Result<CommandSettings, ConfigError> {
+    Ok(CommandSettings {
+        images_max: count("[commands] images_max", raw.commands.images_max, 1, 100)?,
+        image_bytes_max: raw.commands.image_bytes_max,
+        payload_bytes_max: raw.mqtt.packet_bytes_max,
+        per_minute_max: raw.commands.per_minute_max.max(1),
+    })
+}
+
+#[cfg(test)]
+mod tests;

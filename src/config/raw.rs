@@ -1,0 +1,341 @@
+//! config.toml as it is written: every key with its default. Nothing is checked here but names and types.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Trust;
+use crate::vision::manifest::Precision;
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawConfig {
+    pub device: RawDevice,
+    pub storage: RawStorage,
+    pub camera: RawCamera,
+    pub recognition: RawRecognition,
+    pub quality: RawQuality,
+    pub enrolment: RawEnrolment,
+    pub attendance: RawAttendance,
+    pub venue: Vec<RawVenue>,
+    pub mqtt: RawMqtt,
+    pub broker: RawBroker,
+    pub commands: RawCommands,
+    pub clock: RawClock,
+    pub log: RawLog,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawDevice {
+    pub site: String,
+    pub name: String,
+}
+
+impl Default for RawDevice {
+    fn default() -> Self {
+        Self { site: "site".into(), name: String::new() }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawStorage {
+    pub directory: PathBuf,
+    pub keep_days: u32,
+}
+
+impl Default for RawStorage {
+    fn default() -> Self {
+        Self { directory: "state".into(), keep_days: 0 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawSource {
+    #[default]
+    None,
+    Replay,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawPace {
+    #[default]
+    Real,
+    Networks,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawCamera {
+    pub source: RawSource,
+    pub path: PathBuf,
+    pub fps: f32,
+    #[serde(with = "humantime_serde")]
+    pub show: Duration,
+    #[serde(with = "humantime_serde")]
+    pub gap: Duration,
+    pub repeat: bool,
+    pub pace: RawPace,
+}
+
+impl Default for RawCamera {
+    fn default() -> Self {
+        Self {
+            source: RawSource::None,
+            path: PathBuf::new(),
+            fps: 10.0,
+            show: Duration::from_millis(1500),
+            gap: Duration::from_millis(1500),
+            repeat: false,
+            pace: RawPace::Real,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawReach {
+    #[default]
+    Near,
+    Far,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawPad {
+    #[default]
+    Off,
+    Flag,
+    Enforce,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawRecognition {
+    pub models: PathBuf,
+    pub runtime_library: PathBuf,
+    pub embedder: String,
+    pub precision: Precision,
+    pub threads: usize,
+    pub reach: RawReach,
+    pub fpir: f32,
+    pub threshold: f32,
+    pub samples_min: usize,
+    pub early_margin: f32,
+    pub margin_min: f32,
+    pub unknown_samples: usize,
+    pub confidence_min: f32,
+    #[serde(with = "humantime_serde")]
+    pub lost_after: Duration,
+    #[serde(with = "humantime_serde")]
+    pub recheck_after: Duration,
+    pub pad: RawPad,
+    pub pad_threshold: f32,
+}
+
+impl Default for RawRecognition {
+    fn default() -> Self {
+        Self {
+            models: "models".into(),
+            runtime_library: PathBuf::new(),
+            embedder: "fr_feature".into(),
+            precision: Precision::Int8,
+            threads: 0,
+            reach: RawReach::Near,
+            fpir: 0.001,
+            threshold: 0.0,
+            samples_min: 3,
+            early_margin: 0.10,
+            margin_min: 0.03,
+            unknown_samples: 5,
+            confidence_min: 0.6,
+            lost_after: Duration::from_millis(700),
+            recheck_after: Duration::from_secs(2),
+            pad: RawPad::Off,
+            pad_threshold: 0.5,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawQuality {
+    pub eye_distance_px_min: f32,
+    pub luma_min: f32,
+    pub luma_max: f32,
+    pub sharpness_min: f32,
+    pub yaw_max: f32,
+    pub pitch_max: f32,
+}
+
+impl Default for RawQuality {
+    fn default() -> Self {
+        Self {
+            eye_distance_px_min: 14.0,
+            luma_min: 25.0,
+            luma_max: 235.0,
+            sharpness_min: 0.02,
+            yaw_max: 0.60,
+            pitch_max: 0.45,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawEnrolment {
+    pub eye_distance_px_min: f32,
+    pub luma_min: f32,
+    pub luma_max: f32,
+    pub sharpness_min: f32,
+    pub yaw_max: f32,
+    pub pitch_max: f32,
+    pub same_person_min: f32,
+    pub duplicate_margin: f32,
+}
+
+impl Default for RawEnrolment {
+    fn default() -> Self {
+        Self {
+            eye_distance_px_min: 18.0,
+            luma_min: 30.0,
+            luma_max: 230.0,
+            sharpness_min: 0.03,
+            yaw_max: 0.50,
+            pitch_max: 0.40,
+            same_person_min: 0.20,
+            duplicate_margin: 0.10,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawAttendance {
+    pub venue: String,
+    #[serde(with = "humantime_serde")]
+    pub unknown_every: Duration,
+}
+
+impl Default for RawAttendance {
+    fn default() -> Self {
+        Self { venue: "main".into(), unknown_every: Duration::from_secs(10) }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawVenue {
+    pub id: String,
+    #[serde(default)]
+    pub name: String,
+    #[serde(default = "re_entry_gap", with = "humantime_serde")]
+    pub re_entry_gap: Duration,
+}
+
+fn re_entry_gap() -> Duration {
+    Duration::from_secs(300)
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawMqtt {
+    pub host: String,
+    pub port: u16,
+    pub client_id: String,
+    pub user: String,
+    pub password: String,
+    pub password_file: PathBuf,
+    #[serde(with = "humantime_serde")]
+    pub keep_alive: Duration,
+    pub window: u16,
+    pub packet_bytes_max: usize,
+    pub tls: bool,
+    pub ca_file: PathBuf,
+    pub client_cert_file: PathBuf,
+    pub client_key_file: PathBuf,
+    #[serde(with = "humantime_serde")]
+    pub health_every: Duration,
+}
+
+impl std::fmt::Debug for RawMqtt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RawMqtt({}:{}, tls {})", self.host, self.port, self.tls)
+    }
+}
+
+impl Default for RawMqtt {
+    fn default() -> Self {
+        Self {
+            host: String::new(),
+            port: 0,
+            client_id: String::new(),
+            user: String::new(),
+            password: String::new(),
+            password_file: PathBuf::new(),
+            keep_alive: Duration::from_secs(30),
+            window: 32,
+            packet_bytes_max: 8 << 20,
+            tls: false,
+            ca_file: PathBuf::new(),
+            client_cert_file: PathBuf::new(),
+            client_key_file: PathBuf::new(),
+            health_every: Duration::from_secs(60),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawBroker {
+    pub enabled: bool,
+    pub listen: String,
+    pub websocket: String,
+}
+
+impl Default for RawBroker {
+    fn default() -> Self {
+        Self { enabled: false, listen: "127.0.0.1:1883".into(), websocket: "127.0.0.1:8083".into() }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawCommands {
+    pub images_max: usize,
+    pub image_bytes_max: usize,
+    pub image_pixels_max: usize,
+    pub per_minute_max: u32,
+}
+
+impl Default for RawCommands {
+    fn default() -> Self {
+        Self { images_max: 10, image_bytes_max: 4 << 20, image_pixels_max: 25_000_000, per_minute_max: 6000 }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawClock {
+    pub trust: Trust,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawLog {
+    pub level: RawLevel,
+}

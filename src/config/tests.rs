@@ -1,0 +1,86 @@
+use super::*;
+
+fn shipped() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config.toml")).unwrap()
+}
+
+fn set(text: &str) -> Result<Settings, ConfigError> {
+    check(parse(text, Path::new("config.toml"), &BTreeMap::new())?, Path::new("/etc/rollcall"))
+}
+
+fn overridden(name: &str, value: &str) -> Result<RawConfig, ConfigError> {
+    parse("", Path::new("config.toml"), &BTreeMap::from([(name.into(), value.into())]))
+}
+
+#[test]
+fn the_shipped_file_is_exactly_the_defaults() {
+    let raw = parse(&shipped(), Path::new("config.toml"), &BTreeMap::new()).unwrap();
+    assert_eq!(raw, RawConfig::default());
+}
+
+#[test]
+fn the_shipped_file_shows_every_key() {
+    let written: toml::Table = toml::from_str(&shipped()).unwrap();
+    let known = toml::Table::try_from(RawConfig::default()).unwrap();
+    for (section, keys) in &known {
+        let Some(keys) = keys.as_table() else { continue };
+        for key in keys.keys() {
+            assert!(written[section].get(key).is_some(), "[{section}] {key} is not in config.toml");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_is_refused_by_name() {
+    for (text, named) in [
+        ("[recognition]\nthresold = 0.4", "thresold"),
+        ("[recogniton]", "recogniton"),
+        ("[recognition]\nthreshold = 4.0", "[recognition] threshold"),
+        ("[recognition]\nfpir = nan", "[recognition] fpir"),
+        ("[recognition]\nsamples_min = 0", "[recognition] samples_min"),
+        ("[recognition]\nprecision = \"int4\"", "int4"),
+        ("[camera]\nfps = 0", "[camera] fps"),
+        ("[camera]\nshow = \"soon\"", "soon"),
+        ("[camera]\nsource = \"replay\"", "[camera] path"),
+        ("[device]\nsite = \"a/b\"", "[device] site"),
+        ("[device]\nname = \"a#\"", "[device] name"),
+        ("[attendance]\nvenue = \"x\"\n[[venue]]\nid = \"y\"", "[attendance] venue"),
+        ("[[venue]]\nid = \"main\"\n[[venue]]\nid = \"main\"", "[[venue]] id"),
+        ("[mqtt]\nhost = \"h\"\nca_file = \"ca.pem\"", "[mqtt] tls"),
+        ("[mqtt]\ntls = true", "[mqtt] tls"),
+        ("[mqtt]\nhost = \"h\"\npassword = \"p\"", "[mqtt] user"),
+        ("[mqtt]\nhost = \"h\"\n[broker]\nenabled = true", "[mqtt] host"),
+        ("[broker]\nenabled = true\nlisten = \"0.0.0.0:1883\"", "[broker] listen"),
+        ("[commands]\nimage_bytes_max = 1", "[commands] image_bytes_max"),
+    ] {
+        let said = set(text).expect_err(text).to_string();
+        assert!(said.contains(named), "{text}: {said}");
+    }
+}
+
+#[test]
+fn the_environment_overrides_by_section_and_key() {
+    assert_eq!(overridden("ROLLCALL_MQTT_HOST", "broker").unwrap().mqtt.host, "broker");
+    assert_eq!(overridden("ROLLCALL_MQTT_PORT", "1999").unwrap().mqtt.port, 1999);
+    assert_eq!(overridden("ROLLCALL_CAMERA_SHOW", "2s").unwrap().camera.show, Duration::from_secs(2));
+    assert!(overridden("ROLLCALL_BROKER_ENABLED", "true").unwrap().broker.enabled);
+    for (name, value) in
+        [("ROLLCALL_MQTT_HOSTS", "x"), ("ROLLCALL_MQTT_PORT", "many"), ("ROLLCALL_CAMERA_SHOW", "soon")]
+    {
+        assert!(overridden(name, value).unwrap_err().to_string().contains(name));
+    }
+}
+
+#[test]
+fn paths_are_relative_to_the_file() {
+    let settings = set("[recognition]\nruntime_library = \"/opt/libonnxruntime.so\"").unwrap();
+    assert_eq!(settings.state_dir, Path::new("/etc/rollcall/state"));
+    assert_eq!(settings.vision.runtime_library.unwrap(), Path::new("/opt/libonnxruntime.so"));
+}
+
+#[test]
+fn the_embedded_broker_is_where_the_link_goes() {
+    let settings = set("[broker]\nenabled = true\nlisten = \"127.0.0.1:2883\"").unwrap();
+    assert_eq!(settings.mqtt.unwrap().port, 2883);
+    assert!(set("").unwrap().mqtt.is_none());
+}

@@ -1,0 +1,172 @@
+//! From photographs to references: each judged with a reason, and the face compared with everybody already enrolled.
+//!
+//! Only computes; `record` stores what comes out. A photograph is decoded, looked at and forgotten here.
+
+use crate::recognise::decision::ThresholdRule;
+use crate::recognise::engine::{EngineError, FaceEngine};
+use crate::recognise::face::{SubjectId, Template};
+use crate::recognise::gallery::Gallery;
+use crate::recognise::picture::{Picture, PictureLimits};
+use crate::recognise::quality::{self, Flaw, QualityBounds};
+use crate::recognise::still::{self, Found};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EnrolSettings {
+    /// What a sample must have to become a reference.
+    pub reference: QualityBounds,
+    /// Score with the subject's other photographs below which one shows another person.
+    pub same_person_min: f32,
+    /// How far above the identification threshold another subject's score must lie to be called a duplicate.
+    pub duplicate_margin: f32,
+    pub threshold: ThresholdRule,
+    pub picture: PictureLimits,
+}
+
+/// Why a photograph made no reference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    NoFace,
+    SeveralFaces,
+    Flaw(Flaw),
+    DecodeError(String),
+    OtherPerson,
+}
+
+/// What became of one photograph.
+#[derive(Clone, Debug)]
+pub enum Judged {
+    Accepted { template: Template, quality: f32 },
+    Refused(Reason),
+}
+
+/// What became of an enrolment.
+#[derive(Debug)]
+pub struct Judgement {
+    /// One for each photograph, in their order.
+    pub photographs: Vec<Judged>,
+    /// Another subject who already has this face.
+    pub duplicate_of: Option<SubjectId>,
+}
+
+impl Judgement {
+    pub fn accepted(&self) -> impl Iterator<Item = (&Template, f32)> {
+        self.photographs.iter().filter_map(|judged| match judged {
+            Judged::Accepted { template, quality } => Some((template, *quality)),
+            Judged::Refused(_) => None,
+        })
+    }
+}
+
+/// Of two faces, the smaller is a passer-by in the background when it has less than this share of the larger's area.
+const BYSTANDER_AREA: f32 = 0.35;
+
+/// Judges the photographs of one subject.
+pub fn judge<'a>(
+    engine: &mut dyn FaceEngine,
+    gallery: &Gallery,
+    subject: &SubjectId,
+    photographs: impl IntoIterator<Item = &'a [u8]>,
+    settings: &EnrolSettings,
+) -> Result<Judgement, EngineError> {
+    let mut judged = Vec::new();
+    for photograph in photographs {
+        judged.push(judge_one(engine, photograph, settings)?);
+    }
+    refuse_other_persons(&mut judged, settings.same_person_min);
+    let judgement = Judgement { photographs: judged, duplicate_of: None };
+    let duplicate_of = duplicate(&judgement, gallery, subject, settings);
+    Ok(Judgement { duplicate_of, ..judgement })
+}
+
+fn judge_one(
+    engine: &mut dyn FaceEngine,
+    photograph: &[u8],
+    settings: &EnrolSettings,
+) -> Result<Judged, EngineError> {
+    let refused = |reason| Ok(Judged::Refused(reason));
+    let picture = match Picture::decode(photograph, settings.picture) {
+        Ok(picture) => picture,
+        Err(error) => return refused(Reason::DecodeError(error.to_string())),
+    };
+    let faces = still::faces(engine, &picture)?;
+    let Some(main) = faces.first() else {
+        return refused(Reason::NoFace);
+    };
+    let rival = |other: &Found| other.detection.bounding_box.area() > BYSTANDER_AREA * main.detection.bounding_box.area();
+    if faces[1..].iter().any(rival) {
+        return refused(Reason::SeveralFaces);
+    }
+    let quality = quality::measure(&main.sample);
+    if let Some(flaw) = settings.reference.flaw(&quality) {
+        return refused(Reason::Flaw(flaw));
+    }
+    match engine.template(&main.sample)? {
+        Some(template) => Ok(Judged::Accepted { template, quality: quality::rank(&quality) }),
+        None => refused(Reason::NoFace),
+    }
+}
+
+/// Keeps the largest group that agrees with one of its members, and refuses the others.
+fn refuse_other_persons(judged: &mut [Judged], same_person_min: f32) {
+    let templates: Vec<(usize, Template)> = judged
+        .iter()
+        .enumerate()
+        .filter_map(|(index, judged)| match judged {
+            Judged::Accepted { template, .. } => Some((index, template.clone())),
+            Judged::Refused(_) => None,
+        })
+        .collect();
+    let agrees = |a: &Template, b: &Template| a.compare(b) >= same_person_min;
+    let followers = |(_, middle): &&(usize, Template)| templates.iter().filter(|(_, t)| agrees(middle, t)).count();
+    // The first of equals, so that the first photograph says who is meant when two disagree.
+    let Some((_, middle)) = templates.iter().rev().max_by_key(followers) else {
+        return;
+    };
+    for (index, template) in &templates {
+        if !agrees(middle, template) {
+            judged[*index] = Judged::Refused(Reason::OtherPerson);
+        }
+    }
+}
+
+fn duplicate(
+    judgement: &Judgement,
+    gallery: &Gallery,
+    subject: &SubjectId,
+    settings: &EnrolSettings,
+) -> Option<SubjectId> {
+    let threshold = settings.threshold.at(gallery.subjects()).value() + settings.duplicate_margin;
+    // The subject's own references would hide whoever else is near. The copy is made only when there are any.
+    let without_own = gallery.subject(subject).map(|_| gallery.clone().without(subject));
+    let others = without_own.as_ref().unwrap_or(gallery);
+    judgement
+        .accepted()
+        .filter_map(|(template, _)| others.search(template).best)
+        .filter(|best| best.score >= threshold)
+        .max_by(|a, b| a.score.total_cmp(&b.score))
+        .map(|best| best.subject.id.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepted(x: f32, y: f32) -> Judged {
+        Judged::Accepted { template: Template::normalised(vec![x, y, 0.1]).unwrap(), quality: 1.0 }
+    }
+
+    fn check(judged: &mut [Judged], expected: &[bool]) {
+        refuse_other_persons(judged, 0.5);
+        let kept: Vec<_> = judged.iter().map(|it| matches!(it, Judged::Accepted { .. })).collect();
+        assert_eq!(kept, expected);
+    }
+
+    #[test]
+    fn a_photograph_of_somebody_else_is_refused() {
+        check(&mut [accepted(1.0, 0.0), accepted(0.9, 0.1), accepted(0.0, 1.0)], &[true, true, false]);
+        check(&mut [accepted(0.0, 1.0), accepted(0.9, 0.1), accepted(1.0, 0.0)], &[false, true, true]);
+        check(&mut [accepted(1.0, 0.0), accepted(0.0, 1.0)], &[true, false]);
+        check(&mut [Judged::Refused(Reason::NoFace), accepted(0.0, 1.0)], &[false, true]);
+        check(&mut [], &[]);
+    }
+}
