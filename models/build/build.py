@@ -39,8 +39,7 @@ def made(models, out, cache, fp32_only):
         twin = convert.twin(model["name"], fetch.weights(model, cache))
         yield model["twin"], *write(out, model["twin"]["file"], twin)
         if not fp32_only:
-            settings = ranges[model["name"]]
-            small = quantize.quantize(twin, settings["ranges"], settings.get("in_float", ()))
+            small = quantize.quantize(model["name"], twin, ranges.get(model["name"]))
             yield model, *write(out, model["file"], small)
 
 

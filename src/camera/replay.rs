@@ -1,8 +1,9 @@
 //! Photographs and clips played as a camera: for the demo, for tests, and for trying settings on one's own recordings.
 //!
 //! What can be played: a folder of photographs (in the order of their names), a single photograph, a clip of motion JPEG
-//! (`.mjpeg`, `.mjpg`: frames one after another), or a list (`.csv`: `file,show_ms,gap_ms`, the times optional). Each
-//! photograph stands before the camera for a while and is followed by an empty scene; a clip is played as it is.
+//! (`.mjpeg`, `.mjpg`: frames one after another), or a list (`.csv`: `file,show_ms,gap_ms`, the times optional; the file
+//! `-` is an empty scene). Each photograph stands before the camera for a while and is followed by an empty scene; a clip
+//! is played as it is. A replay that repeats reads folder or list anew each time.
 //!
 //! A picture that cannot be read is reported and left out; it never ends the replay.
 
@@ -52,6 +53,8 @@ enum Pending {
 /// A clip is read whole; this much is a quarter of an hour at 640x480.
 const CLIP_BYTES_MAX: u64 = 512 << 20;
 const PICTURE_LIMITS: PictureLimits = PictureLimits { bytes: 32 << 20, pixels: 25_000_000 };
+/// Stands in a list for an empty scene.
+const NOBODY: &str = "-";
 /// The colour of an empty scene: a grey wall.
 const EMPTY: [u8; 3] = [118, 118, 118];
 
@@ -65,6 +68,11 @@ impl Replay {
         Ok(Self { settings, items, next_item: 0, pending: Vec::new(), frames: 0 })
     }
 
+    /// What is being played, for logs: a file's name may be a person's.
+    fn label(&self) -> String {
+        format!("item {} of the replay", self.next_item)
+    }
+
     fn frames_in(&self, time: Duration) -> u64 {
         ((time.as_secs_f32() * self.settings.fps).round() as u64).max(1)
     }
@@ -75,16 +83,25 @@ impl Replay {
             if !self.settings.repeat {
                 return Ok(false);
             }
+            self.items = items(&self.settings)?;
             self.next_item = 0;
         }
-        let item = self.items[self.next_item].clone();
+        let Some(item) = self.items.get(self.next_item).cloned() else {
+            return Ok(false);
+        };
         self.next_item += 1;
         if is_clip(&item.path) {
-            self.pending = clip_frames(&read(&item.path, CLIP_BYTES_MAX)?).map(Pending::Encoded).collect();
+            self.pending = clip_frames(&read(&item.path, &self.label(), CLIP_BYTES_MAX)?).map(Pending::Encoded).collect();
             self.pending.reverse();
             return Ok(true);
         }
-        let picture = decode(&read(&item.path, PICTURE_LIMITS.bytes as u64)?, &item.path)?;
+        if item.path.as_os_str() == NOBODY {
+            let scene = Arc::new(Picture::plain(640, 480, EMPTY));
+            self.pending.push(Pending::Picture(scene, self.frames_in(item.show)));
+            return Ok(true);
+        }
+        let label = self.label();
+        let picture = decode(&read(&item.path, &label, PICTURE_LIMITS.bytes as u64)?, &label)?;
         let empty = Picture::plain(picture.width(), picture.height(), EMPTY);
         if !item.gap.is_zero() {
             self.pending.push(Pending::Picture(Arc::new(empty), self.frames_in(item.gap)));
@@ -101,7 +118,7 @@ impl Replay {
                 }
                 Some(Ok(picture))
             }
-            Pending::Encoded(bytes) => Some(decode(&bytes, &self.settings.path).map(Arc::new)),
+            Pending::Encoded(bytes) => Some(decode(&bytes, &self.label()).map(Arc::new)),
         }
     }
 }
@@ -170,7 +187,8 @@ fn list(text: &str, settings: &ReplaySettings) -> Result<Vec<Item>, CameraError>
             }),
         };
         let (show, gap) = (time(settings.show)?, time(settings.gap)?);
-        items.push(Item { path: folder.join(file), show, gap });
+        let path = if file == NOBODY { file.into() } else { folder.join(file) };
+        items.push(Item { path, show, gap });
     }
     Ok(items)
 }
@@ -184,18 +202,18 @@ fn is_clip(path: &Path) -> bool {
     has_extension(path, &["mjpeg", "mjpg"])
 }
 
-fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, CameraError> {
-    let failed = |source| CameraError::Read { what: path.display().to_string(), source };
+fn read(path: &Path, label: &str, bytes_max: u64) -> Result<Vec<u8>, CameraError> {
+    let failed = |source| CameraError::Read { what: label.to_owned(), source };
     let bytes = fs::metadata(path).map_err(failed)?.len();
     if bytes > bytes_max {
         let why = format!("it has {bytes} bytes; at most {bytes_max} are read");
-        return Err(CameraError::Unusable { what: path.display().to_string(), why });
+        return Err(CameraError::Unusable { what: label.to_owned(), why });
     }
     fs::read(path).map_err(failed)
 }
 
-fn decode(bytes: &[u8], path: &Path) -> Result<Picture, CameraError> {
-    let unusable = |why: String| CameraError::Unusable { what: path.display().to_string(), why };
+fn decode(bytes: &[u8], label: &str) -> Result<Picture, CameraError> {
+    let unusable = |why: String| CameraError::Unusable { what: label.to_owned(), why };
     Picture::decode(bytes, PICTURE_LIMITS).map_err(|e| unusable(e.to_string()))
 }
 

@@ -59,20 +59,15 @@ impl<T> Latest<T> {
         replaced
     }
 
-    /// Puts a value after the one before was taken: replay at the pace of the networks, so that a test sees each frame.
-    /// Returns `false` when the slot was closed meanwhile.
-    pub fn put_when_free(&self, value: T) -> bool {
-        let mut slot = self.lock();
-        while slot.value.is_some() && !slot.closed {
-            slot = self.changed.wait(slot).unwrap_or_else(PoisonError::into_inner);
-        }
-        if slot.closed {
-            return false;
-        }
-        slot.value = Some(value);
-        drop(slot);
-        self.changed.notify_all();
-        true
+    /// Waits for at most `patience` until the value was taken; `true` when the slot is free. For a replay at the pace of
+    /// the networks, so that each frame is seen.
+    pub fn wait_free(&self, patience: Duration) -> bool {
+        let slot = self.lock();
+        let (slot, _) = self
+            .changed
+            .wait_timeout_while(slot, patience, |slot| slot.value.is_some() && !slot.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        slot.value.is_none()
     }
 
     /// Takes the newest value, waiting for at most `patience`; `None` when there was none, or the slot is closed.
@@ -119,8 +114,12 @@ mod tests {
     #[test]
     fn a_patient_source_loses_no_frame() {
         let slot = Latest::default();
+        let put = |n| {
+            assert!(slot.wait_free(Duration::from_secs(5)));
+            slot.put(n);
+        };
         let seen = std::thread::scope(|scope| {
-            scope.spawn(|| (0..100).for_each(|n| assert!(slot.put_when_free(n))));
+            scope.spawn(|| (0..100).for_each(put));
             (0..100).map(|_| slot.take(Duration::from_secs(5)).unwrap()).collect::<Vec<_>>()
         });
         assert_eq!(seen, (0..100).collect::<Vec<_>>());
@@ -128,12 +127,16 @@ mod tests {
 
     #[test]
     fn closing_wakes_both_sides() {
-        let slot = Latest::default();
+        let slot: Latest<u32> = Latest::default();
+        let watch = crate::clock::Stopwatch::start();
         slot.put(1);
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| slot.put_when_free(2));
+            let source = scope.spawn(|| slot.wait_free(Duration::from_secs(60)));
             slot.close();
-            assert!(!waiting.join().unwrap());
+            assert!(!source.join().unwrap());
         });
+        assert_eq!(slot.take(Duration::from_secs(60)), Some(1));
+        assert_eq!(slot.take(Duration::from_secs(60)), None);
+        assert!(watch.elapsed() < Duration::from_secs(50));
     }
 }

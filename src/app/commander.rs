@@ -1,0 +1,292 @@
+//! Commands from MQTT, one after the other: read, carried out, answered, and only then acknowledged to the broker.
+//!
+//! Invariants: what a command changes, the event about it and its answer are one transaction, and the answer is kept by
+//! `request_id`: a command that arrives twice (the broker sends again what was not acknowledged) changes nothing twice.
+//! A command that cannot be carried out *now* (busy, no room, networks failing) is answered but the answer is not kept, so
+//! that the same request may be sent again.
+
+pub mod carry_out;
+
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::app::gallery::GalleryCell;
+use crate::app::inference::Job;
+use crate::app::supervise::StageResult;
+use crate::attend::Venue;
+use crate::clock::{Clock, Stamp};
+use crate::health::Health;
+use crate::mqtt::link::{Inbound, Link, LinkEvent, Message, Oversized};
+use crate::mqtt::topics::Topics;
+use crate::recognise::face::ModelDigest;
+use crate::record::command::{self, Command, ErrorCode, Limits, Refusal, answer};
+use crate::record::store::{SinkName, Store, StoreError};
+
+/// A command waits this long for the networks.
+const JOB_PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Commander {
+    pub topics: Topics,
+    pub limits: Limits,
+    pub per_minute_max: u32,
+    pub venues: Vec<Venue>,
+    pub sinks: Vec<SinkName>,
+    pub store: Store,
+    pub gallery: Arc<GalleryCell>,
+    pub embedder: ModelDigest,
+    pub jobs: SyncSender<Job>,
+    pub clock: Arc<dyn Clock>,
+    pub health: Arc<Health>,
+    pub link: Link,
+    /// Told when the vital signs changed in a way worth publishing at once.
+    pub changed: Arc<tokio::sync::Notify>,
+}
+
+/// Why a command got no lasting answer.
+enum Fault {
+    /// To be told to the sender; kept as the answer when `lasting`.
+    Refused { refusal: Refusal, lasting: bool },
+    /// The store is of no use any more: the daemon ends.
+    Fatal(StoreError),
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        if error.is_fatal() {
+            return Self::Fatal(error);
+        }
+        let code = match &error {
+            StoreError::Full => ErrorCode::StorageFull,
+            StoreError::UnknownSubject { .. } => ErrorCode::UnknownSubject,
+            _ => ErrorCode::Internal,
+        };
+        let lasting = code == ErrorCode::UnknownSubject;
+        Self::Refused { refusal: Refusal::new(None, code, error.to_string()), lasting }
+    }
+}
+
+/// A refusal that is the command's answer for good.
+fn refuse(code: ErrorCode, message: impl Into<String>) -> Fault {
+    Fault::Refused { refusal: Refusal::new(None, code, message), lasting: true }
+}
+
+/// A refusal that another attempt may not meet.
+fn not_now(code: ErrorCode, message: impl Into<String>) -> Fault {
+    Fault::Refused { refusal: Refusal::new(None, code, message), lasting: false }
+}
+
+impl Commander {
+    /// Takes the link's events until `stop`.
+    pub async fn run(self, mut events: mpsc::Receiver<LinkEvent>, mut stop: watch::Receiver<bool>) -> StageResult {
+        let mut pace = Pace::new(self.per_minute_max);
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                _ = stop.wait_for(|it| *it) => return Ok(()),
+            };
+            match event {
+                None => anyhow::ensure!(*stop.borrow(), "the link has gone"),
+                Some(LinkEvent::Inbound(inbound)) => self.inbound(inbound, &mut pace).await?,
+                Some(LinkEvent::Oversized(oversized)) => self.oversized(&oversized).await?,
+                Some(other) => self.link_edge(&other),
+            }
+            if *stop.borrow() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn link_edge(&self, event: &LinkEvent) {
+        match event {
+            LinkEvent::Connected { session_present } => {
+                tracing::info!(session_present, "connected to the broker");
+                // What waited for the broker need not wait for the end of its pause.
+                self.store.deliver_now();
+                self.changed.notify_one();
+            }
+            LinkEvent::Lost { why } => tracing::warn!(why, "the link to the broker was lost"),
+            LinkEvent::Unreachable { why } => tracing::warn!(why, "the broker cannot be reached"),
+            LinkEvent::SubscriptionRefused { filter } => {
+                tracing::error!(filter, "the broker refuses the subscription: no command will come (check its ACL)");
+            }
+            LinkEvent::SessionPurged { why } => {
+                tracing::error!(why, "the broker's session was given up; commands waiting in it are lost");
+            }
+            LinkEvent::Inbound(_) | LinkEvent::Oversized(_) => {}
+        }
+    }
+
+    async fn inbound(&self, inbound: Inbound, pace: &mut Pace) -> Result<(), StoreError> {
+        let verb = match self.topics.command(&inbound.topic) {
+            Some(topic) => topic.verb.to_owned(),
+            None => {
+                inbound.ack.acknowledge();
+                return Ok(());
+            }
+        };
+        self.health.commands.add(1);
+        let now = self.clock.now();
+        let parsed = command::parse(&verb, inbound.retained, &inbound.payload, &self.limits, now.wall_ms);
+        drop(inbound.payload);
+        match parsed {
+            Ok(_) if !pace.allows(&now) => {
+                let message = format!("more than {} commands in a minute", self.per_minute_max);
+                let request_id = parsed.ok().map(|command| command.request_id);
+                let refusal = Refusal::new(request_id.as_deref(), ErrorCode::RateLimited, message);
+                self.reply(&verb, &refusal).await?;
+            }
+            Ok(command) => self.answer(command).await?,
+            Err(refusal) => self.reply(&verb, &refusal).await?,
+        }
+        inbound.ack.acknowledge();
+        Ok(())
+    }
+
+    /// What was too large never came in; its beginning may tell whom to answer.
+    async fn oversized(&self, oversized: &Oversized) -> Result<(), StoreError> {
+        self.health.commands.add(1);
+        let Some(topic) = oversized.topic.as_deref().and_then(|topic| self.topics.command(topic)) else {
+            self.count(ErrorCode::TooLarge);
+            return Ok(());
+        };
+        let message = format!("the message has {} bytes; at most {} are taken", oversized.bytes, self.limits.payload_bytes);
+        let request_id = request_id_in(&oversized.head);
+        self.reply(topic.verb, &Refusal::new(request_id.as_deref(), ErrorCode::TooLarge, message)).await
+    }
+
+    /// Answers from the stored answer, or by carrying out.
+    async fn answer(&self, command: Command) -> Result<(), StoreError> {
+        let (request_id, verb) = (command.request_id.clone(), command.verb.as_str());
+        let topic = answer::topic_part(Some(&request_id));
+        let (id, to) = (request_id.clone(), topic.clone());
+        let repeated = self.store.write_async(move |tx| {
+            let stored = tx.answer_of(&id)?;
+            if let Some(stored) = &stored {
+                tx.owe_reply(&to, &stored.reply)?;
+            }
+            Ok(stored.is_some())
+        });
+        match repeated.await {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) if error.is_fatal() => return Err(error),
+            Err(error) => tracing::error!(error = %error, "the stored answers cannot be asked"),
+        }
+        match self.carry_out(command).await {
+            Ok(()) => Ok(()),
+            Err(Fault::Fatal(error)) => Err(error),
+            Err(Fault::Refused { mut refusal, lasting }) => {
+                refusal.request_id = Some(request_id.clone());
+                if !lasting {
+                    return self.reply(verb, &refusal).await;
+                }
+                self.count(refusal.code);
+                let reply = answer::refused(verb, &refusal);
+                let put = self.store.write_async(move |tx| tx.put_answer(&request_id, verb, &topic, &reply));
+                self.survive(put.await.map(|_| ())).await
+            }
+        }
+    }
+
+    /// A refusal that is not kept.
+    async fn reply(&self, verb: &str, refusal: &Refusal) -> Result<(), StoreError> {
+        self.count(refusal.code);
+        tracing::info!(verb, code = code_text(refusal.code), "command refused");
+        let topic = answer::topic_part(refusal.request_id.as_deref());
+        let reply = answer::refused(verb, refusal);
+        let (to, body) = (topic.clone(), reply.clone());
+        match self.store.write_async(move |tx| tx.owe_reply(&to, &body)).await {
+            Err(StoreError::Full) => {
+                // The answer does not fit on the disk: it goes out without having been stored.
+                let message =
+                    Message { topic: format!("{}/{topic}", self.topics.base()), payload: reply.into_bytes(), retain: false };
+                self.link.publish_batch(vec![message]).await;
+                Ok(())
+            }
+            other => self.survive(other.map(|_| ())).await,
+        }
+    }
+
+    async fn survive(&self, written: Result<(), StoreError>) -> Result<(), StoreError> {
+        match written {
+            Err(error) if !error.is_fatal() => {
+                self.health.store_errors.add(1);
+                tracing::error!(error = %error, "an answer could not be stored");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn count(&self, code: ErrorCode) {
+        self.health.refused(code_text(code));
+    }
+}
+
+/// The code as the contract spells it.
+fn code_text(code: ErrorCode) -> &'static str {
+    code.as_str()
+}
+
+/// The request id in the beginning of a payload that was thrown away: the first `"request_id":"…"` that looks like one.
+fn request_id_in(head: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(head);
+    let (_, rest) = text.split_once("\"request_id\"")?;
+    let id = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?.split('"').next()?;
+    crate::recognise::face::check_id(id).ok().map(|()| id.to_owned())
+}
+
+/// Commands per minute: a bucket that fills evenly and holds a minute's worth.
+struct Pace {
+    per_minute: f64,
+    left: f64,
+    last: Option<Stamp>,
+}
+
+impl Pace {
+    fn new(per_minute: u32) -> Self {
+        Self { per_minute: f64::from(per_minute), left: f64::from(per_minute), last: None }
+    }
+
+    fn allows(&mut self, now: &Stamp) -> bool {
+        if let Some(last) = self.last {
+            let minutes = now.since(&last).as_secs_f64() / 60.0;
+            self.left = (self.left + minutes * self.per_minute).min(self.per_minute);
+        }
+        self.last = Some(*now);
+        let allowed = self.left >= 1.0;
+        self.left -= f64::from(u8::from(allowed));
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_request_id_is_found_in_the_beginning_of_a_payload() {
+        for (head, expected) in [
+            (&br#"{"schema":1,"request_id":"r-1","images":["AAAA"#[..], Some("r-1")),
+            (br#"{ "request_id" : "r-2" ,"#, Some("r-2")),
+            (br#"{"request_id":"a/b","#, None),
+            (br#"{"request_id":"cut"#, Some("cut")),
+            (br#"{"request_id":7}"#, None),
+            (b"\xff\xfe", None),
+        ] {
+            assert_eq!(request_id_in(head).as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn the_pace_is_kept_and_recovers() {
+        let at = |ms| Stamp { wall_ms: 0, boottime_ms: ms, trusted: true };
+        let mut pace = Pace::new(60);
+        assert_eq!((0..100).filter(|_| pace.allows(&at(0))).count(), 60);
+        assert!(!pace.allows(&at(900)));
+        assert!(pace.allows(&at(2_000)));
+    }
+}

@@ -1,0 +1,345 @@
+//! What each command does. Each ends with one transaction that holds its effect, its event and its answer.
+
+use std::collections::HashSet;
+
+use serde::Serialize;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::{Commander, Fault, JOB_PATIENCE, not_now, refuse};
+use crate::app::inference::{Job, LookError, Seen};
+use crate::app::recorder::{Visit, record_visit};
+use crate::attend::Venue;
+use crate::clock::{Stamp, Stopwatch, rfc3339};
+use crate::enrol::{Judged, Judgement, Reason};
+use crate::recognise::decision::Decision;
+use crate::recognise::face::{ModelDigest, Name, Template};
+use crate::recognise::gallery;
+use crate::recognise::quality::Flaw;
+use crate::record::command::answer::{
+    self, AttendanceEntry, AttendanceList, Attended, Enrolled, FaceEntry, ImageOutcome, ImageReason, Owed, Recognised,
+    Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
+};
+use crate::record::command::{Attend, Attendance, Command, EncodedImage, Enrol, ErrorCode, Rename, Subjects, Verb, Withdraw};
+use crate::record::event::{Body, Direction, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
+use crate::record::store::{AttendanceQuery, NewReference, StoreError, Tx};
+
+impl Commander {
+    pub(super) async fn carry_out(&self, command: Command) -> Result<(), Fault> {
+        let request_id = command.request_id;
+        match command.verb {
+            Verb::Enrol(enrol) => self.enrol(request_id, enrol).await,
+            Verb::Withdraw(withdraw) => self.withdraw(request_id, withdraw).await,
+            Verb::Rename(rename) => self.rename(request_id, rename).await,
+            Verb::Subjects(subjects) => self.subjects(request_id, subjects).await,
+            Verb::Recognise(recognise) => self.recognise(request_id, &recognise.image).await,
+            Verb::Attend(attend) => self.attend(request_id, attend).await,
+            Verb::Attendance(attendance) => self.attendance(request_id, attendance).await,
+            Verb::Sync => self.sync(request_id).await,
+        }
+    }
+
+    async fn enrol(&self, request_id: String, enrol: Enrol) -> Result<(), Fault> {
+        let judgement = self.judge(&enrol).await?;
+        if let Some(other) = judgement.duplicate_of.as_ref().filter(|_| !enrol.allow_duplicate) {
+            let message = format!("the face is already enrolled as {other}; allow_duplicate enrols it all the same");
+            return Err(refuse(ErrorCode::DuplicateSubject, message));
+        }
+        if judgement.accepted().next().is_none() {
+            let reasons: Vec<_> = judgement.photographs.iter().map(reason_text).collect();
+            return Err(refuse(ErrorCode::NoUsableImage, format!("no image can be used: {}", reasons.join(", "))));
+        }
+        let enrolment = NewEnrolment::new(&enrol, &judgement, self.embedder, self.clock.now());
+        let replace = enrol.replace;
+        let images = judgement.photographs.iter().map(outcome).collect::<Vec<_>>();
+        let duplicate_of = judgement.duplicate_of.clone();
+        let write = move |tx: &mut Tx<'_>| {
+            let references = enrolment.store(tx, &request_id)?;
+            let subject_id = enrolment.subject.id.clone();
+            let (images, duplicate_of) = (images.clone(), duplicate_of.clone());
+            answer(tx, &request_id, "enrol", &Enrolled { subject_id, references, images, duplicate_of })
+        };
+        self.store.write_async(write).await?;
+        let templates: Vec<Template> = judgement.accepted().map(|(template, _)| template.clone()).collect();
+        let subject = gallery::Subject { id: enrol.subject_id, name: enrol.name };
+        self.gallery.update(|gallery| {
+            let gallery = if replace { gallery.without(&subject.id) } else { gallery };
+            gallery.with(subject, &templates)
+        });
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    async fn withdraw(&self, request_id: String, withdraw: Withdraw) -> Result<(), Fault> {
+        let (id, erase, at) = (withdraw.subject_id.clone(), withdraw.erase, self.clock.now());
+        let write = move |tx: &mut Tx<'_>| {
+            let known = tx.subject(&id)?;
+            let (references, events, subject, action) = if erase {
+                let erased = tx.erase_subject(&id)?;
+                if !erased.enrolled && erased.events == 0 {
+                    return Err(StoreError::UnknownSubject { id: id.clone() });
+                }
+                (erased.references, erased.events, None, EnrolmentAction::Erased)
+            } else {
+                let references = tx.delete_subject(&id)?;
+                let subject = known.map(|known| SubjectRef { id: known.id, name: known.name });
+                (references, 0, subject, EnrolmentAction::Withdrawn)
+            };
+            append_enrolment(tx, at, action, subject, references, &request_id)?;
+            answer(tx, &request_id, "withdraw", &Withdrawn { references, erased: erase, events })
+        };
+        self.store.write_async(write).await?;
+        self.gallery.update(|gallery| gallery.without(&withdraw.subject_id));
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    async fn rename(&self, request_id: String, rename: Rename) -> Result<(), Fault> {
+        let (id, name, at) = (rename.subject_id.clone(), rename.name.clone(), self.clock.now());
+        let write = move |tx: &mut Tx<'_>| {
+            tx.rename_subject(&id, &name)?;
+            let count = tx.subject(&id)?.map_or(0, |subject| subject.references);
+            let subject = Some(SubjectRef { id: id.clone(), name: name.clone() });
+            append_enrolment(tx, at, EnrolmentAction::Renamed, subject, count, &request_id)?;
+            answer(tx, &request_id, "rename", &Renamed { subject_id: id.clone(), name: name.clone() })
+        };
+        self.store.write_async(write).await?;
+        self.gallery.update(|gallery| gallery.renamed(&rename.subject_id, rename.name));
+        Ok(())
+    }
+
+    async fn subjects(&self, request_id: String, page: Subjects) -> Result<(), Fault> {
+        let write = move |tx: &mut Tx<'_>| {
+            // One more than asked for tells whether there is another page.
+            let mut found = tx.subjects(page.after.as_ref(), page.limit + 1)?;
+            let more = found.len() > page.limit as usize;
+            found.truncate(page.limit as usize);
+            let next_after = found.last().filter(|_| more).map(|last| last.id.clone());
+            let entry = |subject: crate::record::store::Subject| SubjectEntry {
+                id: subject.id,
+                name: subject.name,
+                references: subject.references,
+                enrolled_at: rfc3339(subject.enrolled_ms),
+                model_digest: subject.embedder.map(|digest| digest.to_string()),
+            };
+            let subjects = found.into_iter().map(entry).collect();
+            answer(tx, &request_id, "subjects", &SubjectList { subjects, next_after })
+        };
+        Ok(self.store.write_async(write).await?)
+    }
+
+    async fn recognise(&self, request_id: String, image: &EncodedImage) -> Result<(), Fault> {
+        let faces = self.look(image).await?;
+        let entry = |seen: &Seen| {
+            let outline = &seen.bounding_box;
+            let (subject, score) = match &seen.decision {
+                Decision::Identified(found) => (Some(subject_of(&found.subject)), Some(found.score)),
+                Decision::Unknown { best_score, .. } => (None, *best_score),
+                Decision::Undecided => (None, None),
+            };
+            FaceEntry { bounding_box: [outline.left, outline.top, outline.right, outline.bottom], subject, score }
+        };
+        let entries: Vec<FaceEntry> = faces.iter().map(entry).collect();
+        let names = once_each(entries.iter().filter_map(|face| face.subject.as_ref()));
+        let body = Recognised { faces: entries, names };
+        Ok(self.store.write_async(move |tx| answer(tx, &request_id, "recognise", &body)).await?)
+    }
+
+    async fn attend(&self, request_id: String, attend: Attend) -> Result<(), Fault> {
+        let venue = self.venue(&attend.venue)?;
+        let (watch, at) = (Stopwatch::start(), self.clock.now());
+        let faces = self.look(&attend.image).await?;
+        let latency_ms = watch.elapsed().as_millis() as u64;
+        let direction = attend.direction.unwrap_or(Direction::In);
+        let mut visits: Vec<Visit> = Vec::new();
+        for seen in &faces {
+            if let Decision::Identified(found) = &seen.decision {
+                let subject = subject_of(&found.subject);
+                // One person, shown twice (a mirror), is there once.
+                if visits.iter().all(|visit| visit.subject.id != subject.id) {
+                    let (score, threshold) = (found.score, found.threshold);
+                    visits.push(Visit { subject, direction, score, threshold, frames: 1, track_ms: 0, latency_ms });
+                }
+            }
+        }
+        let clock = std::sync::Arc::clone(&self.clock);
+        let write = move |tx: &mut Tx<'_>| {
+            let (mut recorded, mut event_ids) = (Vec::new(), Vec::<Uuid>::new());
+            for visit in &visits {
+                if let Some(event) = record_visit(tx, &venue, visit, at, clock.as_ref())? {
+                    recorded.push(visit.subject.name.clone());
+                    event_ids.push(event.event_id);
+                }
+            }
+            let recognised = visits.iter().map(|visit| visit.subject.name.clone()).collect();
+            let count = event_ids.len() as u64;
+            answer(tx, &request_id, "attend", &Attended { venue: venue.id.clone(), recorded, recognised, event_ids })?;
+            Ok(count)
+        };
+        let recorded = self.store.write_async(write).await?;
+        self.health.recorded.add(recorded);
+        Ok(())
+    }
+
+    async fn attendance(&self, request_id: String, wanted: Attendance) -> Result<(), Fault> {
+        self.venue(&wanted.venue)?;
+        let write = move |tx: &mut Tx<'_>| {
+            let query = AttendanceQuery {
+                venue: Some(wanted.venue.clone()),
+                from_ms: wanted.from_ms,
+                to_ms: wanted.to_ms,
+                after_seq: wanted.after_seq,
+                limit: wanted.limit + 1,
+            };
+            let mut found = tx.attendance(&query)?;
+            let more = found.len() > wanted.limit as usize;
+            found.truncate(wanted.limit as usize);
+            let next_after = found.last().filter(|_| more).map(|last| last.seq);
+            let attendance = found.iter().filter_map(AttendanceEntry::of).collect();
+            let list = AttendanceList { venue: wanted.venue.clone(), attendance, next_after };
+            answer(tx, &request_id, "attendance", &list)
+        };
+        Ok(self.store.write_async(write).await?)
+    }
+
+    async fn sync(&self, request_id: String) -> Result<(), Fault> {
+        self.store.deliver_now();
+        let sinks = self.sinks.clone();
+        let write = move |tx: &mut Tx<'_>| {
+            let mut owed = Vec::with_capacity(sinks.len());
+            for sink in &sinks {
+                let depth = tx.outbox_depth(*sink)?;
+                let oldest_at = depth.oldest_created_ms.map(rfc3339);
+                owed.push(Owed { sink: sink.as_str().into(), rows: depth.rows, oldest_at, buried: depth.buried });
+            }
+            answer(tx, &request_id, "sync", &Synced { owed })
+        };
+        Ok(self.store.write_async(write).await?)
+    }
+
+    fn venue(&self, id: &str) -> Result<Venue, Fault> {
+        let known = self.venues.iter().find(|venue| venue.id == id).cloned();
+        known.ok_or_else(|| refuse(ErrorCode::UnknownVenue, "this device does not know the venue: see [[venue]] in its config.toml"))
+    }
+
+    async fn judge(&self, enrol: &Enrol) -> Result<Judgement, Fault> {
+        let (answer, answered) = oneshot::channel();
+        let photographs = enrol.images.iter().map(|image| image.bytes().to_vec()).collect();
+        self.submit(Job::Enrol { subject: enrol.subject_id.clone(), photographs, answer })?;
+        let judged = self.wait(answered).await?;
+        judged.map_err(|error| not_now(ErrorCode::Internal, error.to_string()))
+    }
+
+    async fn look(&self, image: &EncodedImage) -> Result<Vec<Seen>, Fault> {
+        let (answer, answered) = oneshot::channel();
+        self.submit(Job::Look { photograph: image.bytes().to_vec(), answer })?;
+        match self.wait(answered).await? {
+            Ok(seen) => Ok(seen),
+            Err(LookError::Picture(error)) => Err(refuse(ErrorCode::BadImage, error.to_string())),
+            Err(LookError::Engine(error)) => Err(not_now(ErrorCode::Internal, error.to_string())),
+        }
+    }
+
+    fn submit(&self, job: Job) -> Result<(), Fault> {
+        self.jobs.try_send(job).map_err(|_| not_now(ErrorCode::Busy, "the networks are busy; send the command again"))
+    }
+
+    async fn wait<T>(&self, answered: oneshot::Receiver<T>) -> Result<T, Fault> {
+        match tokio::time::timeout(JOB_PATIENCE, answered).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(not_now(ErrorCode::NotReady, "the device is stopping")),
+            Err(_) => Err(not_now(ErrorCode::TimedOut, format!("no answer from the networks in {JOB_PATIENCE:?}"))),
+        }
+    }
+}
+
+/// An enrolment about to be stored.
+pub struct NewEnrolment {
+    subject: SubjectRef,
+    references: Vec<NewReference>,
+    replace: bool,
+    at: Stamp,
+}
+
+impl NewEnrolment {
+    pub fn new(enrol: &Enrol, judgement: &Judgement, embedder: ModelDigest, at: Stamp) -> Self {
+        let subject = SubjectRef { id: enrol.subject_id.clone(), name: enrol.name.clone() };
+        let reference = |(template, quality): (&Template, f32)| {
+            NewReference { subject_id: subject.id.clone(), embedder, template: template.clone(), quality }
+        };
+        let references = judgement.accepted().map(reference).collect();
+        Self { subject, references, replace: enrol.replace, at }
+    }
+
+    /// Stores subject, references and event; gives how many references the subject has now.
+    pub fn store(&self, tx: &mut Tx<'_>, request_id: &str) -> Result<u32, StoreError> {
+        let id = &self.subject.id;
+        let action = if tx.subject(id)?.is_some() { EnrolmentAction::Updated } else { EnrolmentAction::Enrolled };
+        tx.put_subject(id, &self.subject.name)?;
+        if self.replace {
+            tx.replace_references(id, &self.references)?;
+        } else {
+            tx.add_references(&self.references)?;
+        }
+        let references = tx.subject(id)?.map_or(0, |subject| subject.references);
+        append_enrolment(tx, self.at, action, Some(self.subject.clone()), references, request_id)?;
+        Ok(references)
+    }
+}
+
+fn answer(tx: &mut Tx<'_>, request_id: &str, verb: &str, body: &impl Serialize) -> Result<(), StoreError> {
+    let reply = answer::accepted(request_id, verb, body);
+    tx.put_answer(request_id, verb, &answer::topic_part(Some(request_id)), &reply)?;
+    Ok(())
+}
+
+fn append_enrolment(
+    tx: &mut Tx<'_>,
+    at: Stamp,
+    action: EnrolmentAction,
+    subject: Option<SubjectRef>,
+    references: u32,
+    request_id: &str,
+) -> Result<(), StoreError> {
+    let request_id = Some(request_id.to_owned());
+    tx.append_event(&NewEvent::new(at, Body::Enrolment(Enrolment { action, subject, references, request_id })))?;
+    Ok(())
+}
+
+fn subject_of(subject: &gallery::Subject) -> SubjectRef {
+    SubjectRef { id: subject.id.clone(), name: subject.name.clone() }
+}
+
+fn once_each<'a>(subjects: impl Iterator<Item = &'a SubjectRef>) -> Vec<Name> {
+    let mut seen = HashSet::new();
+    subjects.filter(|subject| seen.insert(subject.id.clone())).map(|subject| subject.name.clone()).collect()
+}
+
+fn outcome(judged: &Judged) -> ImageOutcome {
+    match judged {
+        Judged::Accepted { .. } => ImageOutcome { accepted: true, reason: None },
+        Judged::Refused(reason) => ImageOutcome { accepted: false, reason: Some(image_reason(reason)) },
+    }
+}
+
+fn image_reason(reason: &Reason) -> ImageReason {
+    match reason {
+        Reason::NoFace => ImageReason::NoFace,
+        Reason::SeveralFaces => ImageReason::SeveralFaces,
+        Reason::Flaw(Flaw::TooSmall) => ImageReason::TooSmall,
+        Reason::Flaw(Flaw::Blurred) => ImageReason::Blurred,
+        Reason::Flaw(Flaw::Dark) => ImageReason::Dark,
+        Reason::Flaw(Flaw::Overexposed) => ImageReason::Overexposed,
+        Reason::Flaw(Flaw::Turned) => ImageReason::Turned,
+        Reason::DecodeError(_) => ImageReason::DecodeError,
+        Reason::OtherPerson => ImageReason::OtherPerson,
+    }
+}
+
+pub fn reason_text(judged: &Judged) -> String {
+    match judged {
+        Judged::Accepted { .. } => "accepted".into(),
+        Judged::Refused(Reason::DecodeError(why)) => format!("decode_error ({why})"),
+        Judged::Refused(reason) => image_reason(reason).as_str().into(),
+    }
+}

@@ -1,0 +1,153 @@
+//! The inference thread: owns the networks and the tracker. Live frames first, images of commands between them.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use crate::app::gallery::GalleryCell;
+use crate::app::recorder::Recorder;
+use crate::app::supervise::StageResult;
+use crate::enrol::{self, EnrolSettings, Judgement};
+use crate::health::Health;
+use crate::recognise::decision::{self, Decision, DecisionSettings};
+use crate::recognise::engine::{EngineError, FaceEngine};
+use crate::recognise::face::{BoundingBox, SubjectId};
+use crate::recognise::frame::{Frame, Latest};
+use crate::recognise::live::Live;
+use crate::recognise::picture::{DecodeError, Picture, PictureLimits};
+use crate::recognise::still;
+
+/// What a command asks of the networks.
+pub enum Job {
+    Enrol { subject: SubjectId, photographs: Vec<Vec<u8>>, answer: oneshot::Sender<Result<Judgement, EngineError>> },
+    Look { photograph: Vec<u8>, answer: oneshot::Sender<Result<Vec<Seen>, LookError>> },
+}
+
+/// A face of a picture and whose it is.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub bounding_box: BoundingBox,
+    pub decision: Decision,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    #[error("the image cannot be used")]
+    Picture(#[from] DecodeError),
+    #[error("the image cannot be looked at")]
+    Engine(#[from] EngineError),
+}
+
+/// Jobs that wait for the networks; the next is refused as busy.
+pub const JOBS_MAX: usize = 4;
+
+/// How long to wait for a frame before looking for jobs, and for a stop.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+pub struct Inference {
+    pub engine: Box<dyn FaceEngine>,
+    pub live: Live,
+    pub decision: DecisionSettings,
+    pub enrol: EnrolSettings,
+    pub picture: PictureLimits,
+    pub slot: Arc<Latest<Frame>>,
+    pub jobs: Receiver<Job>,
+    pub gallery: Arc<GalleryCell>,
+    pub recorder: Recorder,
+    pub health: Arc<Health>,
+    pub stop: watch::Receiver<bool>,
+}
+
+impl Inference {
+    pub fn run(mut self) -> StageResult {
+        let mut failing = false;
+        while !*self.stop.borrow() {
+            let job = self.jobs.try_recv().ok();
+            let patience = if job.is_some() { Duration::ZERO } else { PATIENCE };
+            if let Some(frame) = self.slot.take(patience) {
+                let outcome = self.look_live(&frame)?;
+                // The edge only: a network that fails on every frame would fill the journal.
+                if let (Err(error), false) = (&outcome, failing) {
+                    tracing::error!(error = chain(error), "recognition fails");
+                }
+                failing = outcome.is_err();
+            } else if job.is_none() {
+                self.pause_when_closed();
+            }
+            if let Some(job) = job {
+                self.carry_out(job);
+            }
+        }
+        Ok(())
+    }
+
+    /// The outer error is the store's, and ends the stage; the inner one is the networks'.
+    fn look_live(&mut self, frame: &Frame) -> anyhow::Result<Result<(), EngineError>> {
+        let gallery = self.gallery.snapshot();
+        self.health.frames_analysed.add(1);
+        let report = match self.live.process(self.engine.as_mut(), &gallery, frame) {
+            Ok(report) => report,
+            Err(error) => {
+                self.health.engine_errors.add(1);
+                return Ok(Err(error));
+            }
+        };
+        self.health.faces_seen.add(report.faces as u64);
+        self.health.templates_made.add(report.templates as u64);
+        for outcome in &report.outcomes {
+            self.recorder.record(outcome)?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// A closed slot answers at once; without this the loop would spin until the stop is heard.
+    fn pause_when_closed(&self) {
+        if self.slot.is_closed() {
+            std::thread::sleep(PATIENCE);
+        }
+    }
+
+    fn carry_out(&mut self, job: Job) {
+        let gallery = self.gallery.snapshot();
+        // Whoever asked may have given up meanwhile: then there is nobody to tell, and that is all right.
+        match job {
+            Job::Enrol { subject, photographs, answer } => {
+                if !answer.is_closed() {
+                    let photographs = photographs.iter().map(Vec::as_slice);
+                    let judged = enrol::judge(self.engine.as_mut(), &gallery, &subject, photographs, &self.enrol);
+                    answer.send(judged).ok();
+                }
+            }
+            Job::Look { photograph, answer } => {
+                if !answer.is_closed() {
+                    answer.send(self.look(&photograph)).ok();
+                }
+            }
+        }
+    }
+
+    fn look(&mut self, photograph: &[u8]) -> Result<Vec<Seen>, LookError> {
+        let gallery = self.gallery.snapshot();
+        let picture = Picture::decode(photograph, self.picture)?;
+        let mut seen = Vec::new();
+        for found in still::faces(self.engine.as_mut(), &picture)? {
+            if let Some(template) = self.engine.template(&found.sample)? {
+                let decision = decision::decide_still(&template, &gallery, &self.decision);
+                seen.push(Seen { bounding_box: found.detection.bounding_box, decision });
+            }
+        }
+        Ok(seen)
+    }
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,150 @@
+//! Outcomes of tracks become events in the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::attend::{self, LastRecord, Venue};
+use crate::clock::{Clock, Stamp};
+use crate::config::PadSettings;
+use crate::config::raw::RawPad;
+use crate::health::Health;
+use crate::recognise::decision::{Decision, Identification};
+use crate::recognise::live::Outcome;
+use crate::record::event::{Attack, Attendance, Body, Direction, NewEvent, Status, StoredEvent, SubjectRef, Unknown};
+use crate::record::store::{Store, StoreError, Tx};
+
+pub struct Recorder {
+    pub store: Store,
+    pub clock: Arc<dyn Clock>,
+    pub health: Arc<Health>,
+    pub venue: Venue,
+    pub pad: PadSettings,
+    /// At most one event for an unknown face in this time.
+    pub unknown_every: Duration,
+    pub last_unknown: Option<Stamp>,
+}
+
+impl Recorder {
+    /// A full disk is said, counted and survived; an error after which the store is of no use is returned.
+    pub fn record(&mut self, outcome: &Outcome) -> Result<(), StoreError> {
+        let done = match &outcome.decision {
+            Decision::Identified(identification) => self.identified(outcome, identification),
+            Decision::Unknown { best_score, threshold, samples } => {
+                self.unknown(outcome, *best_score, *threshold, *samples)
+            }
+            Decision::Undecided => Ok(()),
+        };
+        match done {
+            Err(error) if !error.is_fatal() => {
+                self.health.store_errors.add(1);
+                tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a sighting could not be stored");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn identified(&mut self, outcome: &Outcome, found: &Identification) -> Result<(), StoreError> {
+        self.health.identified.add(1);
+        let attacked = outcome.liveness.filter(|liveness| *liveness < self.pad.threshold);
+        let enforced = attacked.is_some() && self.pad.mode == RawPad::Enforce;
+        let subject = SubjectRef { id: found.subject.id.clone(), name: found.subject.name.clone() };
+        let attack = attacked.map(|liveness| {
+            let (venue, scores) = (Some(self.venue.id.clone()), vec![liveness]);
+            let subject = Some(subject.clone());
+            let threshold = self.pad.threshold;
+            NewEvent::new(outcome.decided_at, Body::Attack(Attack { venue, subject, scores, threshold, enforced }))
+        });
+        let visit = Visit {
+            subject,
+            direction: Direction::In,
+            score: found.score,
+            threshold: found.threshold,
+            frames: found.samples as u32,
+            track_ms: outcome.track_age.as_millis() as u64,
+            latency_ms: self.clock.now().since(&outcome.decided_at).as_millis() as u64,
+        };
+        let (venue, at, clock) = (self.venue.clone(), outcome.decided_at, Arc::clone(&self.clock));
+        let recorded = self.store.write(move |tx| {
+            if let Some(attack) = &attack {
+                tx.append_event(attack)?;
+            }
+            if enforced {
+                return Ok(None);
+            }
+            record_visit(tx, &venue, &visit, at, clock.as_ref())
+        })?;
+        if let Some(event) = recorded {
+            self.health.recorded.add(1);
+            tracing::info!(track_id = outcome.track_id, score = found.score, event_id = %event.event_id, "attendance recorded");
+        }
+        Ok(())
+    }
+
+    fn unknown(
+        &mut self,
+        outcome: &Outcome,
+        score: Option<f32>,
+        threshold: f32,
+        samples: usize,
+    ) -> Result<(), StoreError> {
+        self.health.unknown.add(1);
+        let at = outcome.decided_at;
+        if self.last_unknown.is_some_and(|last| at.since(&last) < self.unknown_every) {
+            return Ok(());
+        }
+        let track_ms = outcome.track_age.as_millis() as u64;
+        let venue = Some(self.venue.id.clone());
+        let body = Body::Unknown(Unknown { venue, score, threshold, frames: samples as u32, track_ms });
+        let event = NewEvent::new(at, body);
+        self.store.write(move |tx| tx.append_event(&event))?;
+        self.last_unknown = Some(at);
+        Ok(())
+    }
+}
+
+/// A subject before the camera or in a command's image.
+#[derive(Clone, Debug)]
+pub struct Visit {
+    pub subject: SubjectRef,
+    pub direction: Direction,
+    pub score: f32,
+    pub threshold: f32,
+    pub frames: u32,
+    pub track_ms: u64,
+    pub latency_ms: u64,
+}
+
+/// Records the visit unless one within the re-entry gap was recorded before. The question and the record are one
+/// transaction.
+pub fn record_visit(
+    tx: &mut Tx<'_>,
+    venue: &Venue,
+    visit: &Visit,
+    at: Stamp,
+    clock: &dyn Clock,
+) -> Result<Option<NewEvent>, StoreError> {
+    let last = tx.last_attendance(&venue.id, &visit.subject.id, Some(visit.direction))?;
+    if !attend::is_due(last.map(last_record).as_ref(), &at, &clock.boot_id(), venue.re_entry_gap) {
+        return Ok(None);
+    }
+    let body = Body::Attendance(Attendance {
+        venue: venue.id.clone(),
+        session: None,
+        subject: Some(visit.subject.clone()),
+        direction: visit.direction,
+        status: Status::Present,
+        score: visit.score,
+        threshold: visit.threshold,
+        frames: visit.frames,
+        track_ms: visit.track_ms,
+        latency_ms: visit.latency_ms,
+    });
+    let event = NewEvent::new(at, body);
+    tx.append_event(&event)?;
+    Ok(Some(event))
+}
+
+fn last_record(event: StoredEvent) -> LastRecord {
+    LastRecord { wall_ms: event.occurred_ms, boottime_ms: event.boottime_ms, boot_id: event.boot_id }
+}

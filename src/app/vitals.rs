@@ -1,0 +1,187 @@
+//! The health message: every minute, and at once when something changed that somebody may wait for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::{Notify, watch};
+
+use crate::app::gallery::GalleryCell;
+use crate::app::supervise::StageResult;
+use crate::clock::{Clock, Stamp, rfc3339};
+use crate::health::{self, CameraHealth, Health};
+use crate::mqtt::link::Link;
+use crate::record::store::{SinkName, Store, StoreError};
+
+pub struct Vitals {
+    pub health: Arc<Health>,
+    pub store: Store,
+    pub sinks: Vec<SinkName>,
+    pub gallery: Arc<GalleryCell>,
+    pub clock: Arc<dyn Clock>,
+    pub link: Option<Link>,
+    pub topic: String,
+    pub every: Duration,
+    pub changed: Arc<Notify>,
+    pub embedder: String,
+    pub precision: String,
+}
+
+/// How often to look whether the camera's state or the trust in the clock has changed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Serialize)]
+struct Message {
+    schema: u32,
+    version: &'static str,
+    at: String,
+    uptime_s: u64,
+    clock_trusted: bool,
+    camera: Camera,
+    recognition: Recognition,
+    gallery: Gallery,
+    recorded: u64,
+    commands: u64,
+    commands_refused: std::collections::BTreeMap<&'static str, u64>,
+    outbox: Vec<Owed>,
+    store: Storage,
+    cpu_celsius: Option<f32>,
+    rss_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Camera {
+    state: CameraHealth,
+    frames_captured: u64,
+    frames_analysed: u64,
+    frames_replaced: u64,
+    frames_unreadable: u64,
+}
+
+#[derive(Serialize)]
+struct Recognition {
+    faces: u64,
+    templates: u64,
+    identified: u64,
+    unknown: u64,
+    errors: u64,
+    model_digest: String,
+    precision: String,
+}
+
+#[derive(Serialize)]
+struct Gallery {
+    subjects: usize,
+    references: usize,
+    version: u64,
+}
+
+#[derive(Serialize)]
+struct Owed {
+    sink: &'static str,
+    rows: u64,
+    buried: u64,
+    oldest_age_s: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Storage {
+    database_bytes: u64,
+    free_bytes: Option<u64>,
+    reserve_held: bool,
+    errors: u64,
+}
+
+impl Vitals {
+    pub async fn run(self, mut stop: watch::Receiver<bool>) -> StageResult {
+        let started = self.clock.now();
+        let mut published: Option<(Stamp, CameraHealth)> = None;
+        loop {
+            let now = self.clock.now();
+            let state = (now, self.health.camera());
+            let due = published.is_none_or(|(at, camera)| {
+                now.since(&at) >= self.every || camera != state.1 || now.trusted != at.trusted
+            });
+            if due {
+                self.publish(&started, &now).await?;
+                published = Some(state);
+            }
+            tokio::select! {
+                () = self.changed.notified() => published = None,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                _ = stop.wait_for(|it| *it) => return Ok(()),
+            }
+        }
+    }
+
+    async fn publish(&self, started: &Stamp, now: &Stamp) -> Result<(), StoreError> {
+        let sinks = self.sinks.clone();
+        let owed = self.store.write_async(move |tx| {
+            sinks.iter().map(|sink| Ok((*sink, tx.outbox_depth(*sink)?))).collect::<Result<Vec<_>, StoreError>>()
+        });
+        let owed = match owed.await {
+            Ok(owed) => owed,
+            Err(error) if error.is_fatal() => return Err(error),
+            Err(_) => Vec::new(),
+        };
+        let outbox = owed
+            .into_iter()
+            .map(|(sink, depth)| Owed {
+                sink: sink.as_str(),
+                rows: depth.rows,
+                buried: depth.buried,
+                oldest_age_s: depth.oldest_created_ms.map(|ms| ((now.wall_ms - ms) / 1000).max(0) as u64),
+            })
+            .collect();
+        if let Some(link) = &self.link {
+            let message = self.message(started, now, outbox);
+            let payload = serde_json::to_vec(&message).expect("plain numbers and strings");
+            link.publish_latest(&self.topic, payload, true);
+        }
+        Ok(())
+    }
+
+    fn message(&self, started: &Stamp, now: &Stamp, outbox: Vec<Owed>) -> Message {
+        let (health, gallery, store) = (&self.health, self.gallery.snapshot(), self.store.vitals());
+        Message {
+            schema: 1,
+            version: env!("CARGO_PKG_VERSION"),
+            at: rfc3339(now.wall_ms),
+            uptime_s: now.since(started).as_secs(),
+            clock_trusted: now.trusted,
+            camera: Camera {
+                state: health.camera(),
+                frames_captured: health.frames_captured.get(),
+                frames_analysed: health.frames_analysed.get(),
+                frames_replaced: health.frames_replaced.get(),
+                frames_unreadable: health.frames_unreadable.get(),
+            },
+            recognition: Recognition {
+                faces: health.faces_seen.get(),
+                templates: health.templates_made.get(),
+                identified: health.identified.get(),
+                unknown: health.unknown.get(),
+                errors: health.engine_errors.get(),
+                model_digest: self.embedder.clone(),
+                precision: self.precision.clone(),
+            },
+            gallery: Gallery {
+                subjects: gallery.subjects(),
+                references: gallery.references(),
+                version: gallery.version(),
+            },
+            recorded: health.recorded.get(),
+            commands: health.commands.get(),
+            commands_refused: health.refusals(),
+            outbox,
+            store: Storage {
+                database_bytes: store.database_bytes,
+                free_bytes: store.free_bytes,
+                reserve_held: store.reserve_held,
+                errors: health.store_errors.get(),
+            },
+            cpu_celsius: health::cpu_celsius(),
+            rss_bytes: health::resident_bytes(),
+        }
+    }
+}

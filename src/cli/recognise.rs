@@ -1,0 +1,92 @@
+//! `rollcall recognise`: who is in these photographs? For trying things; records nothing, and runs beside the daemon.
+
+use std::path::PathBuf;
+
+use crate::app;
+use crate::config::Settings;
+use crate::recognise::decision::{self, Decision};
+use crate::recognise::engine::FaceEngine;
+use crate::recognise::gallery::Gallery;
+use crate::recognise::picture::Picture;
+use crate::recognise::still;
+use crate::record::store::{Store, StoreError};
+use crate::vision::Vision;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// JPEG, PNG or WebP
+    #[arg(required = true)]
+    images: Vec<PathBuf>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
+    let mut vision = app::load_vision(settings)?;
+    let gallery = gallery(settings, &vision)?;
+    let mut unreadable = 0;
+    for path in &args.images {
+        let file = path.display().to_string();
+        match look(&mut vision, &gallery, settings, path) {
+            Ok(faces) if args.json => println!("{}", serde_json::json!({"file": file, "faces": faces})),
+            Ok(faces) if faces.is_empty() => println!("{file}: no face"),
+            Ok(faces) => faces.iter().for_each(|face| println!("{file}: {}", sentence(face))),
+            Err(error) => {
+                unreadable += 1;
+                eprintln!("{file}: {error:#}");
+            }
+        }
+    }
+    anyhow::ensure!(unreadable == 0, "{unreadable} of {} images could not be used", args.images.len());
+    Ok(())
+}
+
+/// Nobody enrolled yet is a gallery without anybody.
+fn gallery(settings: &Settings, vision: &Vision) -> anyhow::Result<Gallery> {
+    if !settings.state_dir.join("rollcall.db").is_file() {
+        return Ok(Gallery::new(vision.dimension()));
+    }
+    let read = || -> Result<Gallery, StoreError> {
+        let reader = Store::open_read_only(&settings.state_dir, app::credentials_dir().as_deref())?;
+        app::read_gallery(&reader, &vision.embedder(), vision.dimension())
+    };
+    Ok(read()?)
+}
+
+fn look(
+    vision: &mut Vision,
+    gallery: &Gallery,
+    settings: &Settings,
+    path: &std::path::Path,
+) -> anyhow::Result<Vec<serde_json::Value>> {
+    let picture = Picture::decode(&std::fs::read(path)?, settings.recognition.picture())?;
+    let rules = settings.recognition.decision(&vision.template_spec());
+    let mut faces = Vec::new();
+    for found in still::faces(vision, &picture)? {
+        let Some(template) = vision.template(&found.sample)? else { continue };
+        let outline = found.detection.bounding_box;
+        let shape = [outline.left, outline.top, outline.right, outline.bottom].map(f32::round);
+        faces.push(match decision::decide_still(&template, gallery, &rules) {
+            Decision::Identified(it) => serde_json::json!({
+                "box": shape, "subject": {"id": it.subject.id, "name": it.subject.name},
+                "score": it.score, "threshold": it.threshold,
+            }),
+            Decision::Unknown { best_score, threshold, .. } => serde_json::json!({
+                "box": shape, "subject": null, "score": best_score, "threshold": threshold,
+            }),
+            Decision::Undecided => continue,
+        });
+    }
+    Ok(faces)
+}
+
+fn sentence(face: &serde_json::Value) -> String {
+    let score = face["score"].as_f64().map_or("no score".into(), |score| format!("score {score:.3}"));
+    let threshold = face["threshold"].as_f64().unwrap_or_default();
+    let place = format!("at {}", face["box"]);
+    match face["subject"]["name"].as_str() {
+        Some(name) => format!("{name} ({}), {score}, threshold {threshold:.3}, {place}", face["subject"]["id"].as_str().unwrap_or_default()),
+        None => format!("nobody enrolled ({score}, threshold {threshold:.3}), {place}"),
+    }
+}

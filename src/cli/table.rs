@@ -1,0 +1,44 @@
+//! Small tables for a terminal.
+
+/// Columns as wide as their widest cell, two spaces apart; the last is not padded.
+pub fn render(heading: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([heading[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..heading.len()).map(width).collect();
+    let line = |cells: &[String]| {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    let heading: Vec<String> = heading.iter().map(ToString::to_string).collect();
+    let mut text = line(&heading);
+    text.push_str(&line(&widths.iter().map(|width| "─".repeat(*width)).collect::<Vec<_>>()));
+    rows.iter().for_each(|row| text.push_str(&line(row)));
+    text
+}
+
+/// A field of a CSV file (RFC 4180), quoted where it must be. A leading `=`, `+`, `-` or `@` is defused: a name must not
+/// become a formula in somebody's spreadsheet.
+pub fn csv_field(text: &str) -> String {
+    let text = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() };
+    if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_align() {
+        let text = render(&["a", "bb"], &[vec!["äöü".into(), "1".into()], vec!["x".into(), "22".into()]]);
+        assert_eq!(text, "a    bb\n───  ──\näöü  1\nx    22\n");
+    }
+
+    #[test]
+    fn a_csv_field_is_quoted_and_harmless() {
+        assert_eq!(csv_field("plain"), "plain");
+        assert_eq!(csv_field("a,\"b\""), "\"a,\"\"b\"\"\"");
+        assert_eq!(csv_field("=1+1"), "'=1+1");
+    }
+}
