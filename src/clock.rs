@@ -32,7 +32,7 @@ impl Stamp {
 }
 
 /// The kernel's id of this boot: `boottime_ms` of two events may be compared only when it is the same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootId(Arc<str>);
 
 impl BootId {
