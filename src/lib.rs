@@ -14,3 +14,4 @@
 
 pub mod clock;
 pub mod recognise;
+pub mod record;
