@@ -21,7 +21,14 @@ pub mod recognise;
 pub mod attend;
 pub mod enrol;
 
+pub mod record;
+
 pub mod camera;
+pub mod mqtt;
 pub mod vision;
 
 pub mod config;
+
+pub mod app;
+
+pub mod cli;

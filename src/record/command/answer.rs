@@ -1,0 +1,207 @@
+//! Answers to commands, as they go out at `…/reply/{request_id}`.
+//!
+//! Invariant: every answer has `schema`, `request_id`, `verb` and `ok`; with `ok: false` also `error`. Never templates.
+
+use serde::Serialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{ErrorCode, Refusal, SCHEMA};
+use crate::recognise::face::{Name, SubjectId};
+use crate::record::event::{ClockState, Direction, Status, StoredEvent, SubjectRef};
+
+/// Where a refusal goes whose request id could not be read.
+pub const UNREADABLE: &str = "reply/unreadable";
+
+/// Where the answer to a request goes, below `rollcall/{site}/{device}/`.
+pub fn topic_part(request_id: Option<&str>) -> String {
+    request_id.map_or_else(|| UNREADABLE.to_owned(), |it| format!("reply/{it}"))
+}
+
+/// The answer to a command that was carried out.
+pub fn accepted(request_id: &str, verb: &str, body: &impl Serialize) -> String {
+    #[derive(Serialize)]
+    struct Accepted<'a, T> {
+        schema: u32,
+        request_id: &'a str,
+        verb: &'a str,
+        ok: bool,
+        #[serde(flatten)]
+        body: &'a T,
+    }
+    let answer = Accepted { schema: SCHEMA, request_id, verb, ok: true, body };
+    serde_json::to_string(&answer).expect("an answer has string keys only and writes to memory")
+}
+
+/// The answer to a command that was not.
+pub fn refused(verb: &str, refusal: &Refusal) -> String {
+    #[derive(Serialize)]
+    struct Refused<'a> {
+        schema: u32,
+        request_id: Option<&'a str>,
+        verb: &'a str,
+        ok: bool,
+        error: Error<'a>,
+    }
+    #[derive(Serialize)]
+    struct Error<'a> {
+        code: ErrorCode,
+        message: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        field: Option<&'a str>,
+    }
+    let error = Error { code: refusal.code, message: &refusal.message, field: refusal.field.as_deref() };
+    let request_id = refusal.request_id.as_deref();
+    let answer = Refused { schema: SCHEMA, request_id, verb, ok: false, error };
+    serde_json::to_string(&answer).expect("an answer has string keys only and writes to memory")
+}
+
+/// A stored answer without the person who was erased: only that the request was answered, and how.
+pub fn erased(reply: &str) -> String {
+    let whole: Value = serde_json::from_str(reply).unwrap_or(Value::Null);
+    let part = |key: &str| whole.get(key).cloned().unwrap_or(Value::Null);
+    let answer = serde_json::json!({
+        "schema": SCHEMA, "request_id": part("request_id"), "verb": part("verb"), "ok": part("ok"), "erased": true,
+    });
+    answer.to_string()
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Enrolled {
+    pub subject_id: SubjectId,
+    /// How many references the subject has now.
+    pub references: u32,
+    pub images: Vec<ImageOutcome>,
+    /// The subject whose face this already is, where there is one.
+    pub duplicate_of: Option<SubjectId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ImageOutcome {
+    pub accepted: bool,
+    pub reason: Option<ImageReason>,
+}
+
+/// Why an image became no reference: a closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageReason {
+    NoFace,
+    SeveralFaces,
+    TooSmall,
+    Blurred,
+    Dark,
+    Turned,
+    DecodeError,
+    OtherPerson,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Withdrawn {
+    /// How many references were deleted.
+    pub references: u32,
+    pub erased: bool,
+    /// For `erase`: in how many events the person stood.
+    pub events: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Renamed {
+    pub subject_id: SubjectId,
+    pub name: Name,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SubjectList {
+    pub subjects: Vec<SubjectEntry>,
+    /// What to send as `after` for the next page; none on the last one.
+    pub next_after: Option<SubjectId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SubjectEntry {
+    pub id: SubjectId,
+    pub name: Name,
+    pub references: u32,
+    pub enrolled_at: String,
+    /// The embedder of the newest reference, in hex.
+    pub model_digest: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recognised {
+    pub faces: Vec<FaceEntry>,
+    /// The names of those recognised, each once.
+    pub names: Vec<Name>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FaceEntry {
+    /// Left, top, right, bottom, in pixels of the image.
+    #[serde(rename = "box")]
+    pub bounding_box: [f32; 4],
+    pub subject: Option<SubjectRef>,
+    pub score: Option<f32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Attended {
+    pub venue: String,
+    /// Whose attendance was recorded now.
+    pub recorded: Vec<Name>,
+    /// Who was recognised, recorded before or now.
+    pub recognised: Vec<Name>,
+    pub event_ids: Vec<Uuid>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AttendanceList {
+    pub venue: String,
+    pub attendance: Vec<AttendanceEntry>,
+    /// What to send as `after` for the next page; none on the last one.
+    pub next_after: Option<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AttendanceEntry {
+    pub seq: i64,
+    pub event_id: Uuid,
+    pub session: Option<String>,
+    pub subject: Option<SubjectRef>,
+    pub direction: Direction,
+    pub status: Status,
+    pub occurred_at: String,
+    pub clock: ClockState,
+}
+
+impl AttendanceEntry {
+    /// `None` if the event is not an attendance.
+    pub fn of(event: &StoredEvent) -> Option<Self> {
+        let crate::record::event::Body::Attendance(body) = &event.body else {
+            return None;
+        };
+        Some(Self {
+            seq: event.seq,
+            event_id: event.event_id,
+            session: body.session.clone(),
+            subject: body.subject.clone(),
+            direction: body.direction,
+            status: body.status,
+            occurred_at: crate::clock::rfc3339(event.occurred_ms),
+            clock: event.clock,
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Synced {
+    pub owed: Vec<Owed>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Owed {
+    pub sink: String,
+    pub rows: u64,
+    pub oldest_at: Option<String>,
+    pub buried: u64,
+}

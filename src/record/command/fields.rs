@@ -1,0 +1,327 @@
+//! Reading JSON that may be hostile, field by field: what is taken is checked, and what is left over is refused.
+
+use base64::Engine as _;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::{EncodedImage, ErrorCode, Limits, PAGE_DEFAULT, PAGE_MAX, Refusal, over};
+use crate::recognise::face::{Name, SubjectId, check_id};
+use crate::record::event::Direction;
+
+/// How many values a command may have. The largest honest one has about twenty; 8 MiB of `[0,0,…` would take 250 MB.
+const VALUES_MAX: usize = 1_000;
+
+/// How much of a field's name is repeated to the sender.
+const NAME_QUOTED_MAX: usize = 64;
+
+pub(super) struct Fault {
+    pub(super) code: ErrorCode,
+    pub(super) field: Option<String>,
+    pub(super) message: String,
+}
+
+impl Fault {
+    fn whole(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, field: None, message: message.into() }
+    }
+
+    pub(super) fn into_refusal(self, request_id: Option<String>) -> Refusal {
+        Refusal { request_id, code: self.code, message: self.message, field: self.field }
+    }
+}
+
+/// The members of one JSON object, taken out one by one.
+pub(super) struct Fields {
+    members: Map<String, Value>,
+    /// Where this object stands, as a prefix of its fields' names: empty or `subject.`.
+    path: &'static str,
+}
+
+/// The request id of a payload that is refused as a whole, if it can be had without trusting the rest: it stands once,
+/// it is an id, and nothing is built from the other fields.
+pub(super) fn salvage_request_id(payload: &[u8], limits: &Limits) -> Option<String> {
+    if payload.len() > limits.payload_bytes {
+        return None;
+    }
+    let Salvage(request_id) = serde_json::from_slice(payload).ok()?;
+    request_id.filter(|it| check_id(it).is_ok())
+}
+
+struct Salvage(Option<String>);
+
+impl<'de> Deserialize<'de> for Salvage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneField;
+        impl<'de> Visitor<'de> for OneField {
+            type Value = Salvage;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Salvage, A::Error> {
+                let mut found = None;
+                while let Some(key) = access.next_key::<std::borrow::Cow<'de, str>>()? {
+                    if key != "request_id" {
+                        access.next_value::<IgnoredAny>()?;
+                    } else if found.replace(access.next_value()?).is_some() {
+                        return Err(A::Error::custom("duplicate field"));
+                    }
+                }
+                Ok(Salvage(found))
+            }
+        }
+        deserializer.deserialize_map(OneField)
+    }
+}
+
+pub(super) fn read(payload: &[u8], limits: &Limits) -> Result<Fields, Fault> {
+    scan(payload, limits)?;
+    let Members(members) = serde_json::from_slice(payload).map_err(|error| {
+        // The category and place only: the library's text may quote the payload.
+        let (line, column) = (error.line(), error.column());
+        let message = match error.classify() {
+            serde_json::error::Category::Eof => "the JSON ends too early".to_owned(),
+            serde_json::error::Category::Data => {
+                "a command is one JSON object without duplicate fields".to_owned()
+            }
+            _ => format!("not JSON at line {line}, column {column}"),
+        };
+        Fault::whole(ErrorCode::BadJson, message)
+    })?;
+    Ok(Fields { members, path: "" })
+}
+
+/// Depth and number of values, by counting brackets and commas outside strings: no memory, one pass, before any
+/// parser sees it.
+fn scan(payload: &[u8], limits: &Limits) -> Result<(), Fault> {
+    let (mut depth, mut values, mut in_string, mut escaped) = (0_usize, 1_usize, false, false);
+    for byte in payload {
+        if in_string {
+            match (escaped, byte) {
+                (true, _) => escaped = false,
+                (false, b'\\') => escaped = true,
+                (false, b'"') => in_string = false,
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'{' | b'[' => {
+                depth += 1;
+                values += 1;
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b',' => values += 1,
+            _ => {}
+        }
+        if depth > limits.json_depth {
+            let message = format!("JSON nested deeper than {}", limits.json_depth);
+            return Err(Fault::whole(ErrorCode::TooDeep, message));
+        }
+        if values > VALUES_MAX {
+            let message = format!("more than {VALUES_MAX} JSON values");
+            return Err(Fault::whole(ErrorCode::TooMany, message));
+        }
+    }
+    Ok(())
+}
+
+/// A JSON object whose keys are all different: with two `subject_id`s, which one is meant?
+struct Members(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Unique;
+        impl<'de> Visitor<'de> for Unique {
+            type Value = Members;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Members, A::Error> {
+                let mut members = Map::new();
+                while let Some((key, value)) = access.next_entry::<String, Value>()? {
+                    if members.insert(key, value).is_some() {
+                        return Err(A::Error::custom("duplicate field"));
+                    }
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Unique)
+    }
+}
+
+impl Fields {
+    pub(super) fn fault(&self, code: ErrorCode, key: &str, what: impl std::fmt::Display) -> Fault {
+        let field = format!("{}{key}", self.path);
+        Fault { code, message: format!("{field} {what}"), field: Some(field) }
+    }
+
+    fn wrong_type(&self, key: &str, expected: &str, found: &Value) -> Fault {
+        let found = match found {
+            Value::Null => "null",
+            Value::Bool(_) => "true or false",
+            Value::Number(_) => "a number",
+            Value::String(_) => "a string",
+            Value::Array(_) => "a list",
+            Value::Object(_) => "an object",
+        };
+        let what = format!("must be {expected}, not {found}");
+        self.fault(ErrorCode::WrongType, key, what)
+    }
+
+    fn take(&mut self, key: &str) -> Result<Value, Fault> {
+        self.members.remove(key).ok_or_else(|| self.fault(ErrorCode::MissingField, key, "is missing"))
+    }
+
+    /// Null is as good as absent.
+    pub(super) fn optional<T>(
+        &mut self,
+        key: &str,
+        read: impl FnOnce(&mut Self, &str) -> Result<T, Fault>,
+    ) -> Result<Option<T>, Fault> {
+        if self.members.get(key).is_none_or(Value::is_null) {
+            self.members.remove(key);
+            return Ok(None);
+        }
+        read(self, key).map(Some)
+    }
+
+    fn text(&mut self, key: &str) -> Result<String, Fault> {
+        match self.take(key)? {
+            Value::String(text) => Ok(text),
+            other => Err(self.wrong_type(key, "a string", &other)),
+        }
+    }
+
+    pub(super) fn flag(&mut self, key: &str) -> Result<bool, Fault> {
+        match self.take(key)? {
+            Value::Bool(flag) => Ok(flag),
+            other => Err(self.wrong_type(key, "true or false", &other)),
+        }
+    }
+
+    pub(super) fn whole(&mut self, key: &str) -> Result<i64, Fault> {
+        let value = self.take(key)?;
+        value.as_i64().ok_or_else(|| self.wrong_type(key, "a whole number", &value))
+    }
+
+    pub(super) fn object(&mut self, key: &'static str) -> Result<Fields, Fault> {
+        debug_assert_eq!((self.path, key), ("", "subject"), "the one nested object there is");
+        match self.take(key)? {
+            Value::Object(members) => Ok(Fields { members, path: "subject." }),
+            other => Err(self.wrong_type(key, "an object", &other)),
+        }
+    }
+
+    pub(super) fn id(&mut self, key: &str) -> Result<String, Fault> {
+        let id = self.text(key)?;
+        match check_id(&id) {
+            Ok(()) => Ok(id),
+            Err(error) => Err(self.fault(ErrorCode::BadValue, key, format!("is no id: {error}"))),
+        }
+    }
+
+    pub(super) fn subject_id(&mut self, key: &str) -> Result<SubjectId, Fault> {
+        let id = self.text(key)?;
+        SubjectId::new(&id)
+            .map_err(|error| self.fault(ErrorCode::BadValue, key, format!("is no id: {error}")))
+    }
+
+    pub(super) fn name(&mut self, key: &str) -> Result<Name, Fault> {
+        let name = self.text(key)?;
+        Name::new(&name).map_err(|error| self.fault(ErrorCode::BadValue, key, format!("is no name: {error}")))
+    }
+
+    /// RFC 3339 with an offset, as milliseconds since 1970.
+    pub(super) fn time(&mut self, key: &str) -> Result<i64, Fault> {
+        let text = self.text(key)?;
+        match text.parse::<jiff::Timestamp>() {
+            Ok(time) if text.len() <= 64 => Ok(time.as_millisecond()),
+            _ => Err(self.fault(ErrorCode::BadValue, key, "is no RFC 3339 time with an offset")),
+        }
+    }
+
+    pub(super) fn direction(&mut self, key: &str) -> Result<Direction, Fault> {
+        match self.text(key)?.as_str() {
+            "in" => Ok(Direction::In),
+            "out" => Ok(Direction::Out),
+            _ => Err(self.fault(ErrorCode::BadValue, key, "must be `in` or `out`")),
+        }
+    }
+
+    pub(super) fn page(&mut self) -> Result<u32, Fault> {
+        let limit = self.optional("limit", Self::whole)?.unwrap_or(i64::from(PAGE_DEFAULT));
+        match u32::try_from(limit) {
+            Ok(limit @ 1..=PAGE_MAX) => Ok(limit),
+            _ => Err(self.fault(ErrorCode::BadValue, "limit", format!("must be 1 to {PAGE_MAX}"))),
+        }
+    }
+
+    pub(super) fn image(&mut self, key: &str, limits: &Limits) -> Result<EncodedImage, Fault> {
+        let value = self.take(key)?;
+        self.decode_image(key, &value, limits)
+    }
+
+    pub(super) fn images(&mut self, key: &str, limits: &Limits) -> Result<Vec<EncodedImage>, Fault> {
+        let list = match self.take(key)? {
+            Value::Array(list) => list,
+            other => return Err(self.wrong_type(key, "a list of images", &other)),
+        };
+        if list.is_empty() {
+            return Err(self.fault(ErrorCode::BadValue, key, "is empty"));
+        }
+        if list.len() > limits.images {
+            let what = format!("has {} images; at most {}", list.len(), limits.images);
+            return Err(self.fault(ErrorCode::TooMany, key, what));
+        }
+        // By value, so that the text of an image is freed once it has been decoded.
+        list.into_iter()
+            .enumerate()
+            .map(|(at, value)| self.decode_image(&format!("{key}[{at}]"), &value, limits))
+            .collect()
+    }
+
+    fn decode_image(&self, key: &str, value: &Value, limits: &Limits) -> Result<EncodedImage, Fault> {
+        let Value::String(text) = value else {
+            return Err(self.wrong_type(key, "a base64 string", value));
+        };
+        let base64 = match text.strip_prefix("data:") {
+            None => text.as_str(),
+            Some(url) => ["image/jpeg;base64,", "image/png;base64,", "image/webp;base64,"]
+                .iter()
+                .find_map(|it| url.strip_prefix(it))
+                .ok_or_else(|| {
+                    let what = "is a data URL, but not image/jpeg, image/png or image/webp in base64";
+                    self.fault(ErrorCode::BadImage, key, what)
+                })?,
+        };
+        let base64 = base64.trim_end_matches('=');
+        let bytes = base64.len() / 4 * 3 + (base64.len() % 4) * 3 / 4;
+        if bytes > limits.image_bytes {
+            let mut fault = self.fault(ErrorCode::TooLarge, key, "");
+            fault.message = over(&format!("{}{key}", self.path), bytes, limits.image_bytes);
+            return Err(fault);
+        }
+        match BASE64.decode(base64) {
+            Ok(bytes) if bytes.is_empty() => Err(self.fault(ErrorCode::BadImage, key, "is empty")),
+            Ok(bytes) => Ok(EncodedImage(bytes)),
+            Err(_) => Err(self.fault(ErrorCode::BadImage, key, "is not base64")),
+        }
+    }
+
+    /// Nothing may be left: a field that is not known is a typo, or a wish that would go unheard.
+    pub(super) fn finish(&mut self) -> Result<(), Fault> {
+        let Some(key) = self.members.keys().next() else {
+            return Ok(());
+        };
+        let quoted: String = key.chars().filter(|c| !c.is_control()).take(NAME_QUOTED_MAX).collect();
+        Err(self.fault(ErrorCode::UnknownField, &quoted, "is not known here"))
+    }
+}
+
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::RequireNone),
+);

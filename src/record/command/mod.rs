@@ -1,0 +1,361 @@
+//! Commands: what others ask of the device, read from bytes that may be hostile, and the answers (`docs/wire.md`).
+//!
+//! Invariants: nothing is believed: retained commands, unknown fields, wrong types, ids that do not fit into a topic,
+//! and anything over a limit are refused with a code, a sentence and the field's name. Sizes are checked before memory
+//! is taken for them. A command has a `request_id`; a refusal has one only if it could be read safely.
+//!
+//! Not here: who may command (the broker's ACL, signed commands), the stored answers that make a repeated command
+//! harmless (`store`), and what a command does (`app`).
+
+pub mod answer;
+mod fields;
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::recognise::face::{Name, SubjectId};
+use crate::record::event::Direction;
+use fields::Fields;
+
+/// The version of commands and answers.
+pub const SCHEMA: u32 = 1;
+
+/// The most subjects or attendances in one answer, and the number when none is asked for. An answer of 500 is about
+/// 100 kB, which every broker carries.
+pub const PAGE_MAX: u32 = 500;
+pub const PAGE_DEFAULT: u32 = 100;
+
+/// What is taken from outside at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub payload_bytes: usize,
+    pub images: usize,
+    /// One image, decoded from base64.
+    pub image_bytes: usize,
+    pub json_depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { payload_bytes: 8 << 20, images: 10, image_bytes: 4 << 20, json_depth: 16 }
+    }
+}
+
+/// A command that may be carried out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Command {
+    pub request_id: String,
+    /// Not to be carried out after this wall time.
+    pub expires_ms: Option<i64>,
+    pub verb: Verb,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verb {
+    Enrol(Enrol),
+    Withdraw(Withdraw),
+    Rename(Rename),
+    Subjects(Subjects),
+    Recognise(Recognise),
+    Attend(Attend),
+    Attendance(Attendance),
+    Sync,
+}
+
+impl Verb {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Enrol(_) => "enrol",
+            Self::Withdraw(_) => "withdraw",
+            Self::Rename(_) => "rename",
+            Self::Subjects(_) => "subjects",
+            Self::Recognise(_) => "recognise",
+            Self::Attend(_) => "attend",
+            Self::Attendance(_) => "attendance",
+            Self::Sync => "sync",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Enrol {
+    pub subject_id: SubjectId,
+    pub name: Name,
+    /// At least one.
+    pub images: Vec<EncodedImage>,
+    /// The new references take the place of the old ones.
+    pub replace: bool,
+    /// Enrol even if the face is already another subject's.
+    pub allow_duplicate: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Withdraw {
+    pub subject_id: SubjectId,
+    pub erase: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rename {
+    pub subject_id: SubjectId,
+    pub name: Name,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Subjects {
+    /// Only subjects whose id sorts after this one.
+    pub after: Option<SubjectId>,
+    pub limit: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recognise {
+    pub image: EncodedImage,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attend {
+    pub venue: String,
+    pub image: EncodedImage,
+    pub direction: Option<Direction>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attendance {
+    pub venue: String,
+    /// From here on.
+    pub from_ms: i64,
+    /// Up to here, which is no longer included.
+    pub to_ms: i64,
+    /// Only events with a greater `seq`.
+    pub after_seq: i64,
+    pub limit: u32,
+}
+
+/// An image as it was sent, JPEG, PNG or WebP as far as anybody claims. Only its size has been looked at.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EncodedImage(Vec<u8>);
+
+impl EncodedImage {
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for EncodedImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EncodedImage({} bytes)", self.0.len())
+    }
+}
+
+/// Why a command was not carried out: a closed set, documented in `docs/wire.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    // The message itself:
+    Retained,
+    TooLarge,
+    TooDeep,
+    BadJson,
+    UnknownVerb,
+    NotSupported,
+    MissingField,
+    UnknownField,
+    WrongType,
+    BadValue,
+    TooMany,
+    BadImage,
+    Expired,
+    // Carrying it out:
+    UnknownSubject,
+    UnknownVenue,
+    DuplicateSubject,
+    NoUsableImage,
+    NotReady,
+    Busy,
+    TimedOut,
+    RateLimited,
+    StorageFull,
+    Internal,
+}
+
+impl ErrorCode {
+    pub const ALL: [Self; 23] = [
+        Self::Retained,
+        Self::TooLarge,
+        Self::TooDeep,
+        Self::BadJson,
+        Self::UnknownVerb,
+        Self::NotSupported,
+        Self::MissingField,
+        Self::UnknownField,
+        Self::WrongType,
+        Self::BadValue,
+        Self::TooMany,
+        Self::BadImage,
+        Self::Expired,
+        Self::UnknownSubject,
+        Self::UnknownVenue,
+        Self::DuplicateSubject,
+        Self::NoUsableImage,
+        Self::NotReady,
+        Self::Busy,
+        Self::TimedOut,
+        Self::RateLimited,
+        Self::StorageFull,
+        Self::Internal,
+    ];
+}
+
+/// Why a command was refused, to be told to whoever sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub request_id: Option<String>,
+    pub code: ErrorCode,
+    /// For people. Quotes nothing of the command but names of fields and lengths.
+    pub message: String,
+    pub field: Option<String>,
+}
+
+impl Refusal {
+    pub fn new(request_id: Option<&str>, code: ErrorCode, message: impl Into<String>) -> Self {
+        let request_id = request_id.map(str::to_owned);
+        Self { request_id, code, message: message.into(), field: None }
+    }
+}
+
+/// Reads one command from the payload that came on `…/command/{verb}`, at wall time `now_ms`.
+pub fn parse(
+    verb: &str,
+    retained: bool,
+    payload: &[u8],
+    limits: &Limits,
+    now_ms: i64,
+) -> Result<Command, Refusal> {
+    let whole = |code, message: String| Refusal {
+        request_id: fields::salvage_request_id(payload, limits),
+        code,
+        message,
+        field: None,
+    };
+    if payload.len() > limits.payload_bytes {
+        let message = over("the command", payload.len(), limits.payload_bytes);
+        return Err(whole(ErrorCode::TooLarge, message));
+    }
+    if retained {
+        let message = "a command must not be retained: it would be carried out at every start";
+        return Err(whole(ErrorCode::Retained, message.into()));
+    }
+    if let Err((code, message)) = is_supported(verb) {
+        return Err(whole(code, message));
+    }
+    let mut fields = fields::read(payload, limits).map_err(|fault| whole(fault.code, fault.message))?;
+
+    let request_id = fields.id("request_id").map_err(|fault| fault.into_refusal(None))?;
+    read_verb(verb, &mut fields, limits, now_ms)
+        .map(|(expires_ms, verb)| Command { request_id: request_id.clone(), expires_ms, verb })
+        .map_err(|fault| fault.into_refusal(Some(request_id)))
+}
+
+fn is_supported(verb: &str) -> Result<(), (ErrorCode, String)> {
+    match verb {
+        "enrol" | "withdraw" | "rename" | "subjects" | "recognise" | "attend" | "attendance" | "sync" => {
+            Ok(())
+        }
+        // In the contract, and to be read in `read_verb` when they come.
+        "enrol_from_camera" | "venue_put" | "venue_delete" | "venues" => {
+            Err((ErrorCode::NotSupported, "this version does not know the command yet".into()))
+        }
+        _ => Err((ErrorCode::UnknownVerb, "there is no such command".into())),
+    }
+}
+
+fn read_verb(
+    verb: &str,
+    fields: &mut Fields,
+    limits: &Limits,
+    now_ms: i64,
+) -> Result<(Option<i64>, Verb), fields::Fault> {
+    let schema = fields.optional("schema", Fields::whole)?;
+    if schema.is_some_and(|it| it != i64::from(SCHEMA)) {
+        return Err(fields.fault(ErrorCode::BadValue, "schema", "must be 1"));
+    }
+    let expires_ms = fields.optional("expires_at", Fields::time)?;
+    let verb = match verb {
+        "enrol" => enrol(fields, limits).map(Verb::Enrol)?,
+        "withdraw" => Verb::Withdraw(Withdraw {
+            subject_id: fields.subject_id("subject_id")?,
+            erase: fields.optional("erase", Fields::flag)?.unwrap_or(false),
+        }),
+        "rename" => {
+            Verb::Rename(Rename { subject_id: fields.subject_id("subject_id")?, name: fields.name("name")? })
+        }
+        "subjects" => Verb::Subjects(Subjects {
+            after: fields.optional("after", Fields::subject_id)?,
+            limit: fields.page()?,
+        }),
+        "recognise" => Verb::Recognise(Recognise { image: fields.image("image", limits)? }),
+        "attend" => Verb::Attend(Attend {
+            venue: fields.id("venue")?,
+            image: fields.image("image", limits)?,
+            direction: fields.optional("direction", Fields::direction)?,
+        }),
+        "attendance" => attendance(fields, now_ms).map(Verb::Attendance)?,
+        _ => Verb::Sync,
+    };
+    fields.finish()?;
+    // Last, so that a command with a fault is told of the fault however late it is.
+    if expires_ms.is_some_and(|it| it < now_ms) {
+        return Err(fields.fault(ErrorCode::Expired, "expires_at", "is past"));
+    }
+    Ok((expires_ms, verb))
+}
+
+fn enrol(fields: &mut Fields, limits: &Limits) -> Result<Enrol, fields::Fault> {
+    let mut subject = fields.object("subject")?;
+    let enrol = Enrol {
+        subject_id: subject.subject_id("id")?,
+        name: subject.name("name")?,
+        images: fields.images("images", limits)?,
+        replace: fields.optional("replace", Fields::flag)?.unwrap_or(false),
+        allow_duplicate: fields.optional("allow_duplicate", Fields::flag)?.unwrap_or(false),
+    };
+    subject.finish()?;
+    Ok(enrol)
+}
+
+fn attendance(fields: &mut Fields, now_ms: i64) -> Result<Attendance, fields::Fault> {
+    let attendance = Attendance {
+        venue: fields.id("venue")?,
+        from_ms: fields.optional("from", Fields::time)?.unwrap_or(0),
+        // Without an end: all there is, and a little more for clocks that were ahead.
+        to_ms: fields.optional("to", Fields::time)?.unwrap_or(now_ms.saturating_add(86_400_000)),
+        after_seq: fields.optional("after", Fields::whole)?.unwrap_or(0),
+        limit: fields.page()?,
+    };
+    if attendance.after_seq < 0 {
+        return Err(fields.fault(ErrorCode::BadValue, "after", "must not be negative"));
+    }
+    if attendance.to_ms < attendance.from_ms {
+        return Err(fields.fault(ErrorCode::BadValue, "to", "must not be before `from`"));
+    }
+    Ok(attendance)
+}
+
+/// `what is 9.1 MB; at most 4 MB`, to two digits and by 1024².
+fn over(what: &str, bytes: usize, most: usize) -> String {
+    format!("{what} is {}; at most {}", megabytes(bytes), megabytes(most))
+}
+
+fn megabytes(bytes: usize) -> String {
+    let tenths = bytes.saturating_mul(10) >> 20;
+    match (tenths / 10, tenths % 10) {
+        (0, 0) => format!("{bytes} bytes"),
+        (whole, 0) => format!("{whole} MB"),
+        (whole, tenth) => format!("{whole}.{tenth} MB"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

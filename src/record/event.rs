@@ -1,0 +1,459 @@
+//! Events: what the device saw or did, as it is stored and as it goes out (`docs/wire.md`).
+//!
+//! Invariants: the shapes here are contracts: a field may be added, never renamed, removed or given another meaning,
+//! and the tests below compare each message with a literal. What depends on the moment of sending (`historical`) is
+//! computed when sending and never stored. An event that is not fresh without doubt is `historical`.
+//!
+//! Not here: where events are kept (`store`) and how they are delivered (`outbox`, the sinks).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::clock;
+use crate::recognise::face::{Name, SubjectId};
+
+/// The version of every message in this file.
+pub const SCHEMA: u32 = 1;
+
+/// How long after it occurred an event may still be acted upon (a door opened): the time a person waits before a door.
+pub const EXPIRES_AFTER_MS: i64 = 30_000;
+
+/// How far wall time may step back between an event and its delivery before the event counts as historical: NTP slews
+/// smaller offsets than this without a step (128 ms is ntpd's step threshold).
+const STEP_BACK_MS: i64 = 1_000;
+
+/// A fact about to be stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewEvent {
+    pub event_id: Uuid,
+    pub occurred: clock::Stamp,
+    pub body: Body,
+}
+
+impl NewEvent {
+    /// With a new id, whose time part is that of the stamp.
+    pub fn new(occurred: clock::Stamp, body: Body) -> Self {
+        Self { event_id: id_at(&occurred), occurred, body }
+    }
+}
+
+/// A new UUIDv7 whose time part is `at`: ids of one device sort by time as long as its clock is right.
+pub fn id_at(at: &clock::Stamp) -> Uuid {
+    let wall_ms = at.wall_ms.max(0) as u64;
+    let sub_ns = (wall_ms % 1000) as u32 * 1_000_000;
+    Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, wall_ms / 1000, sub_ns))
+}
+
+/// A fact as the store gives it back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredEvent {
+    /// Counts this device's events from 1, without gaps.
+    pub seq: i64,
+    pub event_id: Uuid,
+    pub occurred_ms: i64,
+    pub boot_id: clock::BootId,
+    pub boottime_ms: u64,
+    pub clock: ClockState,
+    pub body: Body,
+}
+
+/// What `occurred_at` is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClockState {
+    /// The wall clock was trusted when it happened.
+    Synced,
+    /// It was not; `boot_id` and `boottime_ms` allow to correct it.
+    Unsynced,
+    /// It was not, and the time has been worked out since.
+    Corrected,
+}
+
+impl ClockState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Synced => "synced",
+            Self::Unsynced => "unsynced",
+            Self::Corrected => "corrected",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Synced, Self::Unsynced, Self::Corrected].into_iter().find(|it| it.as_str() == text)
+    }
+}
+
+/// What kinds of events there are; also the last part of their topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Attendance,
+    Unknown,
+    Attack,
+    Camera,
+    Enrolment,
+    Correction,
+    Security,
+}
+
+impl Kind {
+    pub const ALL: [Self; 7] = [
+        Self::Attendance,
+        Self::Unknown,
+        Self::Attack,
+        Self::Camera,
+        Self::Enrolment,
+        Self::Correction,
+        Self::Security,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attendance => "attendance",
+            Self::Unknown => "unknown",
+            Self::Attack => "attack",
+            Self::Camera => "camera",
+            Self::Enrolment => "enrolment",
+            Self::Correction => "correction",
+            Self::Security => "security",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.as_str() == text)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Where an event is published, below `rollcall/{site}/{device}/`.
+pub fn topic_part(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Attendance => "event/attendance",
+        Kind::Unknown => "event/unknown",
+        Kind::Attack => "event/attack",
+        Kind::Camera => "event/camera",
+        Kind::Enrolment => "event/enrolment",
+        Kind::Correction => "event/correction",
+        Kind::Security => "event/security",
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Body {
+    Attendance(Attendance),
+    Unknown(Unknown),
+    Attack(Attack),
+    Camera(Camera),
+    Enrolment(Enrolment),
+    Correction(Correction),
+    Security(Security),
+}
+
+/// Whom an event is about. The name is that of the moment: a later `rename` does not rewrite history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubjectRef {
+    pub id: SubjectId,
+    pub name: Name,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    In,
+    Out,
+}
+
+impl Direction {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Out => "out",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    Present,
+    Late,
+}
+
+/// A subject was seen at a venue (schema 1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attendance {
+    pub venue: String,
+    /// Which session of the venue's schedule; none when the venue has no schedule.
+    pub session: Option<String>,
+    /// None once the person has been erased.
+    pub subject: Option<SubjectRef>,
+    pub direction: Direction,
+    pub status: Status,
+    pub score: f32,
+    pub threshold: f32,
+    /// How many samples of the track agreed.
+    pub frames: u32,
+    /// From the first frame of the track to the decision.
+    pub track_ms: u64,
+    /// From the capture of the deciding frame to the decision.
+    pub latency_ms: u64,
+}
+
+/// A face that matched nobody (schema 1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Unknown {
+    pub venue: Option<String>,
+    /// The best score it reached; none when nobody is enrolled.
+    pub score: Option<f32>,
+    pub threshold: f32,
+    pub frames: u32,
+    pub track_ms: u64,
+}
+
+/// A presentation attack is suspected (schema 1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attack {
+    pub venue: Option<String>,
+    /// Whose face was shown, where it matched; none once the person has been erased.
+    pub subject: Option<SubjectRef>,
+    /// The detector's figure for each frame looked at; higher is more genuine.
+    pub scores: Vec<f32>,
+    pub threshold: f32,
+    /// Whether attendance was withheld because of it.
+    pub enforced: bool,
+}
+
+/// The camera went away or came back (schema 1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Camera {
+    pub state: CameraState,
+    pub reason: Option<String>,
+    /// For `back`: how long it was away.
+    pub lost_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CameraState {
+    Lost,
+    Back,
+}
+
+/// Who is enrolled has changed (schema 1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Enrolment {
+    pub action: EnrolmentAction,
+    /// None for `erased`, and for earlier events of a person who was erased.
+    pub subject: Option<SubjectRef>,
+    /// How many references the subject has now; for `withdrawn` and `erased`, how many were deleted.
+    pub references: u32,
+    /// The command that asked for it.
+    pub request_id: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EnrolmentAction {
+    Enrolled,
+    Updated,
+    Renamed,
+    Withdrawn,
+    Erased,
+}
+
+/// The time of an earlier event is now known better (schema 1). The message's own `occurred_at`, `boot_id` and
+/// `boottime_ms` are those of the corrected event, `occurred_at` with its right value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Correction {
+    pub corrects: Uuid,
+    /// What `occurred_at` was before, RFC 3339.
+    pub was: String,
+}
+
+/// Somebody tried what they may not (schema 1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Security {
+    pub reason: SecurityReason,
+    pub verb: Option<String>,
+    /// How many times since the last such event: they are counted, not repeated.
+    pub count: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecurityReason {
+    Unsigned,
+    BadSignature,
+    Expired,
+    Replayed,
+    WrongAudience,
+    Retained,
+}
+
+/// A stored body that cannot be read: the database was written by something else, or is damaged.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error("the kind {kind:?} is not known")]
+    Kind { kind: String },
+    #[error("the body of kind {kind} has schema {found}, this version reads {SCHEMA}")]
+    Schema { kind: Kind, found: u32 },
+    #[error("the body of kind {kind} is not what it should be")]
+    Shape {
+        kind: Kind,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+#[derive(Serialize)]
+struct StoredBody<'a> {
+    schema: u32,
+    #[serde(flatten)]
+    body: &'a Body,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    schema: u32,
+}
+
+impl Body {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Attendance(_) => Kind::Attendance,
+            Self::Unknown(_) => Kind::Unknown,
+            Self::Attack(_) => Kind::Attack,
+            Self::Camera(_) => Kind::Camera,
+            Self::Enrolment(_) => Kind::Enrolment,
+            Self::Correction(_) => Kind::Correction,
+            Self::Security(_) => Kind::Security,
+        }
+    }
+
+    pub fn subject(&self) -> Option<&SubjectRef> {
+        match self {
+            Self::Attendance(it) => it.subject.as_ref(),
+            Self::Attack(it) => it.subject.as_ref(),
+            Self::Enrolment(it) => it.subject.as_ref(),
+            Self::Unknown(_) | Self::Camera(_) | Self::Correction(_) | Self::Security(_) => None,
+        }
+    }
+
+    /// Takes the person out; what else happened stays.
+    pub fn erase_subject(&mut self) {
+        match self {
+            Self::Attendance(it) => it.subject = None,
+            Self::Attack(it) => it.subject = None,
+            Self::Enrolment(it) => it.subject = None,
+            Self::Unknown(_) | Self::Camera(_) | Self::Correction(_) | Self::Security(_) => {}
+        }
+    }
+
+    pub fn venue(&self) -> Option<&str> {
+        match self {
+            Self::Attendance(it) => Some(&it.venue),
+            Self::Unknown(it) => it.venue.as_deref(),
+            Self::Attack(it) => it.venue.as_deref(),
+            Self::Camera(_) | Self::Enrolment(_) | Self::Correction(_) | Self::Security(_) => None,
+        }
+    }
+
+    pub fn direction(&self) -> Option<Direction> {
+        match self {
+            Self::Attendance(it) => Some(it.direction),
+            _ => None,
+        }
+    }
+
+    /// As it stands in the database.
+    pub fn to_stored(&self) -> String {
+        serde_json::to_string(&StoredBody { schema: SCHEMA, body: self })
+            .expect("a body has string keys only and writes to memory")
+    }
+
+    pub fn from_stored(kind: &str, json: &str) -> Result<Self, BodyError> {
+        let kind = Kind::parse(kind).ok_or_else(|| BodyError::Kind { kind: kind.to_owned() })?;
+        let shape = |source| BodyError::Shape { kind, source };
+        let Version { schema } = serde_json::from_str(json).map_err(shape)?;
+        if schema != SCHEMA {
+            return Err(BodyError::Schema { kind, found: schema });
+        }
+        match kind {
+            Kind::Attendance => serde_json::from_str(json).map(Self::Attendance),
+            Kind::Unknown => serde_json::from_str(json).map(Self::Unknown),
+            Kind::Attack => serde_json::from_str(json).map(Self::Attack),
+            Kind::Camera => serde_json::from_str(json).map(Self::Camera),
+            Kind::Enrolment => serde_json::from_str(json).map(Self::Enrolment),
+            Kind::Correction => serde_json::from_str(json).map(Self::Correction),
+            Kind::Security => serde_json::from_str(json).map(Self::Security),
+        }
+        .map_err(shape)
+    }
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    schema: u32,
+    event_id: Uuid,
+    seq: i64,
+    kind: &'static str,
+    site: &'a str,
+    device: &'a str,
+    #[serde(flatten)]
+    body: &'a Body,
+    occurred_at: String,
+    clock: ClockState,
+    boot_id: &'a str,
+    boottime_ms: u64,
+    historical: bool,
+    expires_at: String,
+}
+
+/// The payload of an event, sent by `site`/`device` at `now` of boot `boot_id`.
+pub fn wire(
+    event: &StoredEvent,
+    site: &str,
+    device: &str,
+    now: &clock::Stamp,
+    boot_id: &clock::BootId,
+) -> Vec<u8> {
+    let message = Message {
+        schema: SCHEMA,
+        event_id: event.event_id,
+        seq: event.seq,
+        kind: event.body.kind().as_str(),
+        site,
+        device,
+        body: &event.body,
+        occurred_at: clock::rfc3339(event.occurred_ms),
+        clock: event.clock,
+        boot_id: event.boot_id.as_str(),
+        boottime_ms: event.boottime_ms,
+        historical: is_historical(event, now, boot_id),
+        expires_at: clock::rfc3339(event.occurred_ms.saturating_add(EXPIRES_AFTER_MS)),
+    };
+    serde_json::to_vec(&message).expect("a message has string keys only and writes to memory")
+}
+
+/// A door opener acts on what is not historical, so doubt makes an event historical. Within one boot the clock that
+/// never jumps decides; wall time is not asked, as it may be wrong on a device without network. After a restart of the
+/// machine wall time must say so beyond doubt: trusted at both ends and not stepped back in between.
+fn is_historical(event: &StoredEvent, now: &clock::Stamp, boot_id: &clock::BootId) -> bool {
+    if event.boot_id == *boot_id {
+        return now.boottime_ms.saturating_sub(event.boottime_ms) > EXPIRES_AFTER_MS as u64;
+    }
+    let age_ms = now.wall_ms.saturating_sub(event.occurred_ms);
+    let known = event.clock != ClockState::Unsynced && now.trusted;
+    !known || !(-STEP_BACK_MS..=EXPIRES_AFTER_MS).contains(&age_ms)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+use super::*;
+
+const OCCURRED_MS: i64 = 1_795_420_683_412;
+
+fn subject() -> SubjectRef {
+    SubjectRef { id: SubjectId::new("jdoe").unwrap(), name: Name::new("Jane Doe").unwrap() }
+}
+
+fn attendance() -> Body {
+    Body::Attendance(Attendance {
+        venue: "room-a".into(),
+        session: Some("2026-11-23T08:00Z/mon-am".into()),
+        subject: Some(subject()),
+        direction: Direction::In,
+        status: Status::Present,
+        score: 0.713,
+        threshold: 0.42,
+        frames: 4,
+        track_ms: 610,
+        latency_ms: 84,
+    })
+}
+
+fn boot() -> clock::BootId {
+    clock::BootId::new("0b5e9c1e-0000-4000-8000-000000000001")
+}
+
+fn stored(body: Body) -> StoredEvent {
+    StoredEvent {
+        seq: 1841,
+        event_id: Uuid::from_u128(0x0192_f0c1_0000_7000_8000_0000_0000_0001),
+        occurred_ms: OCCURRED_MS,
+        boot_id: boot(),
+        boottime_ms: 912_345,
+        clock: ClockState::Synced,
+        body,
+    }
+}
+
+fn at(wall_ms: i64, boottime_ms: u64) -> clock::Stamp {
+    clock::Stamp { wall_ms, boottime_ms, trusted: true }
+}
+
+/// What every message begins and ends with; `%` stands for the part of its kind.
+const ENVELOPE: &str = r#"{"schema":1,"event_id":"0192f0c1-0000-7000-8000-000000000001","seq":1841,%,"occurred_at":"2026-11-23T07:58:03.412Z","clock":"synced","boot_id":"0b5e9c1e-0000-4000-8000-000000000001","boottime_ms":912345,"historical":false,"expires_at":"2026-11-23T07:58:33.412Z"}"#;
+
+fn check(body: Body, part: &str) {
+    let event = stored(body);
+    let sent = wire(&event, "hq", "door-1", &at(OCCURRED_MS + 90, 912_435), &boot());
+    assert_eq!(String::from_utf8(sent).unwrap(), ENVELOPE.replace('%', part));
+    let json = event.body.to_stored();
+    assert_eq!(Body::from_stored(event.body.kind().as_str(), &json).unwrap(), event.body, "{json}");
+}
+
+#[test]
+fn attendance_message() {
+    check(
+        attendance(),
+        r#""kind":"attendance","site":"hq","device":"door-1","venue":"room-a","session":"2026-11-23T08:00Z/mon-am","subject":{"id":"jdoe","name":"Jane Doe"},"direction":"in","status":"present","score":0.713,"threshold":0.42,"frames":4,"track_ms":610,"latency_ms":84"#,
+    );
+}
+
+#[test]
+fn attendance_message_of_an_erased_person() {
+    let mut body = attendance();
+    body.erase_subject();
+    check(
+        body,
+        r#""kind":"attendance","site":"hq","device":"door-1","venue":"room-a","session":"2026-11-23T08:00Z/mon-am","subject":null,"direction":"in","status":"present","score":0.713,"threshold":0.42,"frames":4,"track_ms":610,"latency_ms":84"#,
+    );
+}
+
+#[test]
+fn unknown_message() {
+    check(
+        Body::Unknown(Unknown {
+            venue: Some("room-a".into()),
+            score: Some(0.25),
+            threshold: 0.42,
+            frames: 5,
+            track_ms: 800,
+        }),
+        r#""kind":"unknown","site":"hq","device":"door-1","venue":"room-a","score":0.25,"threshold":0.42,"frames":5,"track_ms":800"#,
+    );
+}
+
+#[test]
+fn attack_message() {
+    check(
+        Body::Attack(Attack {
+            venue: None,
+            subject: Some(subject()),
+            scores: vec![0.5, 0.25],
+            threshold: 0.75,
+            enforced: true,
+        }),
+        r#""kind":"attack","site":"hq","device":"door-1","venue":null,"subject":{"id":"jdoe","name":"Jane Doe"},"scores":[0.5,0.25],"threshold":0.75,"enforced":true"#,
+    );
+}
+
+#[test]
+fn camera_message() {
+    check(
+        Body::Camera(Camera { state: CameraState::Back, reason: None, lost_ms: Some(4200) }),
+        r#""kind":"camera","site":"hq","device":"door-1","state":"back","reason":null,"lost_ms":4200"#,
+    );
+}
+
+#[test]
+fn enrolment_message() {
+    check(
+        Body::Enrolment(Enrolment {
+            action: EnrolmentAction::Enrolled,
+            subject: Some(subject()),
+            references: 3,
+            request_id: Some("r-1".into()),
+        }),
+        r#""kind":"enrolment","site":"hq","device":"door-1","action":"enrolled","subject":{"id":"jdoe","name":"Jane Doe"},"references":3,"request_id":"r-1""#,
+    );
+}
+
+#[test]
+fn correction_message() {
+    check(
+        Body::Correction(Correction { corrects: Uuid::from_u128(7), was: "1970-01-01T00:15:12.345Z".into() }),
+        r#""kind":"correction","site":"hq","device":"door-1","corrects":"00000000-0000-0000-0000-000000000007","was":"1970-01-01T00:15:12.345Z""#,
+    );
+}
+
+#[test]
+fn security_message() {
+    check(
+        Body::Security(Security {
+            reason: SecurityReason::WrongAudience,
+            verb: Some("enrol".into()),
+            count: 2,
+        }),
+        r#""kind":"security","site":"hq","device":"door-1","reason":"wrong_audience","verb":"enrol","count":2"#,
+    );
+}
+
+#[test]
+fn every_kind_has_a_topic_that_ends_with_it() {
+    for kind in Kind::ALL {
+        assert_eq!(topic_part(kind), format!("event/{kind}"));
+        assert_eq!(Kind::parse(kind.as_str()), Some(kind));
+    }
+}
+
+#[test]
+fn what_is_not_fresh_beyond_doubt_is_historical() {
+    let other = clock::BootId::new("another");
+    let now = |after_ms: i64| at(OCCURRED_MS + after_ms, (912_345 + after_ms) as u64);
+    let check = |clock: ClockState, now: clock::Stamp, boot: &clock::BootId, expected: bool| {
+        let event = StoredEvent { clock, ..stored(attendance()) };
+        assert_eq!(is_historical(&event, &now, boot), expected, "{clock:?} {now:?} {boot}");
+    };
+    check(ClockState::Synced, now(30_000), &boot(), false);
+    check(ClockState::Synced, now(30_001), &boot(), true);
+    // Same boot, wall clock set meanwhile: the other clock decides.
+    check(ClockState::Unsynced, at(0, 912_400), &boot(), false);
+    check(ClockState::Unsynced, at(OCCURRED_MS, 1_000_000), &boot(), true);
+    // Another boot: wall time decides, if it can be relied upon.
+    check(ClockState::Synced, now(20_000), &other, false);
+    check(ClockState::Synced, now(30_001), &other, true);
+    check(ClockState::Corrected, now(20_000), &other, false);
+    check(ClockState::Unsynced, now(20_000), &other, true);
+    check(ClockState::Synced, clock::Stamp { trusted: false, ..now(20_000) }, &other, true);
+    check(ClockState::Synced, now(-5_000), &other, true);
+}
+
+#[test]
+fn a_corrupt_body_is_an_error() {
+    let good = attendance().to_stored();
+    for (kind, json) in [
+        ("attendance", "{"),
+        ("attendance", "{}"),
+        ("attendance", "[]"),
+        ("attendance", r#"{"schema":1}"#),
+        ("nonsense", good.as_str()),
+        ("camera", good.as_str()),
+        ("attendance", &good.replace("jdoe", "j/doe")),
+        ("attendance", &good.replace(r#""schema":1"#, r#""schema":2"#)),
+    ] {
+        assert!(Body::from_stored(kind, json).is_err(), "{kind} {json}");
+    }
+}
+
+#[test]
+fn debug_output_of_an_event_has_no_name() {
+    assert!(!format!("{:?}", stored(attendance())).contains("Jane"));
+}
+
+#[test]
+fn ids_carry_the_time_of_the_stamp() {
+    let event = NewEvent::new(at(OCCURRED_MS, 1), attendance());
+    assert_eq!(event.event_id.get_version_num(), 7);
+    let (seconds, nanos) = event.event_id.get_timestamp().unwrap().to_unix();
+    assert_eq!(seconds as i64 * 1000 + i64::from(nanos) / 1_000_000, OCCURRED_MS);
+    assert_eq!(NewEvent::new(at(-5, 1), attendance()).event_id.get_version_num(), 7);
+}

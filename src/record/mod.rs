@@ -1,0 +1,7 @@
+//! Makes durable: what happened, what is still owed to whom, who is enrolled, and what was asked and answered.
+
+pub mod command;
+pub mod event;
+pub mod outbox;
+pub mod seal;
+pub mod store;

@@ -1,0 +1,302 @@
+//! Templates sealed at rest: whoever takes the storage card learns nobody's face.
+//!
+//! XChaCha20-Poly1305 with a random nonce for each template. What a template belongs to (subject, reference, embedder)
+//! is authenticated with it, so that a row moved to another subject no longer opens.
+//!
+//! Invariants: the key never stands in the database; it is made once, is never written over, and a key file that
+//! others may read is refused. A key that does not fit what is stored is an error, never a reason to begin anew.
+//!
+//! Not here: names, which are in clear in the database (whoever may read it may know who passed).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use chacha20poly1305::aead::{Aead as _, Generate as _, KeyInit as _, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::recognise::face::{ModelDigest, SubjectId, Template};
+
+/// The key's name, as a systemd credential and as a file of the state directory.
+pub const KEY_FILE: &str = "rollcall.key";
+
+const KEY_BYTES: usize = 32;
+const NONCE_BYTES: usize = 24;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    #[error(
+        "the key {path} is missing, but the database holds sealed templates: put the key back from its backup, or set \
+         the database aside and enrol again"
+    )]
+    KeyLost { path: PathBuf },
+    #[error(
+        "the key {path} is not the one the templates were sealed with: put the right key back from its backup, or set \
+         the database aside and enrol again"
+    )]
+    WrongKey { path: PathBuf },
+    #[error("there is no key to open templates with")]
+    NoKey,
+    #[error("the key {path} may be read by others (mode {mode:03o}): `chmod 600` it, and consider it known")]
+    KeyExposed { path: PathBuf, mode: u32 },
+    #[error(
+        "the key {path} has {found} bytes; a key is {KEY_BYTES} random bytes (`head -c 32 /dev/urandom`)"
+    )]
+    KeyLength { path: PathBuf, found: usize },
+    #[error("cannot use the key {path}")]
+    KeyFile {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("a sealed template does not open: it was altered, or belongs to another subject or embedder")]
+    DoesNotOpen,
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+/// What a sealed template belongs to.
+#[derive(Clone, Copy, Debug)]
+pub struct Belongs<'a> {
+    pub subject_id: &'a SubjectId,
+    pub reference_id: &'a Uuid,
+    pub embedder: &'a ModelDigest,
+}
+
+impl Belongs<'_> {
+    /// Unambiguous: only the subject's id varies in length, and it ends with a byte that no id contains.
+    fn associated_data(&self) -> Vec<u8> {
+        let mut data = b"rollcall template 1\0".to_vec();
+        data.extend_from_slice(self.subject_id.as_str().as_bytes());
+        data.push(0);
+        data.extend_from_slice(self.reference_id.as_bytes());
+        data.extend_from_slice(&self.embedder.0);
+        data
+    }
+}
+
+/// The key that templates are sealed with. Wiped from memory when dropped.
+pub struct SealKey {
+    key: Zeroizing<[u8; KEY_BYTES]>,
+    path: PathBuf,
+}
+
+impl std::fmt::Debug for SealKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SealKey({})", self.path.display())
+    }
+}
+
+impl SealKey {
+    /// The key of this device: the credential if systemd passed one, else the file in the state directory; `None` if
+    /// there is neither.
+    pub fn load(state_dir: &Path, credentials_dir: Option<&Path>) -> Result<Option<Self>, SealError> {
+        if let Some(path) = credentials_dir.map(|it| it.join(KEY_FILE)) {
+            // systemd grants a service's user by an ACL, whose mask shows as group bits (0440): only the world's count.
+            if let Some(key) = read_key(&path, 0o007)? {
+                return Ok(Some(Self { key, path }));
+            }
+        }
+        let path = state_dir.join(KEY_FILE);
+        Ok(read_key(&path, 0o077)?.map(|key| Self { key, path }))
+    }
+
+    /// Makes the key file. Only when there is none and nothing is sealed yet: the caller sees to the second.
+    pub fn create(state_dir: &Path) -> Result<Self, SealError> {
+        let path = state_dir.join(KEY_FILE);
+        let key = <[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?;
+        let key = Zeroizing::new(key);
+        write_key(state_dir, &path, &key)
+            .map_err(|source| SealError::KeyFile { path: path.clone(), source })?;
+        Ok(Self { key, path })
+    }
+
+    /// Made for each use: setting it up is a copy of the key, and a cipher that is kept would not be wiped.
+    fn cipher(&self) -> XChaCha20Poly1305 {
+        XChaCha20Poly1305::new((&*self.key).into())
+    }
+
+    /// Where the key came from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Nonce and ciphertext.
+    pub fn seal(&self, template: &Template, belongs: Belongs<'_>) -> Result<Vec<u8>, SealError> {
+        let mut plain = Zeroizing::new(Vec::with_capacity(template.dimension() * 4));
+        for x in template.as_slice() {
+            plain.extend_from_slice(&x.to_le_bytes());
+        }
+        self.encrypt(&plain, &belongs.associated_data())
+    }
+
+    pub fn open(&self, sealed: &[u8], belongs: Belongs<'_>) -> Result<Template, SealError> {
+        let plain = self.decrypt(sealed, &belongs.associated_data())?;
+        let (elements, rest) = plain.as_chunks::<4>();
+        let raw = elements.iter().map(|it| f32::from_le_bytes(*it)).collect();
+        match Template::normalised(raw) {
+            Some(template) if rest.is_empty() => Ok(template),
+            _ => Err(SealError::DoesNotOpen),
+        }
+    }
+
+    /// A proof to be stored beside the templates: `recognises` tells whether a key is the one that made it.
+    pub fn proof(&self) -> Result<Vec<u8>, SealError> {
+        self.encrypt(b"the key of this database", PROOF)
+    }
+
+    pub fn recognises(&self, proof: &[u8]) -> bool {
+        self.decrypt(proof, PROOF).is_ok()
+    }
+
+    fn encrypt(&self, plain: &[u8], aad: &[u8]) -> Result<Vec<u8>, SealError> {
+        let nonce = <[u8; NONCE_BYTES]>::try_generate().map_err(|_| SealError::Random)?;
+        let sealed = self
+            .cipher()
+            .encrypt(&XNonce::from(nonce), Payload { msg: plain, aad })
+            .expect("a template is far shorter than the cipher's 256 GB");
+        Ok([nonce.as_slice(), &sealed].concat())
+    }
+
+    fn decrypt(&self, sealed: &[u8], aad: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let (nonce, msg) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or(SealError::DoesNotOpen)?;
+        self.cipher()
+            .decrypt(&XNonce::from(*nonce), Payload { msg, aad })
+            .map(Zeroizing::new)
+            .map_err(|_| SealError::DoesNotOpen)
+    }
+}
+
+const PROOF: &[u8] = b"rollcall key 1";
+
+fn read_key(path: &Path, refused: u32) -> Result<Option<Zeroizing<[u8; KEY_BYTES]>>, SealError> {
+    let fault = |source| SealError::KeyFile { path: path.to_owned(), source };
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fault(error)),
+    };
+    let mode = file.metadata().map_err(fault)?.mode() & 0o777;
+    if mode & refused != 0 {
+        return Err(SealError::KeyExposed { path: path.to_owned(), mode });
+    }
+    // One byte more than a key has tells a longer file; the buffer never grows, so no copy stays behind.
+    let mut bytes = Zeroizing::new([0_u8; KEY_BYTES + 1]);
+    let mut found = 0;
+    loop {
+        match file.read(&mut bytes[found..]).map_err(fault)? {
+            0 => break,
+            count => found += count,
+        }
+    }
+    if found != KEY_BYTES {
+        let found = file.metadata().map_err(fault)?.len() as usize;
+        return Err(SealError::KeyLength { path: path.to_owned(), found });
+    }
+    let mut key = Zeroizing::new([0; KEY_BYTES]);
+    key.copy_from_slice(&bytes[..KEY_BYTES]);
+    Ok(Some(key))
+}
+
+/// Whole or not at all: written beside, made durable, then given its name; an existing key stays.
+fn write_key(dir: &Path, path: &Path, key: &[u8; KEY_BYTES]) -> std::io::Result<()> {
+    let beside = dir.join(format!("{KEY_FILE}.new"));
+    match fs::remove_file(&beside) {
+        // Left by a start that was cut short, and never used for anything.
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    file.write_all(key)?;
+    file.sync_all()?;
+    // `hard_link` fails where the name is taken; `rename` would replace the key.
+    let linked = fs::hard_link(&beside, path);
+    fs::remove_file(&beside)?;
+    linked?;
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn template() -> Template {
+        Template::normalised((0..512).map(|i| (i as f32).sin()).collect()).unwrap()
+    }
+
+    #[test]
+    fn a_template_opens_only_for_what_it_belongs_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = SealKey::create(dir.path()).unwrap();
+        let (jane, john) = (SubjectId::new("jane").unwrap(), SubjectId::new("john").unwrap());
+        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let (a, b) = (ModelDigest([1; 32]), ModelDigest([2; 32]));
+        let belongs = Belongs { subject_id: &jane, reference_id: &one, embedder: &a };
+        let sealed = key.seal(&template(), belongs).unwrap();
+        assert!((key.open(&sealed, belongs).unwrap().compare(&template()) - 1.0).abs() < 1e-6);
+        for other in [
+            Belongs { subject_id: &john, ..belongs },
+            Belongs { reference_id: &two, ..belongs },
+            Belongs { embedder: &b, ..belongs },
+        ] {
+            assert!(matches!(key.open(&sealed, other), Err(SealError::DoesNotOpen)), "{other:?}");
+        }
+        for at in [0, 24, sealed.len() - 1] {
+            let mut altered = sealed.clone();
+            altered[at] ^= 1;
+            assert!(key.open(&altered, belongs).is_err());
+        }
+        for cut in 0..40 {
+            assert!(key.open(&sealed[..cut], belongs).is_err());
+        }
+        assert_ne!(key.seal(&template(), belongs).unwrap(), sealed, "each time another nonce");
+    }
+
+    #[test]
+    fn a_key_file_is_made_once_and_only_for_us() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(SealKey::load(dir.path(), None).unwrap().is_none());
+        fs::write(dir.path().join("rollcall.key.new"), "half a ke").unwrap();
+        let key = SealKey::create(dir.path()).unwrap();
+        let path = dir.path().join(KEY_FILE);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        let before = fs::read(&path).unwrap();
+        assert!(matches!(SealKey::create(dir.path()), Err(SealError::KeyFile { .. })));
+        assert_eq!(fs::read(&path).unwrap(), before, "an existing key stays");
+        let again = SealKey::load(dir.path(), None).unwrap().unwrap();
+        assert!(again.recognises(&key.proof().unwrap()));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_credential_comes_first() {
+        let (state, credentials) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        SealKey::create(state.path()).unwrap();
+        let from = |it: &Path| SealKey::load(state.path(), Some(it)).unwrap().unwrap();
+        assert_eq!(from(credentials.path()).path(), state.path().join(KEY_FILE), "there is none");
+        let path = credentials.path().join(KEY_FILE);
+        fs::write(&path, [7; KEY_BYTES]).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
+        assert_eq!(from(credentials.path()).path(), path);
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_or_of_another_length_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(KEY_FILE);
+        let load = || SealKey::load(dir.path(), None);
+        for (length, mode) in [(32, 0o640), (32, 0o604), (31, 0o600), (33, 0o600), (0, 0o600)] {
+            fs::write(&path, vec![7; length]).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            match load().unwrap_err() {
+                SealError::KeyExposed { mode: found, .. } => assert_eq!(found, mode),
+                SealError::KeyLength { found, .. } => assert_eq!(found, length),
+                other => panic!("{other}"),
+            }
+        }
+    }
+}

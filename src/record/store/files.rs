@@ -1,0 +1,193 @@
+//! The files of the state directory: who may read them, who holds them, what is kept back for a full disk.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::StoreError;
+
+pub(super) const DATABASE: &str = "rollcall.db";
+const LOCK: &str = "lock";
+const RESERVE: &str = "reserve";
+const OTHERS: u32 = 0o077;
+
+pub(super) fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+    let path = path.to_owned();
+    |source| StoreError::Io { path, source: Arc::new(source) }
+}
+
+/// Makes the state directory, for us alone. One that others may read is closed if it is plainly ours (empty, or with
+/// our database), and refused if it is not: somebody may have named their home directory by mistake.
+pub(super) fn prepare_dir(dir: &Path) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))?;
+    let mode = fs::metadata(dir).map_err(io_error(dir))?.mode() & 0o777;
+    if mode & OTHERS == 0 {
+        return Ok(());
+    }
+    let empty = fs::read_dir(dir).map_err(io_error(dir))?.next().is_none();
+    if !empty && !dir.join(DATABASE).exists() {
+        return Err(StoreError::Exposed { path: dir.to_owned(), mode });
+    }
+    fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(io_error(dir))
+}
+
+/// Held for as long as the file is open; the kernel lets go of it however the process ends.
+pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join(LOCK);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = options.open(&path).map_err(io_error(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            file.read_to_string(&mut pid).ok();
+            return Err(StoreError::Locked { path, pid: pid.trim().parse().ok() });
+        }
+        Err(TryLockError::Error(error)) => return Err(io_error(&path)(error)),
+    }
+    // For people only, so on a full disk the lock holds without it.
+    let pid = format!("{}\n", std::process::id());
+    file.set_len(0).and_then(|()| file.write_all(pid.as_bytes())).ok();
+    Ok(file)
+}
+
+/// SQLite gives `-wal` and `-shm` the permissions of the database, so that file must exist before SQLite makes it.
+pub(super) fn create_database(dir: &Path) -> Result<PathBuf, StoreError> {
+    let path = dir.join(DATABASE);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(&path).map_err(io_error(&path))?;
+    file.set_permissions(Permissions::from_mode(0o600)).map_err(io_error(&path))?;
+    Ok(path)
+}
+
+/// Renames a damaged database together with its log. Nothing is deleted: what can be saved from it is for people to
+/// decide.
+pub(super) fn set_aside(dir: &Path, now_ms: i64) -> Result<PathBuf, StoreError> {
+    let stamp = crate::clock::rfc3339(now_ms).replace([':', '-'], "").replace('.', "-");
+    let mut aside = dir.join(format!("{DATABASE}.damaged-{stamp}"));
+    // On a device without a clock each start may have the same time.
+    while aside.exists() {
+        aside.as_mut_os_string().push("-again");
+    }
+    for end in ["-wal", "-shm", ""] {
+        let from = dir.join(format!("{DATABASE}{end}"));
+        let to = PathBuf::from(format!("{}{end}", aside.display()));
+        match fs::rename(&from, &to) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io_error(&from)(error)),
+            _ => {}
+        }
+    }
+    File::open(dir).and_then(|it| it.sync_all()).map_err(io_error(dir))?;
+    Ok(aside)
+}
+
+/// Room kept back, given up when the disk is full so that what happens meanwhile can still be written.
+pub(super) struct Reserve {
+    path: PathBuf,
+    bytes: u64,
+    held: bool,
+}
+
+impl Reserve {
+    pub(super) fn new(dir: &Path, bytes: u64) -> Self {
+        let path = dir.join(RESERVE);
+        let held = bytes > 0 && fs::metadata(&path).is_ok_and(|it| it.blocks() * 512 >= bytes);
+        Self { path, bytes, held }
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.held
+    }
+
+    /// Whether there was something to give up.
+    pub(super) fn release(&mut self) -> bool {
+        let released = self.held && fs::remove_file(&self.path).is_ok();
+        self.held = false;
+        released
+    }
+
+    /// Makes the reserve if the disk has room for four of it: with less the database could not grow beside it.
+    pub(super) fn restore(&mut self) {
+        if self.held || self.bytes == 0 {
+            return;
+        }
+        let dir = self.path.parent().expect("it lies in the state directory");
+        if free_bytes(dir).is_some_and(|free| free >= 4 * self.bytes) {
+            self.held = self.allocate().is_ok();
+            if !self.held {
+                fs::remove_file(&self.path).ok();
+            }
+        }
+    }
+
+    fn allocate(&self) -> std::io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(&self.path)?;
+        if rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.bytes).is_err() {
+            // Not every file system can; writing takes the blocks as well.
+            file.write_all(&vec![0; self.bytes as usize])?;
+        }
+        file.sync_all()
+    }
+}
+
+pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some(stat.f_bavail * stat.f_frsize)
+}
+
+/// The size of the database with its log.
+pub(super) fn database_bytes(dir: &Path) -> u64 {
+    let size = |end: &str| fs::metadata(dir.join(format!("{DATABASE}{end}"))).map_or(0, |it| it.len());
+    size("") + size("-wal")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_somebody_else_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |mode| fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+        open(0o755);
+        prepare_dir(dir.path()).unwrap();
+        assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700, "empty: ours");
+        fs::write(dir.path().join("letters.txt"), "").unwrap();
+        open(0o755);
+        assert!(matches!(prepare_dir(dir.path()), Err(StoreError::Exposed { mode: 0o755, .. })));
+        create_database(dir.path()).unwrap();
+        prepare_dir(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn the_reserve_takes_room_and_gives_it_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut reserve = Reserve::new(dir.path(), 1 << 20);
+        assert!(!reserve.release());
+        reserve.restore();
+        assert!(reserve.is_held());
+        assert!(Reserve::new(dir.path(), 1 << 20).is_held(), "found at the next start");
+        assert!(reserve.release());
+        assert!(!reserve.release(), "only once");
+        assert!(!dir.path().join(RESERVE).exists());
+    }
+
+    #[test]
+    fn what_is_set_aside_is_never_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |text| fs::write(dir.path().join(DATABASE), text).unwrap();
+        write("one");
+        let first = set_aside(dir.path(), 0).unwrap();
+        write("two");
+        let second = set_aside(dir.path(), 0).unwrap();
+        assert_eq!(first.file_name().unwrap(), "rollcall.db.damaged-19700101T000000-000Z");
+        assert_eq!(fs::read(first).unwrap(), b"one");
+        assert_eq!(fs::read(second).unwrap(), b"two");
+    }
+}

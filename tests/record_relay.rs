@@ -1,0 +1,193 @@
+//! The relay between a real store and a sink that follows a script.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rollcall::clock::{Clock as _, SimulatedClock};
+use rollcall::record::event::{Body, Camera, CameraState, NewEvent};
+use rollcall::record::outbox::{Backoff, Delivery, RelaySettings, Sink, relay};
+use rollcall::record::store::{OutboxRow, SinkName, Store, StoreOptions};
+use tokio::sync::{Notify, watch};
+
+/// Pauses too short to notice, or too long to be waited out by any test.
+const SHORT: Backoff = Backoff { least: Duration::from_millis(1), most: Duration::from_millis(1) };
+const FOR_EVER: Backoff = Backoff { least: Duration::from_hours(24), most: Duration::from_hours(24) };
+
+/// What the sink does with the next batch: one delivery for each row, or fewer; after its end all is acknowledged.
+type Script = VecDeque<Vec<Delivery>>;
+
+struct Scripted {
+    script: Script,
+    seen: Arc<Mutex<Vec<Vec<i64>>>>,
+    called: Arc<Notify>,
+    /// Waited for within each delivery, if there.
+    gate: Option<Arc<Notify>>,
+}
+
+impl Sink for Scripted {
+    fn name(&self) -> SinkName {
+        SinkName::MQTT
+    }
+
+    async fn deliver(&mut self, batch: &[OutboxRow]) -> Vec<Delivery> {
+        self.seen.lock().unwrap().push(batch.iter().map(|it| it.id).collect());
+        self.called.notify_one();
+        if let Some(gate) = &self.gate {
+            gate.notified().await;
+        }
+        self.script.pop_front().unwrap_or_else(|| vec![Delivery::Acknowledged; batch.len()])
+    }
+}
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    clock: Arc<SimulatedClock>,
+    store: Store,
+    stop: watch::Sender<bool>,
+    seen: Arc<Mutex<Vec<Vec<i64>>>>,
+    called: Arc<Notify>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(SimulatedClock::at(1_795_420_683_412));
+        let options = StoreOptions::new(vec![SinkName::MQTT], Arc::clone(&clock) as _);
+        let store = Store::open(dir.path(), options).unwrap().store;
+        let (stop, _) = watch::channel(false);
+        Self { _dir: dir, clock, store, stop, seen: Arc::default(), called: Arc::default() }
+    }
+
+    fn append(&self, count: usize) {
+        for _ in 0..count {
+            let body = Body::Camera(Camera { state: CameraState::Lost, reason: None, lost_ms: None });
+            let event = NewEvent::new(self.clock.now(), body);
+            self.store.write(move |tx| tx.append_event(&event)).unwrap();
+        }
+    }
+
+    fn sink(&self, script: Script) -> Scripted {
+        Scripted { script, seen: Arc::clone(&self.seen), called: Arc::clone(&self.called), gate: None }
+    }
+
+    /// Runs the relay until nothing is owed any more, then stops it.
+    async fn run_to_end(&self, script: Script) {
+        let settings = RelaySettings { window: 3, backoff: SHORT };
+        let run = relay(self.store.clone(), self.sink(script), self.stop.subscribe(), settings);
+        let (outcome, ()) = tokio::join!(run, async {
+            self.until_nothing_is_owed().await;
+            self.stop.send(true).unwrap();
+        });
+        outcome.unwrap();
+    }
+
+    async fn until_nothing_is_owed(&self) {
+        while self.owed().await > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn owed(&self) -> u64 {
+        self.store.write_async(|tx| tx.outbox_depth(SinkName::MQTT)).await.unwrap().rows
+    }
+
+    fn seen(&self) -> Vec<Vec<i64>> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+fn retry() -> Delivery {
+    Delivery::Retry("the link is down".into())
+}
+
+#[tokio::test]
+async fn rows_go_out_in_order_and_leave_when_acknowledged() {
+    let bench = Bench::new();
+    bench.append(7);
+    let sink = bench.sink(Script::new());
+    let settings = RelaySettings { window: 3, backoff: FOR_EVER };
+    let run = relay(bench.store.clone(), sink, bench.stop.subscribe(), settings);
+    let (outcome, ()) = tokio::join!(run, async {
+        bench.until_nothing_is_owed().await;
+        // Idle now; woken by a commit.
+        bench.append(1);
+        bench.until_nothing_is_owed().await;
+        bench.stop.send(true).unwrap();
+    });
+    outcome.unwrap();
+    assert_eq!(bench.seen(), [vec![1, 2, 3], vec![4, 5, 6], vec![7], vec![8]]);
+}
+
+#[tokio::test]
+async fn what_failed_is_tried_again_and_poison_is_buried() {
+    let bench = Bench::new();
+    bench.append(4);
+    let script = Script::from([
+        vec![retry(), retry(), retry()],
+        vec![Delivery::Acknowledged, Delivery::Poison("too large".into()), retry()],
+        // No answer at all: nothing is taken for delivered.
+        vec![],
+    ]);
+    bench.run_to_end(script).await;
+    assert_eq!(bench.seen(), [vec![1, 2, 3], vec![1, 2, 3], vec![3, 4], vec![3, 4]]);
+    let buried = bench.store.write(|tx| tx.buried(10)).unwrap();
+    assert_eq!((buried.len(), buried[0].id, buried[0].reason.as_str()), (1, 2, "too large"));
+}
+
+#[tokio::test]
+async fn the_pause_is_ended_by_deliver_now_but_not_by_new_rows() {
+    let bench = Bench::new();
+    bench.append(1);
+    let sink = bench.sink(Script::from([vec![retry()]]));
+    let settings = RelaySettings { window: 3, backoff: FOR_EVER };
+    let run = relay(bench.store.clone(), sink, bench.stop.subscribe(), settings);
+    let (outcome, ()) = tokio::join!(run, async {
+        bench.called.notified().await;
+        bench.append(1);
+        assert_eq!(bench.owed().await, 2);
+        assert_eq!(bench.seen().len(), 1, "a new row is no reason to hurry");
+        bench.store.deliver_now();
+        bench.called.notified().await;
+        bench.until_nothing_is_owed().await;
+        bench.stop.send(true).unwrap();
+    });
+    outcome.unwrap();
+    assert_eq!(bench.seen(), [vec![1], vec![1, 2]]);
+}
+
+#[tokio::test]
+async fn a_delivery_under_way_is_finished_before_stopping() {
+    let bench = Bench::new();
+    bench.append(5);
+    let gate = Arc::new(Notify::new());
+    let sink = Scripted { gate: Some(Arc::clone(&gate)), ..bench.sink(Script::new()) };
+    let settings = RelaySettings { window: 3, backoff: FOR_EVER };
+    let run = relay(bench.store.clone(), sink, bench.stop.subscribe(), settings);
+    let (outcome, ()) = tokio::join!(run, async {
+        bench.called.notified().await;
+        bench.stop.send(true).unwrap();
+        tokio::task::yield_now().await;
+        gate.notify_one();
+    });
+    outcome.unwrap();
+    assert_eq!(bench.seen(), [vec![1, 2, 3]]);
+    assert_eq!(bench.owed().await, 2, "what was delivered is settled, the rest stays owed");
+}
+
+#[tokio::test]
+async fn a_pause_ends_at_once_when_stopped() {
+    let bench = Bench::new();
+    bench.append(1);
+    let sink = bench.sink(Script::from([vec![retry()]]));
+    let settings = RelaySettings { window: 3, backoff: FOR_EVER };
+    let run = relay(bench.store.clone(), sink, bench.stop.subscribe(), settings);
+    let (outcome, ()) = tokio::join!(run, async {
+        bench.called.notified().await;
+        bench.stop.send(true).unwrap();
+    });
+    outcome.unwrap();
+    assert_eq!(bench.owed().await, 1);
+}

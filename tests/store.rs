@@ -1,0 +1,757 @@
+//! The store with real SQLite in real directories: what it promises, and what it does when things go wrong.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rollcall::clock::{Clock as _, SimulatedClock, Stamp};
+use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
+use rollcall::record::command::answer;
+use rollcall::record::event::{
+    Attendance, Body, Camera, CameraState, ClockState, Direction, Enrolment, EnrolmentAction, NewEvent,
+    Status, SubjectRef,
+};
+use rollcall::record::seal::SealError;
+use rollcall::record::store::{
+    AttendanceQuery, NewReference, Opened, SinkName, Store, StoreError, StoreOptions,
+};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+const START_MS: i64 = 1_795_420_683_412; // 2026-11-23T07:58:03.412Z
+const DAY: Duration = Duration::from_hours(24);
+
+struct Bench {
+    dir: TempDir,
+    clock: Arc<SimulatedClock>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), clock: Arc::new(SimulatedClock::at(START_MS)) }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn options(&self) -> StoreOptions {
+        StoreOptions::new(vec![SinkName::MQTT, SinkName::MONGO], Arc::clone(&self.clock) as _)
+    }
+
+    fn try_open(&self) -> Result<Opened, StoreError> {
+        Store::open(self.path(), self.options())
+    }
+
+    fn open(&self) -> Store {
+        self.try_open().unwrap().store
+    }
+
+    fn sqlite(&self) -> Connection {
+        Connection::open(self.path().join("rollcall.db")).unwrap()
+    }
+
+    fn camera(&self) -> NewEvent {
+        NewEvent::new(
+            self.clock.now(),
+            Body::Camera(Camera { state: CameraState::Lost, reason: None, lost_ms: None }),
+        )
+    }
+
+    fn attendance(&self, id: &str, name: &str, direction: Direction) -> NewEvent {
+        NewEvent::new(
+            self.clock.now(),
+            Body::Attendance(Attendance {
+                venue: "room-a".into(),
+                session: None,
+                subject: Some(SubjectRef { id: subject(id), name: Name::new(name).unwrap() }),
+                direction,
+                status: Status::Present,
+                score: 0.713,
+                threshold: 0.42,
+                frames: 4,
+                track_ms: 610,
+                latency_ms: 84,
+            }),
+        )
+    }
+}
+
+fn append(store: &Store, event: &NewEvent) -> i64 {
+    let event = event.clone();
+    store.write(move |tx| tx.append_event(&event)).unwrap()
+}
+
+fn subject(id: &str) -> SubjectId {
+    SubjectId::new(id).unwrap()
+}
+
+fn digest(byte: u8) -> ModelDigest {
+    ModelDigest([byte; 32])
+}
+
+fn template(seed: u16) -> Template {
+    Template::normalised((0..512).map(|i: u16| f32::from(i + seed * 31).sin()).collect()).unwrap()
+}
+
+fn enrol(store: &Store, id: &str, name: &str, templates: &[Template]) {
+    let (id, name) = (subject(id), Name::new(name).unwrap());
+    let references: Vec<NewReference> = templates
+        .iter()
+        .map(|it| NewReference {
+            subject_id: id.clone(),
+            embedder: digest(1),
+            template: it.clone(),
+            quality: 0.9,
+        })
+        .collect();
+    store
+        .write(move |tx| {
+            tx.put_subject(&id, &name)?;
+            tx.add_references(&references)
+        })
+        .unwrap();
+}
+
+fn depth(store: &Store, sink: SinkName) -> (u64, u64) {
+    let depth = store.write(move |tx| tx.outbox_depth(sink)).unwrap();
+    (depth.rows, depth.buried)
+}
+
+/// The files of the state directory that contain any of the needles.
+fn files_with(dir: &Path, needles: &[&[u8]]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        if needles.iter().any(|needle| bytes.windows(needle.len()).any(|it| it == *needle)) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+// Opening
+
+#[test]
+fn files_are_for_us_alone() {
+    let bench = Bench::new();
+    let dir = bench.path().join("state");
+    let opened = Store::open(&dir, bench.options()).unwrap();
+    assert!(opened.key_created && opened.set_aside.is_none());
+    append(&opened.store, &bench.camera());
+    assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&dir).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().mode() & 0o777, 0o600, "{:?}", entry.path());
+        names.push(entry.file_name().into_string().unwrap());
+    }
+    names.sort();
+    let expected = ["lock", "reserve", "rollcall.db", "rollcall.db-shm", "rollcall.db-wal", "rollcall.key"];
+    assert_eq!(names, expected);
+    opened.store.close().unwrap();
+    assert!(!dir.join("rollcall.db-wal").exists(), "a clean stop leaves no log");
+}
+
+#[test]
+fn a_second_daemon_is_refused() {
+    let bench = Bench::new();
+    let first = bench.open();
+    match bench.try_open().err().unwrap() {
+        error @ StoreError::Locked { .. } => {
+            assert!(error.is_fatal());
+            assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        }
+        other => panic!("{other}"),
+    }
+    let clone = first.clone();
+    first.close().unwrap();
+    bench.open();
+    assert!(matches!(clone.write(|_| Ok(())), Err(StoreError::Closed)));
+}
+
+#[test]
+fn a_newer_schema_is_refused_and_left_alone() {
+    let bench = Bench::new();
+    drop(bench.open());
+    bench.sqlite().pragma_update(None, "user_version", 99).unwrap();
+    let before = fs::read(bench.path().join("rollcall.db")).unwrap();
+    let error = bench.try_open().err().unwrap();
+    assert!(matches!(error, StoreError::SchemaTooNew { found: 99, .. }) && error.is_fatal());
+    assert_eq!(fs::read(bench.path().join("rollcall.db")).unwrap(), before);
+}
+
+#[test]
+fn a_damaged_database_is_set_aside_whole() {
+    for (case, damage) in [
+        ("header", (0, 4096)),
+        ("a page of a table", (4096, 4096)),
+        ("everything behind the first page", (4096, usize::MAX)),
+    ] {
+        let bench = Bench::new();
+        let store = bench.open();
+        for _ in 0..200 {
+            append(&store, &bench.camera());
+        }
+        drop(store);
+        let path = bench.path().join("rollcall.db");
+        let mut bytes = fs::read(&path).unwrap();
+        let end = damage.0 + damage.1.min(bytes.len() - damage.0);
+        bytes[damage.0..end].fill(0xa5);
+        fs::write(&path, &bytes).unwrap();
+
+        let opened = bench.try_open().unwrap();
+        let aside = opened.set_aside.unwrap_or_else(|| panic!("{case}"));
+        assert!(aside.file_name().unwrap().to_str().unwrap().starts_with("rollcall.db.damaged-2026"));
+        assert_eq!(fs::read(aside).unwrap(), bytes, "{case}: kept as it was");
+        assert_eq!(append(&opened.store, &bench.camera()), 1, "begun anew");
+    }
+}
+
+#[test]
+fn reading_beside_the_daemon() {
+    let bench = Bench::new();
+    let store = bench.open();
+    enrol(&store, "jdoe", "Jane Doe", &[template(1)]);
+    append(&store, &bench.attendance("jdoe", "Jane Doe", Direction::In));
+    let check = || {
+        let reader = Store::open_read_only(bench.path(), None).unwrap();
+        let subjects = reader.subjects(None, 10).unwrap();
+        assert_eq!((subjects[0].id.as_str(), subjects[0].references), ("jdoe", 1));
+        let query = AttendanceQuery { venue: None, from_ms: 0, to_ms: i64::MAX, after_seq: 0, limit: 10 };
+        assert_eq!(reader.attendance(&query).unwrap().len(), 1);
+        assert_eq!(reader.outbox_depth(SinkName::MQTT).unwrap().rows, 1);
+        let mut seen = 0;
+        assert_eq!(reader.all_references(&digest(1), |_| seen += 1).unwrap().opened, 1);
+        assert_eq!(seen, 1);
+    };
+    check();
+    drop(store);
+    check();
+    let empty = tempfile::tempdir().unwrap();
+    assert!(matches!(Store::open_read_only(empty.path(), None), Err(StoreError::Io { .. })));
+}
+
+// Events and what is owed
+
+#[test]
+fn an_event_and_its_rows_are_one() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let wakes = store.wakes();
+    let event = bench.attendance("jdoe", "Jane Doe", Direction::In);
+    assert_eq!(append(&store, &event), 1);
+    assert!(wakes.has_changed().unwrap());
+    let stored = store.write(|tx| tx.event(1)).unwrap().unwrap();
+    assert_eq!((stored.event_id, stored.occurred_ms), (event.event_id, START_MS));
+    assert_eq!((stored.clock, &stored.body), (ClockState::Synced, &event.body));
+    for sink in [SinkName::MQTT, SinkName::MONGO] {
+        let batch = store.write(move |tx| tx.outbox_batch(sink, 0, 10)).unwrap();
+        assert_eq!(batch.len(), 1);
+        assert_eq!(batch[0].event.as_ref(), Some(&stored));
+    }
+    // One that fails after the event was written leaves neither.
+    let other = bench.camera();
+    let failed = store.write(move |tx| {
+        tx.append_event(&other)?;
+        Err::<(), _>(StoreError::UnknownSubject { id: subject("nobody") })
+    });
+    assert!(matches!(failed, Err(StoreError::UnknownSubject { .. })));
+    assert_eq!(depth(&store, SinkName::MQTT), (1, 0));
+    assert_eq!(append(&store, &bench.camera()), 2, "and no gap");
+}
+
+#[test]
+fn seq_has_no_gaps_whatever_fails_between() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let threads: Vec<_> = (0..4)
+        .map(|thread| {
+            let (store, events) = (store.clone(), (0..60).map(|_| bench.camera()).collect::<Vec<_>>());
+            std::thread::spawn(move || {
+                for (at, event) in events.into_iter().enumerate() {
+                    let fails = (at + thread) % 3 == 0;
+                    let outcome = store.write(move |tx| {
+                        let seq = tx.append_event(&event)?;
+                        // The second time the id is taken: SQLite refuses the row.
+                        if fails { tx.append_event(&event) } else { Ok(seq) }
+                    });
+                    assert_eq!(outcome.is_err(), fails);
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    drop(store);
+    let conn = bench.sqlite();
+    let figures: (i64, i64, i64) = conn
+        .query_row("select count(*), max(seq), (select count(*) from outbox) from event", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
+        .unwrap();
+    assert_eq!(figures, (160, 160, 320));
+}
+
+#[tokio::test]
+async fn tasks_write_without_blocking_the_runtime() {
+    let bench = Bench::new();
+    let store = bench.open();
+    // More than the queue holds, on a runtime of one thread.
+    let mut tasks = tokio::task::JoinSet::new();
+    for event in (0..600).map(|_| bench.camera()) {
+        let store = store.clone();
+        tasks.spawn(async move { store.write_async(move |tx| tx.append_event(&event)).await });
+    }
+    let mut seqs: Vec<i64> = tasks.join_all().await.into_iter().map(Result::unwrap).collect();
+    seqs.sort_unstable();
+    assert_eq!(seqs, (1..=600).collect::<Vec<_>>());
+    // `write` works in a runtime as well, though it has no business there.
+    assert_eq!(append(&store, &bench.camera()), 601);
+}
+
+#[test]
+fn a_sink_that_comes_later_is_owed_what_was_before() {
+    let bench = Bench::new();
+    let open = |sinks: &[SinkName]| {
+        let options = StoreOptions { sinks: sinks.to_vec(), ..bench.options() };
+        Store::open(bench.path(), options).unwrap().store
+    };
+    let one_more = |store: &Store| append(store, &bench.camera());
+    one_more(&open(&[SinkName::MQTT]));
+    let both = open(&[SinkName::MQTT, SinkName::MONGO]);
+    assert_eq!(depth(&both, SinkName::MONGO).0, 1);
+    one_more(&both);
+    // Delivered, then without it for a while.
+    let delivered = both.write(|tx| {
+        let batch = tx.outbox_batch(SinkName::MONGO, 0, 10)?;
+        tx.acknowledge(&batch.iter().map(|it| it.id).collect::<Vec<_>>())
+    });
+    delivered.unwrap();
+    drop(both);
+    one_more(&open(&[SinkName::MQTT]));
+    let both = open(&[SinkName::MQTT, SinkName::MONGO]);
+    let owed = both.write(|tx| tx.outbox_batch(SinkName::MONGO, 0, 10)).unwrap();
+    assert_eq!(owed.iter().map(|it| it.event.as_ref().unwrap().seq).collect::<Vec<_>>(), [3]);
+    assert_eq!(depth(&both, SinkName::MQTT).0, 3);
+}
+
+#[test]
+fn an_event_that_cannot_be_read_is_buried_and_blocks_nobody() {
+    let bench = Bench::new();
+    let store = bench.open();
+    for _ in 0..3 {
+        append(&store, &bench.camera());
+    }
+    drop(store);
+    bench.sqlite().execute("update event set body = '{\"schema\":1}' where seq = 2", []).unwrap();
+    let store = bench.open();
+    assert!(matches!(store.write(|tx| tx.event(2)), Err(StoreError::Unreadable { seq: 2, .. })));
+    let batch = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 10)).unwrap();
+    assert_eq!(batch.iter().map(|it| it.event.as_ref().unwrap().seq).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(depth(&store, SinkName::MQTT), (2, 1));
+    let buried = store.write(|tx| tx.buried(10)).unwrap();
+    assert!(buried[0].event_seq == Some(2) && buried[0].reason.starts_with("unreadable"));
+}
+
+#[test]
+fn attendance_is_found_by_venue_and_time_in_pages() {
+    let bench = Bench::new();
+    let store = bench.open();
+    for at in 0..5 {
+        let direction = if at % 2 == 0 { Direction::In } else { Direction::Out };
+        append(&store, &bench.attendance("jdoe", "Jane Doe", direction));
+        append(&store, &bench.camera());
+        bench.clock.advance(Duration::from_mins(1));
+    }
+    let ask = |venue: &str, from_min: i64, to_min: i64, after_seq: i64, limit: u32| {
+        let query = AttendanceQuery {
+            venue: Some(venue.into()),
+            from_ms: START_MS + from_min * 60_000,
+            to_ms: START_MS + to_min * 60_000,
+            after_seq,
+            limit,
+        };
+        let found = store.write(move |tx| tx.attendance(&query)).unwrap();
+        found.into_iter().map(|it| it.seq).collect::<Vec<_>>()
+    };
+    assert_eq!(ask("room-a", 0, 9, 0, 9), [1, 3, 5, 7, 9]);
+    assert_eq!(ask("room-a", 1, 3, 0, 9), [3, 5]);
+    assert_eq!(ask("room-a", 0, 9, 3, 2), [5, 7]);
+    assert_eq!(ask("room-b", 0, 9, 0, 9), [0_i64; 0]);
+    let last = |direction| {
+        let find = store.write(move |tx| tx.last_attendance("room-a", &subject("jdoe"), direction));
+        find.unwrap().map(|it| it.seq)
+    };
+    assert_eq!(
+        [last(None), last(Some(Direction::In)), last(Some(Direction::Out))],
+        [Some(9), Some(9), Some(7)]
+    );
+}
+
+#[test]
+fn the_time_of_events_is_corrected_once_it_is_known() {
+    let bench = Bench::new();
+    let store = bench.open();
+    bench.clock.set_wall(5_000, false); // 1970, as a Pi boots
+    let event = bench.attendance("jdoe", "Jane Doe", Direction::In);
+    append(&store, &event);
+    let untrusted = bench.clock.now();
+    assert_eq!(store.write(move |tx| tx.correct_times(&untrusted)).unwrap(), 0);
+
+    bench.clock.advance(Duration::from_secs(10));
+    bench.clock.set_wall(START_MS, true);
+    let now = bench.clock.now();
+    assert_eq!(store.write(move |tx| tx.correct_times(&now)).unwrap(), 1);
+    assert_eq!(store.write(move |tx| tx.correct_times(&now)).unwrap(), 0);
+    let [first, second] = [1, 2].map(|seq| store.write(move |tx| tx.event(seq)).unwrap().unwrap());
+    assert_eq!((first.occurred_ms, first.clock), (START_MS - 10_000, ClockState::Corrected));
+    assert_eq!((second.occurred_ms, second.boottime_ms), (first.occurred_ms, first.boottime_ms));
+    let Body::Correction(correction) = second.body else { panic!("{second:?}") };
+    assert_eq!(correction.corrects, event.event_id);
+    assert_eq!(correction.was, "1970-01-01T00:00:05.000Z");
+}
+
+#[test]
+fn retention_deletes_what_is_old_and_owes_nothing() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let at = |trusted: bool, wall_ms: i64| {
+        let occurred = Stamp { wall_ms, boottime_ms: 1, trusted };
+        append(&store, &NewEvent { occurred, ..bench.camera() });
+    };
+    at(true, START_MS); // 1: delivered
+    at(true, START_MS); // 2: still owed
+    at(true, START_MS); // 3: buried
+    at(false, 5_000); // 4: delivered, time unknown, but 5 is later and old
+    at(true, START_MS); // 5: delivered
+    at(false, 5_000); // 6: delivered, time unknown: may be of today
+    let settle = store.write(|tx| {
+        for sink in [SinkName::MQTT, SinkName::MONGO] {
+            let rows = tx.outbox_batch(sink, 0, 10)?;
+            let delivered: Vec<i64> = [0, 3, 4, 5].iter().map(|at| rows[*at].id).collect();
+            tx.acknowledge(&delivered)?;
+            tx.bury(rows[2].id, "too large")?;
+        }
+        Ok(())
+    });
+    settle.unwrap();
+    assert_eq!(store.write(|tx| tx.retention(30)).unwrap(), 0, "nothing is old");
+    bench.clock.advance(31 * DAY);
+    bench.clock.set_wall(bench.clock.now().wall_ms, false);
+    assert_eq!(store.write(|tx| tx.retention(30)).unwrap(), 0, "who knows what day it is");
+    bench.clock.set_wall(bench.clock.now().wall_ms, true);
+    assert_eq!(store.write(|tx| tx.retention(30)).unwrap(), 3);
+    let left: Vec<i64> = (1..=6)
+        .filter(|seq| {
+            let seq = *seq;
+            store.write(move |tx| tx.event(seq)).unwrap().is_some()
+        })
+        .collect();
+    assert_eq!(left, [2, 3, 6]);
+    assert_eq!(append(&store, &bench.camera()), 7, "the count goes on");
+}
+
+// Answers
+
+#[test]
+fn a_request_is_answered_once() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let put = |request: &'static str, reply: &'static str| {
+        store.write(move |tx| tx.put_answer(request, "sync", "reply/r-1", reply)).unwrap()
+    };
+    assert!(put("r-1", r#"{"ok":true}"#));
+    assert!(!put("r-1", r#"{"ok":false}"#));
+    let answer = store.write(|tx| tx.answer_of("r-1")).unwrap().unwrap();
+    assert_eq!((answer.topic.as_str(), answer.reply.as_str()), ("reply/r-1", r#"{"ok":true}"#));
+    let batch = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 10)).unwrap();
+    assert_eq!(batch.len(), 1);
+    assert_eq!(batch[0].reply, Some(("reply/r-1".into(), br#"{"ok":true}"#.to_vec())));
+    assert_eq!(depth(&store, SinkName::MONGO), (0, 0), "replies are for MQTT");
+    // Forgotten after a week.
+    bench.clock.advance(8 * DAY);
+    assert!(put("r-2", "{}"));
+    assert!(store.write(|tx| tx.answer_of("r-1")).unwrap().is_none());
+}
+
+#[test]
+fn answers_are_kept_within_bounds() {
+    let bench = Bench::new();
+    let store = bench.open();
+    // 200 answers of 400 kB are 80 MB; at most 32 MiB stay (and up to a hundred more until the next look).
+    let reply = format!("\"{}\"", "x".repeat(400_000));
+    for part in 0..4 {
+        let reply = reply.clone();
+        let put = store.write(move |tx| {
+            for at in 0..50 {
+                tx.put_answer(&format!("r-{part}-{at}"), "subjects", "reply/r", &reply)?;
+            }
+            let rows = tx.outbox_batch(SinkName::MQTT, 0, 100)?;
+            tx.acknowledge(&rows.iter().map(|it| it.id).collect::<Vec<_>>())
+        });
+        put.unwrap();
+    }
+    let kept: i64 = bench.sqlite().query_row("select count(*) from command", [], |it| it.get(0)).unwrap();
+    assert_eq!(kept, (32 << 20) / 400_002);
+}
+
+// A full disk
+
+#[test]
+fn a_full_disk_is_bridged_by_the_reserve_and_then_told() {
+    let bench = Bench::new();
+    let options = StoreOptions { page_limit: Some(300), ..bench.options() };
+    let store = Store::open(bench.path(), options).unwrap().store;
+    assert!(store.vitals().reserve_held);
+    let mut written = Vec::new();
+    let mut with_reserve = 0;
+    let error = loop {
+        let event = bench.attendance("jdoe", "Jane Doe", Direction::In);
+        let id = event.event_id;
+        match store.write(move |tx| tx.append_event(&event)) {
+            Ok(seq) => written.push((seq, id)),
+            Err(error) => break error,
+        }
+        if store.vitals().reserve_held {
+            with_reserve = written.len();
+        }
+    };
+    assert!(matches!(error, StoreError::Full) && !error.is_fatal(), "{error}");
+    assert!(!store.vitals().reserve_held && !bench.path().join("reserve").exists());
+    let in_reserve = written.len() - with_reserve;
+    assert!(in_reserve > 1_000, "{in_reserve} events fit into the reserve");
+
+    // Delivered rows make room again, and nothing is lost.
+    let rows = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, usize::MAX >> 1)).unwrap();
+    assert_eq!(rows.len(), written.len());
+    let ids: Vec<i64> = rows.iter().map(|it| it.id).collect();
+    store.write(move |tx| tx.acknowledge(&ids)).unwrap();
+    assert_eq!(append(&store, &bench.camera()), written.len() as i64 + 1);
+    for ((seq, id), row) in written.iter().zip(&rows) {
+        let event = row.event.as_ref().unwrap();
+        assert_eq!((event.seq, event.event_id), (*seq, *id));
+    }
+    drop(store);
+    assert!(bench.open().vitals().reserve_held, "made anew at the next start");
+}
+
+#[test]
+fn a_large_write_that_does_not_fit_takes_no_small_one_with_it() {
+    let bench = Bench::new();
+    let options = StoreOptions { page_limit: Some(60), reserve_bytes: 0, ..bench.options() };
+    let store = Store::open(bench.path(), options).unwrap().store;
+    let threads: Vec<_> = (0..8)
+        .map(|at| {
+            let (store, event) = (store.clone(), bench.camera());
+            std::thread::spawn(move || {
+                store.write(move |tx| {
+                    let seq = tx.append_event(&event)?;
+                    if at == 0 {
+                        tx.put_meta("large", &vec![0; 1 << 20])?;
+                    }
+                    Ok(seq)
+                })
+            })
+        })
+        .collect();
+    let outcomes: Vec<_> = threads.into_iter().map(|it| it.join().unwrap()).collect();
+    assert!(matches!(outcomes[0], Err(StoreError::Full)));
+    let mut seqs: Vec<i64> = outcomes[1..].iter().map(|it| *it.as_ref().unwrap()).collect();
+    seqs.sort_unstable();
+    assert_eq!(seqs, [1, 2, 3, 4, 5, 6, 7]);
+}
+
+// Templates
+
+#[test]
+fn no_file_has_a_template_in_clear() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let templates: Vec<Template> = (0..20).map(template).collect();
+    enrol(&store, "jdoe", "Jane Doe", &templates);
+    let bytes: Vec<u8> =
+        templates.iter().flat_map(|it| it.as_slice().iter().flat_map(|x| x.to_le_bytes())).collect();
+    let windows: Vec<&[u8]> = bytes.chunks(16).step_by(37).collect();
+    let check = || assert_eq!(files_with(bench.path(), &windows), Vec::<PathBuf>::new());
+    check();
+    let counted = store
+        .write(|tx| {
+            let mut seen = Vec::new();
+            let count = tx.all_references(&digest(1), |it| seen.push(it.template))?;
+            Ok((seen, count))
+        })
+        .unwrap();
+    assert_eq!(counted.1.opened, 20);
+    assert!(counted.0.iter().zip(&templates).all(|(a, b)| a.compare(b) > 0.999_999));
+    drop(store);
+    check();
+}
+
+#[test]
+fn references_of_other_embedders_are_counted_and_left_alone() {
+    let bench = Bench::new();
+    let store = bench.open();
+    enrol(&store, "jdoe", "Jane Doe", &[template(1), template(2)]);
+    let count = store.write(|tx| tx.all_references(&digest(2), |_| panic!("not ours"))).unwrap();
+    assert_eq!((count.opened, count.of_other_embedders), (0, 2));
+    let replaced = store.write(|tx| {
+        let new = NewReference {
+            subject_id: subject("jdoe"),
+            embedder: digest(2),
+            template: template(3),
+            quality: 0.5,
+        };
+        tx.replace_references(&subject("jdoe"), &[new])
+    });
+    assert_eq!(replaced.unwrap().len(), 1);
+    let found = store.write(|tx| tx.subject(&subject("jdoe"))).unwrap().unwrap();
+    assert_eq!((found.references, found.embedder), (1, Some(digest(2))));
+}
+
+#[test]
+fn rows_that_were_swapped_do_not_open() {
+    let bench = Bench::new();
+    let store = bench.open();
+    enrol(&store, "jane", "Jane Doe", &[template(1)]);
+    enrol(&store, "john", "John Roe", &[template(2), template(3)]);
+    drop(store);
+    let conn = bench.sqlite();
+    let sealed = |row: i64| -> Vec<u8> {
+        conn.query_row("select sealed from reference where row = ?1", [row], |it| it.get(0)).unwrap()
+    };
+    for (row, blob) in [(1, sealed(2)), (2, sealed(1))] {
+        let update = "update reference set sealed = ?2 where row = ?1";
+        conn.execute(update, rusqlite::params![row, blob]).unwrap();
+    }
+    conn.close().unwrap();
+    let store = bench.open();
+    let count = store.write(|tx| tx.all_references(&digest(1), |_| ())).unwrap();
+    assert_eq!((count.opened, count.unreadable.len()), (1, 2));
+}
+
+#[test]
+fn a_lost_or_wrong_key_is_told_and_never_replaced() {
+    let bench = Bench::new();
+    let key = bench.path().join("rollcall.key");
+    let store = bench.open();
+    enrol(&store, "jdoe", "Jane Doe", &[template(1)]);
+    drop(store);
+    let right = fs::read(&key).unwrap();
+    let seal_error = || match bench.try_open().err().unwrap() {
+        error @ StoreError::Sealed { .. } => {
+            assert!(error.is_fatal());
+            let StoreError::Sealed { source } = error else { unreachable!() };
+            source
+        }
+        other => panic!("{other}"),
+    };
+    fs::remove_file(&key).unwrap();
+    assert!(matches!(*seal_error(), SealError::KeyLost { .. }));
+    assert!(!key.exists(), "none is made");
+
+    std::os::unix::fs::symlink("/dev/null", bench.path().join("unrelated")).unwrap();
+    fs::write(&key, [7; 32]).unwrap();
+    fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let error = seal_error();
+    assert!(matches!(*error, SealError::WrongKey { .. }) && error.to_string().contains("rollcall.key"));
+    assert_eq!(fs::read(&key).unwrap(), [7; 32]);
+
+    fs::write(&key, right).unwrap();
+    let opened = bench.try_open().unwrap();
+    assert!(!opened.key_created);
+    // With nothing sealed any more, another key is as good.
+    opened.store.write(|tx| tx.delete_subject(&subject("jdoe"))).unwrap();
+    drop(opened);
+    fs::write(&key, [7; 32]).unwrap();
+    bench.open();
+}
+
+// Erasure
+
+#[test]
+fn an_erased_person_is_in_no_file() {
+    let bench = Bench::new();
+    let store = bench.open();
+    enrol(&store, "j.miller", "Jane Doe", &[template(1)]);
+    enrol(&store, "other", "Somebody Else", &[template(2)]);
+    for at in 0..400 {
+        let name = if at < 200 { "Jane Doe" } else { "Jane Miller-Doe" };
+        append(&store, &bench.attendance("j.miller", name, Direction::In));
+        append(&store, &bench.attendance("other", "Somebody Else", Direction::Out));
+    }
+    let history = store.write(move |tx| {
+        tx.rename_subject(&subject("j.miller"), &Name::new("Jane Miller-Doe").unwrap())?;
+        let body =
+            answer::Renamed { subject_id: subject("j.miller"), name: Name::new("Jane Miller-Doe").unwrap() };
+        tx.put_answer("r-1", "rename", "reply/r-1", &answer::accepted("r-1", "rename", &body))?;
+        let body = answer::Recognised { faces: vec![], names: vec![Name::new("Jane Doe").unwrap()] };
+        tx.put_answer("r-2", "recognise", "reply/r-2", &answer::accepted("r-2", "recognise", &body))?;
+        let body = answer::Recognised { faces: vec![], names: vec![Name::new("Somebody Else").unwrap()] };
+        tx.put_answer("r-3", "recognise", "reply/r-3", &answer::accepted("r-3", "recognise", &body))?;
+        let first = tx.outbox_batch(SinkName::MQTT, 0, 1)?[0].id;
+        tx.bury(first, "refused: Jane Doe")
+    });
+    history.unwrap();
+    let needles: [&[u8]; 3] = [b"Jane", b"Miller", b"j.miller"];
+    assert!(!files_with(bench.path(), &needles).is_empty());
+
+    let erased = store
+        .write(|tx| {
+            let erased = tx.erase_subject(&subject("j.miller"))?;
+            let receipt = Body::Enrolment(Enrolment {
+                action: EnrolmentAction::Erased,
+                subject: None,
+                references: erased.references,
+                request_id: Some("r-4".into()),
+            });
+            let occurred = Stamp { wall_ms: START_MS, boottime_ms: 1, trusted: true };
+            tx.append_event(&NewEvent::new(occurred, receipt))?;
+            Ok(erased)
+        })
+        .unwrap();
+    assert_eq!((erased.enrolled, erased.references, erased.events), (true, 1, 400));
+    assert_eq!(erased.replies, 4, "two answers, and the same on their way");
+    assert_eq!(files_with(bench.path(), &needles), Vec::<PathBuf>::new(), "while the daemon runs");
+
+    let rows = store.write(|tx| tx.outbox_batch(SinkName::MONGO, 0, 2_000)).unwrap();
+    assert_eq!(rows.len(), 801, "what happened stays, and stays owed");
+    assert!(rows[0].event.as_ref().unwrap().body.subject().is_none());
+    assert!(rows[1].event.as_ref().unwrap().body.subject().is_some());
+    let answer = store.write(|tx| tx.answer_of("r-1")).unwrap().unwrap();
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&answer.reply).unwrap(),
+        serde_json::json!({"schema": 1, "request_id": "r-1", "verb": "rename", "ok": true, "erased": true})
+    );
+    assert!(store.write(|tx| tx.answer_of("r-3")).unwrap().unwrap().reply.contains("Somebody"));
+    let again = store.write(|tx| tx.erase_subject(&subject("j.miller"))).unwrap();
+    assert_eq!((again.enrolled, again.events, again.replies), (false, 0, 0));
+    drop(store);
+    assert_eq!(files_with(bench.path(), &needles), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn subjects_are_listed_in_pages() {
+    let bench = Bench::new();
+    let store = bench.open();
+    for id in ["b", "a", "c"] {
+        enrol(&store, id, "Jane Doe", &[template(1)]);
+    }
+    let ids = |after: Option<&str>, limit| {
+        let after = after.map(subject);
+        let page = store.write(move |tx| tx.subjects(after.as_ref(), limit)).unwrap();
+        page.into_iter().map(|it| it.id.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(None, 2), ["a", "b"]);
+    assert_eq!(ids(Some("b"), 2), ["c"]);
+    let unknown = store.write(|tx| tx.rename_subject(&subject("x"), &Name::new("X").unwrap()));
+    assert!(matches!(unknown, Err(StoreError::UnknownSubject { .. })));
+    assert_eq!(store.write(|tx| tx.delete_subject(&subject("b"))).unwrap(), 1);
+    assert_eq!(ids(None, 9), ["a", "c"]);
+}
