@@ -15,3 +15,4 @@
 pub mod clock;
 pub mod recognise;
 pub mod vision;
+pub mod mqtt;
