@@ -226,7 +226,7 @@ impl Driver {
                     recovery.backoff.worked();
                     None
                 }
-                Some(Landmark::Offline) => disconnect(run),
+                Some(Landmark::Offline | Landmark::StillOnline) => disconnect(run),
                 None => None,
             },
             Event::Outgoing(Outgoing::Publish(pkid)) if pkid != 0 => {
@@ -337,8 +337,11 @@ impl Driver {
         }
         run.leaving = Some(Leaving::Redeliver);
         self.shared.close();
-        // A clean DISCONNECT, so no last will: to everyone else the device has never been away.
-        disconnect(run)
+        // A clean DISCONNECT, so no last will: to everyone else the device has never been away. But first the broker
+        // must have read our acknowledgements, and only an answer shows that: what is still unread when a socket is
+        // closed over incoming data can be lost (TCP answers with a reset).
+        let asked = self.shared.publish_landmark(&self.settings.status_topic, ONLINE, Landmark::StillOnline);
+        if asked { None } else { disconnect(run) }
     }
 
     /// Acknowledgements that were read together with what ended the connection are acknowledgements all the same.

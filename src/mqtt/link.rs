@@ -123,7 +123,7 @@ impl LinkSettings {
         if self.client_id.is_empty() {
             return refuse("client_id", "it is empty, and the broker keeps our session by it");
         }
-        if self.keep_alive < Duration::from_secs(1) || self.keep_alive > Duration::from_secs(3600) {
+        if self.keep_alive < Duration::from_secs(1) || self.keep_alive > Duration::from_hours(1) {
             return refuse("keep_alive", "it must be 1 s to 1 h");
         }
         if self.window == 0 || self.window > 1000 {
@@ -183,7 +183,7 @@ pub enum NotAcknowledged {
     #[error("it has {bytes} bytes as a packet; at most {bytes_max} are sent")]
     TooLarge { bytes: usize, bytes_max: usize },
     /// Poison: no broker would take it.
-    #[error("its topic is empty or has a wildcard")]
+    #[error("its topic is empty, too long or has a wildcard")]
     BadTopic,
 }
 
@@ -197,6 +197,7 @@ impl NotAcknowledged {
 /// What the link tells the app. Edges, not levels: for the level there is `Link::online`.
 #[derive(Debug)]
 pub enum LinkEvent {
+    /// Also after a reconnect of our own to have messages sent again, without a `Lost` before it.
     Connected {
         /// Whether the broker still had our session, and with it the commands sent meanwhile.
         session_present: bool,

@@ -118,12 +118,13 @@ async fn open(
 }
 
 async fn read_past(stream: &mut Box<dyn Stream>, limit: usize, found: &mut Vec<Oversized>) -> Result<(), SiftError> {
-    while found.len() < FOUND_MAX {
+    // To the end of what comes: closing a socket over unread data can lose the acknowledgements we sent (TCP reset).
+    loop {
         let Ok(header) = timeout(SILENCE, header(stream)).await else {
             return Ok(());
         };
         let header = header?;
-        if header.kind == PUBLISH && header.remaining > limit {
+        if header.kind == PUBLISH && header.remaining > limit && found.len() < FOUND_MAX {
             let (oversized, pkid) = skim(stream, &header).await?;
             if let Some(pkid) = pkid {
                 send(stream, &Packet::PubAck(PubAck::new(pkid))).await?;
@@ -133,7 +134,6 @@ async fn read_past(stream: &mut Box<dyn Stream>, limit: usize, found: &mut Vec<O
             discard(stream, header.remaining).await?;
         }
     }
-    Ok(())
 }
 
 /// Reads topic, packet id and beginning of a PUBLISH, and past the rest.
@@ -192,7 +192,7 @@ async fn header(stream: &mut Box<dyn Stream>) -> io::Result<Header> {
 }
 
 async fn send(stream: &mut Box<dyn Stream>, packet: &Packet) -> Result<(), SiftError> {
-    // The type (`BytesMut`) is inferred: its crate is rumqttc's, not ours.
+    #[expect(clippy::default_trait_access, reason = "`BytesMut` cannot be named: its crate is rumqttc's, not ours")]
     let mut bytes = Default::default();
     packet.write(&mut bytes, usize::MAX).map_err(|_| SiftError::Malformed)?;
     within(stream.write_all(&bytes)).await?;

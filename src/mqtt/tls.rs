@@ -168,17 +168,16 @@ fn read_client(client: &ClientCertificate, provider: &CryptoProvider) -> Result<
 mod tests {
     use super::*;
 
-    fn path(name: &str) -> Option<PathBuf> {
-        Some(PathBuf::from(name))
-    }
-
     #[test]
     fn an_option_that_would_be_ignored_is_refused() {
         assert!(matches!(settings_from(false, None, None, None), Ok(None)));
-        assert!(matches!(settings_from(false, path("ca"), None, None), Err(TlsError::WouldNotBeUsed { option: "ca" })));
-        assert!(matches!(settings_from(false, None, None, path("k")), Err(TlsError::WouldNotBeUsed { .. })));
-        assert!(matches!(settings_from(true, None, path("c"), None), Err(TlsError::Half { .. })));
-        assert!(matches!(settings_from(true, None, None, path("k")), Err(TlsError::Half { .. })));
+        assert!(matches!(
+            settings_from(false, Some("ca".into()), None, None),
+            Err(TlsError::WouldNotBeUsed { option: "ca" })
+        ));
+        assert!(matches!(settings_from(false, None, None, Some("k".into())), Err(TlsError::WouldNotBeUsed { .. })));
+        assert!(matches!(settings_from(true, None, Some("c".into()), None), Err(TlsError::Half { .. })));
+        assert!(matches!(settings_from(true, None, None, Some("k".into())), Err(TlsError::Half { .. })));
         assert!(matches!(settings_from(true, None, None, None), Ok(Some(_))));
     }
 
