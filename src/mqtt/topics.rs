@@ -1,0 +1,168 @@
+//! The names of the topics (docs/wire.md, section 1): the only place that puts one together or takes one apart.
+//!
+//! Invariant: every part that is put into a topic has passed `check_id`, so no name, wildcard or slash can get in.
+
+use crate::recognise::face::{IdError, check_id};
+
+/// What a device publishes when its link is up, and what the broker publishes for it when it is gone.
+pub const ONLINE: &str = "online";
+pub const OFFLINE: &str = "offline";
+
+/// Stands for every device of a site in a command topic, and so is no device's name.
+const ALL: &str = "all";
+
+/// The topics of one device of one site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topics {
+    site: Box<str>,
+    device: Box<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TopicError {
+    #[error("the {part} cannot stand in a topic")]
+    Part {
+        part: &'static str,
+        #[source]
+        source: IdError,
+    },
+    #[error("a device may not be called \"all\": commands to it would go to every device of the site")]
+    Reserved,
+}
+
+/// Who a command was sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addressee {
+    Device,
+    Site,
+}
+
+/// A command topic, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommandTopic<'a> {
+    pub addressee: Addressee,
+    pub verb: &'a str,
+}
+
+impl Topics {
+    pub fn new(site: &str, device: &str) -> Result<Self, TopicError> {
+        part("site", site)?;
+        part("device", device)?;
+        if device == ALL {
+            return Err(TopicError::Reserved);
+        }
+        Ok(Self { site: site.into(), device: device.into() })
+    }
+
+    pub fn base(&self) -> String {
+        format!("rollcall/{}/{}", self.site, self.device)
+    }
+
+    /// Retained, and the last will.
+    pub fn status(&self) -> String {
+        format!("{}/status", self.base())
+    }
+
+    /// Retained.
+    pub fn health(&self) -> String {
+        format!("{}/health", self.base())
+    }
+
+    /// Never retained.
+    pub fn event(&self, kind: &str) -> Result<String, TopicError> {
+        part("kind of event", kind)?;
+        Ok(format!("{}/event/{kind}", self.base()))
+    }
+
+    /// Retained.
+    pub fn watermark(&self) -> String {
+        format!("{}/watermark", self.base())
+    }
+
+    /// Never retained.
+    pub fn reply(&self, request_id: &str) -> Result<String, TopicError> {
+        part("request_id", request_id)?;
+        Ok(format!("{}/reply/{request_id}", self.base()))
+    }
+
+    /// Home Assistant's device-based discovery. Retained.
+    pub fn discovery(&self, prefix: &str) -> Result<String, TopicError> {
+        prefix.split('/').try_for_each(|level| part("discovery prefix", level))?;
+        Ok(format!("{prefix}/device/{}/config", self.device))
+    }
+
+    /// What the device subscribes to: commands to itself and to every device of its site.
+    pub fn command_subscriptions(&self) -> Vec<String> {
+        vec![format!("{}/command/+", self.base()), format!("rollcall/{}/{ALL}/command/+", self.site)]
+    }
+
+    /// Takes an inbound topic apart; `None` when it is no command to this device.
+    pub fn command<'a>(&self, topic: &'a str) -> Option<CommandTopic<'a>> {
+        let rest = topic.strip_prefix("rollcall/")?.strip_prefix(&*self.site)?.strip_prefix('/')?;
+        let (addressee, rest) = rest.split_once("/command/")?;
+        let addressee = match addressee {
+            ALL => Addressee::Site,
+            device if device == &*self.device => Addressee::Device,
+            _ => return None,
+        };
+        check_id(rest).ok()?;
+        Some(CommandTopic { addressee, verb: rest })
+    }
+}
+
+fn part(part: &'static str, id: &str) -> Result<(), TopicError> {
+    check_id(id).map_err(|source| TopicError::Part { part, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topics() -> Topics {
+        Topics::new("hq", "door-1").unwrap()
+    }
+
+    #[test]
+    fn the_topics_are_those_of_the_contract() {
+        let topics = topics();
+        assert_eq!(topics.base(), "rollcall/hq/door-1");
+        assert_eq!(topics.status(), "rollcall/hq/door-1/status");
+        assert_eq!(topics.health(), "rollcall/hq/door-1/health");
+        assert_eq!(topics.event("attendance").unwrap(), "rollcall/hq/door-1/event/attendance");
+        assert_eq!(topics.watermark(), "rollcall/hq/door-1/watermark");
+        assert_eq!(topics.reply("r-1").unwrap(), "rollcall/hq/door-1/reply/r-1");
+        assert_eq!(topics.discovery("homeassistant").unwrap(), "homeassistant/device/door-1/config");
+        assert_eq!(topics.command_subscriptions(), ["rollcall/hq/door-1/command/+", "rollcall/hq/all/command/+"]);
+    }
+
+    #[test]
+    fn nothing_that_would_change_the_topic_gets_into_one() {
+        for bad in ["", "a/b", "+", "#", "Jane Doe", "ä"] {
+            assert!(Topics::new(bad, "door-1").is_err(), "{bad:?}");
+            assert!(Topics::new("hq", bad).is_err(), "{bad:?}");
+            assert!(topics().event(bad).is_err(), "{bad:?}");
+            assert!(topics().reply(bad).is_err(), "{bad:?}");
+        }
+        assert!(topics().discovery("a/b").is_ok());
+        assert!(topics().discovery("a/#").is_err());
+        assert_eq!(Topics::new("hq", "all"), Err(TopicError::Reserved));
+    }
+
+    #[test]
+    fn a_command_is_taken_apart() {
+        let of = |addressee, verb| Some(CommandTopic { addressee, verb });
+        for (topic, expected) in [
+            ("rollcall/hq/door-1/command/enrol", of(Addressee::Device, "enrol")),
+            ("rollcall/hq/all/command/sync", of(Addressee::Site, "sync")),
+            ("rollcall/hq/door-2/command/enrol", None),
+            ("rollcall/hq2/door-1/command/enrol", None),
+            ("rollcall/h/door-1/command/enrol", None),
+            ("rollcall/hq/door-1/command/", None),
+            ("rollcall/hq/door-1/command/a/b", None),
+            ("rollcall/hq/door-1/event/attendance", None),
+            ("other/hq/door-1/command/enrol", None),
+        ] {
+            assert_eq!(topics().command(topic), expected, "{topic}");
+        }
+    }
+}

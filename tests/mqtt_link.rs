@@ -1,0 +1,539 @@
+//! The link against a real mosquitto, and against a scripted broker for what mosquitto will not do on demand.
+
+#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+
+#[path = "support/link.rs"]
+mod link_support;
+#[path = "support/mosquitto.rs"]
+mod mosquitto;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use link_support::{Running, eventually, message, settings};
+use mosquitto::Mosquitto;
+use rollcall::mqtt::link::{self, Credentials, LinkConfigError, LinkEvent, NotAcknowledged};
+use rollcall::mqtt::tls::{ClientCertificate, TlsError, TlsSettings};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+#[tokio::test]
+async fn a_publish_is_acknowledged_and_has_arrived() {
+    let broker = Mosquitto::start();
+    let link = Running::connected(settings(broker.port(), "pub", &[])).await;
+    let mut kept = message("event", b"seen");
+    kept.retain = true;
+    assert_eq!(link.link.publish_batch(vec![kept]).await, [Ok(())]);
+    assert_eq!(broker.subscribe(&["-t", "event", "-C", "1"]).stdout, b"seen\n");
+    link.stop().await;
+}
+
+#[tokio::test]
+async fn what_can_never_be_sent_is_poison_and_leaves_the_link_up() {
+    let broker = Mosquitto::start();
+    let mut link = Running::connected(settings(broker.port(), "pub", &[])).await;
+    let large = message("event", &vec![0; 2 * 1024 * 1024]);
+    let results = link.link.publish_batch(vec![message("a", b""), large, message("a/#", b""), message("b", b"")]).await;
+    assert!(matches!(
+        results[..],
+        [Ok(()), Err(NotAcknowledged::TooLarge { .. }), Err(NotAcknowledged::BadTopic), Ok(())]
+    ));
+    assert!(results[1].as_ref().is_err_and(NotAcknowledged::is_poison));
+    assert!(link.events.try_recv().is_err(), "no edge: the link stayed up");
+    assert_eq!(link.link.counters().connects, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_the_broker_is_killed_again_and_again() {
+    const COUNT: usize = 500;
+    let mut broker = Mosquitto::start();
+    let mut reader = Running::connected(settings(broker.port(), "reader", &["event/+"])).await;
+    let writer = Running::connected(settings(broker.port(), "writer", &[])).await;
+    let link = writer.link.clone();
+    let mut tasks = tokio::task::JoinSet::new();
+    // The outbox in small: a message leaves it when it was acknowledged, and not before.
+    tasks.spawn(async move {
+        let mut online = link.online();
+        let mut acknowledged = BTreeSet::new();
+        let mut outbox: BTreeSet<usize> = (0..COUNT).collect();
+        while !outbox.is_empty() {
+            online.wait_for(|it| *it).await.unwrap();
+            let rows: Vec<_> = outbox.iter().copied().take(20).collect();
+            let batch = rows.iter().map(|row| message(&format!("event/{row}"), row.to_string().as_bytes())).collect();
+            for (row, result) in rows.into_iter().zip(link.publish_batch(batch).await) {
+                if result.is_ok() {
+                    outbox.remove(&row);
+                    acknowledged.insert(row);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await; // The load lasts longer than the kills.
+        }
+        acknowledged
+    });
+    let mut arrived = BTreeSet::new();
+    let mut kills = 0;
+    while arrived.len() < COUNT {
+        let inbound = reader.inbound().await;
+        arrived.insert(String::from_utf8(inbound.payload.clone()).unwrap().parse::<usize>().unwrap());
+        inbound.ack.acknowledge();
+        if kills < 4 && arrived.len() > (kills + 1) * 80 {
+            kills += 1;
+            broker.kill();
+            broker.run();
+        }
+    }
+    let acknowledged = tasks.join_next().await.unwrap().unwrap();
+    assert_eq!(kills, 4);
+    assert!(acknowledged.is_subset(&arrived));
+    assert_eq!(acknowledged.len(), COUNT);
+    assert!(writer.link.counters().connects >= 4);
+}
+
+#[tokio::test]
+async fn others_see_when_the_link_comes_and_goes() {
+    let broker = Mosquitto::start();
+    let mut watcher = Running::connected(settings(broker.port(), "watcher", &["status/door"])).await;
+    let mut status = async || {
+        let inbound = watcher.inbound().await;
+        inbound.ack.acknowledge();
+        String::from_utf8(inbound.payload).unwrap()
+    };
+    let door = Running::connected(settings(broker.port(), "door", &[])).await;
+    assert_eq!(status().await, "online");
+    assert_eq!(broker.subscribe(&["-t", "status/door", "-C", "1"]).stdout, b"online\n", "it is retained");
+    door.die().await;
+    assert_eq!(status().await, "offline", "the last will");
+    let door = Running::connected(settings(broker.port(), "door", &[])).await;
+    assert_eq!(status().await, "online");
+    door.stop().await;
+    assert_eq!(status().await, "offline", "said before DISCONNECT");
+    assert_eq!(broker.subscribe(&["-t", "status/door", "-C", "1"]).stdout, b"offline\n");
+}
+
+#[tokio::test]
+async fn health_is_retained_and_dropped_while_offline() {
+    let broker = Mosquitto::start();
+    let link = Running::start(settings(broker.port(), "door", &[]));
+    link.link.publish_latest("health", b"too early".to_vec(), true);
+    assert_eq!(link.link.counters().latest_dropped, 1);
+    eventually("online", || link.link.is_online()).await;
+    link.link.publish_latest("health", b"fine".to_vec(), true);
+    link.settle().await;
+    assert_eq!(broker.subscribe(&["-t", "health", "-C", "1"]).stdout, b"fine\n");
+}
+
+#[tokio::test]
+async fn a_command_comes_again_until_it_is_acknowledged() {
+    let broker = Mosquitto::start();
+    let of_door = || settings(broker.port(), "door", &["command/+"]);
+    let mut door = Running::connected(of_door()).await;
+    broker.publish(&["-t", "command/sync", "-m", "one"]);
+    let first = door.inbound().await;
+    assert!(!first.retained);
+    // The process dies before its transaction.
+    door.die().await;
+    drop(first);
+    broker.publish(&["-t", "command/sync", "-m", "two"]);
+    let mut door = Running::start(of_door());
+    assert!(door.until_connected().await, "the session was kept");
+    for expected in ["one", "two"] {
+        let inbound = door.inbound().await;
+        assert_eq!(inbound.payload, expected.as_bytes());
+        inbound.ack.acknowledge();
+    }
+    door.settle().await;
+    door.die().await;
+    broker.publish(&["-t", "command/sync", "-m", "three"]);
+    let mut door = Running::start(of_door());
+    let third = door.inbound().await;
+    assert_eq!(third.payload, b"three", "what was acknowledged does not come again");
+    // Could not be made durable: the token is dropped, and without anyone's help the command comes again.
+    drop(third);
+    let again = door.inbound().await;
+    assert_eq!(again.payload, b"three");
+    again.ack.acknowledge();
+    door.settle().await;
+}
+
+#[tokio::test]
+async fn a_retained_command_is_seen_to_be_one() {
+    let broker = Mosquitto::start();
+    broker.publish(&["-t", "command/sync", "-m", "old", "-r"]);
+    let mut door = Running::start(settings(broker.port(), "door", &["command/+"]));
+    let inbound = door.inbound().await;
+    assert!(inbound.retained);
+    inbound.ack.acknowledge();
+}
+
+#[tokio::test]
+async fn more_than_fits_is_deferred_and_arrives_in_order() {
+    let broker = Mosquitto::start();
+    let mut of_door = settings(broker.port(), "door", &["command/+"]);
+    of_door.inbound_bytes_max = 250 * 1024;
+    Running::connected(of_door.clone()).await.stop().await;
+    let payload = broker.path("payload");
+    for number in 0..10u8 {
+        fs::write(&payload, vec![b'0' + number; 100 * 1024]).unwrap();
+        broker.publish(&["-t", "command/enrol", "-f", payload.to_str().unwrap()]);
+    }
+    let mut door = Running::start(of_door);
+    let (mut held, mut arrived, mut deferred) = (Vec::new(), Vec::new(), 0);
+    while arrived.last() != Some(&b'9') {
+        let inbound = door.inbound().await;
+        arrived.push(inbound.payload[0]);
+        held.push(inbound);
+        assert!(held.len() <= 2, "never more than its share of memory");
+        let last = arrived.last() == Some(&b'9');
+        if held.len() == 2 && !last {
+            eventually("the next is let go", || door.link.counters().deferred > deferred).await;
+            deferred = door.link.counters().deferred;
+        }
+        if held.len() == 2 || last {
+            for inbound in held.drain(..) {
+                inbound.ack.acknowledge();
+            }
+        }
+    }
+    assert_eq!(arrived, b"0123456789");
+    door.stop().await;
+}
+
+fn peak_memory_mib() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|it| it.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
+}
+
+#[tokio::test]
+async fn a_message_far_too_large_is_thrown_away_and_the_others_arrive() {
+    let broker = Mosquitto::start();
+    let of_door = settings(broker.port(), "door", &["command/+"]);
+    Running::connected(of_door.clone()).await.stop().await;
+    let large = broker.path("large");
+    let mut bytes = b"{\"request_id\":\"r-1\",".to_vec();
+    bytes.resize(50_000_000, b' ');
+    fs::write(&large, &bytes).unwrap();
+    drop(bytes);
+    let large = large.to_str().unwrap();
+    let fitting = broker.path("fitting");
+    fs::write(&fitting, vec![b'3'; 3 * 1024 * 1024]).unwrap();
+    let before = peak_memory_mib();
+
+    // While the door is away: small, 50 MB, 3 MiB, 50 MB, small.
+    broker.publish(&["-t", "command/sync", "-m", "first"]);
+    broker.publish(&["-t", "command/enrol", "-f", large]);
+    broker.publish(&["-t", "command/enrol", "-f", fitting.to_str().unwrap()]);
+    broker.publish(&["-t", "command/enrol", "-f", large]);
+    broker.publish(&["-t", "command/sync", "-m", "last"]);
+    let mut door = Running::start(of_door);
+    let (mut sizes, mut thrown_away) = (BTreeSet::new(), 0);
+    while sizes.len() < 3 || thrown_away < 2 {
+        match door.next().await {
+            LinkEvent::Inbound(inbound) => {
+                sizes.insert(inbound.payload.len());
+                inbound.ack.acknowledge();
+            }
+            LinkEvent::Oversized(oversized) if oversized.topic.is_some() => {
+                assert_eq!(oversized.topic.as_deref(), Some("command/enrol"));
+                assert!(oversized.bytes > 50_000_000);
+                assert!(oversized.head.starts_with(b"{\"request_id\":\"r-1\","));
+                thrown_away += 1;
+            }
+            LinkEvent::SessionPurged { why } => panic!("nothing needed to be lost: {why}"),
+            _ => {}
+        }
+    }
+    assert_eq!(sizes, BTreeSet::from([4, 5, 3 * 1024 * 1024]));
+
+    // While it is there: at QoS 0, and retained, which a broker sends at each SUBSCRIBE.
+    eventually("online", || door.link.is_online()).await;
+    door.settle().await;
+    broker.publish(&["-t", "command/enrol", "-f", large, "-q", "0"]);
+    broker.publish(&["-t", "command/enrol", "-f", large, "-r"]);
+    broker.publish(&["-t", "command/sync", "-m", "after"]);
+    loop {
+        let inbound = door.inbound().await;
+        let text = String::from_utf8_lossy(&inbound.payload).into_owned();
+        inbound.ack.acknowledge();
+        if text == "after" {
+            break;
+        }
+    }
+    eventually("online again", || door.link.is_online()).await;
+    let grown = peak_memory_mib() - before;
+    assert!(grown < 40, "grew by {grown} MiB");
+}
+
+fn openssl(dir: &Path, args: &str) {
+    let mut command = Command::new("openssl");
+    let output = command.args(args.split_whitespace()).current_dir(dir).output().expect("apt-get install -y openssl");
+    assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A CA, and a key with a certificate for 127.0.0.1 signed by it: `{ca}.pem`, `{name}.pem`, `{name}.key`.
+fn make_certificates(dir: &Path, ca: &str, name: &str) {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(dir, &format!("req -x509 {key} -keyout {ca}.key -out {ca}.pem -subj /CN={ca} -days 2"));
+    openssl(dir, &format!("req {key} -keyout {name}.key -out {name}.csr -subj /CN={name}"));
+    fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+    let serial = format!("-CAkey {ca}.key -CAcreateserial -days 2 -extfile san");
+    openssl(dir, &format!("x509 -req -in {name}.csr -CA {ca}.pem {serial} -out {name}.pem"));
+}
+
+#[tokio::test]
+async fn tls_and_password_are_used_or_the_link_stays_down() {
+    let broker = Mosquitto::start_with(|dir| {
+        make_certificates(dir, "ca", "server");
+        make_certificates(dir, "other", "client");
+        let mut passwd = Command::new("mosquitto_passwd");
+        passwd.args(["-b", "-c", "passwd", "door", "secret"]).current_dir(dir);
+        assert!(passwd.status().unwrap().success());
+        let at = dir.display();
+        format!(
+            "cafile {at}/ca.pem\ncertfile {at}/server.pem\nkeyfile {at}/server.key\nallow_anonymous false\n\
+             password_file {at}/passwd\n"
+        )
+    });
+    let with = |ca: &str, password: &str| {
+        let mut settings = settings(broker.port(), "door", &[]);
+        settings.tls = Some(TlsSettings { ca: Some(broker.path(ca)), client: None });
+        settings.credentials = Some(Credentials { user: "door".to_owned(), password: password.to_owned() });
+        settings
+    };
+    let why = async |link: &mut Running| {
+        link.until(|event| match event {
+            LinkEvent::Unreachable { why } => Some(why),
+            LinkEvent::Connected { .. } => panic!("it must not connect"),
+            _ => None,
+        })
+        .await
+    };
+    Running::connected(with("ca.pem", "secret")).await.stop().await;
+
+    let mut wrong_ca = Running::start(with("other.pem", "secret"));
+    let text = why(&mut wrong_ca).await;
+    assert!(text.contains("certificate"), "{text}");
+
+    let mut wrong_password = Running::start(with("ca.pem", "wrong"));
+    let text = why(&mut wrong_password).await;
+    assert!(text.contains("password"), "{text}");
+    // Without its own pause after a refusal it would ask some ten times in this second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(broker.log().matches("not authorised").count(), 1);
+    assert!(wrong_password.events.try_recv().is_err(), "told once");
+
+    let mut no_tls = with("ca.pem", "secret");
+    no_tls.tls = None;
+    let mut no_tls = Running::start(no_tls);
+    why(&mut no_tls).await;
+
+    let mut mixed_up = with("ca.pem", "secret");
+    let client = ClientCertificate { cert: broker.path("client.pem"), key: broker.path("server.key") };
+    mixed_up.tls = Some(TlsSettings { ca: None, client: Some(client) });
+    let refused = link::open(mixed_up).err();
+    assert!(matches!(refused, Some(LinkConfigError::Tls(TlsError::BadClient { .. } | TlsError::NoSystemCas))));
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_the_broker() {
+    let broker = Mosquitto::start_with(|dir| {
+        make_certificates(dir, "ca", "server");
+        make_certificates(dir, "clients", "client");
+        let at = dir.display();
+        format!(
+            "cafile {at}/clients.pem\ncertfile {at}/server.pem\nkeyfile {at}/server.key\nrequire_certificate true\n\
+             use_identity_as_username true\nallow_anonymous false\n"
+        )
+    });
+    let mut of_door = settings(broker.port(), "door", &[]);
+    let client = ClientCertificate { cert: broker.path("client.pem"), key: broker.path("client.key") };
+    of_door.tls = Some(TlsSettings { ca: Some(broker.path("ca.pem")), client: Some(client) });
+    Running::connected(of_door).await.stop().await;
+}
+
+/// A broker that does what the test says, packet by packet.
+struct Stub {
+    listener: TcpListener,
+}
+
+impl Stub {
+    async fn start() -> (Self, u16) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (Self { listener }, port)
+    }
+
+    /// Takes the next connection up to its "online", which it acknowledges.
+    async fn accept(&self, session_present: u8) -> Client {
+        let (stream, _) = self.listener.accept().await.unwrap();
+        let mut client = Client { stream };
+        assert_eq!(client.packet().await.0 >> 4, 1, "CONNECT");
+        client.send(&[0x20, 2, session_present, 0]).await;
+        let mut packet = client.packet().await;
+        if packet.0 == 0x82 {
+            client.send(&[0x90, 3, packet.1[0], packet.1[1], 1]).await;
+            packet = client.packet().await;
+        }
+        let online = Client::publish_in(packet);
+        client.acknowledge(online.0).await;
+        client
+    }
+}
+
+struct Client {
+    stream: TcpStream,
+}
+
+impl Client {
+    async fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+    }
+
+    async fn packet(&mut self) -> (u8, Vec<u8>) {
+        let first = self.stream.read_u8().await.unwrap();
+        let (mut length, mut shift) = (0, 0);
+        loop {
+            let byte = self.stream.read_u8().await.unwrap();
+            length |= usize::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).await.unwrap();
+        (first, body)
+    }
+
+    /// The next PUBLISH at QoS 1: its packet id and payload.
+    async fn publish(&mut self) -> (u16, Vec<u8>) {
+        Self::publish_in(self.packet().await)
+    }
+
+    fn publish_in((first, body): (u8, Vec<u8>)) -> (u16, Vec<u8>) {
+        assert_eq!(first & 0xf6, 0x32, "PUBLISH at QoS 1");
+        let topic = usize::from(u16::from_be_bytes([body[0], body[1]]));
+        (u16::from_be_bytes([body[2 + topic], body[3 + topic]]), body[4 + topic..].to_vec())
+    }
+
+    async fn acknowledge(&mut self, pkid: u16) {
+        let [high, low] = pkid.to_be_bytes();
+        self.send(&[0x40, 2, high, low]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_publish_counts_only_when_its_own_acknowledgement_came() {
+    let (stub, port) = Stub::start().await;
+    let link = Running::start(settings(port, "door", &[]));
+    let rows = || vec![message("event", b"a"), message("event", b"b"), message("event", b"c")];
+
+    let mut client = stub.accept(0).await;
+    eventually("online", || link.link.is_online()).await;
+    let (results, ()) = tokio::join!(link.link.publish_batch(rows()), async move {
+        let (a, _) = client.publish().await;
+        let (b, _) = client.publish().await;
+        client.publish().await;
+        assert_ne!(a, b);
+        client.acknowledge(b).await; // And then the connection breaks.
+    });
+    assert_eq!(results, [Err(NotAcknowledged::Lost), Ok(()), Err(NotAcknowledged::Lost)]);
+
+    // The new connection knows nothing of the old one, whatever the broker says of the session: the caller sends again.
+    for session_present in [0, 1] {
+        let mut client = stub.accept(session_present).await;
+        eventually("online", || link.link.is_online()).await;
+        let (results, client) = tokio::join!(link.link.publish_batch(rows()), async move {
+            for expected in [b"a", b"b", b"c"] {
+                let (pkid, payload) = client.publish().await;
+                assert_eq!(payload, expected);
+                client.acknowledge(pkid).await;
+            }
+            client
+        });
+        assert_eq!(results, [Ok(()), Ok(()), Ok(())]);
+        drop(client);
+        eventually("down", || !link.link.is_online()).await;
+    }
+}
+
+#[tokio::test]
+async fn no_more_than_the_window_is_under_way() {
+    let (stub, port) = Stub::start().await;
+    let mut narrow = settings(port, "door", &[]);
+    narrow.window = 2;
+    let link = Running::start(narrow);
+    let mut client = stub.accept(0).await;
+    eventually("online", || link.link.is_online()).await;
+    let rows = (0..50).map(|row| message("event", &[row])).collect();
+    let (results, ()) = tokio::join!(link.link.publish_batch(rows), async move {
+        for _ in 0..25 {
+            // The second of each pair is acknowledged first: its order is no matter.
+            let (first, _) = client.publish().await;
+            let (second, _) = client.publish().await;
+            let third = tokio::time::timeout(Duration::from_millis(5), client.stream.peek(&mut [0])).await;
+            assert!(third.is_err(), "a third is under way");
+            client.acknowledge(second).await;
+            client.acknowledge(first).await;
+        }
+    });
+    assert!(results.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn commands_are_acknowledged_in_the_order_they_came() {
+    let (stub, port) = Stub::start().await;
+    let mut link = Running::start(settings(port, "door", &[]));
+    let mut client = stub.accept(0).await;
+    for pkid in [7, 8, 9] {
+        client.send(&[0x32, 6, 0, 1, b'c', 0, pkid, b'x']).await;
+    }
+    let (first, second, third) = (link.inbound().await, link.inbound().await, link.inbound().await);
+    third.ack.acknowledge();
+    first.ack.acknowledge();
+    second.ack.acknowledge();
+    for pkid in [7, 8, 9] {
+        assert_eq!(client.packet().await, (0x40, vec![0, pkid]));
+    }
+}
+
+/// A broker on which not even sifting succeeds: the link gives up the session rather than itself, and says so.
+#[tokio::test]
+async fn the_last_resort_is_to_forget_the_session() {
+    let (stub, port) = Stub::start().await;
+    let mut link = Running::start(settings(port, "door", &["command/+"]));
+    let mut purged_after = 0;
+    loop {
+        let (stream, _) = stub.listener.accept().await.unwrap();
+        let mut client = Client { stream };
+        let (_, connect) = client.packet().await;
+        let (clean_session, keep_alive) = (connect[7] & 2 != 0, u16::from_be_bytes([connect[8], connect[9]]));
+        if clean_session {
+            client.send(&[0x20, 2, 0, 0]).await;
+            break;
+        }
+        purged_after += 1;
+        if keep_alive == 15 {
+            // QoS 1, 50,000,000 bytes to come.
+            client.send(&[0x20, 2, 1, 0, 0x32, 0x80, 0xe1, 0xeb, 0x17]).await;
+            client.stream.read_to_end(&mut Vec::new()).await.ok();
+        }
+    }
+    assert_eq!(purged_after, 2 + 1 + 2 * 2, "two strikes and a sifting, and twice a strike and a sifting");
+    link.until(|event| matches!(event, LinkEvent::SessionPurged { .. }).then_some(())).await;
+    assert_eq!(link.link.counters().oversized, 4);
+    stub.accept(0).await;
+}
+
+#[tokio::test]
+async fn a_port_that_nobody_serves_is_told_once_and_not_hammered() {
+    let mut link = Running::start(settings(mosquitto::free_port(), "door", &[]));
+    assert!(matches!(link.next().await, LinkEvent::Unreachable { .. }));
+    assert_eq!(link.link.publish_batch(vec![message("a", b"")]).await, [Err(NotAcknowledged::Offline)]);
+    let silence = tokio::time::timeout(Duration::from_millis(500), link.events.recv()).await;
+    assert!(silence.is_err(), "the same reason is not told again");
+    link.stop().await;
+}

@@ -1,0 +1,105 @@
+//! A real mosquitto for one test: own port, own directory, own configuration, killed by its id at the end.
+
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+#![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+const BROKER: &str = "/usr/sbin/mosquitto";
+const HINT: &str = "these tests need a real broker: apt-get install -y mosquitto mosquitto-clients";
+
+pub struct Mosquitto {
+    child: Option<Child>,
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+/// A port that was free a moment ago; mosquitto cannot choose one itself.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Mosquitto {
+    pub fn start() -> Self {
+        Self::start_with(|_| "allow_anonymous true\n".to_owned())
+    }
+
+    /// `options` gets the directory for its files and returns what is written after the `listener` line.
+    pub fn start_with(options: impl FnOnce(&Path) -> String) -> Self {
+        assert!(Path::new(BROKER).exists(), "{BROKER} is missing; {HINT}");
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let at = dir.path();
+        let config = format!(
+            "user root\npersistence true\npersistence_location {}/\nautosave_interval 1\nautosave_on_changes true\n\
+             log_dest file {}\nlog_type all\nmax_inflight_messages 0\nmax_queued_messages 10000\n\
+             listener {port} 127.0.0.1\n{}",
+            at.display(),
+            at.join("log").display(),
+            options(at)
+        );
+        fs::write(at.join("conf"), config).unwrap();
+        let mut broker = Self { child: None, dir, port };
+        broker.run();
+        broker
+    }
+
+    /// Starts it (again) and waits until it accepts connections.
+    pub fn run(&mut self) {
+        let config = self.path("conf");
+        let child = Command::new(BROKER).arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        self.child = Some(child.expect(HINT));
+        for _ in 0..500 {
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("mosquitto does not start:\n{}", self.log());
+    }
+
+    /// SIGKILL: what it had not written to disk is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// mosquitto_pub to this broker, QoS 1 unless the arguments say otherwise (a later -q wins).
+    pub fn publish(&self, args: &[&str]) {
+        let port = self.port.to_string();
+        let all = [&["-h", "127.0.0.1", "-p", &port, "-q", "1"], args].concat();
+        let output = Command::new("mosquitto_pub").args(all).output().expect(HINT);
+        assert!(output.status.success(), "mosquitto_pub: {output:?}");
+    }
+
+    /// mosquitto_sub to this broker; returns when it got as many messages as `-C` in the arguments says.
+    pub fn subscribe(&self, args: &[&str]) -> Output {
+        let port = self.port.to_string();
+        let all = [&["-h", "127.0.0.1", "-p", &port, "-q", "1", "-W", "10"], args].concat();
+        Command::new("mosquitto_sub").args(all).output().expect(HINT)
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
