@@ -15,3 +15,5 @@
 pub mod clock;
 pub mod recognise;
 pub mod vision;
+
+pub mod cli;
