@@ -1,0 +1,178 @@
+//! `rollcall evaluate`: how well this build recognises, on labelled photographs that the operator names.
+//!
+//! Runs the pipeline of the daemon (`recognise::still`, `vision`, `Gallery::search`), not one of its own, and reports in
+//! the words of ISO/IEC 19795-1. Shares are given as 0..1 in JSON, in percent to people.
+//!
+//! Invariants: the figures do not depend on the number of workers; photographs are read and never written; a photograph
+//! in which no face is found is an error of the system, never left out of the count. Not in it: arithmetic (`metrics`),
+//! drawing (`plot`).
+
+pub mod groups;
+pub mod identify;
+pub mod measure;
+pub mod metrics;
+pub mod pairs;
+pub mod protocol;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use crate::recognise::decision::ThresholdRule;
+use crate::vision::VisionSettings;
+use crate::vision::manifest::{Precision, TemplateSpec};
+
+/// Measures the accuracy of recognition on labelled photographs
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    pub test: Test,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Test {
+    /// Verification: are two photographs of the same person? Error rates over all thresholds
+    Pairs(PairsArgs),
+    /// Identification in an open set: people who are enrolled must be found, strangers must not
+    Identify(IdentifyArgs),
+    /// Group photographs: is everyone found who is enrolled, and nobody else?
+    Groups(GroupsArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PairsArgs {
+    /// CSV with the columns file1, file2, same (1 or 0)
+    #[arg(long, value_name = "CSV")]
+    pub pairs: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
+    /// Draw FMR and FNMR over the threshold, and the ROC, into this SVG file
+    #[arg(long, value_name = "SVG")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct IdentifyArgs {
+    /// CSV with the columns file, identity, role; the roles enrol, probe and impostor count, others are passed over
+    #[arg(long, value_name = "CSV")]
+    pub protocol: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
+    /// Draw the DET curve (FNIR over FPIR) into this SVG file
+    #[arg(long, value_name = "SVG")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct GroupsArgs {
+    /// CSV with the columns file, expected (identities, separated by ;) and optionally `n_faces`
+    #[arg(long, value_name = "CSV")]
+    pub groups: PathBuf,
+    /// Whom to enrol: a CSV as for `identify`, of which only the role enrol counts
+    #[arg(long, value_name = "CSV")]
+    pub protocol: PathBuf,
+    /// Folder of the photographs to enrol; by default the one in which the protocol lies. Someone expected whom the
+    /// protocol does not enrol is enrolled from the folder of that name in it, its last photograph kept out
+    #[arg(long, value_name = "DIR")]
+    pub enrol_images: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Common {
+    /// Folder to which the file names in the CSV are relative
+    #[arg(long, value_name = "DIR")]
+    pub images: PathBuf,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Which files of the networks to run, instead of the configured ones (fp32 is for comparisons and made on request)
+    #[arg(long, value_name = "int8|fp32", value_parser = precision)]
+    pub precision: Option<Precision>,
+    /// Which embedder of the manifest to run, instead of the configured one
+    #[arg(long, value_name = "NAME")]
+    pub embedder: Option<String>,
+    /// Photographs worked on at a time, each with networks of its own [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+}
+
+/// Reads a precision as the command line writes it.
+pub fn precision(text: &str) -> Result<Precision, String> {
+    match text {
+        "int8" => Ok(Precision::Int8),
+        "fp32" => Ok(Precision::Fp32),
+        _ => Err("it is int8 or fp32".into()),
+    }
+}
+
+impl Common {
+    fn vision(&self, configured: &VisionSettings) -> VisionSettings {
+        VisionSettings {
+            embedder: self.embedder.clone().unwrap_or_else(|| configured.embedder.clone()),
+            precision: self.precision.unwrap_or(configured.precision),
+            pad: false,
+            ..configured.clone()
+        }
+    }
+
+    /// As many as asked for, else one for each processor.
+    pub fn workers(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.workers.unwrap_or_else(all).max(1)
+    }
+}
+
+/// `rule` is the configured threshold rule for an embedder.
+pub fn run(
+    args: &Args,
+    vision: &VisionSettings,
+    rule: impl Fn(&TemplateSpec) -> ThresholdRule,
+) -> anyhow::Result<()> {
+    match &args.test {
+        Test::Pairs(args) => {
+            let report = pairs::evaluate(args, &args.common.vision(vision))?;
+            write_plot(args.plot.as_deref(), || report.plot())?;
+            show(&report, args.common.json, report.table())
+        }
+        Test::Identify(args) => {
+            let report = identify::evaluate(args, &args.common.vision(vision), rule)?;
+            write_plot(args.plot.as_deref(), || report.plot())?;
+            show(&report, args.common.json, report.table())
+        }
+        Test::Groups(args) => {
+            let report = groups::evaluate(args, &args.common.vision(vision), rule)?;
+            show(&report, args.common.json, report.table())
+        }
+    }
+}
+
+fn write_plot(to: Option<&Path>, draw: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let Some(path) = to else {
+        return Ok(());
+    };
+    std::fs::write(path, draw()).with_context(|| format!("cannot write the plot {}", path.display()))
+}
+
+fn show(report: &impl Serialize, json: bool, table: String) -> anyhow::Result<()> {
+    let text = if json { serde_json::to_string_pretty(report)? + "\n" } else { table };
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write the report")
+}
+
+/// Rows of a name and a figure, aligned.
+pub(crate) fn rows(title: &str, rows: &[(&str, String)]) -> String {
+    let wide = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let mut out = format!("{title}\n");
+    for (name, value) in rows {
+        let blank = " ".repeat(wide - name.chars().count());
+        out += &format!("  {name}{blank}  {value}\n");
+    }
+    out
+}
+
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.2} %", share * 100.0)
+}

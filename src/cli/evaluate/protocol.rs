@@ -1,0 +1,77 @@
+//! The lists that say which photographs are compared: CSV files with a header, read and checked.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Pair {
+    pub file1: String,
+    pub file2: String,
+    #[serde(deserialize_with = "zero_or_one")]
+    pub same: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Entry {
+    pub file: String,
+    pub identity: String,
+    pub role: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Group {
+    pub file: String,
+    expected: String,
+    #[serde(default)]
+    pub n_faces: Option<usize>,
+}
+
+impl Group {
+    /// The identities that must be found.
+    pub fn expected(&self) -> Vec<String> {
+        self.expected.split(';').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    }
+}
+
+/// All rows; columns beyond those wanted are passed over.
+pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<T>> {
+    let mut reader = csv::ReaderBuilder::new()
+        .trim(csv::Trim::All)
+        .from_path(path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let rows: Result<Vec<T>, _> = reader.deserialize().collect();
+    let rows = rows.with_context(|| format!("{} is not the list that is wanted here", path.display()))?;
+    ensure!(!rows.is_empty(), "{} has no rows", path.display());
+    Ok(rows)
+}
+
+/// The entries of one role.
+pub fn of_role<'a>(entries: &'a [Entry], role: &'a str) -> impl Iterator<Item = &'a Entry> {
+    entries.iter().filter(move |entry| entry.role == role)
+}
+
+/// JPEG, PNG and WebP files of a folder, the shorter name first, so that 2.jpg stands before 10.jpg.
+pub fn photographs(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let listing = std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    let mut found = Vec::new();
+    for entry in listing {
+        let path = entry.with_context(|| format!("cannot list {}", dir.display()))?.path();
+        let extension = path.extension().and_then(|it| it.to_str()).unwrap_or_default().to_ascii_lowercase();
+        if ["jpg", "jpeg", "png", "webp"].contains(&extension.as_str()) {
+            found.push(path);
+        }
+    }
+    found.sort_by_key(|path| (path.as_os_str().len(), path.clone()));
+    Ok(found)
+}
+
+fn zero_or_one<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        other => Err(serde::de::Error::custom(format!("same is 1 or 0, not {other:?}"))),
+    }
+}
