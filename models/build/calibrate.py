@@ -91,7 +91,8 @@ def gains(net, inputs):
         if not quantize.is_depthwise(after):
             weight = np.abs(net.constants[after.input[1]]).max((0, 2, 3))
             octaves = (octaves + np.log2(np.maximum(weight, 1e-6))) / 2
-        octaves = np.clip(octaves - octaves.mean(), -GAIN_MAX, GAIN_MAX)
+        alive = reach[prelu.input[0]] > 1e-6
+        octaves = np.where(alive, np.clip(octaves - octaves[alive].mean(), -GAIN_MAX, GAIN_MAX), 0)
         found[prelu.output[0]] = [int(k) for k in np.rint(octaves * quantize.GAIN_STEP)]
     return found
 

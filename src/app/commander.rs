@@ -194,7 +194,7 @@ impl Commander {
     /// A refusal that is not kept.
     async fn reply(&self, verb: &str, refusal: &Refusal) -> Result<(), StoreError> {
         self.count(refusal.code);
-        tracing::info!(verb, code = code_text(refusal.code), "command refused");
+        tracing::info!(verb, code = refusal.code.as_str(), "command refused");
         let topic = answer::topic_part(refusal.request_id.as_deref());
         let reply = answer::refused(verb, refusal);
         let (to, body) = (topic.clone(), reply.clone());
@@ -222,13 +222,8 @@ impl Commander {
     }
 
     fn count(&self, code: ErrorCode) {
-        self.health.refused(code_text(code));
+        self.health.refused(code.as_str());
     }
-}
-
-/// The code as the contract spells it.
-fn code_text(code: ErrorCode) -> &'static str {
-    code.as_str()
 }
 
 /// The request id in the beginning of a payload that was thrown away: the first `"request_id":"…"` that looks like one.

@@ -160,7 +160,7 @@ impl GalleryLoader {
 /// Subjects fetched from the store at a time.
 const PAGE: u32 = 500;
 
-fn load_gallery(store: &Store, vision: &Vision) -> anyhow::Result<Gallery> {
+pub fn load_gallery(store: &Store, vision: &Vision) -> anyhow::Result<Gallery> {
     let (embedder, dimension) = (vision.embedder(), vision.dimension());
     let load = move |tx: &mut crate::record::store::Tx<'_>| {
         let mut loader = GalleryLoader { names: all_names(|after| tx.subjects(after, PAGE))?, gallery: Gallery::new(dimension) };

@@ -4,8 +4,8 @@
 pub mod attendance;
 pub mod bench;
 pub mod console;
-pub mod demo;
-pub mod doctor;
+//pub mod demo;
+//pub mod doctor;
 pub mod evaluate;
 pub mod people;
 pub mod plot;
@@ -30,8 +30,8 @@ use crate::vision;
 #[derive(Debug, Parser)]
 #[command(name = "rollcall", version, max_term_width = 100)]
 struct Cli {
-    /// The configuration [default: ./config.toml, else /etc/rollcall/config.toml, else built-in defaults]
-    #[arg(long, short, global = true, env = "ROLLCALL_CONFIG", value_name = "FILE")]
+    /// The configuration [default: $ROLLCALL_CONFIG, ./config.toml, /etc/rollcall/config.toml, else built-in defaults]
+    #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
@@ -46,7 +46,7 @@ enum Command {
         until_replay_ends: bool,
     },
     /// See the main job at work: daemon, broker, enrolment by MQTT, visitors before a replay camera
-    Demo(demo::Args),
+//    Demo(demo::Args),
     /// Check the configuration without starting anything
     CheckConfig {
         /// Print the settings that result
@@ -69,9 +69,9 @@ enum Command {
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
     /// Measure speed and memory on this device
-    Bench(bench::Args),
+//    Bench(bench::Args),
     /// Look at everything the daemon needs, and say what is wrong and what to do
-    Doctor(doctor::Args),
+//    Doctor(doctor::Args),
     /// The embedded broker's own process; started by `run`
     #[command(hide = true)]
     BrokerChild,
@@ -112,7 +112,7 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
-    let path = cli.config.or_else(usual_config);
+    let path = cli.config.or_else(|| std::env::var_os("ROLLCALL_CONFIG").map(PathBuf::from)).or_else(usual_config);
     let settings = || load(path.as_deref());
     match cli.command {
         Command::Run { until_replay_ends } => {
@@ -121,16 +121,19 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             report_panics();
             app::run(settings, RunOptions { until_replay_ends })
         }
-        Command::Demo(args) => demo::run(&args),
+//        Command::Demo(args) => demo::run(&args),
         Command::CheckConfig { show } => check_config(path.as_deref(), show),
         Command::Models { command: ModelsCommand::Verify { json } } => verify_models(&settings()?, json),
         Command::Recognise(args) => recognise::run(&args, &settings()?),
         Command::Enrol(args) => people::enrol(&args, &settings()?),
         Command::Subjects(args) => people::subjects(&args, &settings()?),
         Command::Attendance(args) => attendance::run(&args, &settings()?),
-        Command::Evaluate(args) => evaluate::run(&args, &settings()?.vision),
-        Command::Bench(args) => bench::run(&args, &settings()?.vision),
-        Command::Doctor(args) => doctor::run(&args, path.as_deref()),
+        Command::Evaluate(args) => {
+            let settings = settings()?;
+            evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))
+        }
+//        Command::Bench(args) => bench::run(&args, &settings()?.vision),
+//        Command::Doctor(args) => doctor::run(&args, path.as_deref()),
         Command::BrokerChild => unreachable!("handled before"),
     }
 }

@@ -410,7 +410,7 @@ impl Driver {
         };
         let mut options = MqttOptions::new(&settings.client_id, host, settings.port);
         options
-            .set_clean_session(false)
+            .set_clean_session(!self.settings.persistent)
             .set_manual_acks(true)
             .set_keep_alive(settings.keep_alive)
             // The link checks sizes itself, because too large a packet here would end the connection.

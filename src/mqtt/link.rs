@@ -39,6 +39,8 @@ pub struct LinkSettings {
     pub port: u16,
     /// Stable over restarts: the broker keeps the session, and so the queued commands, by this name.
     pub client_id: String,
+    /// Whether the broker keeps what comes while we are away. A console that comes and goes leaves nothing behind.
+    pub persistent: bool,
     pub keep_alive: Duration,
     pub credentials: Option<Credentials>,
     pub tls: Option<TlsSettings>,
@@ -96,6 +98,7 @@ impl LinkSettings {
             host: host.to_owned(),
             port,
             client_id: client_id.to_owned(),
+            persistent: true,
             // A dead link is noticed after two of these.
             keep_alive: Duration::from_secs(15),
             credentials: None,

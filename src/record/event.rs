@@ -187,6 +187,15 @@ pub enum Status {
     Late,
 }
 
+impl Status {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Present => "present",
+            Self::Late => "late",
+        }
+    }
+}
+
 /// A subject was seen at a venue (schema 1).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attendance {

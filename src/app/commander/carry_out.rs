@@ -13,7 +13,7 @@ use crate::attend::Venue;
 use crate::clock::{Stamp, Stopwatch, rfc3339};
 use crate::enrol::{Judged, Judgement, Reason};
 use crate::recognise::decision::Decision;
-use crate::recognise::face::{ModelDigest, Name, Template};
+use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use crate::recognise::gallery;
 use crate::recognise::quality::Flaw;
 use crate::record::command::answer::{
@@ -49,12 +49,12 @@ impl Commander {
             let reasons: Vec<_> = judgement.photographs.iter().map(reason_text).collect();
             return Err(refuse(ErrorCode::NoUsableImage, format!("no image can be used: {}", reasons.join(", "))));
         }
-        let enrolment = NewEnrolment::new(&enrol, &judgement, self.embedder, self.clock.now());
-        let replace = enrol.replace;
+        let (id, name, replace) = (enrol.subject_id.clone(), enrol.name.clone(), enrol.replace);
+        let enrolment = NewEnrolment::new(id, name, replace, &judgement, self.embedder, self.clock.now());
         let images = judgement.photographs.iter().map(outcome).collect::<Vec<_>>();
         let duplicate_of = judgement.duplicate_of.clone();
         let write = move |tx: &mut Tx<'_>| {
-            let references = enrolment.store(tx, &request_id)?;
+            let references = enrolment.store(tx, Some(&request_id))?;
             let subject_id = enrolment.subject.id.clone();
             let (images, duplicate_of) = (images.clone(), duplicate_of.clone());
             answer(tx, &request_id, "enrol", &Enrolled { subject_id, references, images, duplicate_of })
@@ -85,7 +85,7 @@ impl Commander {
                 let subject = known.map(|known| SubjectRef { id: known.id, name: known.name });
                 (references, 0, subject, EnrolmentAction::Withdrawn)
             };
-            append_enrolment(tx, at, action, subject, references, &request_id)?;
+            append_enrolment(tx, at, action, subject, references, Some(&request_id))?;
             answer(tx, &request_id, "withdraw", &Withdrawn { references, erased: erase, events })
         };
         self.store.write_async(write).await?;
@@ -100,7 +100,7 @@ impl Commander {
             tx.rename_subject(&id, &name)?;
             let count = tx.subject(&id)?.map_or(0, |subject| subject.references);
             let subject = Some(SubjectRef { id: id.clone(), name: name.clone() });
-            append_enrolment(tx, at, EnrolmentAction::Renamed, subject, count, &request_id)?;
+            append_enrolment(tx, at, EnrolmentAction::Renamed, subject, count, Some(&request_id))?;
             answer(tx, &request_id, "rename", &Renamed { subject_id: id.clone(), name: name.clone() })
         };
         self.store.write_async(write).await?;
@@ -262,17 +262,24 @@ pub struct NewEnrolment {
 }
 
 impl NewEnrolment {
-    pub fn new(enrol: &Enrol, judgement: &Judgement, embedder: ModelDigest, at: Stamp) -> Self {
-        let subject = SubjectRef { id: enrol.subject_id.clone(), name: enrol.name.clone() };
+    pub fn new(
+        id: SubjectId,
+        name: Name,
+        replace: bool,
+        judgement: &Judgement,
+        embedder: ModelDigest,
+        at: Stamp,
+    ) -> Self {
+        let subject = SubjectRef { id, name };
         let reference = |(template, quality): (&Template, f32)| {
             NewReference { subject_id: subject.id.clone(), embedder, template: template.clone(), quality }
         };
         let references = judgement.accepted().map(reference).collect();
-        Self { subject, references, replace: enrol.replace, at }
+        Self { subject, references, replace, at }
     }
 
     /// Stores subject, references and event; gives how many references the subject has now.
-    pub fn store(&self, tx: &mut Tx<'_>, request_id: &str) -> Result<u32, StoreError> {
+    pub fn store(&self, tx: &mut Tx<'_>, request_id: Option<&str>) -> Result<u32, StoreError> {
         let id = &self.subject.id;
         let action = if tx.subject(id)?.is_some() { EnrolmentAction::Updated } else { EnrolmentAction::Enrolled };
         tx.put_subject(id, &self.subject.name)?;
@@ -299,9 +306,9 @@ fn append_enrolment(
     action: EnrolmentAction,
     subject: Option<SubjectRef>,
     references: u32,
-    request_id: &str,
+    request_id: Option<&str>,
 ) -> Result<(), StoreError> {
-    let request_id = Some(request_id.to_owned());
+    let request_id = request_id.map(str::to_owned);
     tx.append_event(&NewEvent::new(at, Body::Enrolment(Enrolment { action, subject, references, request_id })))?;
     Ok(())
 }

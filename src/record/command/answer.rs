@@ -91,9 +91,26 @@ pub enum ImageReason {
     TooSmall,
     Blurred,
     Dark,
+    Overexposed,
     Turned,
     DecodeError,
     OtherPerson,
+}
+
+impl ImageReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoFace => "no_face",
+            Self::SeveralFaces => "several_faces",
+            Self::TooSmall => "too_small",
+            Self::Blurred => "blurred",
+            Self::Dark => "dark",
+            Self::Overexposed => "overexposed",
+            Self::Turned => "turned",
+            Self::DecodeError => "decode_error",
+            Self::OtherPerson => "other_person",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

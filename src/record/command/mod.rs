@@ -206,6 +206,35 @@ impl ErrorCode {
         Self::StorageFull,
         Self::Internal,
     ];
+
+    /// As it stands in messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retained => "retained",
+            Self::TooLarge => "too_large",
+            Self::TooDeep => "too_deep",
+            Self::BadJson => "bad_json",
+            Self::UnknownVerb => "unknown_verb",
+            Self::NotSupported => "not_supported",
+            Self::MissingField => "missing_field",
+            Self::UnknownField => "unknown_field",
+            Self::WrongType => "wrong_type",
+            Self::BadValue => "bad_value",
+            Self::TooMany => "too_many",
+            Self::BadImage => "bad_image",
+            Self::Expired => "expired",
+            Self::UnknownSubject => "unknown_subject",
+            Self::UnknownVenue => "unknown_venue",
+            Self::DuplicateSubject => "duplicate_subject",
+            Self::NoUsableImage => "no_usable_image",
+            Self::NotReady => "not_ready",
+            Self::Busy => "busy",
+            Self::TimedOut => "timed_out",
+            Self::RateLimited => "rate_limited",
+            Self::StorageFull => "storage_full",
+            Self::Internal => "internal",
+        }
+    }
 }
 
 /// Why a command was refused, to be told to whoever sent it.

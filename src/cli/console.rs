@@ -1,0 +1,111 @@
+//! A small MQTT client for the command line: sends one command to a daemon and waits for its answer.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+
+use crate::app;
+use crate::config::Settings;
+use crate::mqtt::link::{self, Link, LinkEvent, Message};
+use crate::mqtt::topics::Topics;
+
+/// Runs `work` with a connection to the configured broker, subscribed to `topics` below the device's own.
+pub fn with_console<T>(
+    settings: &Settings,
+    subscriptions: &[&str],
+    work: impl AsyncFnOnce(&mut Console) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let mqtt = settings.mqtt.as_ref().context("no broker is configured: see [mqtt] in config.toml")?;
+    let topics = Topics::new(&settings.site, &settings.device)?;
+    let mut link = app::link_settings(mqtt, &topics);
+    // A random name, so that two consoles never push each other off; nothing is kept for it.
+    link.client_id = format!("rollcall-console-{}", Uuid::now_v7().simple());
+    link.persistent = false;
+    link.status_topic = format!("{}/console/{}", topics.base(), link.client_id);
+    link.packet_bytes_max_out = link.packet_bytes_max_in;
+    link.subscriptions = subscriptions.iter().map(|part| format!("{}/{part}", topics.base())).collect();
+    let (link, driver, events) = link::open(link)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (stop, stopped) = watch::channel(false);
+        let mut console = Console { link, events, base: topics.base(), waiting: Vec::new() };
+        let work = async {
+            let outcome = work(&mut console).await;
+            stop.send_replace(true);
+            outcome
+        };
+        let (outcome, driven) = tokio::join!(work, driver.drive(stopped));
+        driven.or_else(|error| if outcome.is_ok() { Err(error) } else { Ok(()) })?;
+        outcome
+    })
+}
+
+pub struct Console {
+    link: Link,
+    events: mpsc::Receiver<LinkEvent>,
+    base: String,
+    /// Messages that arrived while another was waited for.
+    waiting: Vec<(String, Vec<u8>)>,
+}
+
+impl Console {
+    /// Sends a command and waits for its answer. The subscription must cover `reply/+`.
+    pub async fn request(&mut self, verb: &str, mut body: Value, patience: Duration) -> anyhow::Result<Value> {
+        let request_id = Uuid::now_v7().simple().to_string();
+        body["schema"] = 1.into();
+        body["request_id"] = request_id.as_str().into();
+        let topic = format!("{}/command/{verb}", self.base);
+        let message = Message { topic, payload: serde_json::to_vec(&body)?, retain: false };
+        self.connected(patience).await?;
+        for sent in self.link.publish_batch(vec![message]).await {
+            sent.context("the command did not reach the broker")?;
+        }
+        let wanted = format!("reply/{request_id}");
+        let (_, payload) = self.next(patience, |part, _| part == wanted).await.context("no answer from the daemon")?;
+        Ok(serde_json::from_slice(&payload)?)
+    }
+
+    async fn connected(&self, patience: Duration) -> anyhow::Result<()> {
+        let mut online = self.link.online();
+        let wait = tokio::time::timeout(patience, online.wait_for(|it| *it)).await;
+        ensure!(matches!(wait, Ok(Ok(_))), "the broker cannot be reached");
+        Ok(())
+    }
+
+    /// The next message that `wanted` accepts, by its topic below the device's own and its payload. Others are kept for
+    /// later calls.
+    pub async fn next(
+        &mut self,
+        patience: Duration,
+        wanted: impl Fn(&str, &[u8]) -> bool,
+    ) -> anyhow::Result<(String, Vec<u8>)> {
+        if let Some(at) = self.waiting.iter().position(|(part, payload)| wanted(part, payload)) {
+            return Ok(self.waiting.remove(at));
+        }
+        let receive = async {
+            while let Some(event) = self.events.recv().await {
+                let LinkEvent::Inbound(inbound) = event else { continue };
+                let part = inbound.topic.strip_prefix(&self.base).unwrap_or_default().trim_start_matches('/').to_owned();
+                let payload = inbound.payload;
+                inbound.ack.acknowledge();
+                if wanted(&part, &payload) {
+                    return Ok((part, payload));
+                }
+                self.waiting.push((part, payload));
+            }
+            bail!("the connection to the broker ended")
+        };
+        match tokio::time::timeout(patience, receive).await {
+            Ok(received) => received,
+            Err(_) => bail!("nothing came within {patience:?}"),
+        }
+    }
+
+    /// Everything that came and was not asked for yet.
+    pub fn take_waiting(&mut self) -> Vec<(String, Vec<u8>)> {
+        std::mem::take(&mut self.waiting)
+    }
+}
