@@ -15,7 +15,7 @@ use rusqlite::Connection;
 
 const DIR: &str = "ROLLCALL_TEST_KILL_DIR";
 /// How many acknowledgements the writer gets to before each kill: soon after the start, and in full flow.
-const ROUNDS: [usize; 8] = [1, 2, 3, 7, 40, 90, 150, 200];
+const ROUNDS: [usize; 14] = [1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 200, 300];
 
 fn open(dir: &Path) -> (Store, Arc<SystemClock>) {
     let clock = Arc::new(SystemClock::new(Trust::Always));

@@ -332,7 +332,8 @@ impl Store {
     /// Carries out `f` in the thread and answers once it is on the disk. An error of `f` undoes what `f` did, and only
     /// that. `f` may be called again (after a full disk, say): it does all it does through `Tx`.
     ///
-    /// Blocks the calling thread; a task uses `write_async`.
+    /// Blocks the calling thread; a task uses `write_async`. Never to be called within another `f`, which would wait
+    /// for itself.
     pub fn write<T, F>(&self, f: F) -> Result<T, StoreError>
     where
         T: Send + 'static,

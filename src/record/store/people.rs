@@ -129,7 +129,8 @@ impl Tx<'_> {
     }
 
     /// Takes a person out of everything: references, subject, events, answers, what is still owed. That somebody
-    /// passed stays; who it was does not. Once it is on the disk the log is cut off too, so that no file has the name.
+    /// passed stays; who it was does not. Once it is on the disk the database is written
+    /// anew, so that no file has the name: that takes time in proportion to the database, during which others wait.
     ///
     /// A `request_id` stays as it is, so that the command is not carried out again; so do databases that were set
     /// aside.
@@ -144,6 +145,7 @@ impl Tx<'_> {
             references: self.delete_references(id)?,
         };
         self.conn.execute("delete from subject where id = ?1", [id.as_str()])?;
+        self.put_meta("scrub_owed", b"")?;
         self.effects.erased = true;
         Ok(erased)
     }

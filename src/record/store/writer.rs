@@ -86,6 +86,17 @@ pub(super) struct OpenedWriter {
     pub(super) key_path: PathBuf,
 }
 
+/// What is left to be done after an erasure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scrub {
+    Done,
+    /// Tried, and to be tried again after so many rounds of housekeeping.
+    After(u32),
+}
+
+/// An hour: each try writes the whole database, on a disk that is probably full.
+const SCRUB_AGAIN: Scrub = Scrub::After(60);
+
 pub(super) struct Writer {
     conn: Connection,
     setting: Setting,
@@ -94,8 +105,8 @@ pub(super) struct Writer {
     reserve_held: Arc<AtomicBool>,
     page_limit: Option<u32>,
     reserve_pages: u32,
-    /// What was erased may still stand in the log.
-    truncation_owed: bool,
+    /// Whether what was erased may still stand in the database file or its log.
+    scrub: Scrub,
     _lock: File,
 }
 
@@ -119,7 +130,7 @@ pub(super) fn open(
     let mut reserve = Reserve::new(dir, options.reserve_bytes);
     reserve.restore();
     let setting = Setting { clock: options.clock, sinks: options.sinks, key };
-    let writer = Writer {
+    let mut writer = Writer {
         conn,
         setting,
         wake,
@@ -127,10 +138,15 @@ pub(super) fn open(
         reserve,
         page_limit: options.page_limit,
         reserve_pages: u32::try_from(options.reserve_bytes / u64::from(PAGE_BYTES)).unwrap_or(u32::MAX),
-        truncation_owed: true,
+        scrub: Scrub::Done,
         _lock: lock,
     };
     writer.limit_pages()?;
+    // After a kill the log may still have what was erased; if it cannot be cut off now, the stop will do it.
+    writer.truncate_log().ok();
+    if writer.scrub_owed()? {
+        writer.scrub();
+    }
     Ok(OpenedWriter { writer, set_aside, key_created, key_path })
 }
 
@@ -328,8 +344,7 @@ impl Writer {
             self.wake.send_modify(|it| it.committed += 1);
         }
         if effects.erased {
-            self.truncation_owed = true;
-            self.settle_truncation();
+            self.scrub();
         }
     }
 
@@ -351,16 +366,42 @@ impl Writer {
             tracing::info!("the disk has room again, the reserve is kept back");
             self.limit_pages().ok();
         }
-        if self.truncation_owed {
-            self.settle_truncation();
+        match self.scrub {
+            Scrub::Done => {}
+            Scrub::After(0 | 1) => self.scrub(),
+            Scrub::After(rounds) => self.scrub = Scrub::After(rounds - 1),
         }
     }
 
-    fn settle_truncation(&mut self) {
-        match self.truncate_log() {
-            Ok(done) => self.truncation_owed = !done,
-            Err(error) => tracing::warn!(%error, "the log cannot be written back now, will retry"),
+    /// After an erasure: writes the database anew and cuts the log off. `secure_delete` is not enough: when SQLite
+    /// balances its tree it leaves copies of rows in the unused middle of pages (found by searching the file).
+    fn scrub(&mut self) {
+        let scrubbed = self.rewrite().and_then(|()| self.truncate_log());
+        self.scrub = match scrubbed {
+            Ok(true) => Scrub::Done,
+            // A reader holds the log: gone in a moment.
+            Ok(false) => Scrub::After(1),
+            Err(error) => {
+                tracing::error!(%error, "an erased person may still stand in the database file, will retry");
+                SCRUB_AGAIN
+            }
+        };
+    }
+
+    fn scrub_owed(&self) -> Result<bool, StoreError> {
+        let sql = "select exists (select 1 from meta where key = 'scrub_owed')";
+        Ok(self.conn.query_row(sql, [], |row| row.get(0))?)
+    }
+
+    fn rewrite(&self) -> Result<(), StoreError> {
+        if !self.scrub_owed()? {
+            return Ok(());
         }
+        // The copy may be larger than the memory of the device; SQLite's temporary files have no name.
+        self.conn.pragma_update(None, "temp_store", "file")?;
+        let rewritten = self.conn.execute_batch("vacuum; delete from meta where key = 'scrub_owed'");
+        self.conn.pragma_update(None, "temp_store", "memory")?;
+        Ok(rewritten?)
     }
 
     /// Writes the log back and cuts it off; `false` if a reader still needs it.

@@ -1,0 +1,111 @@
+//! What the tests of the store have in common.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rollcall::clock::{Clock as _, SimulatedClock};
+use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
+use rollcall::record::event::{
+    Attendance, Body, Camera, CameraState, Direction, NewEvent, Status, SubjectRef,
+};
+use rollcall::record::store::{NewReference, Opened, SinkName, Store, StoreError, StoreOptions};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+pub const START_MS: i64 = 1_795_420_683_412; // 2026-11-23T07:58:03.412Z
+pub const DAY: Duration = Duration::from_hours(24);
+
+pub struct Bench {
+    pub dir: TempDir,
+    pub clock: Arc<SimulatedClock>,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), clock: Arc::new(SimulatedClock::at(START_MS)) }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn options(&self) -> StoreOptions {
+        StoreOptions::new(vec![SinkName::MQTT, SinkName::MONGO], Arc::clone(&self.clock) as _)
+    }
+
+    pub fn try_open(&self) -> Result<Opened, StoreError> {
+        Store::open(self.path(), self.options())
+    }
+
+    pub fn open(&self) -> Store {
+        self.try_open().unwrap().store
+    }
+
+    pub fn sqlite(&self) -> Connection {
+        Connection::open(self.path().join("rollcall.db")).unwrap()
+    }
+
+    pub fn camera(&self) -> NewEvent {
+        NewEvent::new(
+            self.clock.now(),
+            Body::Camera(Camera { state: CameraState::Lost, reason: None, lost_ms: None }),
+        )
+    }
+
+    pub fn attendance(&self, id: &str, name: &str, direction: Direction) -> NewEvent {
+        NewEvent::new(
+            self.clock.now(),
+            Body::Attendance(Attendance {
+                venue: "room-a".into(),
+                session: None,
+                subject: Some(SubjectRef { id: subject(id), name: Name::new(name).unwrap() }),
+                direction,
+                status: Status::Present,
+                score: 0.713,
+                threshold: 0.42,
+                frames: 4,
+                track_ms: 610,
+                latency_ms: 84,
+            }),
+        )
+    }
+}
+
+pub fn append(store: &Store, event: &NewEvent) -> i64 {
+    let event = event.clone();
+    store.write(move |tx| tx.append_event(&event)).unwrap()
+}
+
+pub fn subject(id: &str) -> SubjectId {
+    SubjectId::new(id).unwrap()
+}
+
+pub fn digest(byte: u8) -> ModelDigest {
+    ModelDigest([byte; 32])
+}
+
+pub fn template(seed: u16) -> Template {
+    Template::normalised((0..512).map(|i: u16| f32::from(i + seed * 31).sin()).collect()).unwrap()
+}
+
+pub fn enrol(store: &Store, id: &str, name: &str, templates: &[Template]) {
+    let (id, name) = (subject(id), Name::new(name).unwrap());
+    let references: Vec<NewReference> = templates
+        .iter()
+        .map(|it| NewReference {
+            subject_id: id.clone(),
+            embedder: digest(1),
+            template: it.clone(),
+            quality: 0.9,
+        })
+        .collect();
+    store
+        .write(move |tx| {
+            tx.put_subject(&id, &name)?;
+            tx.add_references(&references)
+        })
+        .unwrap();
+}
