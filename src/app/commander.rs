@@ -23,7 +23,7 @@ use crate::mqtt::link::{Inbound, Link, LinkEvent, Message, Oversized};
 use crate::mqtt::topics::Topics;
 use crate::recognise::face::ModelDigest;
 use crate::record::command::{self, Command, ErrorCode, Limits, Refusal, answer};
-use crate::record::store::{SinkName, Store, StoreError};
+use crate::record::store::{SinkName, Store, StoreError, Tx};
 
 /// A command waits this long for the networks.
 const JOB_PATIENCE: Duration = Duration::from_secs(20);
@@ -139,6 +139,8 @@ impl Commander {
                 self.reply(&verb, &refusal).await?;
             }
             Ok(command) => self.answer(command).await?,
+            // A command that was carried out and comes again, too late or damaged by now, was carried out all the same.
+            Err(refusal) if self.repeat_answer(refusal.request_id.as_deref()).await? => {}
             Err(refusal) => self.reply(&verb, &refusal).await?,
         }
         inbound.ack.acknowledge();
@@ -161,19 +163,8 @@ impl Commander {
     async fn answer(&self, command: Command) -> Result<(), StoreError> {
         let (request_id, verb) = (command.request_id.clone(), command.verb.as_str());
         let topic = answer::topic_part(Some(&request_id));
-        let (id, to) = (request_id.clone(), topic.clone());
-        let repeated = self.store.write_async(move |tx| {
-            let stored = tx.answer_of(&id)?;
-            if let Some(stored) = &stored {
-                tx.owe_reply(&to, &stored.reply)?;
-            }
-            Ok(stored.is_some())
-        });
-        match repeated.await {
-            Ok(true) => return Ok(()),
-            Ok(false) => {}
-            Err(error) if error.is_fatal() => return Err(error),
-            Err(error) => tracing::error!(error = %error, "the stored answers cannot be asked"),
+        if self.repeat_answer(Some(&request_id)).await? {
+            return Ok(());
         }
         match self.carry_out(command).await {
             Ok(()) => Ok(()),
@@ -189,6 +180,24 @@ impl Commander {
                 self.survive(put.await.map(|_| ())).await
             }
         }
+    }
+
+    /// Sends the stored answer once more; `false` when the request has none.
+    async fn repeat_answer(&self, request_id: Option<&str>) -> Result<bool, StoreError> {
+        let Some(request_id) = request_id.map(str::to_owned) else {
+            return Ok(false);
+        };
+        let repeat = move |tx: &mut Tx<'_>| {
+            let stored = tx.answer_of(&request_id)?;
+            if let Some(stored) = &stored {
+                tx.owe_reply(&stored.topic, &stored.reply)?;
+            }
+            Ok(stored.is_some())
+        };
+        let repeated = self.store.write_async(repeat).await;
+        let found = repeated.as_ref().is_ok_and(|found| *found);
+        self.survive(repeated.map(|_| ())).await?;
+        Ok(found)
     }
 
     /// A refusal that is not kept.
