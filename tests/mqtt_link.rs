@@ -213,10 +213,9 @@ async fn a_message_far_too_large_is_thrown_away_and_the_others_arrive() {
     let of_door = settings(broker.port(), "door", &["command/+"]);
     Running::connected(of_door.clone()).await.stop().await;
     let large = broker.path("large");
-    let mut bytes = b"{\"request_id\":\"r-1\",".to_vec();
-    bytes.resize(50_000_000, b' ');
-    fs::write(&large, &bytes).unwrap();
-    drop(bytes);
+    fs::write(&large, b"{\"request_id\":\"r-1\",").unwrap();
+    // Made long without ever being in our memory, which is what is measured.
+    fs::File::options().write(true).open(&large).unwrap().set_len(50_000_000).unwrap();
     let large = large.to_str().unwrap();
     let fitting = broker.path("fitting");
     fs::write(&fitting, vec![b'3'; 3 * 1024 * 1024]).unwrap();
@@ -264,7 +263,7 @@ async fn a_message_far_too_large_is_thrown_away_and_the_others_arrive() {
     }
     eventually("online again", || door.link.is_online()).await;
     let grown = peak_memory_mib() - before;
-    assert!(grown < 40, "grew by {grown} MiB");
+    assert!(grown < 30, "grew by {grown} MiB");
 }
 
 fn openssl(dir: &Path, args: &str) {
