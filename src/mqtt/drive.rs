@@ -86,10 +86,18 @@ struct Recovery {
     /// Whether others still see us as online: we left by a clean DISCONNECT and mean to come back.
     announced: bool,
     connected: bool,
-    /// A *retained* message that is too large is sent again at each SUBSCRIBE. After sifting the broker still has our
-    /// subscriptions, so once we rely on that.
-    subscribe: bool,
+    subscribe: Subscribe,
+    /// Whether the broker took our subscriptions since the start, which is what makes relying on them right.
+    subscribed: bool,
     last_why: Option<String>,
+}
+
+/// A *retained* message that is too large is sent again at each SUBSCRIBE. After sifting the broker still has our
+/// subscriptions, so once we rely on that.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subscribe {
+    Anew,
+    AsBefore,
 }
 
 /// One connection, while it lasts.
@@ -203,11 +211,11 @@ impl Driver {
             };
             let ended = match polled {
                 Ok(event) => self.on_event(event, &mut run, recovery),
-                Err(_) if run.leaving == Some(Leaving::Stop) => Some(Ended::Stopped),
-                Err(error) => {
-                    self.settle(&mut eventloop);
-                    Some(Ended::Fault(fault(error)))
-                }
+                Err(error) => Some(match self.settle(&mut eventloop, &mut run, recovery) {
+                    Some(ended) => ended,
+                    None if run.leaving == Some(Leaving::Stop) => Ended::Stopped,
+                    None => Ended::Fault(fault(error)),
+                }),
             };
             self.shared.flush();
             if let Some(ended) = ended {
@@ -219,7 +227,10 @@ impl Driver {
     fn on_event(&self, event: Event, run: &mut Run, recovery: &mut Recovery) -> Option<Ended> {
         match event {
             Event::Incoming(Packet::ConnAck(ack)) => self.on_connected(&ack, run, recovery),
-            Event::Incoming(Packet::SubAck(ack)) => self.on_subscribed(&ack),
+            Event::Incoming(Packet::SubAck(ack)) => {
+                recovery.subscribed = true;
+                self.on_subscribed(&ack)
+            }
             Event::Incoming(Packet::Publish(publish)) => self.on_inbound(publish),
             Event::Incoming(Packet::PubAck(ack)) => match self.shared.acknowledged(ack.pkid) {
                 Some(Landmark::Online) => {
@@ -250,8 +261,8 @@ impl Driver {
         if run.leaving == Some(Leaving::Stop) {
             return self.say_offline(run);
         }
-        let rely_on_session = !recovery.subscribe && ack.session_present;
-        recovery.subscribe = true;
+        let rely_on_session = recovery.subscribe == Subscribe::AsBefore && recovery.subscribed && ack.session_present;
+        recovery.subscribe = Subscribe::Anew;
         if !rely_on_session && !self.settings.subscriptions.is_empty() {
             let filters = self.settings.subscriptions.iter().cloned();
             let filters = filters.map(|it| SubscribeFilter::new(it, QoS::AtLeastOnce));
@@ -344,15 +355,13 @@ impl Driver {
         if asked { None } else { disconnect(run) }
     }
 
-    /// Acknowledgements that were read together with what ended the connection are acknowledgements all the same.
-    fn settle(&self, eventloop: &mut EventLoop) {
-        for event in eventloop.state.events.drain(..) {
-            match event {
-                Event::Outgoing(Outgoing::Publish(pkid)) if pkid != 0 => self.shared.sent(pkid),
-                Event::Incoming(Packet::PubAck(ack)) => drop(self.shared.acknowledged(ack.pkid)),
-                _ => {}
-            }
-        }
+    /// What was read together with what ended the connection has arrived all the same: acknowledgements count, and
+    /// commands are handed over (they come again, unless the broker died and forgot them).
+    fn settle(&self, eventloop: &mut EventLoop, run: &mut Run, recovery: &mut Recovery) -> Option<Ended> {
+        let left = std::mem::take(&mut eventloop.state.events);
+        left.into_iter()
+            .filter_map(|event| self.on_event(event, run, recovery))
+            .find(|it| matches!(it, Ended::NobodyListens))
     }
 
     fn report(&self, fault: Fault, recovery: &mut Recovery) {
@@ -376,7 +385,7 @@ impl Driver {
 
     /// Gets rid of what is too large for us; see `sift`.
     async fn sift(&self, recovery: &mut Recovery) {
-        recovery.subscribe = false;
+        recovery.subscribe = Subscribe::AsBefore;
         match sift::sift(&self.settings, self.tls.as_ref()).await {
             Ok(found) => {
                 recovery.strikes = 0;
@@ -474,7 +483,8 @@ impl Recovery {
             sifts_failed: 0,
             announced: false,
             connected: false,
-            subscribe: true,
+            subscribe: Subscribe::Anew,
+            subscribed: false,
             last_why: None,
         }
     }
