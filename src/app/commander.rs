@@ -101,14 +101,13 @@ impl Commander {
 
     fn link_edge(&self, event: &LinkEvent) {
         match event {
-            LinkEvent::Connected { session_present } => {
-                tracing::info!(session_present, "connected to the broker");
+            LinkEvent::Connected { .. } => {
                 // What waited for the broker need not wait for the end of its pause.
                 self.store.deliver_now();
                 self.changed.notify_one();
             }
-            LinkEvent::Lost { why } => tracing::warn!(why, "the link to the broker was lost"),
-            LinkEvent::Unreachable { why } => tracing::warn!(why, "the broker cannot be reached"),
+            // The link has said so itself.
+            LinkEvent::Lost { .. } | LinkEvent::Unreachable { .. } => {}
             LinkEvent::SubscriptionRefused { filter } => {
                 tracing::error!(filter, "the broker refuses the subscription: no command will come (check its ACL)");
             }

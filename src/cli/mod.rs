@@ -4,8 +4,8 @@
 pub mod attendance;
 pub mod bench;
 pub mod console;
-//pub mod demo;
-//pub mod doctor;
+pub mod demo;
+pub mod doctor;
 pub mod evaluate;
 pub mod people;
 pub mod plot;
@@ -46,7 +46,7 @@ enum Command {
         until_replay_ends: bool,
     },
     /// See the main job at work: daemon, broker, enrolment by MQTT, visitors before a replay camera
-//    Demo(demo::Args),
+    Demo(demo::Args),
     /// Check the configuration without starting anything
     CheckConfig {
         /// Print the settings that result
@@ -71,7 +71,7 @@ enum Command {
     /// Measure speed and memory on this device
 //    Bench(bench::Args),
     /// Look at everything the daemon needs, and say what is wrong and what to do
-//    Doctor(doctor::Args),
+    Doctor(doctor::Args),
     /// The embedded broker's own process; started by `run`
     #[command(hide = true)]
     BrokerChild,
@@ -121,7 +121,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             report_panics();
             app::run(settings, RunOptions { until_replay_ends })
         }
-//        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::CheckConfig { show } => check_config(path.as_deref(), show),
         Command::Models { command: ModelsCommand::Verify { json } } => verify_models(&settings()?, json),
         Command::Recognise(args) => recognise::run(&args, &settings()?),
@@ -133,7 +133,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))
         }
 //        Command::Bench(args) => bench::run(&args, &settings()?.vision),
-//        Command::Doctor(args) => doctor::run(&args, path.as_deref()),
+        Command::Doctor(args) => doctor::run(&args, path.as_deref()),
         Command::BrokerChild => unreachable!("handled before"),
     }
 }
