@@ -7,6 +7,7 @@ use rollcall::vision::manifest::Precision;
 #[derive(clap::Parser)]
 enum Cli {
     Evaluate(rollcall::cli::evaluate::Args),
+    Bench(rollcall::cli::bench::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -19,6 +20,7 @@ fn main() -> anyhow::Result<()> {
         pad: true,
     };
     match Cli::parse() {
+        Cli::Bench(args) => rollcall::cli::bench::run(&args, &vision, None),
         Cli::Evaluate(args) => rollcall::cli::evaluate::run(&args, &vision, |spec| ThresholdRule {
             threshold: spec.threshold,
             subjects: spec.threshold_subjects,
