@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 460.0;
 /// Left, right, top, bottom.
-const MARGINS: [f64; 4] = [76.0, 20.0, 44.0, 60.0];
+const MARGINS: [f64; 4] = [76.0, 32.0, 44.0, 60.0];
 /// Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
 const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#555555"];
 
@@ -105,6 +105,15 @@ pub struct Chart {
     pub x: Axis,
     pub y: Axis,
     pub series: Vec<Series>,
+    pub legend: Legend,
+}
+
+/// Where the legend stands at the right: where the curves are not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Legend {
+    Top,
+    Middle,
+    Bottom,
 }
 
 /// The charts side by side, as a complete SVG document.
@@ -190,15 +199,17 @@ impl Chart {
         ));
     }
 
-    /// In the corner that the curves of error rates leave free: the top right, or for rising ones the bottom right.
     fn legend(&self, svg: &mut String) {
         let [_, right, top, bottom] = MARGINS;
-        let rises = self.series[0].points.first().zip(self.series[0].points.last());
-        let low = rises.is_some_and(|(first, last)| (last.1 - first.1) * (last.0 - first.0) > 0.0);
         let height = 20.0 * self.series.len() as f64 + 8.0;
         let longest = self.series.iter().map(|series| series.name.chars().count()).max().unwrap_or(0);
         let width = 44.0 + 7.2 * longest as f64;
-        let (x, y) = (WIDTH - right - width - 8.0, if low { HEIGHT - bottom - height - 8.0 } else { top + 8.0 });
+        let x = WIDTH - right - width - 8.0;
+        let y = match self.legend {
+            Legend::Top => top + 8.0,
+            Legend::Middle => f64::midpoint(top, HEIGHT - bottom - height),
+            Legend::Bottom => HEIGHT - bottom - height - 8.0,
+        };
         put(svg, format_args!(
             "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height}\" fill=\"white\" fill-opacity=\"0.9\" stroke=\"#bbb\"/>"
         ));
@@ -248,7 +259,7 @@ mod tests {
     #[test]
     fn a_page_is_well_formed_and_escapes_its_text() {
         let series = vec![Series::new("a < b & c", vec![(0.0, 1.0), (1.0, 0.0)]), Series::point("here", (0.5, 0.5))];
-        let chart = Chart { title: "T".into(), x: Axis::linear("x", 0.0, 1.0), y: Axis::percent("y", 0.0, 1.0), series };
+        let chart = Chart { title: "T".into(), x: Axis::linear("x", 0.0, 1.0), y: Axis::percent("y", 0.0, 1.0), series, legend: Legend::Top };
         let svg = page(&[chart]);
         assert!(svg.contains("a &lt; b &amp; c") && svg.ends_with("</svg>\n"));
         assert_eq!(svg.matches("<g ").count(), svg.matches("</g>").count());

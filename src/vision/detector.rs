@@ -23,6 +23,10 @@ impl Detector {
         Self { network }
     }
 
+    pub(crate) fn exercise(&mut self) -> Result<(), EngineError> {
+        self.network.exercise()
+    }
+
     /// The picture is shrunk or enlarged so that its longer side is `side` pixels, and padded with black to multiples of
     /// 32 on the right and below. The canvas is a square of `side`, as it was when accuracy was measured.
     pub(crate) fn detect(&mut self, picture: &Picture, side: usize) -> Result<Vec<Detection>, EngineError> {

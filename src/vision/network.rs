@@ -54,6 +54,12 @@ impl Network {
         Ok(outputs.into_iter().next().unwrap_or_default())
     }
 
+    /// One inference on a grainy picture of the network's own size.
+    pub(crate) fn exercise(&mut self) -> Result<(), EngineError> {
+        let grain: Vec<f32> = (0..self.width * self.height * 3).map(|n| (n * 7919 % 251) as f32).collect();
+        self.run(&grain).map(drop)
+    }
+
     /// All outputs, in the manifest's order, for a picture of `width` x `height` put at the top left of a canvas of
     /// `canvas_width` x `canvas_height` that is otherwise black.
     pub(crate) fn run_sized(

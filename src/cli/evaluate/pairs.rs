@@ -7,7 +7,7 @@ use crate::cli::evaluate::measure::Workers;
 use crate::cli::evaluate::metrics::{NO_SCORE, Verification};
 use crate::cli::evaluate::protocol::{self, Pair};
 use crate::cli::evaluate::{PairsArgs, percent, rows};
-use crate::cli::plot::{Axis, Chart, Series, page};
+use crate::cli::plot::{Axis, Chart, Legend, Series, page};
 use crate::recognise::decision::ThresholdRule;
 use crate::vision::VisionSettings;
 use crate::vision::manifest::TemplateSpec;
@@ -114,6 +114,7 @@ impl Report {
                 Series::new("FNMR: the same person does not", over(&|t| self.scores.fnmr(t))),
                 Series::dashed(&format!("shipped threshold {shipped:.2}"), vec![(shipped, 1e-3), (shipped, 1.0)]),
             ],
+            legend: Legend::Middle,
         };
         let roc = thresholds.iter().map(|t| (self.scores.fmr(*t), 1.0 - self.scores.fnmr(*t))).collect();
         let at_shipped = (self.fmr_shipped, 1.0 - self.fnmr_shipped);
@@ -122,6 +123,7 @@ impl Report {
             x: Axis::log_percent("false match rate", 1e-3, 1.0),
             y: Axis::percent("true match rate", 0.9, 1.0),
             series: vec![Series::new("TMR over FMR", roc), Series::point("shipped threshold", at_shipped)],
+            legend: Legend::Bottom,
         };
         page(&[rates, roc])
     }
