@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::cli::console::{Console, with_console};
+use crate::cli::scratch::Scratch;
 use crate::cli::table;
 use crate::clock::Stopwatch;
 use crate::config;
@@ -53,21 +54,22 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         format!("{} is missing: `make demo` fetches the photographs (models/fetch.sh photos)", args.photos.display())
     })?;
     let models = args.models.canonicalize().with_context(|| format!("{} is missing", args.models.display()))?;
-    let folder = Folder::new()?;
+    let scratch = Scratch::new_in(&std::env::temp_dir(), "demo")?;
+    let folder = scratch.path();
     let [mqtt_port, websocket_port] = free_ports()?;
-    let path = folder.0.join("config.toml");
+    let path = folder.join("config.toml");
     fs::write(&path, configuration(&models, mqtt_port, websocket_port))?;
-    folder.scene("file,show_ms,gap_ms\n-,500,0\n")?;
+    set_scene(folder, "file,show_ms,gap_ms\n-,500,0\n")?;
     let settings = config::load(Some(&path), &std::collections::BTreeMap::new())?;
 
-    println!("rollcall demo: a daemon with its own broker and a replay camera, in {}\n", folder.0.display());
-    let mut daemon = Daemon::start(&path, &folder.0.join("daemon.log"))?;
+    println!("rollcall demo: a daemon with its own broker and a replay camera, in {}\n", folder.display());
+    let mut daemon = Daemon::start(&path, &folder.join("daemon.log"))?;
     daemon.wait_until_listening(mqtt_port)?;
     let topics = ["reply/+", "event/+", "status", "health"];
     let outcome = with_console(&settings, &topics, async |console| {
-        let report = play(console, &folder, &photos).await?;
+        let report = play(console, folder, &photos).await?;
         if args.keep {
-            keep(&folder, &path, mqtt_port, websocket_port).await;
+            keep(folder, &path, mqtt_port, websocket_port).await;
         }
         Ok(report)
     });
@@ -99,7 +101,7 @@ impl Report {
     }
 }
 
-async fn play(console: &mut Console, folder: &Folder, photos: &Path) -> anyhow::Result<Report> {
+async fn play(console: &mut Console, folder: &Path, photos: &Path) -> anyhow::Result<Report> {
     console.next(PATIENCE, |part, payload| part == "status" && payload == b"online").await.context("the daemon is not online")?;
     enrol(console, photos).await?;
     let mut list = "file,show_ms,gap_ms\n".to_owned();
@@ -107,7 +109,7 @@ async fn play(console: &mut Console, folder: &Folder, photos: &Path) -> anyhow::
         let file = if file == "-" { file.to_owned() } else { photos.join(file).display().to_string() };
         list += &format!("{file},{SHOW_MS},{GAP_MS}\n");
     }
-    folder.scene(&list)?;
+    set_scene(folder, &list)?;
     let (attendance, unknown) = watch_visitors(console).await?;
     show_attendance(&attendance);
     let owed = show_delivery(console, attendance.len() + unknown).await?;
@@ -186,7 +188,7 @@ async fn show_delivery(console: &mut Console, seen: usize) -> anyhow::Result<u64
     Ok(owed)
 }
 
-async fn keep(folder: &Folder, config: &Path, mqtt_port: u16, websocket_port: u16) {
+async fn keep(folder: &Path, config: &Path, mqtt_port: u16, websocket_port: u16) {
     let path = config.display();
     println!("\nThe daemon goes on. In another terminal:");
     println!("  mosquitto_sub -p {mqtt_port} -v -t 'rollcall/#'          # everything it says");
@@ -194,7 +196,7 @@ async fn keep(folder: &Folder, config: &Path, mqtt_port: u16, websocket_port: u1
     println!("  rollcall --config {path} attendance");
     println!("  rollcall --config {path} enrol --id me --name 'My Name' PHOTO.jpg");
     println!("  MQTT over WebSocket: ws://127.0.0.1:{websocket_port}");
-    println!("  its log: {}", folder.0.join("daemon.log").display());
+    println!("  its log: {}", folder.join("daemon.log").display());
     println!("Ctrl-C ends it.");
     let interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt());
     if let Ok(mut interrupt) = interrupt {
@@ -225,28 +227,10 @@ fn free_ports() -> anyhow::Result<[u16; 2]> {
     Ok([one.local_addr()?.port(), two.local_addr()?.port()])
 }
 
-/// A folder of the demo's own, removed at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("rollcall-demo-{}", uuid::Uuid::now_v7().simple()));
-        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self(path))
-    }
-
-    /// What the camera sees from the next round on. Replaced in one step, as the daemon may be reading it.
-    fn scene(&self, list: &str) -> anyhow::Result<()> {
-        fs::write(self.0.join("scene.new"), list)?;
-        Ok(fs::rename(self.0.join("scene.new"), self.0.join("scene.csv"))?)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What cannot be removed is left to the system's own cleaning of its temporary folder.
-        fs::remove_dir_all(&self.0).ok();
-    }
+/// What the camera sees from the next round on. Replaced in one step, as the daemon may be reading it.
+fn set_scene(folder: &Path, list: &str) -> anyhow::Result<()> {
+    fs::write(folder.join("scene.new"), list)?;
+    Ok(fs::rename(folder.join("scene.new"), folder.join("scene.csv"))?)
 }
 
 /// The daemon, as its own process, exactly as a user starts it.

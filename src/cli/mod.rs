@@ -10,16 +10,21 @@ pub mod evaluate;
 pub mod people;
 pub mod plot;
 pub mod recognise;
+mod scratch;
 pub mod table;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::app::{self, Failure, RunOptions, exit};
+use crate::clock::{Clock, SystemClock};
 use crate::config::raw::RawLevel;
 use crate::config::{self, Settings};
+use crate::record::event::{Body, Camera, CameraState, NewEvent};
+use crate::record::store::{SinkName, Store, StoreOptions};
 use crate::vision;
 
 /// An attendance terminal in a box: recognises the faces that pass its camera, on the device, and records who was there,
@@ -69,7 +74,7 @@ enum Command {
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
     /// Measure speed and memory on this device
-//    Bench(bench::Args),
+    Bench(bench::Args),
     /// Look at everything the daemon needs, and say what is wrong and what to do
     Doctor(doctor::Args),
     /// The embedded broker's own process; started by `run`
@@ -132,10 +137,25 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             let settings = settings()?;
             evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))
         }
-//        Command::Bench(args) => bench::run(&args, &settings()?.vision),
+        Command::Bench(args) => bench(&args, &settings()?),
         Command::Doctor(args) => doctor::run(&args, path.as_deref()),
         Command::BrokerChild => unreachable!("handled before"),
     }
+}
+
+/// The bench itself knows no store: it is given one commit to repeat, here that of an attendance.
+fn bench(args: &bench::Args, settings: &Settings) -> anyhow::Result<()> {
+    // Beside the state directory, so that the same disk is measured.
+    let parent = settings.state_dir.parent().filter(|path| path.is_dir()).unwrap_or(Path::new("."));
+    let folder = scratch::Scratch::new_in(parent, "bench")?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
+    let opened = Store::open(folder.path(), StoreOptions::new(vec![SinkName::MQTT], Arc::clone(&clock)))?;
+    let mut commit = || {
+        let body = Body::Camera(Camera { state: CameraState::Back, reason: None, lost_ms: None });
+        let event = NewEvent::new(clock.now(), body);
+        Ok(opened.store.write(move |tx| tx.append_event(&event)).map(drop)?)
+    };
+    bench::run(args, &settings.vision, Some(&mut commit))
 }
 
 fn usual_config() -> Option<PathBuf> {
