@@ -9,6 +9,7 @@
 //!
 //! `tests/golden/README.md` tells how the golden figures are made.
 #![expect(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
+#![expect(clippy::print_stdout, reason = "a test that has nothing to measure with says so")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -119,9 +119,11 @@ fn between(picture: &Picture, u: f32, v: f32) -> [u8; 3] {
         let upper = &pixels[at..at + 6];
         let lower = &pixels[at + picture.width() * 3..][..6];
         for (channel, total) in sum.iter_mut().enumerate() {
-            let (a, b) = (f32::from(upper[channel]), f32::from(upper[channel + 3]));
-            let (c, d) = (f32::from(lower[channel]), f32::from(lower[channel + 3]));
-            let (above, below) = (a + du * (b - a), c + du * (d - c));
+            let across = |row: &[u8]| {
+                let here = f32::from(row[channel]);
+                here + du * (f32::from(row[channel + 3]) - here)
+            };
+            let (above, below) = (across(upper), across(lower));
             *total += above + dv * (below - above);
         }
     } else {
