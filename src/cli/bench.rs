@@ -3,7 +3,7 @@
 //! CPU time of the process and not the clock on the wall, so that a busy machine changes little; the median and the 95th
 //! percentile, because a mean hides both. Nothing is written. What each stage may cost stands in its own module's words.
 //!
-//! Not in it: accuracy (`evaluate`). The commit to the record is handed in by the caller, who has a store.
+//! Not in it: accuracy (`evaluate`), and the store: whoever calls `run` hands in what one durable commit is (`Commit`).
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -112,7 +112,7 @@ pub struct Both {
 }
 
 /// Detect, refine and embed together: the way from frame to template.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Choice {
     pub int8_ms: Option<f64>,
     pub fp32_ms: Option<f64>,
@@ -151,7 +151,7 @@ pub fn measure(args: &Args, vision: &VisionSettings, commit: Option<Commit<'_>>)
     };
     drop(engine);
     let mut stages_ms = stages.costs();
-    stages_ms.commit = commit.map(|commit| timed_commits(commit)).transpose()?;
+    stages_ms.commit = commit.map(timed_commits).transpose()?;
     let networks_ms = networks(&settings)?;
     Ok(Report {
         pictures: if files.is_empty() { "drawn" } else { "photographs" },
@@ -201,8 +201,12 @@ impl Samples {
 fn timed<T>(samples: &mut Vec<f64>, work: impl FnOnce() -> T) -> T {
     let before = process_cpu_time();
     let done = work();
-    samples.push((process_cpu_time() - before).as_secs_f64() * 1e3);
+    samples.push(cpu_ms_since(before));
     done
+}
+
+fn cpu_ms_since(before: Duration) -> f64 {
+    process_cpu_time().saturating_sub(before).as_secs_f64() * 1e3
 }
 
 fn cost(mut samples: Vec<f64>) -> Cost {
@@ -253,7 +257,7 @@ fn one_photograph(engine: &mut Vision, bytes: &[u8], samples: &mut Samples) -> a
         return Ok(false);
     };
     timed(&mut samples.embed, || engine.template(&sample))?;
-    samples.whole.push((process_cpu_time() - before).as_secs_f64() * 1e3);
+    samples.whole.push(cpu_ms_since(before));
     let before_pad = samples.pad.len();
     if timed(&mut samples.pad, || engine.liveness(&picture, &refined))?.is_none() {
         samples.pad.truncate(before_pad);
@@ -276,7 +280,7 @@ fn drawn(engine: &mut Vision, seconds: u64, samples: &mut Samples) -> anyhow::Re
         let sample = timed(&mut samples.align, || align::align(&picture, &detection.landmarks));
         let sample = sample.context("the made-up landmarks span a face")?;
         timed(&mut samples.embed, || engine.template(&sample))?;
-        samples.whole.push((process_cpu_time() - before).as_secs_f64() * 1e3);
+        samples.whole.push(cpu_ms_since(before));
     }
     Ok(0)
 }
@@ -461,34 +465,43 @@ fn resident_bytes() -> anyhow::Result<u64> {
 
 impl Report {
     fn table(&self) -> String {
-        let mut out = format!(
+        let mut lines = vec![format!(
             "CPU milliseconds, {} thread(s), {:?}, {} pictures ({})\n  {:<22}{:>10}{:>10}\n",
-            self.threads, self.precision_measured, self.photographs.max(1), self.pictures, "", "median", "p95"
-        );
-        let mut line = |name: &str, cost: &Cost| out += &format!("  {name:<22}{:>10.3}{:>10.3}\n", cost.median, cost.p95);
+            self.threads,
+            self.precision_measured,
+            self.photographs.max(1),
+            self.pictures,
+            "",
+            "median",
+            "p95"
+        )];
         let stages = &self.stages_ms;
-        line("decode", &stages.decode);
-        line("detect", &stages.detect);
-        line("refine", &stages.refine);
-        line("align", &stages.align);
-        line("embed", &stages.embed);
-        line("decode to template", &stages.decode_to_template);
-        stages.pad.iter().for_each(|cost| line("PAD", cost));
-        line("search in 1,000", &self.search_ms.thousand);
-        line("search in 10,000", &self.search_ms.ten_thousand);
-        line("search in 100,000", &self.search_ms.hundred_thousand);
-        stages.commit.iter().for_each(|cost| line("commit", cost));
-        out += &format!("Networks alone, median\n  {:<22}{:>10}{:>10}\n", "", "int8", "fp32");
+        let measured = [
+            ("decode", Some(stages.decode)),
+            ("detect", Some(stages.detect)),
+            ("refine", Some(stages.refine)),
+            ("align", Some(stages.align)),
+            ("embed", Some(stages.embed)),
+            ("decode to template", Some(stages.decode_to_template)),
+            ("PAD", stages.pad),
+            ("search in 1,000", Some(self.search_ms.thousand)),
+            ("search in 10,000", Some(self.search_ms.ten_thousand)),
+            ("search in 100,000", Some(self.search_ms.hundred_thousand)),
+            ("commit", stages.commit),
+        ];
+        for (name, cost) in measured {
+            lines.extend(cost.map(|cost| format!("  {name:<22}{:>10.3}{:>10.3}\n", cost.median, cost.p95)));
+        }
+        lines.push(format!("Networks alone, median\n  {:<22}{:>10}{:>10}\n", "", "int8", "fp32"));
         let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
         for (name, both) in &self.networks_ms {
-            out += &format!("  {name:<22}{:>10}{:>10}\n", figure(both.int8), figure(both.fp32));
+            lines.push(format!("  {name:<22}{:>10}{:>10}\n", figure(both.int8), figure(both.fp32)));
         }
-        let together = (figure(self.precision.int8_ms), figure(self.precision.fp32_ms));
-        out += &format!("  {:<22}{:>10}{:>10}  faster here: {:?}\n", "frame to template", together.0, together.1, self.precision.choice);
-        out + &format!(
-            "Resident memory with {} references: {:.0} MB\n",
-            self.references_resident,
-            self.rss_bytes as f64 / 1e6
-        )
+        let Choice { int8_ms, fp32_ms, choice } = self.precision;
+        let (int8, fp32) = (figure(int8_ms), figure(fp32_ms));
+        lines.push(format!("  {:<22}{int8:>10}{fp32:>10}  faster here: {choice:?}\n", "frame to template"));
+        let megabytes = self.rss_bytes as f64 / 1e6;
+        lines.push(format!("Resident memory with {} references: {megabytes:.0} MB\n", self.references_resident));
+        lines.concat()
     }
 }

@@ -194,7 +194,9 @@ mod tests {
 
     fn check(samples: &[(f32, f32)], expected: &str) {
         let mut evidence = Evidence::default();
-        samples.iter().for_each(|(a, b)| evidence.add(probe(*a, *b)));
+        for (a, b) in samples {
+            evidence.add(probe(*a, *b));
+        }
         let said = match evidence.decide(&gallery(), &settings()) {
             Decision::Identified(it) => it.subject.id.to_string(),
             Decision::Unknown { .. } => "unknown".into(),

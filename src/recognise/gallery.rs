@@ -115,6 +115,7 @@ impl Gallery {
 
     /// A gallery with these references added to the subject (who is renamed, should the name differ). Templates of
     /// another dimension are left out: they come from another embedder.
+    #[must_use]
     pub fn with(mut self, subject: Subject, templates: &[Template]) -> Self {
         let slot = self.slot_for(subject);
         for template in templates.iter().filter(|t| t.dimension() == self.dimension) {
@@ -128,6 +129,7 @@ impl Gallery {
     }
 
     /// A gallery without the subject.
+    #[must_use]
     pub fn without(mut self, id: &SubjectId) -> Self {
         let Some(slot) = self.slots.remove(id) else {
             return self;
@@ -150,6 +152,7 @@ impl Gallery {
     }
 
     /// A gallery in which the subject has another name; unchanged when there is no such subject.
+    #[must_use]
     pub fn renamed(mut self, id: &SubjectId, name: Name) -> Self {
         if let Some(slot) = self.slots.get(id) {
             self.subjects[*slot as usize] = Some(Arc::new(Subject { id: id.clone(), name }));

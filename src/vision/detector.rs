@@ -50,8 +50,7 @@ fn read_level(stride: usize, columns: usize, [class, object, boxes, points]: [&[
     let stride = stride as f32;
     for (index, (class, object)) in class.iter().zip(object).enumerate() {
         let confidence = (class.clamp(0.0, 1.0) * object.clamp(0.0, 1.0)).sqrt();
-        // NaN fails this comparison too.
-        if !(confidence > CONFIDENCE_FLOOR) {
+        if confidence.is_nan() || confidence <= CONFIDENCE_FLOOR {
             continue;
         }
         let (column, row) = ((index % columns) as f32, (index / columns) as f32);

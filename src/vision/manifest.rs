@@ -161,7 +161,7 @@ impl Manifest {
         let text = String::from_utf8_lossy(&text);
         let mut manifest: Self = toml::from_str(&text)
             .map_err(|source| ModelError::Manifest { path: path.clone(), source: Box::new(source) })?;
-        manifest.dir = dir.to_owned();
+        dir.clone_into(&mut manifest.dir);
         manifest.check().map_err(|why| ModelError::Inconsistent { path, why })?;
         Ok(manifest)
     }

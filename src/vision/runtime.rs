@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use ort::environment::Environment;
 use ort::session::Session;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use crate::vision::manifest::ModelError;
 
@@ -56,6 +56,7 @@ pub fn session(
     open(environment, network, threads).map_err(|source| ModelError::Session { path: path.to_owned(), source: Box::new(source) })
 }
 
+#[expect(clippy::result_large_err, reason = "the error of ort's builder carries the builder; made once at start")]
 fn open(environment: &Environment, network: &[u8], threads: usize) -> ort::Result<Session> {
     let mut builder = Session::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::All)
@@ -63,7 +64,7 @@ fn open(environment: &Environment, network: &[u8], threads: usize) -> ort::Resul
         .and_then(|it| it.with_inter_threads(1))
         // Spinning threads burn a Raspberry Pi's battery and heat between frames, and win nothing at this pace.
         .and_then(|it| it.with_intra_op_spinning(false))
-        .and_then(|it| it.with_flush_to_zero())
+        .and_then(SessionBuilder::with_flush_to_zero)
         .map_err(ort::Error::<()>::from)?;
     if int8_saturates() {
         builder = builder.with_precise_qmm().map_err(ort::Error::<()>::from)?;
