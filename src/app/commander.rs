@@ -22,6 +22,7 @@ use crate::health::Health;
 use crate::mqtt::link::{Inbound, Link, LinkEvent, Message, Oversized};
 use crate::mqtt::topics::Topics;
 use crate::recognise::face::ModelDigest;
+use crate::record::command::answer::NotEnrolled;
 use crate::record::command::{self, Command, ErrorCode, Limits, Refusal, answer};
 use crate::record::store::{SinkName, Store, StoreError, Tx};
 
@@ -48,7 +49,7 @@ pub struct Commander {
 /// Why a command got no lasting answer.
 enum Fault {
     /// To be told to the sender; kept as the answer when `lasting`.
-    Refused { refusal: Refusal, lasting: bool },
+    Refused { refusal: Refusal, lasting: bool, details: Option<NotEnrolled> },
     /// The store is of no use any more: the daemon ends.
     Fatal(StoreError),
 }
@@ -64,18 +65,18 @@ impl From<StoreError> for Fault {
             _ => ErrorCode::Internal,
         };
         let lasting = code == ErrorCode::UnknownSubject;
-        Self::Refused { refusal: Refusal::new(None, code, error.to_string()), lasting }
+        Self::Refused { refusal: Refusal::new(None, code, error.to_string()), lasting, details: None }
     }
 }
 
 /// A refusal that is the command's answer for good.
 fn refuse(code: ErrorCode, message: impl Into<String>) -> Fault {
-    Fault::Refused { refusal: Refusal::new(None, code, message), lasting: true }
+    Fault::Refused { refusal: Refusal::new(None, code, message), lasting: true, details: None }
 }
 
 /// A refusal that another attempt may not meet.
 fn not_now(code: ErrorCode, message: impl Into<String>) -> Fault {
-    Fault::Refused { refusal: Refusal::new(None, code, message), lasting: false }
+    Fault::Refused { refusal: Refusal::new(None, code, message), lasting: false, details: None }
 }
 
 impl Commander {
@@ -168,13 +169,16 @@ impl Commander {
         match self.carry_out(command).await {
             Ok(()) => Ok(()),
             Err(Fault::Fatal(error)) => Err(error),
-            Err(Fault::Refused { mut refusal, lasting }) => {
+            Err(Fault::Refused { mut refusal, lasting, details }) => {
                 refusal.request_id = Some(request_id.clone());
                 if !lasting {
                     return self.reply(verb, &refusal).await;
                 }
                 self.count(refusal.code);
-                let reply = answer::refused(verb, &refusal);
+                let reply = match &details {
+                    Some(details) => answer::refused_with(verb, &refusal, details),
+                    None => answer::refused(verb, &refusal),
+                };
                 let put = self.store.write_async(move |tx| tx.put_answer(&request_id, verb, &topic, &reply));
                 self.survive(put.await.map(|_| ())).await
             }
