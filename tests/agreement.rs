@@ -145,9 +145,9 @@ fn compare(vision: &mut Vision, photographs: &Path, case: &Case, faults: &mut Ve
     for face in &case.faces {
         let [left, top, right, bottom] = face.outline;
         let outline = BoundingBox { left, top, right, bottom };
-        let nearest = detections.iter().max_by(|a, b| {
-            a.bounding_box.overlap(&outline).total_cmp(&b.bounding_box.overlap(&outline))
-        });
+        let nearest = detections
+            .iter()
+            .max_by(|a, b| a.bounding_box.overlap(&outline).total_cmp(&b.bounding_box.overlap(&outline)));
         let Some(detection) = nearest.filter(|it| it.bounding_box.overlap(&outline) > 0.5) else {
             if face.confidence > CONFIDENCE_MIN + CONFIDENCE_OFF_MAX {
                 faults.push(format!("{file}: the face at {left:.0},{top:.0} was not found"));
@@ -168,7 +168,10 @@ fn compare(vision: &mut Vision, photographs: &Path, case: &Case, faults: &mut Ve
         let refined = vision.refine(&picture, detection).unwrap();
         let whole = template(vision, &picture, &refined.landmarks).compare(&golden);
         let cosine_min = if case.precision == Precision::Int8 { COSINE_MIN_INT8_PHOTOGRAPH } else { COSINE_MIN };
-        println!("{:?} {file}: box {box_off:.2} px, landmarks {landmark_off:.2} px, cosine {cosine:.5}, whole way {whole:.5}", case.precision);
+        println!(
+            "{:?} {file}: box {box_off:.2} px, landmarks {landmark_off:.2} px, cosine {cosine:.5}, whole way {whole:.5}",
+            case.precision
+        );
         let near = box_off <= BOX_OFF_MAX && landmark_off <= LANDMARK_OFF_MAX;
         if !near || cosine < cosine_min || whole < WHOLE_WAY_MIN {
             faults.push(format!(

@@ -154,7 +154,8 @@ impl Commander {
             self.count(ErrorCode::TooLarge);
             return Ok(());
         };
-        let message = format!("the message has {} bytes; at most {} are taken", oversized.bytes, self.limits.payload_bytes);
+        let message =
+            format!("the message has {} bytes; at most {} are taken", oversized.bytes, self.limits.payload_bytes);
         let request_id = request_id_in(&oversized.head);
         self.reply(topic.verb, &Refusal::new(request_id.as_deref(), ErrorCode::TooLarge, message)).await
     }
@@ -213,8 +214,11 @@ impl Commander {
         match self.store.write_async(move |tx| tx.owe_reply(&to, &body)).await {
             Err(StoreError::Full) => {
                 // The answer does not fit on the disk: it goes out without having been stored.
-                let message =
-                    Message { topic: format!("{}/{topic}", self.topics.base()), payload: reply.into_bytes(), retain: false };
+                let message = Message {
+                    topic: format!("{}/{topic}", self.topics.base()),
+                    payload: reply.into_bytes(),
+                    retain: false,
+                };
                 self.link.publish_batch(vec![message]).await;
                 Ok(())
             }

@@ -133,7 +133,7 @@ impl Inference {
         let picture = Picture::decode(photograph, self.picture)?;
         let mut seen = Vec::new();
         for found in still::faces(self.engine.as_mut(), &picture)? {
-            if let Some(template) = self.engine.template(&found.sample)? {
+            if let Some(template) = still::template(self.engine.as_mut(), &found.sample)? {
                 let decision = decision::decide_still(&template, &gallery, &self.decision);
                 seen.push(Seen { bounding_box: found.detection.bounding_box, decision });
             }

@@ -163,7 +163,8 @@ const PAGE: u32 = 500;
 pub fn load_gallery(store: &Store, vision: &Vision) -> anyhow::Result<Gallery> {
     let (embedder, dimension) = (vision.embedder(), vision.dimension());
     let load = move |tx: &mut crate::record::store::Tx<'_>| {
-        let mut loader = GalleryLoader { names: all_names(|after| tx.subjects(after, PAGE))?, gallery: Gallery::new(dimension) };
+        let mut loader =
+            GalleryLoader { names: all_names(|after| tx.subjects(after, PAGE))?, gallery: Gallery::new(dimension) };
         let count = tx.all_references(&embedder, |reference| loader.add(reference))?;
         Ok((loader.gallery, count))
     };
@@ -182,9 +183,7 @@ pub fn read_gallery(reader: &Reader, embedder: &ModelDigest, dimension: usize) -
 }
 
 fn all_names(
-    page: impl Fn(
-        Option<&crate::recognise::face::SubjectId>,
-    ) -> Result<Vec<crate::record::store::Subject>, StoreError>,
+    page: impl Fn(Option<&crate::recognise::face::SubjectId>) -> Result<Vec<crate::record::store::Subject>, StoreError>,
 ) -> Result<std::collections::HashMap<crate::recognise::face::SubjectId, crate::recognise::face::Name>, StoreError> {
     let mut names = std::collections::HashMap::new();
     let mut after = None;
@@ -206,7 +205,10 @@ fn report_references(count: &ReferenceCount) {
         );
     }
     if !count.unreadable.is_empty() {
-        tracing::error!(references = count.unreadable.len(), "references cannot be opened: they were altered on the disk");
+        tracing::error!(
+            references = count.unreadable.len(),
+            "references cannot be opened: they were altered on the disk"
+        );
     }
 }
 
@@ -237,7 +239,12 @@ async fn serve(
     } else {
         health.set_camera(CameraHealth::Absent);
     }
-    start_inference(&mut stages, &settings, vision, Parts { slot, jobs: inbox, gallery: &gallery, store: &store, clock: &clock, health: &health })?;
+    start_inference(
+        &mut stages,
+        &settings,
+        vision,
+        Parts { slot, jobs: inbox, gallery: &gallery, store: &store, clock: &clock, health: &health },
+    )?;
     let link = match &settings.mqtt {
         Some(mqtt) => {
             let commander = |topics: &Topics, link: link::Link| Commander {
@@ -399,8 +406,7 @@ fn start_mqtt(
 pub fn link_settings(mqtt: &MqttSettings, topics: &Topics) -> LinkSettings {
     let mut link = LinkSettings::new(&mqtt.host, mqtt.port, &mqtt.client_id, topics.status());
     link.keep_alive = mqtt.keep_alive;
-    link.credentials =
-        mqtt.credentials.clone().map(|(user, password)| Credentials { user, password });
+    link.credentials = mqtt.credentials.clone().map(|(user, password)| Credentials { user, password });
     link.tls = mqtt.tls.as_ref().map(|tls| TlsSettings {
         ca: tls.ca.clone(),
         client: tls.client.clone().map(|(cert, key)| ClientCertificate { cert, key }),
@@ -417,7 +423,8 @@ fn start_broker(settings: &Settings) -> anyhow::Result<Option<BrokerProcess>> {
         return Ok(None);
     };
     let payload_bytes_max = settings.commands.payload_bytes_max + (64 << 10);
-    let broker = BrokerSettings { tcp: broker.listen, websocket: broker.websocket, credentials: None, payload_bytes_max };
+    let broker =
+        BrokerSettings { tcp: broker.listen, websocket: broker.websocket, credentials: None, payload_bytes_max };
     let program = std::env::current_exe().context("cannot tell where this program lies")?;
     let process = BrokerProcess::start(Path::new(&program), &["broker-child"], &broker).map_err(config)?;
     tracing::info!(address = %broker.tcp, websocket = ?broker.websocket, "embedded broker listening");

@@ -219,12 +219,7 @@ fn cost(mut samples: Vec<f64>) -> Cost {
 }
 
 /// Goes through the photographs, again and again while there is time; returns in how many a face was found.
-fn photographed(
-    engine: &mut Vision,
-    files: &[PathBuf],
-    seconds: u64,
-    samples: &mut Samples,
-) -> anyhow::Result<usize> {
+fn photographed(engine: &mut Vision, files: &[PathBuf], seconds: u64, samples: &mut Samples) -> anyhow::Result<usize> {
     let watch = Stopwatch::start();
     let mut faces = 0;
     for round in 0.. {
@@ -232,7 +227,8 @@ fn photographed(
             if round > 0 && watch.elapsed() >= Duration::from_secs(seconds) {
                 return Ok(faces);
             }
-            let bytes = std::fs::read(file).with_context(|| format!("cannot read the photograph {}", file.display()))?;
+            let bytes =
+                std::fs::read(file).with_context(|| format!("cannot read the photograph {}", file.display()))?;
             let found = one_photograph(engine, &bytes, samples)?;
             faces += usize::from(found && round == 0);
         }
@@ -304,7 +300,8 @@ fn encoded(picture: &Picture) -> anyhow::Result<Vec<u8>> {
 }
 
 fn made_up_face() -> Detection {
-    let landmarks = Landmarks::from_points(REFERENCE_POINTS.map(|p| Point { x: 240.0 + p.x * 1.4, y: 140.0 + p.y * 1.4 }));
+    let landmarks =
+        Landmarks::from_points(REFERENCE_POINTS.map(|p| Point { x: 240.0 + p.x * 1.4, y: 140.0 + p.y * 1.4 }));
     let bounding_box = BoundingBox { left: 250.0, top: 150.0, right: 390.0, bottom: 330.0 };
     Detection { bounding_box, confidence: 0.9, landmarks }
 }
@@ -403,7 +400,8 @@ fn role_name<'a>(manifest: &'a Manifest, role: Role, settings: &VisionSettings) 
 fn choice(settings: &VisionSettings, all: &BTreeMap<String, Both>) -> anyhow::Result<Choice> {
     let manifest = Manifest::read(&settings.models)?;
     let names = [Role::Detector, Role::Refiner, Role::Embedder].map(|role| role_name(&manifest, role, settings));
-    let total = |of: fn(&Both) -> Option<f64>| names.iter().map(|name| all.get(*name).and_then(of)).sum::<Option<f64>>();
+    let total =
+        |of: fn(&Both) -> Option<f64>| names.iter().map(|name| all.get(*name).and_then(of)).sum::<Option<f64>>();
     let (int8_ms, fp32_ms) = (total(|both| both.int8), total(|both| both.fp32));
     let fp32_wins = int8_ms.zip(fp32_ms).is_some_and(|(int8, fp32)| fp32 < int8);
     Ok(Choice { int8_ms, fp32_ms, choice: if fp32_wins { Precision::Fp32 } else { Precision::Int8 } })

@@ -88,7 +88,8 @@ impl Console {
         let receive = async {
             while let Some(event) = self.events.recv().await {
                 let LinkEvent::Inbound(inbound) = event else { continue };
-                let part = inbound.topic.strip_prefix(&self.base).unwrap_or_default().trim_start_matches('/').to_owned();
+                let part =
+                    inbound.topic.strip_prefix(&self.base).unwrap_or_default().trim_start_matches('/').to_owned();
                 let payload = inbound.payload;
                 inbound.ack.acknowledge();
                 if wanted(&part, &payload) {

@@ -32,8 +32,7 @@ pub struct Args {
 }
 
 /// Who is enrolled, and from which photograph.
-const ENROLLED: [(&str, &str, &str); 2] =
-    [("barack", "Barack Obama", "obama.jpg"), ("joe", "Joe Biden", "biden.jpg")];
+const ENROLLED: [(&str, &str, &str); 2] = [("barack", "Barack Obama", "obama.jpg"), ("joe", "Joe Biden", "biden.jpg")];
 
 /// Who passes: other photographs of one, the same photograph of the other (the package holds only one), a stranger, and
 /// the first once more, who must not be recorded again.
@@ -102,7 +101,10 @@ impl Report {
 }
 
 async fn play(console: &mut Console, folder: &Path, photos: &Path) -> anyhow::Result<Report> {
-    console.next(PATIENCE, |part, payload| part == "status" && payload == b"online").await.context("the daemon is not online")?;
+    console
+        .next(PATIENCE, |part, payload| part == "status" && payload == b"online")
+        .await
+        .context("the daemon is not online")?;
     enrol(console, photos).await?;
     let mut list = "file,show_ms,gap_ms\n".to_owned();
     for (file, _) in VISITORS {
@@ -125,7 +127,11 @@ async fn enrol(console: &mut Console, photos: &Path) -> anyhow::Result<()> {
         let body = json!({"subject": {"id": id, "name": name}, "images": [image]});
         let answer = console.request("enrol", body, PATIENCE).await?;
         ensure!(answer["ok"] == true, "{name} was refused: {}", answer["error"]["message"]);
-        println!("  {name:14} from {file:10} → {} reference, answered in {:.0} ms", answer["references"], watch.elapsed_ms());
+        println!(
+            "  {name:14} from {file:10} → {} reference, answered in {:.0} ms",
+            answer["references"],
+            watch.elapsed_ms()
+        );
     }
     Ok(())
 }

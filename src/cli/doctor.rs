@@ -45,12 +45,16 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
     let mut findings = Vec::new();
     match super::load(path) {
         Ok(settings) => {
-            let which = path.map_or("built-in defaults; make a config.toml from the shipped one".into(), |p| p.display().to_string());
+            let which = path.map_or("built-in defaults; make a config.toml from the shipped one".into(), |p| {
+                p.display().to_string()
+            });
             let state = if path.is_some() { State::Good } else { State::Warning };
             findings.push(Finding { part: "configuration", state, words: which });
             findings.extend(look(&settings));
         }
-        Err(error) => findings.push(Finding { part: "configuration", state: State::Fault, words: format!("{error:#}") }),
+        Err(error) => {
+            findings.push(Finding { part: "configuration", state: State::Fault, words: format!("{error:#}") })
+        }
     }
     let faults = findings.iter().filter(|finding| finding.state == State::Fault).count();
     if args.json {
@@ -102,7 +106,8 @@ fn library(settings: &Settings) -> (State, String) {
             let build = runtime::description().unwrap_or_default();
             let pinned = build.contains(runtime::PINNED_VERSION);
             let state = if pinned { State::Good } else { State::Warning };
-            let advice = if pinned { "" } else { "; everything was measured with another version: `make setup` fetches it" };
+            let advice =
+                if pinned { "" } else { "; everything was measured with another version: `make setup` fetches it" };
             (state, format!("ONNX Runtime loads, the networks run on {} threads{advice}", settings.vision.threads))
         }
         Err(error) => (State::Fault, format!("{:#}", anyhow::Error::new(error))),
@@ -130,7 +135,9 @@ fn storage(settings: &Settings) -> (State, String) {
         Ok((subjects, reader.buried(500)?.len() as u64))
     };
     match read() {
-        Ok((subjects, 0)) => (State::Good, format!("{subjects}{} subjects enrolled", if subjects == 500 { " or more" } else { "" })),
+        Ok((subjects, 0)) => {
+            (State::Good, format!("{subjects}{} subjects enrolled", if subjects == 500 { " or more" } else { "" }))
+        }
         Ok((_, buried)) => (State::Warning, format!("{buried} messages could not be delivered and were set aside")),
         Err(error) => (State::Fault, format!("{:#}", anyhow::Error::new(error))),
     }
@@ -150,13 +157,17 @@ fn disk(settings: &Settings) -> (State, String) {
 
 fn broker(settings: &Settings) -> (State, String) {
     let Some(mqtt) = &settings.mqtt else {
-        return (State::Warning, "none configured: nothing is published and nobody can be enrolled remotely ([mqtt] host)".into());
+        return (
+            State::Warning,
+            "none configured: nothing is published and nobody can be enrolled remotely ([mqtt] host)".into(),
+        );
     };
     if settings.broker.is_some() {
         return (State::Good, format!("embedded, on port {}", mqtt.port));
     }
     let name = format!("{}:{}", mqtt.host, mqtt.port);
-    let Some(address) = (mqtt.host.as_str(), mqtt.port).to_socket_addrs().ok().and_then(|mut found| found.next()) else {
+    let Some(address) = (mqtt.host.as_str(), mqtt.port).to_socket_addrs().ok().and_then(|mut found| found.next())
+    else {
         return (State::Fault, format!("{name} has no address: check [mqtt] host and the name server"));
     };
     match std::net::TcpStream::connect_timeout(&address, Duration::from_secs(3)) {
@@ -177,7 +188,9 @@ fn clock(settings: &Settings) -> (State, String) {
 fn processor(_: &Settings) -> (State, String) {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     match health::cpu_celsius() {
-        Some(celsius) if celsius >= 80.0 => (State::Warning, format!("{cores} cores at {celsius:.0} °C: it slows down; give it air")),
+        Some(celsius) if celsius >= 80.0 => {
+            (State::Warning, format!("{cores} cores at {celsius:.0} °C: it slows down; give it air"))
+        }
         Some(celsius) => (State::Good, format!("{cores} cores at {celsius:.0} °C")),
         None => (State::Good, format!("{cores} cores; no temperature sensor")),
     }

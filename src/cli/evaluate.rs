@@ -127,11 +127,7 @@ impl Common {
 }
 
 /// `rule` is the configured threshold rule for an embedder.
-pub fn run(
-    args: &Args,
-    vision: &VisionSettings,
-    rule: impl Fn(&TemplateSpec) -> ThresholdRule,
-) -> anyhow::Result<()> {
+pub fn run(args: &Args, vision: &VisionSettings, rule: impl Fn(&TemplateSpec) -> ThresholdRule) -> anyhow::Result<()> {
     match &args.test {
         Test::Pairs(args) => {
             let report = pairs::evaluate(args, &args.common.vision(vision))?;

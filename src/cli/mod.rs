@@ -190,7 +190,8 @@ fn verify_models(settings: &Settings, json: bool) -> anyhow::Result<()> {
     };
     let files = vision::verify(&settings.vision.models).map_err(failed)?;
     if json {
-        let list: Vec<_> = files.iter().map(|(file, bytes)| serde_json::json!({"file": file, "bytes": bytes})).collect();
+        let list: Vec<_> =
+            files.iter().map(|(file, bytes)| serde_json::json!({"file": file, "bytes": bytes})).collect();
         println!("{}", serde_json::json!({"models": list, "good": true}));
     } else {
         for (file, bytes) in files {

@@ -114,7 +114,10 @@ fn enrol_here(
     store.close()?;
     if args.json {
         let accepted = judgement.accepted().count();
-        println!("{}", serde_json::json!({"ok": true, "subject_id": args.id, "references": references, "accepted": accepted}));
+        println!(
+            "{}",
+            serde_json::json!({"ok": true, "subject_id": args.id, "references": references, "accepted": accepted})
+        );
     } else {
         println!("{} has {references} references now", args.id);
     }

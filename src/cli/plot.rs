@@ -135,10 +135,7 @@ pub fn page(charts: &[Chart]) -> String {
 impl Chart {
     fn at(&self, x: f64, y: f64) -> (f64, f64) {
         let [left, right, top, bottom] = MARGINS;
-        (
-            left + self.x.place(x) * (WIDTH - left - right),
-            HEIGHT - bottom - self.y.place(y) * (HEIGHT - top - bottom),
-        )
+        (left + self.x.place(x) * (WIDTH - left - right), HEIGHT - bottom - self.y.place(y) * (HEIGHT - top - bottom))
     }
 
     fn draw(&self, svg: &mut String) {
@@ -166,9 +163,12 @@ impl Chart {
             }
         }
         let (wide, high) = (WIDTH - left - right, HEIGHT - top - bottom);
-        put(svg, format_args!(
-            "<rect x=\"{left}\" y=\"{top}\" width=\"{wide}\" height=\"{high}\" fill=\"none\" stroke=\"#333\"/>"
-        ));
+        put(
+            svg,
+            format_args!(
+                "<rect x=\"{left}\" y=\"{top}\" width=\"{wide}\" height=\"{high}\" fill=\"none\" stroke=\"#333\"/>"
+            ),
+        );
         for (series, colour) in self.series.iter().zip(COLOURS.iter().cycle()) {
             self.curve(svg, series, colour);
         }
@@ -194,9 +194,13 @@ impl Chart {
                 last = Some(here);
             }
         }
-        put(svg, format_args!(
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>", points.trim_end()
-        ));
+        put(
+            svg,
+            format_args!(
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>",
+                points.trim_end()
+            ),
+        );
     }
 
     fn legend(&self, svg: &mut String) {
@@ -210,20 +214,35 @@ impl Chart {
             Legend::Middle => f64::midpoint(top, HEIGHT - bottom - height),
             Legend::Bottom => HEIGHT - bottom - height - 8.0,
         };
-        put(svg, format_args!(
-            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height}\" fill=\"white\" fill-opacity=\"0.9\" stroke=\"#bbb\"/>"
-        ));
+        put(
+            svg,
+            format_args!(
+                "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height}\" fill=\"white\" fill-opacity=\"0.9\" stroke=\"#bbb\"/>"
+            ),
+        );
         for (index, (series, colour)) in self.series.iter().zip(COLOURS.iter().cycle()).enumerate() {
             let line = y + 18.0 + 20.0 * index as f64;
             match series.style {
                 Style::Point => {
-                    put(svg, format_args!("<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"{colour}\"/>", x + 20.0, line - 4.0));
+                    put(
+                        svg,
+                        format_args!(
+                            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"{colour}\"/>",
+                            x + 20.0,
+                            line - 4.0
+                        ),
+                    );
                 }
                 style => {
                     let dash = if style == Style::Dashed { " stroke-dasharray=\"6 5\"" } else { "" };
-                    put(svg, format_args!(
-                        "<path d=\"M{:.1} {:.1}h24\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>", x + 8.0, line - 4.0
-                    ));
+                    put(
+                        svg,
+                        format_args!(
+                            "<path d=\"M{:.1} {:.1}h24\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>",
+                            x + 8.0,
+                            line - 4.0
+                        ),
+                    );
                 }
             }
             put(svg, format_args!("<text x=\"{:.1}\" y=\"{line:.1}\">{}</text>", x + 40.0, escaped(&series.name)));
@@ -259,7 +278,13 @@ mod tests {
     #[test]
     fn a_page_is_well_formed_and_escapes_its_text() {
         let series = vec![Series::new("a < b & c", vec![(0.0, 1.0), (1.0, 0.0)]), Series::point("here", (0.5, 0.5))];
-        let chart = Chart { title: "T".into(), x: Axis::linear("x", 0.0, 1.0), y: Axis::percent("y", 0.0, 1.0), series, legend: Legend::Top };
+        let chart = Chart {
+            title: "T".into(),
+            x: Axis::linear("x", 0.0, 1.0),
+            y: Axis::percent("y", 0.0, 1.0),
+            series,
+            legend: Legend::Top,
+        };
         let svg = page(&[chart]);
         assert!(svg.contains("a &lt; b &amp; c") && svg.ends_with("</svg>\n"));
         assert_eq!(svg.matches("<g ").count(), svg.matches("</g>").count());

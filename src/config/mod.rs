@@ -261,7 +261,8 @@ pub fn check(raw: RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
     id("[device] name", &device)?;
     let venues = venues(&raw)?;
     let venue = venues.iter().find(|venue| venue.id == raw.attendance.venue).cloned();
-    let venue = venue.ok_or_else(|| value("[attendance] venue", format!("{:?} is none of [[venue]]", raw.attendance.venue)))?;
+    let venue =
+        venue.ok_or_else(|| value("[attendance] venue", format!("{:?} is none of [[venue]]", raw.attendance.venue)))?;
     let broker = broker(&raw)?;
     let mqtt = mqtt(&raw, &device, broker.as_ref(), folder)?;
     Ok(Settings {
@@ -457,7 +458,9 @@ fn mqtt(
             (host, if it.port == 0 { usual } else { it.port })
         }
         (None, Some(broker)) if tls.is_none() => (broker.listen.ip().to_string(), broker.listen.port()),
-        (None, Some(_)) => return Err(value("[mqtt] tls", "has no use with the embedded broker, which is on loopback")),
+        (None, Some(_)) => {
+            return Err(value("[mqtt] tls", "has no use with the embedded broker, which is on loopback"));
+        }
         (Some(_), Some(_)) => {
             return Err(value("[mqtt] host", "and [broker] enabled exclude each other: one broker, not two"));
         }
@@ -498,7 +501,10 @@ fn tls(raw: &RawConfig, folder: &Path) -> Result<Option<TlsFiles>, ConfigError> 
     if !it.tls {
         // Certificates that would silently not be used are a false sense of security.
         if ca.is_some() || cert.is_some() || key.is_some() {
-            return Err(value("[mqtt] tls", "is false, but certificate files are given: set tls = true or remove them"));
+            return Err(value(
+                "[mqtt] tls",
+                "is false, but certificate files are given: set tls = true or remove them",
+            ));
         }
         return Ok(None);
     }

@@ -26,6 +26,16 @@ pub struct Sample {
     pub eye_distance_px: f32,
 }
 
+impl Sample {
+    /// The same face as in a mirror.
+    pub fn mirrored(&self) -> Self {
+        let rows = self.picture.rgb().chunks_exact(SAMPLE_SIDE * 3);
+        let rgb = rows.flat_map(|row| row.chunks_exact(3).rev().flatten().copied()).collect();
+        let picture = Picture::from_rgb(SAMPLE_SIDE, SAMPLE_SIDE, rgb).expect("as many pixels as before");
+        Self { picture, ..self.clone() }
+    }
+}
+
 /// Rotation, uniform scale and shift, no reflection: `x' = a·x − b·y + shift_x`, `y' = b·x + a·y + shift_y`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Similarity {
@@ -61,21 +71,13 @@ impl Similarity {
 
     pub fn apply(&self, p: Point) -> Point {
         let (x, y) = (f64::from(p.x), f64::from(p.y));
-        Point {
-            x: (self.a * x - self.b * y + self.shift_x) as f32,
-            y: (self.b * x + self.a * y + self.shift_y) as f32,
-        }
+        Point { x: (self.a * x - self.b * y + self.shift_x) as f32, y: (self.b * x + self.a * y + self.shift_y) as f32 }
     }
 
     fn inverse(&self) -> Self {
         let square = self.a * self.a + self.b * self.b;
         let (a, b) = (self.a / square, -self.b / square);
-        Self {
-            a,
-            b,
-            shift_x: -a * self.shift_x + b * self.shift_y,
-            shift_y: -b * self.shift_x - a * self.shift_y,
-        }
+        Self { a, b, shift_x: -a * self.shift_x + b * self.shift_y, shift_y: -b * self.shift_x - a * self.shift_y }
     }
 }
 

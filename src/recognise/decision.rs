@@ -54,7 +54,11 @@ pub struct DecisionSettings {
 pub enum Decision {
     Identified(Identification),
     /// Matched nobody, after enough good samples.
-    Unknown { best_score: Option<f32>, threshold: f32, samples: usize },
+    Unknown {
+        best_score: Option<f32>,
+        threshold: f32,
+        samples: usize,
+    },
     Undecided,
 }
 

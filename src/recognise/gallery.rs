@@ -399,9 +399,8 @@ mod tests {
     #[test]
     fn the_second_best_is_another_subject() {
         let own = template(64, 1);
-        let gallery = Gallery::new(64)
-            .with(subject(1), &[own.clone(), own.clone()])
-            .with(subject(2), &[template(64, 2)]);
+        let gallery =
+            Gallery::new(64).with(subject(1), &[own.clone(), own.clone()]).with(subject(2), &[template(64, 2)]);
         let found = gallery.search(&own);
         assert_eq!(found.best.unwrap().subject.id.as_str(), "s1");
         assert!(found.second_score.unwrap() < 0.9);

@@ -76,7 +76,9 @@ fn suppress(mut faces: Vec<Detection>) -> Vec<Detection> {
     faces.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
     let mut kept: Vec<Detection> = Vec::new();
     for face in faces {
-        if kept.len() < FACES_MAX && kept.iter().all(|other| other.bounding_box.overlap(&face.bounding_box) <= OVERLAP_MAX) {
+        if kept.len() < FACES_MAX
+            && kept.iter().all(|other| other.bounding_box.overlap(&face.bounding_box) <= OVERLAP_MAX)
+        {
             kept.push(face);
         }
     }

@@ -31,7 +31,9 @@ pub enum ModelError {
     },
     #[error("the manifest {path} is wrong: {why}")]
     Inconsistent { path: PathBuf, why: String },
-    #[error("ONNX Runtime is not to be found at {tried}: `make setup` fetches it, or set [recognition] runtime_library")]
+    #[error(
+        "ONNX Runtime is not to be found at {tried}: `make setup` fetches it, or set [recognition] runtime_library"
+    )]
     NoRuntime { tried: String },
     #[error("the ONNX Runtime library {path} cannot be used")]
     Runtime {

@@ -119,7 +119,8 @@ pub fn crop(picture: &Picture, left: isize, top: isize, width: usize, height: us
     let (width, height) = (width.max(1), height.max(1));
     let mut rgb = Vec::with_capacity(width * height * 3);
     for y in top..top + height as isize {
-        let inside = left >= 0 && left as usize + width <= picture.width() && (0..picture.height() as isize).contains(&y);
+        let inside =
+            left >= 0 && left as usize + width <= picture.width() && (0..picture.height() as isize).contains(&y);
         if inside {
             let from = left as usize * 3;
             rgb.extend_from_slice(&picture.row(y as usize)[from..from + width * 3]);

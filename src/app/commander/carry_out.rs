@@ -17,10 +17,12 @@ use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use crate::recognise::gallery;
 use crate::recognise::quality::Flaw;
 use crate::record::command::answer::{
-    self, AttendanceEntry, AttendanceList, Attended, Enrolled, FaceEntry, ImageOutcome, ImageReason, NotEnrolled, Owed, Recognised,
-    Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
+    self, AttendanceEntry, AttendanceList, Attended, Enrolled, FaceEntry, ImageOutcome, ImageReason, NotEnrolled, Owed,
+    Recognised, Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
 };
-use crate::record::command::{Attend, Attendance, Command, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw};
+use crate::record::command::{
+    Attend, Attendance, Command, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw,
+};
 use crate::record::event::{Body, Direction, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
 use crate::record::store::{AttendanceQuery, NewReference, StoreError, Tx};
 
@@ -216,7 +218,9 @@ impl Commander {
 
     fn venue(&self, id: &str) -> Result<Venue, Fault> {
         let known = self.venues.iter().find(|venue| venue.id == id).cloned();
-        known.ok_or_else(|| refuse(ErrorCode::UnknownVenue, "this device does not know the venue: see [[venue]] in its config.toml"))
+        known.ok_or_else(|| {
+            refuse(ErrorCode::UnknownVenue, "this device does not know the venue: see [[venue]] in its config.toml")
+        })
     }
 
     async fn judge(&self, enrol: &Enrol) -> Result<Judgement, Fault> {
@@ -279,8 +283,11 @@ impl NewEnrolment {
         at: Stamp,
     ) -> Self {
         let subject = SubjectRef { id, name };
-        let reference = |(template, quality): (&Template, f32)| {
-            NewReference { subject_id: subject.id.clone(), embedder, template: template.clone(), quality }
+        let reference = |(template, quality): (&Template, f32)| NewReference {
+            subject_id: subject.id.clone(),
+            embedder,
+            template: template.clone(),
+            quality,
         };
         let references = judgement.accepted().map(reference).collect();
         Self { subject, references, replace, at }

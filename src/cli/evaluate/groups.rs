@@ -10,7 +10,6 @@ use crate::cli::evaluate::measure::{self, Workers};
 use crate::cli::evaluate::protocol::{self, Entry, Group, of_role};
 use crate::cli::evaluate::{GroupsArgs, identify};
 use crate::recognise::decision::ThresholdRule;
-use crate::recognise::engine::FaceEngine as _;
 use crate::recognise::face::{Template, Threshold};
 use crate::recognise::gallery::Gallery;
 use crate::recognise::still;
@@ -115,7 +114,7 @@ fn faces(vision: &mut Vision, path: &Path) -> anyhow::Result<Vec<Face>> {
     let picture = measure::picture(path)?.with_context(|| format!("cannot decode {}", path.display()))?;
     let mut faces = Vec::new();
     for found in still::faces(vision, &picture)? {
-        if let Some(template) = vision.template(&found.sample)? {
+        if let Some(template) = still::template(vision, &found.sample)? {
             faces.push(Face { template, eye_distance_px: found.sample.eye_distance_px });
         }
     }

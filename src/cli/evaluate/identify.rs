@@ -140,7 +140,11 @@ impl Report {
                 ("FNIR, shipped threshold", at(self.fnir_shipped, limits.shipped)),
                 (
                     "FPIR, shipped threshold",
-                    format!("{} (aimed at {})", percent(self.fpir_shipped), percent(f64::from(limits.shipped_aims_at_fpir))),
+                    format!(
+                        "{} (aimed at {})",
+                        percent(self.fpir_shipped),
+                        percent(f64::from(limits.shipped_aims_at_fpir))
+                    ),
                 ),
             ],
         )

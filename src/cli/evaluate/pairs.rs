@@ -89,7 +89,10 @@ impl Report {
             "Verification (one comparison a pair)",
             &[
                 ("pairs", self.pairs.to_string()),
-                ("failure to acquire", format!("{} of {} photographs", percent(self.failure_to_acquire), self.photographs)),
+                (
+                    "failure to acquire",
+                    format!("{} of {} photographs", percent(self.failure_to_acquire), self.photographs),
+                ),
                 ("equal error rate", percent(self.eer)),
                 ("accuracy, best", at(self.accuracy_best, self.threshold_best)),
                 ("accuracy, shipped", at(self.accuracy_shipped, self.threshold_shipped)),
