@@ -107,25 +107,26 @@ impl Commander {
                 self.store.deliver_now();
                 self.changed.notify_one();
             }
-            // The link has said so itself.
-            LinkEvent::Lost { .. } | LinkEvent::Unreachable { .. } => {}
             LinkEvent::SubscriptionRefused { filter } => {
                 tracing::error!(filter, "the broker refuses the subscription: no command will come (check its ACL)");
             }
             LinkEvent::SessionPurged { why } => {
                 tracing::error!(why, "the broker's session was given up; commands waiting in it are lost");
             }
-            LinkEvent::Inbound(_) | LinkEvent::Oversized(_) => {}
+            // The first two the link has told itself; the others are no edges.
+            LinkEvent::Lost { .. }
+            | LinkEvent::Unreachable { .. }
+            | LinkEvent::Inbound(_)
+            | LinkEvent::Oversized(_) => {}
         }
     }
 
     async fn inbound(&self, inbound: Inbound, pace: &mut Pace) -> Result<(), StoreError> {
-        let verb = match self.topics.command(&inbound.topic) {
-            Some(topic) => topic.verb.to_owned(),
-            None => {
-                inbound.ack.acknowledge();
-                return Ok(());
-            }
+        let verb = if let Some(topic) = self.topics.command(&inbound.topic) {
+            topic.verb.to_owned()
+        } else {
+            inbound.ack.acknowledge();
+            return Ok(());
         };
         self.health.commands.add(1);
         let now = self.clock.now();
@@ -181,7 +182,7 @@ impl Commander {
                     None => answer::refused(verb, &refusal),
                 };
                 let put = self.store.write_async(move |tx| tx.put_answer(&request_id, verb, &topic, &reply));
-                self.survive(put.await.map(|_| ())).await
+                self.survive(put.await.map(|_| ()))
             }
         }
     }
@@ -200,7 +201,7 @@ impl Commander {
         };
         let repeated = self.store.write_async(repeat).await;
         let found = repeated.as_ref().is_ok_and(|found| *found);
-        self.survive(repeated.map(|_| ())).await?;
+        self.survive(repeated.map(|_| ()))?;
         Ok(found)
     }
 
@@ -222,11 +223,11 @@ impl Commander {
                 self.link.publish_batch(vec![message]).await;
                 Ok(())
             }
-            other => self.survive(other.map(|_| ())).await,
+            other => self.survive(other),
         }
     }
 
-    async fn survive(&self, written: Result<(), StoreError>) -> Result<(), StoreError> {
+    fn survive(&self, written: Result<(), StoreError>) -> Result<(), StoreError> {
         match written {
             Err(error) if !error.is_fatal() => {
                 self.health.store_errors.add(1);

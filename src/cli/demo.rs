@@ -106,12 +106,11 @@ async fn play(console: &mut Console, folder: &Path, photos: &Path) -> anyhow::Re
         .await
         .context("the daemon is not online")?;
     enrol(console, photos).await?;
-    let mut list = "file,show_ms,gap_ms\n".to_owned();
-    for (file, _) in VISITORS {
+    let line = |(file, _): (&str, &str)| {
         let file = if file == "-" { file.to_owned() } else { photos.join(file).display().to_string() };
-        list += &format!("{file},{SHOW_MS},{GAP_MS}\n");
-    }
-    set_scene(folder, &list)?;
+        format!("{file},{SHOW_MS},{GAP_MS}")
+    };
+    set_scene(folder, &VISITORS.map(line).join("\n"))?;
     let (attendance, unknown) = watch_visitors(console).await?;
     show_attendance(&attendance);
     let owed = show_delivery(console, attendance.len() + unknown).await?;

@@ -53,7 +53,7 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
             findings.extend(look(&settings));
         }
         Err(error) => {
-            findings.push(Finding { part: "configuration", state: State::Fault, words: format!("{error:#}") })
+            findings.push(Finding { part: "configuration", state: State::Fault, words: format!("{error:#}") });
         }
     }
     let faults = findings.iter().filter(|finding| finding.state == State::Fault).count();
@@ -74,7 +74,8 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
 }
 
 fn look(settings: &Settings) -> Vec<Finding> {
-    let checks: [(&'static str, fn(&Settings) -> (State, String)); 8] = [
+    type Check = fn(&Settings) -> (State, String);
+    let checks: [(&'static str, Check); 8] = [
         ("networks", networks),
         ("library", library),
         ("camera", camera),

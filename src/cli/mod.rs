@@ -195,7 +195,7 @@ fn verify_models(settings: &Settings, json: bool) -> anyhow::Result<()> {
         println!("{}", serde_json::json!({"models": list, "good": true}));
     } else {
         for (file, bytes) in files {
-            println!("{file:32} {:8} bytes  good", bytes);
+            println!("{file:32} {bytes:8} bytes  good");
         }
     }
     Ok(())

@@ -28,6 +28,7 @@ pub struct Sample {
 
 impl Sample {
     /// The same face as in a mirror.
+    #[must_use]
     pub fn mirrored(&self) -> Self {
         let rows = self.picture.rgb().chunks_exact(SAMPLE_SIDE * 3);
         let rgb = rows.flat_map(|row| row.chunks_exact(3).rev().flatten().copied()).collect();
