@@ -13,18 +13,18 @@ pub mod supervise;
 pub mod vitals;
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::app::capture::Capture;
 use crate::app::commander::Commander;
 use crate::app::gallery::GalleryCell;
-use crate::app::inference::{Inference, JOBS_MAX};
+use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
 use crate::app::recorder::Recorder;
 use crate::app::supervise::Stages;
@@ -289,6 +289,7 @@ async fn serve(
     let until_end = options.until_replay_ends;
     let delivered = store.clone();
     let owed = sinks(&settings);
+    let settle = jobs.clone();
     let asked = async move {
         tokio::select! {
             reason = asked_to_stop() => reason,
@@ -297,7 +298,7 @@ async fn serve(
                 if !until_end || ended.wait_for(|it| *it).await.is_err() {
                     std::future::pending::<()>().await;
                 }
-                drained(&delivered, &owed).await;
+                drained(&settle, &delivered, &owed).await;
             } => "the replay has ended",
         }
     };
@@ -474,10 +475,15 @@ fn signals() -> Option<(Signal, Signal)> {
     }
 }
 
-/// Waits until the sinks have everything, for at most ten seconds without progress.
-async fn drained(store: &Store, sinks: &[SinkName]) {
-    let mut wakes = store.wakes();
-    let mut owed = u64::MAX;
+/// Sinks that make no progress for this long at the end of a replay are not waited for any longer.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How often to look whether the sinks have everything; nothing wakes us when a row leaves the outbox.
+const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Waits until what came of the last frame is recorded, and the sinks have everything.
+async fn drained(jobs: &SyncSender<Job>, store: &Store, sinks: &[SinkName]) {
+    settled(jobs).await;
+    let (mut owed, mut progress) = (u64::MAX, Stopwatch::start());
     loop {
         let names = sinks.to_vec();
         let depth = store.write_async(move |tx| {
@@ -485,12 +491,25 @@ async fn drained(store: &Store, sinks: &[SinkName]) {
         });
         match depth.await {
             Ok(0) | Err(_) => return,
-            Ok(rows) if rows >= owed => {
+            Ok(rows) if rows < owed => (owed, progress) = (rows, Stopwatch::start()),
+            Ok(rows) if progress.elapsed() >= DRAIN_PATIENCE => {
                 tracing::warn!(rows, "still owed at the end of the replay: delivered after the next start");
                 return;
             }
-            Ok(rows) => owed = rows,
+            Ok(_) => {}
         }
-        tokio::time::timeout(Duration::from_secs(10), wakes.changed()).await.ok();
+        tokio::time::sleep(DRAIN_LOOK_EVERY).await;
+    }
+}
+
+async fn settled(jobs: &SyncSender<Job>) {
+    loop {
+        let (answer, answered) = oneshot::channel();
+        match jobs.try_send(Job::Settle { answer }) {
+            // An error means that the inference thread ends, which its stage tells.
+            Ok(()) => return answered.await.unwrap_or_default(),
+            Err(TrySendError::Disconnected(_)) => return,
+            Err(TrySendError::Full(_)) => tokio::time::sleep(DRAIN_LOOK_EVERY).await,
+        }
     }
 }
