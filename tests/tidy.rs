@@ -99,11 +99,11 @@ fn modules() -> Vec<(String, String)> {
     let src = root().join("src");
     let mut found = Vec::new();
     for file in rust_files(&src) {
-        let inside = file.strip_prefix(&src).unwrap().with_extension("");
+        let inside = file.strip_prefix(&src).expect("found below src").with_extension("");
         let module = inside.to_string_lossy().replace('/', "::");
         let module = module.trim_end_matches("::mod").to_owned();
         if !["lib", "main", "recognise", "record"].contains(&module.as_str()) {
-            found.push((module, fs::read_to_string(&file).unwrap()));
+            found.push((module, fs::read_to_string(&file).expect("source is UTF-8")));
         }
     }
     found
@@ -138,8 +138,8 @@ fn is_within(path: &str, module: &str) -> bool {
 
 fn rust_files(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(dir).expect("src is readable") {
+        let path = entry.expect("src is readable").path();
         if path.is_dir() {
             files.extend(rust_files(&path));
         } else if path.extension().is_some_and(|it| it == "rs") {

@@ -21,8 +21,19 @@ use crate::recognise::still;
 
 /// What a command asks of the networks.
 pub enum Job {
-    Enrol { subject: SubjectId, photographs: Vec<Vec<u8>>, answer: oneshot::Sender<Result<Judgement, EngineError>> },
-    Look { photograph: Vec<u8>, answer: oneshot::Sender<Result<Vec<Seen>, LookError>> },
+    Enrol {
+        subject: SubjectId,
+        photographs: Vec<Vec<u8>>,
+        answer: oneshot::Sender<Result<Judgement, EngineError>>,
+    },
+    Look {
+        photograph: Vec<u8>,
+        answer: oneshot::Sender<Result<Vec<Seen>, LookError>>,
+    },
+    /// Answered when every frame taken before it has been looked at and what came of it recorded.
+    Settle {
+        answer: oneshot::Sender<()>,
+    },
 }
 
 /// A face of a picture and whose it is.
@@ -124,6 +135,9 @@ impl Inference {
                 if !answer.is_closed() {
                     answer.send(self.look(&photograph)).ok();
                 }
+            }
+            Job::Settle { answer } => {
+                answer.send(()).ok();
             }
         }
     }

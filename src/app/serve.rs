@@ -1,13 +1,13 @@
 //! The stages of the daemon: started in the order of the flow, stopped in the same order.
 
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::app::capture::Capture;
 use crate::app::commander::Commander;
@@ -94,9 +94,9 @@ impl Daemon {
         self.start_vitals(&mut stages, link)?;
         let (site, device) = (&self.settings.site, &self.settings.device);
         tracing::info!(site, device, elapsed_ms = watch.elapsed().as_millis() as u64, "ready");
-        let asked = self.end(options, ended);
+        let asked = self.end(options, &jobs, ended);
         let parting = async {
-            tokio::time::timeout(PARTING, drained(&self.store, &sinks(&self.settings))).await.ok();
+            tokio::time::timeout(PARTING, drained(&jobs, &self.store, &sinks(&self.settings))).await.ok();
         };
         let outcome = tokio::select! {
             outcome = stages.run(asked, parting, GRACE) => outcome,
@@ -215,13 +215,18 @@ impl Daemon {
     }
 
     /// Resolves when the daemon is asked to end, with the reason.
-    async fn end(&self, options: RunOptions, mut replay_ended: watch::Receiver<bool>) -> &'static str {
+    async fn end(
+        &self,
+        options: RunOptions,
+        jobs: &SyncSender<Job>,
+        mut replay_ended: watch::Receiver<bool>,
+    ) -> &'static str {
         let replayed = async {
             // An error means that the camera thread is gone, which its supervisor hears of.
             if !options.until_replay_ends || replay_ended.wait_for(|it| *it).await.is_err() {
                 std::future::pending::<()>().await;
             }
-            drained(&self.store, &sinks(&self.settings)).await;
+            drained(jobs, &self.store, &sinks(&self.settings)).await;
         };
         tokio::select! {
             reason = asked_to_stop() => reason,
@@ -331,10 +336,15 @@ fn signals() -> Option<(Signal, Signal)> {
     }
 }
 
-/// Waits until the sinks have everything, for at most ten seconds without progress.
-async fn drained(store: &Store, sinks: &[SinkName]) {
-    let mut wakes = store.wakes();
-    let mut owed = u64::MAX;
+/// Sinks that make no progress for this long at the end of a replay are not waited for any longer.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How often to look whether the sinks have everything; nothing wakes us when a row leaves the outbox.
+const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Waits until what came of the last frame is recorded, and the sinks have everything.
+async fn drained(jobs: &SyncSender<Job>, store: &Store, sinks: &[SinkName]) {
+    settled(jobs).await;
+    let (mut owed, mut progress) = (u64::MAX, Stopwatch::start());
     loop {
         let names = sinks.to_vec();
         let depth = store.write_async(move |tx| {
@@ -342,12 +352,25 @@ async fn drained(store: &Store, sinks: &[SinkName]) {
         });
         match depth.await {
             Ok(0) | Err(_) => return,
-            Ok(rows) if rows >= owed => {
+            Ok(rows) if rows < owed => (owed, progress) = (rows, Stopwatch::start()),
+            Ok(rows) if progress.elapsed() >= DRAIN_PATIENCE => {
                 tracing::warn!(rows, "still owed at the end of the replay: delivered after the next start");
                 return;
             }
-            Ok(rows) => owed = rows,
+            Ok(_) => {}
         }
-        tokio::time::timeout(Duration::from_secs(10), wakes.changed()).await.ok();
+        tokio::time::sleep(DRAIN_LOOK_EVERY).await;
+    }
+}
+
+async fn settled(jobs: &SyncSender<Job>) {
+    loop {
+        let (answer, answered) = oneshot::channel();
+        match jobs.try_send(Job::Settle { answer }) {
+            // An error means that the inference thread ends, which its stage tells.
+            Ok(()) => return answered.await.unwrap_or_default(),
+            Err(TrySendError::Disconnected(_)) => return,
+            Err(TrySendError::Full(_)) => tokio::time::sleep(DRAIN_LOOK_EVERY).await,
+        }
     }
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::fs;
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -88,6 +89,15 @@ impl Mosquitto {
         let all = [&["-h", "127.0.0.1", "-p", &port, "-q", "1"], args].concat();
         let output = Command::new("mosquitto_pub").args(all).output().expect(HINT);
         assert!(output.status.success(), "mosquitto_pub: {output:?}");
+    }
+
+    /// mosquitto_pub, with a payload too large for an argument.
+    pub fn publish_payload(&self, topic: &str, payload: &[u8], more: &[&str]) {
+        let port = self.port.to_string();
+        let all = [&["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", topic, "-s"], more].concat();
+        let mut child = Command::new("mosquitto_pub").args(all).stdin(Stdio::piped()).spawn().expect(HINT);
+        child.stdin.take().unwrap().write_all(payload).unwrap();
+        assert!(child.wait().unwrap().success(), "mosquitto_pub to {topic}");
     }
 
     /// mosquitto_sub to this broker; returns when it got as many messages as `-C` in the arguments says.

@@ -1,0 +1,176 @@
+//! Somebody else on the broker: publishes commands, keeps everything that the device says, waits for what must come.
+
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+#![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rollcall::clock::Stopwatch;
+use rollcall::mqtt::link::{self, Link, LinkEvent, LinkSettings, Message};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use crate::daemon::{BASE, PATIENCE, until};
+
+/// A message as it came. Retained ones are what the broker had kept.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// Below the device's own topic: `event/attendance`, `reply/r-1`, `status`.
+    pub part: String,
+    pub payload: Vec<u8>,
+    pub retained: bool,
+}
+
+impl Heard {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.payload).unwrap()
+    }
+}
+
+pub struct Client {
+    link: Link,
+    heard: Arc<Mutex<Vec<Heard>>>,
+    stop: watch::Sender<bool>,
+    runtime: Option<Runtime>,
+}
+
+impl Client {
+    /// With a session that the broker keeps: what is said while the broker is down, or this client, is heard later.
+    pub fn connect(port: u16) -> Self {
+        let mut settings = LinkSettings::new("127.0.0.1", port, "observer", "observer/status".into());
+        settings.subscriptions = vec![format!("{BASE}/event/+"), format!("{BASE}/reply/+")];
+        settings.subscriptions.extend([format!("{BASE}/status"), format!("{BASE}/health")]);
+        settings.packet_bytes_max_out = 64 << 20;
+        settings.retry.shortest = Duration::from_millis(20);
+        settings.retry.longest = Duration::from_millis(200);
+        let (link, driver, mut events) = link::open(settings).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let keep = Arc::clone(&heard);
+        runtime.spawn(async move {
+            while let Some(event) = events.recv().await {
+                if let LinkEvent::Inbound(inbound) = event {
+                    let part = inbound.topic.strip_prefix(BASE).unwrap().trim_start_matches('/').to_owned();
+                    let heard = Heard { part, payload: inbound.payload, retained: inbound.retained };
+                    lock(&keep).push(heard);
+                    inbound.ack.acknowledge();
+                }
+            }
+        });
+        runtime.spawn(driver.drive(stopped));
+        let client = Self { link, heard, stop, runtime: Some(runtime) };
+        client.publish("settled", b"");
+        client
+    }
+
+    /// At QoS 1, again and again until the broker has acknowledged it.
+    pub fn publish(&self, topic: &str, payload: &[u8]) {
+        until("the broker acknowledges", || {
+            let message = Message { topic: topic.to_owned(), payload: payload.to_vec(), retain: false };
+            let sent = self.runtime.as_ref().unwrap().block_on(self.link.publish_batch(vec![message]));
+            sent[0].is_ok().then_some(())
+        });
+    }
+
+    /// A command to the device; its answer comes when it comes.
+    pub fn command(&self, verb: &str, body: &Value) {
+        self.publish(&format!("{BASE}/command/{verb}"), &serde_json::to_vec(body).unwrap());
+    }
+
+    /// A command with a `request_id`, and its answer.
+    pub fn request(&self, verb: &str, request_id: &str, mut body: Value) -> Value {
+        body["request_id"] = request_id.into();
+        let before = self.heard().len();
+        self.command(verb, &body);
+        self.await_from(before, &format!("reply/{request_id}")).json()
+    }
+
+    pub fn heard(&self) -> Vec<Heard> {
+        lock(&self.heard).clone()
+    }
+
+    /// What was heard on one topic, as JSON.
+    pub fn heard_on(&self, part: &str) -> Vec<Value> {
+        lock(&self.heard).iter().filter(|it| it.part == part).map(Heard::json).collect()
+    }
+
+    pub fn count(&self, wanted: impl Fn(&Heard) -> bool) -> usize {
+        lock(&self.heard).iter().filter(|it| wanted(it)).count()
+    }
+
+    /// The first message on a topic from `from` on.
+    pub fn await_from(&self, from: usize, part: &str) -> Heard {
+        until(part, || lock(&self.heard)[from..].iter().find(|it| it.part == part).cloned())
+    }
+
+    pub fn await_one(&self, what: &str, wanted: impl Fn(&Heard) -> bool) -> Heard {
+        until(what, || lock(&self.heard).iter().find(|it| wanted(it)).cloned())
+    }
+
+    /// The next health message of which `wanted` is true.
+    pub fn await_health(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let from = self.heard().len();
+        let fresh = |it: &Heard| Some(it.json()).filter(|health| it.part == "health" && wanted(health));
+        until(what, || lock(&self.heard)[from..].iter().find_map(fresh))
+    }
+
+    /// Waits for so many different answers, however long they take, as long as some come.
+    pub fn await_replies(&self, wanted: usize) {
+        let (mut last, mut watch) = (0, Stopwatch::start());
+        loop {
+            let replies = self.replies();
+            if replies >= wanted {
+                return;
+            }
+            if replies > last {
+                (last, watch) = (replies, Stopwatch::start());
+            }
+            assert!(watch.elapsed() < PATIENCE, "{replies} of {wanted} answers, and no more");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// How many different requests were answered.
+    pub fn replies(&self) -> usize {
+        let heard = lock(&self.heard);
+        let parts = heard.iter().map(|it| it.part.as_str()).filter(|part| part.starts_with("reply/"));
+        parts.collect::<std::collections::BTreeSet<_>>().len()
+    }
+
+    /// All events by `seq`; it is an error that one `seq` has two ids, or one id two of anything.
+    pub fn events(&self) -> BTreeMap<u64, Value> {
+        let mut events: BTreeMap<u64, Value> = BTreeMap::new();
+        for event in lock(&self.heard).iter().filter(|it| it.part.starts_with("event/")).map(Heard::json) {
+            let seq = event["seq"].as_u64().unwrap();
+            let same = |known: &Value| known["event_id"] == event["event_id"];
+            assert!(events.get(&seq).is_none_or(same), "seq {seq} has two ids");
+            events.insert(seq, event);
+        }
+        events
+    }
+
+    /// Waits until every event up to `last` was heard.
+    pub fn await_events(&self, last: u64) -> BTreeMap<u64, Value> {
+        until(&format!("events up to {last}"), || {
+            let events = self.events();
+            (events.len() as u64 >= last).then_some(events)
+        })
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(2));
+        }
+    }
+}
+
+fn lock(heard: &Mutex<Vec<Heard>>) -> std::sync::MutexGuard<'_, Vec<Heard>> {
+    heard.lock().unwrap_or_else(PoisonError::into_inner)
+}
