@@ -104,12 +104,14 @@ fn networks(settings: &Settings) -> (State, String) {
 fn library(settings: &Settings) -> (State, String) {
     match Vision::load(&settings.vision) {
         Ok(_) => {
-            let build = runtime::description().unwrap_or_default();
-            let pinned = build.contains(runtime::PINNED_VERSION);
-            let state = if pinned { State::Good } else { State::Warning };
-            let advice =
-                if pinned { "" } else { "; everything was measured with another version: `make setup` fetches it" };
-            (state, format!("ONNX Runtime loads, the networks run on {} threads{advice}", settings.vision.threads))
+            let vision = &settings.vision;
+            let pinned = runtime::is_pinned(vision.runtime_library.as_deref(), &vision.models) == Some(true);
+            let version = runtime::PINNED_VERSION;
+            let words = format!("ONNX Runtime {version} loads; one inference uses {} of the cores", vision.threads);
+            let other = format!(
+                "another ONNX Runtime than {version} loads; nothing was measured with it: `make setup` fetches the right one"
+            );
+            if pinned { (State::Good, words) } else { (State::Warning, other) }
         }
         Err(error) => (State::Fault, format!("{:#}", anyhow::Error::new(error))),
     }

@@ -78,7 +78,11 @@ fn int8_saturates() -> bool {
     false
 }
 
-/// What the loaded library says of its build.
-pub fn description() -> Option<&'static str> {
-    ENVIRONMENT.get().map(|_| ort::info())
+/// Whether the library that would be loaded is of the pinned version, by the version of its symbols; `None` when there is no
+/// library. An older one than the crate needs is refused by [`load`]; any other works, but was not measured.
+pub fn is_pinned(configured: Option<&Path>, models: &Path) -> Option<bool> {
+    let path = candidates(configured, models).into_iter().find(|path| path.is_file())?;
+    let library = std::fs::read(path).ok()?;
+    let version = format!("VERS_{PINNED_VERSION}\0");
+    Some(library.windows(version.len()).any(|bytes| bytes == version.as_bytes()))
 }
