@@ -11,6 +11,7 @@ pub mod mqtt_sink;
 pub mod recorder;
 pub mod serve;
 pub mod supervise;
+pub mod upkeep;
 pub mod vitals;
 
 use std::collections::HashMap;

@@ -1,5 +1,6 @@
 //! The stages of the daemon: started in the order of the flow, stopped in the same order.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,7 @@ use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
 use crate::app::recorder::Recorder;
 use crate::app::supervise::Stages;
+use crate::app::upkeep::Upkeep;
 use crate::app::vitals::Vitals;
 use crate::app::{RunOptions, config, storage};
 use crate::camera::FrameSource;
@@ -53,6 +55,8 @@ pub(super) struct Daemon {
     /// Told when the vital signs changed in a way worth publishing at once.
     pub changed: Arc<Notify>,
     pub embedder: ModelDigest,
+    /// All networks by name.
+    pub networks: BTreeMap<String, String>,
 }
 
 impl Daemon {
@@ -71,6 +75,7 @@ impl Daemon {
             health: Arc::new(Health::default()),
             changed: Arc::new(Notify::new()),
             embedder: vision.embedder(),
+            networks: vision.digests(),
         }
     }
 
@@ -206,11 +211,16 @@ impl Daemon {
             topic: Topics::new(&self.settings.site, &self.settings.device).map_err(config)?.health(),
             every: self.settings.health_every,
             changed: Arc::clone(&self.changed),
-            embedder: self.embedder.to_string(),
+            networks: self.networks.clone(),
+            embedder: self.settings.vision.embedder.clone(),
             precision: format!("{:?}", self.settings.vision.precision).to_lowercase(),
         };
         let stop = stages.stop_signal();
         stages.task("vitals", vitals.run(stop));
+        let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
+        let upkeep = Upkeep { store, clock, keep_days: self.settings.keep_days };
+        let stop = stages.stop_signal();
+        stages.task("upkeep", upkeep.run(stop));
         Ok(())
     }
 

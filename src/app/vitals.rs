@@ -1,5 +1,6 @@
 //! The health message: every minute, and at once when something changed that somebody may wait for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub struct Vitals {
     pub topic: String,
     pub every: Duration,
     pub changed: Arc<Notify>,
+    /// Digest of each network's file.
+    pub networks: BTreeMap<String, String>,
     pub embedder: String,
     pub precision: String,
 }
@@ -42,7 +45,7 @@ struct Message {
     gallery: Gallery,
     recorded: u64,
     commands: u64,
-    commands_refused: std::collections::BTreeMap<&'static str, u64>,
+    commands_refused: BTreeMap<&'static str, u64>,
     outbox: Vec<Owed>,
     store: Storage,
     cpu_celsius: Option<f32>,
@@ -65,8 +68,9 @@ struct Recognition {
     identified: u64,
     unknown: u64,
     errors: u64,
-    model_digest: String,
+    embedder: String,
     precision: String,
+    model_digests: BTreeMap<String, String>,
 }
 
 #[derive(Serialize)]
@@ -74,6 +78,8 @@ struct Gallery {
     subjects: usize,
     references: usize,
     version: u64,
+    /// The same on two devices with the same references.
+    digest: String,
 }
 
 #[derive(Serialize)]
@@ -108,6 +114,11 @@ impl Vitals {
             }
             tokio::select! {
                 () = self.changed.notified() => published = None,
+                () = tokio::time::sleep(LOOK_EVERY) => continue,
+                _ = stop.wait_for(|it| *it) => return Ok(()),
+            }
+            // A hundred enrolments in a second are one message.
+            tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 _ = stop.wait_for(|it| *it) => return Ok(()),
             }
@@ -162,13 +173,15 @@ impl Vitals {
                 identified: health.identified.get(),
                 unknown: health.unknown.get(),
                 errors: health.engine_errors.get(),
-                model_digest: self.embedder.clone(),
+                embedder: self.embedder.clone(),
                 precision: self.precision.clone(),
+                model_digests: self.networks.clone(),
             },
             gallery: Gallery {
                 subjects: gallery.subjects(),
                 references: gallery.references(),
                 version: gallery.version(),
+                digest: format!("{:016x}", gallery.digest()),
             },
             recorded: health.recorded.get(),
             commands: health.commands.get(),

@@ -105,6 +105,19 @@ impl Gallery {
     pub fn subjects(&self) -> usize {
         self.slots.len()
     }
+    /// A fingerprint of who is enrolled with which references, whatever the order: doors with the same gallery have the
+    /// same. Not a proof against forgery.
+    pub fn digest(&self) -> u64 {
+        let of_block = |block: &Arc<Block>| {
+            let codes = block.codes.chunks_exact(self.dimension);
+            let marks = block.slots.iter().zip(codes).map(|(slot, codes)| {
+                let id = self.subjects[*slot as usize].as_ref().map_or("", |subject| subject.id.as_str());
+                fnv1a(id.bytes().chain([0]).chain(codes.iter().map(|code| *code as u8)))
+            });
+            marks.fold(0, u64::wrapping_add)
+        };
+        self.blocks.iter().map(of_block).fold(0, u64::wrapping_add)
+    }
     /// Counts the changes since start.
     pub fn version(&self) -> u64 {
         self.version
@@ -258,6 +271,11 @@ impl Gallery {
         }
         sure.second.map_or(f32::NEG_INFINITY, |(_, score)| score)
     }
+}
+
+/// FNV-1a, 64 bits (Fowler, Noll, Vo).
+fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Adds to the last block, or to a new one when that is full.
@@ -421,6 +439,16 @@ mod tests {
         // Its slot serves the next subject, from whom nothing of the old remains.
         let reused = gone.with(subject(2), &[template(64, 3)]);
         assert!(reused.search(&mean).best.unwrap().score < 0.9);
+    }
+
+    #[test]
+    fn the_digest_tells_galleries_apart_but_not_their_order() {
+        let add = |gallery: Gallery, id| gallery.with(subject(id), &[template(64, id as u64)]);
+        let one = add(add(Gallery::new(64), 1), 2);
+        let other = add(add(Gallery::new(64), 2), 1);
+        assert_eq!(one.digest(), other.digest());
+        assert_ne!(one.digest(), add(one.clone(), 3).digest());
+        assert_eq!(one.digest(), add(one.clone(), 3).without(&subject(3).id).digest());
     }
 
     #[test]

@@ -23,6 +23,10 @@ impl Detector {
         Self { network }
     }
 
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
     pub(crate) fn exercise(&mut self) -> Result<(), EngineError> {
         self.network.exercise()
     }

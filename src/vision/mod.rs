@@ -11,6 +11,7 @@ mod network;
 mod resample;
 pub mod runtime;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::recognise::align::{SAMPLE_SIDE, Sample};
@@ -77,6 +78,12 @@ impl Vision {
             },
         };
         network.exercise()
+    }
+
+    /// The digest of each loaded network's file, by its name in the manifest.
+    pub fn digests(&self) -> BTreeMap<String, String> {
+        let networks = [self.detector.network(), &self.refiner, &self.embedder].into_iter().chain(&self.pad);
+        networks.map(|network| (network.name().to_owned(), network.digest().to_string())).collect()
     }
 
     /// What the manifest says of the embedder's templates.

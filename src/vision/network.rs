@@ -43,6 +43,10 @@ impl Network {
         (self.width, self.height)
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn digest(&self) -> ModelDigest {
         self.digest
     }
