@@ -56,7 +56,7 @@ fn scene() -> (Scene, Daemon) {
     let home = Home::new(broker.port(), CAMERA);
     let faces = Faces::find();
     fs::write(home.path("visits.csv"), "-,100,0\n").unwrap();
-    let daemon = home.start();
+    let daemon = client.started(&home);
     let (mut list, mut probes) = (String::new(), Vec::new());
     for person in faces.people {
         if probes.len() == PEOPLE {
@@ -132,7 +132,7 @@ impl Scene {
         assert!(daemon.terminate().success(), "{}", self.home.log());
         // What the last stop left owed is delivered by the next start; the camera is given nobody any more.
         fs::write(self.home.path("visits.csv"), "-,100,0\n").unwrap();
-        let quiet = self.home.start();
+        let quiet = self.client.started(&self.home);
         let recorded = self.home.json(&["attendance", "--json"]);
         let recorded = recorded.as_array().unwrap();
         let last = recorded.last().unwrap()["seq"].as_u64().unwrap();
@@ -193,7 +193,7 @@ fn a_daemon_killed_again_and_again_loses_and_doubles_nothing() {
         std::thread::sleep(Duration::from_micros(random(40_000)));
         daemon.kill();
         seen.insert(instant, scene.client.events().len());
-        daemon = scene.home.start();
+        daemon = scene.client.started(&scene.home);
     }
     scene.keep_busy(&mut published, visits, visits);
     println!("killed after so many answers (and events): {seen:?}; {:.1} s", watch.elapsed().as_secs_f64());

@@ -157,7 +157,7 @@ fn each_visit_is_recorded_and_published_once() {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "");
-    let running = home.start();
+    let running = client.started(&home);
     let watch = Stopwatch::start();
     let answers = enrol(&broker, &client, people);
     let each_ms = watch.elapsed_ms() / people.len() as f64;
@@ -207,7 +207,7 @@ fn everybody_in_a_group_photograph_is_recorded_in_one_pass() {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "");
-    let running = home.start();
+    let running = client.started(&home);
     let answers = enrol(&broker, &client, &people);
     assert_eq!(enrolled(&answers).len(), people.len(), "{answers:#?}");
     assert!(running.terminate().success());

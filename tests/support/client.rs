@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::daemon::{BASE, PATIENCE, until};
+use crate::daemon::{BASE, Daemon, Home, PATIENCE, until};
 
 /// A message as it came. Retained ones are what the broker had kept.
 #[derive(Clone, Debug)]
@@ -65,6 +65,15 @@ impl Client {
         let client = Self { link, heard, stop, runtime: Some(runtime) };
         client.publish("settled", b"");
         client
+    }
+
+    /// A daemon that is ready, and has told so here: from then on the broker keeps commands for it.
+    pub fn started(&self, home: &Home) -> Daemon {
+        let from = lock(&self.heard).len();
+        let daemon = home.start();
+        let online = |it: &Heard| it.part == "status" && it.payload == b"online";
+        until("the device is online", || lock(&self.heard)[from..].iter().any(online).then_some(()));
+        daemon
     }
 
     /// At QoS 1, again and again until the broker has acknowledged it.
