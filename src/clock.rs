@@ -101,7 +101,10 @@ impl Clock for SystemClock {
 }
 
 fn kernel_time_is_disciplined() -> bool {
-    #[expect(unsafe_code, reason = "adjtimex has no safe wrapper in a crate we use; a zeroed timex asks and sets nothing")]
+    #[expect(
+        unsafe_code,
+        reason = "adjtimex has no safe wrapper in a crate we use; a zeroed timex asks and sets nothing"
+    )]
     let state = {
         // SAFETY: `timex` is plain data for which all zeroes is valid, and `modes = 0` makes the call read-only.
         unsafe {
@@ -187,8 +190,7 @@ pub fn process_cpu_time() -> Duration {
 
 /// RFC 3339 in UTC with milliseconds, as every contract of the project writes time.
 pub fn rfc3339(wall_ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(wall_ms)
-        .map_or_else(|_| "invalid".to_owned(), |at| format!("{at:.3}"))
+    jiff::Timestamp::from_millisecond(wall_ms).map_or_else(|_| "invalid".to_owned(), |at| format!("{at:.3}"))
 }
 
 #[cfg(test)]

@@ -117,7 +117,11 @@ impl Scene {
             if attended > last {
                 (last, watch) = (attended, Stopwatch::start());
             }
-            assert!(watch.elapsed() < daemon::PATIENCE, "{attended} of {until} answered, and no more:\n{}", self.home.log());
+            assert!(
+                watch.elapsed() < daemon::PATIENCE,
+                "{attended} of {until} answered, and no more:\n{}",
+                self.home.log()
+            );
             if *published < visits && *published < attended + UNANSWERED_MAX {
                 self.attend(*published);
                 *published += 1;
@@ -161,7 +165,9 @@ impl Scene {
         let deliveries = self.client.count(|heard| heard.part.starts_with("event/"));
         println!(
             "{visits} visits by command, {} before the camera, {} events in all, {} delivered more than once",
-            recorded.len() - visits, events.len(), deliveries - events.len()
+            recorded.len() - visits,
+            events.len(),
+            deliveries - events.len()
         );
     }
 }

@@ -144,7 +144,9 @@ fn check_record(home: &Home, client: &Client) -> Vec<Value> {
 fn play(home: &Home) {
     let watch = Stopwatch::start();
     let mut daemon = home.spawn(&["run", "--until-replay-ends"]);
-    daemon::until_for(std::time::Duration::from_mins(20), "the replay has ended", || (!daemon.is_alive()).then_some(()));
+    daemon::until_for(std::time::Duration::from_mins(20), "the replay has ended", || {
+        (!daemon.is_alive()).then_some(())
+    });
     assert!(daemon.wait().success(), "{}", home.log());
     println!("replayed in {:.1} s", watch.elapsed().as_secs_f64());
 }
@@ -187,7 +189,12 @@ fn each_visit_is_recorded_and_published_once() {
     println!(
         "enrolled {} of {} in {each_ms:.0} ms each; visits {}, of them to be recorded {expected}: identified {identified}; \
          unknown {}; mistaken {}; threshold {}",
-        enrolled.len(), people.len(), visits.len(), count("unknown"), mistaken.len(), seen[0]["threshold"]
+        enrolled.len(),
+        people.len(),
+        visits.len(),
+        count("unknown"),
+        mistaken.len(),
+        seen[0]["threshold"]
     );
     assert!(mistaken.is_empty(), "taken for somebody, or recorded twice: {mistaken:#?}");
     assert!(identified as f64 >= expected as f64 * IDENTIFIED_SHARE_MIN, "{identified} of {expected}");
@@ -214,7 +221,8 @@ fn everybody_in_a_group_photograph_is_recorded_in_one_pass() {
     write_list(&home, &[Visit { file: Path::new(picture).to_owned(), subject: None }]);
     home.configure(broker.port(), REPLAY);
     play(&home);
-    let recorded: Vec<_> = check_record(&home, &client).iter().map(|it| it["subject"]["id"].as_str().unwrap().to_owned()).collect();
+    let recorded: Vec<_> =
+        check_record(&home, &client).iter().map(|it| it["subject"]["id"].as_str().unwrap().to_owned()).collect();
     let mut expected = members.clone();
     expected.sort();
     let mut found = recorded.clone();

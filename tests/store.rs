@@ -272,10 +272,7 @@ fn attendance_is_found_by_venue_and_time_in_pages() {
         let find = store.write(move |tx| tx.last_attendance("room-a", &subject("jdoe"), direction));
         find.unwrap().map(|it| it.seq)
     };
-    assert_eq!(
-        [last(None), last(Some(Direction::In)), last(Some(Direction::Out))],
-        [Some(9), Some(9), Some(7)]
-    );
+    assert_eq!([last(None), last(Some(Direction::In)), last(Some(Direction::Out))], [Some(9), Some(9), Some(7)]);
 }
 
 #[test]

@@ -41,8 +41,7 @@ fn no_file_has_a_template_in_clear() {
     let store = bench.open();
     let templates: Vec<Template> = (0..20).map(template).collect();
     enrol(&store, "jdoe", "Jane Doe", &templates);
-    let bytes: Vec<u8> =
-        templates.iter().flat_map(|it| it.as_slice().iter().flat_map(|x| x.to_le_bytes())).collect();
+    let bytes: Vec<u8> = templates.iter().flat_map(|it| it.as_slice().iter().flat_map(|x| x.to_le_bytes())).collect();
     let windows: Vec<&[u8]> = bytes.chunks(16).step_by(101).collect();
     let check = || assert_eq!(files_with(bench.path(), &windows), Vec::<PathBuf>::new());
     check();
@@ -67,12 +66,8 @@ fn references_of_other_embedders_are_counted_and_left_alone() {
     let count = store.write(|tx| tx.all_references(&digest(2), |_| panic!("not ours"))).unwrap();
     assert_eq!((count.opened, count.of_other_embedders), (0, 2));
     let replaced = store.write(|tx| {
-        let new = NewReference {
-            subject_id: subject("jdoe"),
-            embedder: digest(2),
-            template: template(3),
-            quality: 0.5,
-        };
+        let new =
+            NewReference { subject_id: subject("jdoe"), embedder: digest(2), template: template(3), quality: 0.5 };
         tx.replace_references(&subject("jdoe"), &[new])
     });
     assert_eq!(replaced.unwrap().len(), 1);
@@ -153,8 +148,7 @@ fn an_erased_person_is_in_no_file() {
     }
     let history = store.write(move |tx| {
         tx.rename_subject(&subject("j.miller"), &Name::new("Jane Miller-Doe").unwrap())?;
-        let body =
-            answer::Renamed { subject_id: subject("j.miller"), name: Name::new("Jane Miller-Doe").unwrap() };
+        let body = answer::Renamed { subject_id: subject("j.miller"), name: Name::new("Jane Miller-Doe").unwrap() };
         tx.put_answer("r-1", "rename", "reply/r-1", &answer::accepted("r-1", "rename", &body))?;
         let body = answer::Recognised { faces: vec![], names: vec![Name::new("Jane Doe").unwrap()] };
         tx.put_answer("r-2", "recognise", "reply/r-2", &answer::accepted("r-2", "recognise", &body))?;
@@ -257,8 +251,7 @@ fn erase_without_rewriting(bench: &Bench, store: Store) {
     drop(store);
     let conn = bench.sqlite();
     conn.pragma_update(None, "secure_delete", false).unwrap();
-    conn.execute_batch("delete from outbox; delete from event; insert into meta values ('scrub_owed', x'')")
-        .unwrap();
+    conn.execute_batch("delete from outbox; delete from event; insert into meta values ('scrub_owed', x'')").unwrap();
     conn.close().unwrap();
     assert!(!files_with(bench.path(), &[b"Jane"]).is_empty(), "or this would show nothing");
 }

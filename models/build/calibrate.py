@@ -80,18 +80,17 @@ def ends(values):
 def gains(net, inputs):
     """How far to scale each channel. Before a depthwise convolution all channels are brought to one range, for its
     weights have a scale for each; a pointwise one shares a scale among its inputs, so there half the way is best."""
-    reach = {}
-    for name, values in channel_values(net, [n.input[0] for n in net.of_type("PRelu")], inputs):
+    found, prelus = {}, {n.input[0]: n for n in net.of_type("PRelu")}
+    for name, values in channel_values(net, list(prelus), inputs):
+        prelu = prelus[name]
         low, high = ends(values)
-        reach[name] = np.maximum(np.maximum(-low, high), 1e-6)
-    found = {}
-    for prelu in net.of_type("PRelu"):
-        octaves = -np.log2(reach[prelu.input[0]])
+        reach = np.maximum(np.maximum(-low, high), 1e-6)
+        octaves = -np.log2(reach)
         after = net.only_consumer(prelu.output[0])
         if not quantize.is_depthwise(after):
             weight = np.abs(net.constants[after.input[1]]).max((0, 2, 3))
             octaves = (octaves + np.log2(np.maximum(weight, 1e-6))) / 2
-        alive = reach[prelu.input[0]] > 1e-6
+        alive = reach > 1e-6
         octaves = np.where(alive, np.clip(octaves - octaves[alive].mean(), -GAIN_MAX, GAIN_MAX), 0)
         found[prelu.output[0]] = [int(k) for k in np.rint(octaves * quantize.GAIN_STEP)]
     return found

@@ -287,7 +287,9 @@ def float_nodes(net, name):
     if name not in IN_FLOAT:
         return set()
     until, since = IN_FLOAT[name]
-    return set(outputs if until is None else outputs[:outputs.index(until) + 1] + outputs[outputs.index(since):])
+    if (until, since) == ALL:
+        return set(outputs)
+    return set(outputs[:outputs.index(until) + 1] + outputs[outputs.index(since):])
 
 
 class Quantizer:

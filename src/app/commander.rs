@@ -22,6 +22,7 @@ use crate::health::Health;
 use crate::mqtt::link::{Inbound, Link, LinkEvent, Message, Oversized};
 use crate::mqtt::topics::Topics;
 use crate::recognise::face::ModelDigest;
+use crate::record::command::answer::NotEnrolled;
 use crate::record::command::{self, Command, ErrorCode, Limits, Refusal, answer};
 use crate::record::store::{SinkName, Store, StoreError, Tx};
 
@@ -48,7 +49,7 @@ pub struct Commander {
 /// Why a command got no lasting answer.
 enum Fault {
     /// To be told to the sender; kept as the answer when `lasting`.
-    Refused { refusal: Refusal, lasting: bool },
+    Refused { refusal: Refusal, lasting: bool, details: Option<NotEnrolled> },
     /// The store is of no use any more: the daemon ends.
     Fatal(StoreError),
 }
@@ -64,18 +65,18 @@ impl From<StoreError> for Fault {
             _ => ErrorCode::Internal,
         };
         let lasting = code == ErrorCode::UnknownSubject;
-        Self::Refused { refusal: Refusal::new(None, code, error.to_string()), lasting }
+        Self::Refused { refusal: Refusal::new(None, code, error.to_string()), lasting, details: None }
     }
 }
 
 /// A refusal that is the command's answer for good.
 fn refuse(code: ErrorCode, message: impl Into<String>) -> Fault {
-    Fault::Refused { refusal: Refusal::new(None, code, message), lasting: true }
+    Fault::Refused { refusal: Refusal::new(None, code, message), lasting: true, details: None }
 }
 
 /// A refusal that another attempt may not meet.
 fn not_now(code: ErrorCode, message: impl Into<String>) -> Fault {
-    Fault::Refused { refusal: Refusal::new(None, code, message), lasting: false }
+    Fault::Refused { refusal: Refusal::new(None, code, message), lasting: false, details: None }
 }
 
 impl Commander {
@@ -101,31 +102,31 @@ impl Commander {
 
     fn link_edge(&self, event: &LinkEvent) {
         match event {
-            LinkEvent::Connected { session_present } => {
-                tracing::info!(session_present, "connected to the broker");
+            LinkEvent::Connected { .. } => {
                 // What waited for the broker need not wait for the end of its pause.
                 self.store.deliver_now();
                 self.changed.notify_one();
             }
-            LinkEvent::Lost { why } => tracing::warn!(why, "the link to the broker was lost"),
-            LinkEvent::Unreachable { why } => tracing::warn!(why, "the broker cannot be reached"),
             LinkEvent::SubscriptionRefused { filter } => {
                 tracing::error!(filter, "the broker refuses the subscription: no command will come (check its ACL)");
             }
             LinkEvent::SessionPurged { why } => {
                 tracing::error!(why, "the broker's session was given up; commands waiting in it are lost");
             }
-            LinkEvent::Inbound(_) | LinkEvent::Oversized(_) => {}
+            // The first two the link has told itself; the others are no edges.
+            LinkEvent::Lost { .. }
+            | LinkEvent::Unreachable { .. }
+            | LinkEvent::Inbound(_)
+            | LinkEvent::Oversized(_) => {}
         }
     }
 
     async fn inbound(&self, inbound: Inbound, pace: &mut Pace) -> Result<(), StoreError> {
-        let verb = match self.topics.command(&inbound.topic) {
-            Some(topic) => topic.verb.to_owned(),
-            None => {
-                inbound.ack.acknowledge();
-                return Ok(());
-            }
+        let verb = if let Some(topic) = self.topics.command(&inbound.topic) {
+            topic.verb.to_owned()
+        } else {
+            inbound.ack.acknowledge();
+            return Ok(());
         };
         self.health.commands.add(1);
         let now = self.clock.now();
@@ -154,7 +155,8 @@ impl Commander {
             self.count(ErrorCode::TooLarge);
             return Ok(());
         };
-        let message = format!("the message has {} bytes; at most {} are taken", oversized.bytes, self.limits.payload_bytes);
+        let message =
+            format!("the message has {} bytes; at most {} are taken", oversized.bytes, self.limits.payload_bytes);
         let request_id = request_id_in(&oversized.head);
         self.reply(topic.verb, &Refusal::new(request_id.as_deref(), ErrorCode::TooLarge, message)).await
     }
@@ -169,15 +171,18 @@ impl Commander {
         match self.carry_out(command).await {
             Ok(()) => Ok(()),
             Err(Fault::Fatal(error)) => Err(error),
-            Err(Fault::Refused { mut refusal, lasting }) => {
+            Err(Fault::Refused { mut refusal, lasting, details }) => {
                 refusal.request_id = Some(request_id.clone());
                 if !lasting {
                     return self.reply(verb, &refusal).await;
                 }
                 self.count(refusal.code);
-                let reply = answer::refused(verb, &refusal);
+                let reply = match &details {
+                    Some(details) => answer::refused_with(verb, &refusal, details),
+                    None => answer::refused(verb, &refusal),
+                };
                 let put = self.store.write_async(move |tx| tx.put_answer(&request_id, verb, &topic, &reply));
-                self.survive(put.await.map(|_| ())).await
+                self.survive(put.await.map(|_| ()))
             }
         }
     }
@@ -196,7 +201,7 @@ impl Commander {
         };
         let repeated = self.store.write_async(repeat).await;
         let found = repeated.as_ref().is_ok_and(|found| *found);
-        self.survive(repeated.map(|_| ())).await?;
+        self.survive(repeated.map(|_| ()))?;
         Ok(found)
     }
 
@@ -210,16 +215,19 @@ impl Commander {
         match self.store.write_async(move |tx| tx.owe_reply(&to, &body)).await {
             Err(StoreError::Full) => {
                 // The answer does not fit on the disk: it goes out without having been stored.
-                let message =
-                    Message { topic: format!("{}/{topic}", self.topics.base()), payload: reply.into_bytes(), retain: false };
+                let message = Message {
+                    topic: format!("{}/{topic}", self.topics.base()),
+                    payload: reply.into_bytes(),
+                    retain: false,
+                };
                 self.link.publish_batch(vec![message]).await;
                 Ok(())
             }
-            other => self.survive(other.map(|_| ())).await,
+            other => self.survive(other),
         }
     }
 
-    async fn survive(&self, written: Result<(), StoreError>) -> Result<(), StoreError> {
+    fn survive(&self, written: Result<(), StoreError>) -> Result<(), StoreError> {
         match written {
             Err(error) if !error.is_fatal() => {
                 self.health.store_errors.add(1);

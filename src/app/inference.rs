@@ -21,10 +21,19 @@ use crate::recognise::still;
 
 /// What a command asks of the networks.
 pub enum Job {
-    Enrol { subject: SubjectId, photographs: Vec<Vec<u8>>, answer: oneshot::Sender<Result<Judgement, EngineError>> },
-    Look { photograph: Vec<u8>, answer: oneshot::Sender<Result<Vec<Seen>, LookError>> },
+    Enrol {
+        subject: SubjectId,
+        photographs: Vec<Vec<u8>>,
+        answer: oneshot::Sender<Result<Judgement, EngineError>>,
+    },
+    Look {
+        photograph: Vec<u8>,
+        answer: oneshot::Sender<Result<Vec<Seen>, LookError>>,
+    },
     /// Answered when every frame taken before it has been looked at and what came of it recorded.
-    Settle { answer: oneshot::Sender<()> },
+    Settle {
+        answer: oneshot::Sender<()>,
+    },
 }
 
 /// A face of a picture and whose it is.
@@ -138,7 +147,7 @@ impl Inference {
         let picture = Picture::decode(photograph, self.picture)?;
         let mut seen = Vec::new();
         for found in still::faces(self.engine.as_mut(), &picture)? {
-            if let Some(template) = self.engine.template(&found.sample)? {
+            if let Some(template) = still::template(self.engine.as_mut(), &found.sample)? {
                 let decision = decision::decide_still(&template, &gallery, &self.decision);
                 seen.push(Seen { bounding_box: found.detection.bounding_box, decision });
             }

@@ -9,15 +9,22 @@ use tokio::task::JoinSet;
 
 pub type StageResult = anyhow::Result<()>;
 
-/// The stages that run, and the signal that ends them.
+/// The stages that run, and the signals that end them: first those that make something, then those that deliver it.
 pub struct Stages {
     running: JoinSet<(&'static str, StageResult)>,
     stop: watch::Sender<bool>,
+    last: JoinSet<(&'static str, StageResult)>,
+    stop_last: watch::Sender<bool>,
 }
 
 impl Stages {
     pub fn new() -> Self {
-        Self { running: JoinSet::new(), stop: watch::Sender::new(false) }
+        Self {
+            running: JoinSet::new(),
+            stop: watch::Sender::new(false),
+            last: JoinSet::new(),
+            stop_last: watch::Sender::new(false),
+        }
     }
 
     /// Becomes true when everybody is to finish.
@@ -25,13 +32,19 @@ impl Stages {
         self.stop.subscribe()
     }
 
-    pub fn stopper(&self) -> watch::Sender<bool> {
-        self.stop.clone()
+    /// The same for those that deliver: later.
+    pub fn last_signal(&self) -> watch::Receiver<bool> {
+        self.stop_last.subscribe()
     }
 
     /// Starts a task.
     pub fn task(&mut self, name: &'static str, work: impl Future<Output = StageResult> + Send + 'static) {
         self.running.spawn(async move { (name, work.await) });
+    }
+
+    /// Starts a task that ends after the others.
+    pub fn last_task(&mut self, name: &'static str, work: impl Future<Output = StageResult> + Send + 'static) {
+        self.last.spawn(async move { (name, work.await) });
     }
 
     /// Starts a thread that owns a blocking resource.
@@ -50,33 +63,45 @@ impl Stages {
         Ok(())
     }
 
-    /// Waits until `asked` resolves (its name is the reason) or a stage ends; then stops the others, at most `grace`.
-    pub async fn run(mut self, asked: impl Future<Output = &'static str>, grace: Duration) -> StageResult {
-        let mut stop = self.stop_signal();
-        let outcome = tokio::select! {
+    /// Waits until `asked` resolves (its name is the reason) or a stage ends; then stops the others, then waits for
+    /// `parting`, then stops the last. Each round gets at most `grace`.
+    pub async fn run(
+        mut self,
+        asked: impl Future<Output = &'static str>,
+        parting: impl Future<Output = ()>,
+        grace: Duration,
+    ) -> StageResult {
+        let mut outcome = tokio::select! {
             reason = asked => {
                 tracing::info!(reason, "stopping");
                 Ok(())
             }
-            Some(ended) = self.running.join_next() => ended_early(ended, *stop.borrow_and_update()),
+            Some(ended) = self.running.join_next() => judge(ended, false),
+            Some(ended) = self.last.join_next() => judge(ended, false),
         };
         self.stop.send_replace(true);
-        let rest = async {
-            let mut outcome = outcome;
-            while let Some(ended) = self.running.join_next().await {
-                let late = ended_early(ended, true);
-                outcome = outcome.and(late);
-            }
-            outcome
-        };
-        match tokio::time::timeout(grace, rest).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                tracing::warn!(?grace, "stages still running after the grace period");
-                Ok(())
-            }
+        outcome = outcome.and(finish(&mut self.running, grace).await);
+        if outcome.is_ok() {
+            parting.await;
         }
+        self.stop_last.send_replace(true);
+        outcome.and(finish(&mut self.last, grace).await)
     }
+}
+
+/// Awaits all of them, for at most `grace`; the first failure is the outcome.
+async fn finish(stages: &mut JoinSet<(&'static str, StageResult)>, grace: Duration) -> StageResult {
+    let all = async {
+        let mut outcome = Ok(());
+        while let Some(ended) = stages.join_next().await {
+            outcome = outcome.and(judge(ended, true));
+        }
+        outcome
+    };
+    tokio::time::timeout(grace, all).await.unwrap_or_else(|_| {
+        tracing::warn!(?grace, "stages still running after the grace period");
+        Ok(())
+    })
 }
 
 impl Default for Stages {
@@ -87,7 +112,7 @@ impl Default for Stages {
 
 type Ended = Result<(&'static str, StageResult), tokio::task::JoinError>;
 
-fn ended_early(ended: Ended, stopping: bool) -> StageResult {
+fn judge(ended: Ended, stopping: bool) -> StageResult {
     match ended {
         Ok((_, Ok(()))) if stopping => Ok(()),
         Ok((stage, Ok(()))) => Err(anyhow::anyhow!("stage {stage} ended by itself")),
@@ -113,7 +138,7 @@ mod tests {
             stop.wait_for(|it| *it).await?;
             Ok(())
         });
-        let said = stages.run(never(), Duration::from_secs(5)).await.unwrap_err();
+        let said = stages.run(never(), async {}, Duration::from_secs(5)).await.unwrap_err();
         assert!(format!("{said:#}").contains("quitter"));
     }
 
@@ -121,7 +146,7 @@ mod tests {
     async fn a_thread_that_fails_is_named() {
         let mut stages = Stages::new();
         stages.thread("camera", || anyhow::bail!("on fire")).unwrap();
-        let said = stages.run(never(), Duration::from_secs(5)).await.unwrap_err();
+        let said = stages.run(never(), async {}, Duration::from_secs(5)).await.unwrap_err();
         assert_eq!(format!("{said:#}"), "stage camera failed: on fire");
     }
 
@@ -133,6 +158,6 @@ mod tests {
             stop.wait_for(|it| *it).await?;
             Ok(())
         });
-        stages.run(async { "a test" }, Duration::from_secs(5)).await.unwrap();
+        stages.run(async { "a test" }, async {}, Duration::from_secs(5)).await.unwrap();
     }
 }

@@ -53,7 +53,7 @@ mod tests {
             boot_id: if same_boot { boot.clone() } else { BootId::new("before") },
         };
         let now = Stamp { wall_ms: 100_000_000, boottime_ms: 500_000, trusted: true };
-        assert_eq!(is_due(Some(&last), &now, &boot, Duration::from_secs(60)), expected, "{last:?}");
+        assert_eq!(is_due(Some(&last), &now, &boot, Duration::from_mins(1)), expected, "{last:?}");
     }
 
     #[test]
@@ -74,6 +74,6 @@ mod tests {
     #[test]
     fn the_first_visit_is_recorded() {
         let now = Stamp { wall_ms: 0, boottime_ms: 0, trusted: false };
-        assert!(is_due(None, &now, &BootId::new("this"), Duration::from_secs(60)));
+        assert!(is_due(None, &now, &BootId::new("this"), Duration::from_mins(1)));
     }
 }

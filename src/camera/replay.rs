@@ -91,7 +91,8 @@ impl Replay {
         };
         self.next_item += 1;
         if is_clip(&item.path) {
-            self.pending = clip_frames(&read(&item.path, &self.label(), CLIP_BYTES_MAX)?).map(Pending::Encoded).collect();
+            self.pending =
+                clip_frames(&read(&item.path, &self.label(), CLIP_BYTES_MAX)?).map(Pending::Encoded).collect();
             self.pending.reverse();
             return Ok(true);
         }

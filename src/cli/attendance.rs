@@ -87,7 +87,8 @@ fn print(args: &Args, entries: &[(String, AttendanceEntry)]) -> anyhow::Result<(
 const HEADING: [&str; 8] = ["seq", "occurred_at", "clock", "venue", "direction", "status", "subject", "name"];
 
 fn row((venue, entry): &(String, AttendanceEntry)) -> Vec<String> {
-    let (id, name) = entry.subject.as_ref().map_or(("(erased)", ""), |subject| (subject.id.as_str(), subject.name.as_str()));
+    let (id, name) =
+        entry.subject.as_ref().map_or(("(erased)", ""), |subject| (subject.id.as_str(), subject.name.as_str()));
     vec![
         entry.seq.to_string(),
         entry.occurred_at.clone(),

@@ -20,7 +20,7 @@ pub fn with_console<T>(
 ) -> anyhow::Result<T> {
     let mqtt = settings.mqtt.as_ref().context("no broker is configured: see [mqtt] in config.toml")?;
     let topics = Topics::new(&settings.site, &settings.device)?;
-    let mut link = app::link_settings(mqtt, &topics);
+    let mut link = app::serve::link_settings(mqtt, &topics);
     // A random name, so that two consoles never push each other off; nothing is kept for it.
     link.client_id = format!("rollcall-console-{}", Uuid::now_v7().simple());
     link.persistent = false;
@@ -37,8 +37,8 @@ pub fn with_console<T>(
             stop.send_replace(true);
             outcome
         };
-        let (outcome, driven) = tokio::join!(work, driver.drive(stopped));
-        driven.or_else(|error| if outcome.is_ok() { Err(error) } else { Ok(()) })?;
+        let (outcome, goodbye) = tokio::join!(work, driver.drive(stopped));
+        goodbye.or_else(|error| if outcome.is_ok() { Err(error) } else { Ok(()) })?;
         outcome
     })
 }
@@ -88,7 +88,8 @@ impl Console {
         let receive = async {
             while let Some(event) = self.events.recv().await {
                 let LinkEvent::Inbound(inbound) = event else { continue };
-                let part = inbound.topic.strip_prefix(&self.base).unwrap_or_default().trim_start_matches('/').to_owned();
+                let part =
+                    inbound.topic.strip_prefix(&self.base).unwrap_or_default().trim_start_matches('/').to_owned();
                 let payload = inbound.payload;
                 inbound.ack.acknowledge();
                 if wanted(&part, &payload) {

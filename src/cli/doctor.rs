@@ -1,0 +1,198 @@
+//! `rollcall doctor`: looks at everything the daemon needs, and says what is wrong and what to do. Changes nothing.
+
+use std::net::ToSocketAddrs;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::app;
+use crate::camera::replay::Replay;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{CameraSettings, Settings};
+use crate::health;
+use crate::record::store::{Store, StoreError};
+use crate::vision::{self, Vision, runtime};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Good,
+    /// The daemon runs, but not as well as it could.
+    Warning,
+    /// The daemon does not start, or does not do its job.
+    Fault,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct Finding {
+    part: &'static str,
+    state: State,
+    /// What was found, and if it is not good, what to do.
+    words: String,
+}
+
+/// Less than this is a warning: a year of visits is about 100 MB, a database written anew after an erasure needs twice its size.
+const FREE_BYTES_MIN: u64 = 500 << 20;
+
+pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
+    let mut findings = Vec::new();
+    match super::load(path) {
+        Ok(settings) => {
+            let which = path.map_or("built-in defaults; make a config.toml from the shipped one".into(), |p| {
+                p.display().to_string()
+            });
+            let state = if path.is_some() { State::Good } else { State::Warning };
+            findings.push(Finding { part: "configuration", state, words: which });
+            findings.extend(look(&settings));
+        }
+        Err(error) => {
+            findings.push(Finding { part: "configuration", state: State::Fault, words: format!("{error:#}") });
+        }
+    }
+    let faults = findings.iter().filter(|finding| finding.state == State::Fault).count();
+    if args.json {
+        println!("{}", serde_json::json!({"good": faults == 0, "findings": findings}));
+    } else {
+        for Finding { part, state, words } in &findings {
+            let mark = match state {
+                State::Good => "good   ",
+                State::Warning => "warning",
+                State::Fault => "FAULT  ",
+            };
+            println!("{mark}  {part:14}  {words}");
+        }
+    }
+    anyhow::ensure!(faults == 0, "{faults} of {} checks found a fault", findings.len());
+    Ok(())
+}
+
+fn look(settings: &Settings) -> Vec<Finding> {
+    type Check = fn(&Settings) -> (State, String);
+    let checks: [(&'static str, Check); 8] = [
+        ("networks", networks),
+        ("library", library),
+        ("camera", camera),
+        ("storage", storage),
+        ("disk", disk),
+        ("broker", broker),
+        ("clock", clock),
+        ("processor", processor),
+    ];
+    checks
+        .into_iter()
+        .map(|(part, check)| {
+            let (state, words) = check(settings);
+            Finding { part, state, words }
+        })
+        .collect()
+}
+
+fn networks(settings: &Settings) -> (State, String) {
+    match vision::verify(&settings.vision.models) {
+        Ok(files) => (State::Good, format!("{} files are as the manifest describes", files.len())),
+        Err(error) => (State::Fault, format!("{:#}", anyhow::Error::new(error))),
+    }
+}
+
+fn library(settings: &Settings) -> (State, String) {
+    match Vision::load(&settings.vision) {
+        Ok(_) => {
+            let build = runtime::description().unwrap_or_default();
+            let pinned = build.contains(runtime::PINNED_VERSION);
+            let state = if pinned { State::Good } else { State::Warning };
+            let advice =
+                if pinned { "" } else { "; everything was measured with another version: `make setup` fetches it" };
+            (state, format!("ONNX Runtime loads, the networks run on {} threads{advice}", settings.vision.threads))
+        }
+        Err(error) => (State::Fault, format!("{:#}", anyhow::Error::new(error))),
+    }
+}
+
+fn camera(settings: &Settings) -> (State, String) {
+    match &settings.camera {
+        CameraSettings::None => (State::Warning, "none configured: only commands bring faces ([camera] source)".into()),
+        CameraSettings::Replay { replay, .. } => match Replay::open(replay.clone()) {
+            Ok(_) => (State::Warning, "a replay stands in for a camera ([camera] source)".into()),
+            Err(error) => (State::Fault, format!("{:#}", anyhow::Error::new(error))),
+        },
+    }
+}
+
+fn storage(settings: &Settings) -> (State, String) {
+    let dir = &settings.state_dir;
+    if !dir.join("rollcall.db").is_file() {
+        return (State::Good, format!("{} has no database yet; the first start makes one", dir.display()));
+    }
+    let read = || -> Result<(usize, u64), StoreError> {
+        let reader = Store::open_read_only(dir, app::credentials_dir().as_deref())?;
+        let subjects = reader.subjects(None, 500)?.len();
+        Ok((subjects, reader.buried(500)?.len() as u64))
+    };
+    match read() {
+        Ok((subjects, 0)) => {
+            (State::Good, format!("{subjects}{} subjects enrolled", if subjects == 500 { " or more" } else { "" }))
+        }
+        Ok((_, buried)) => (State::Warning, format!("{buried} messages could not be delivered and were set aside")),
+        Err(error) => (State::Fault, format!("{:#}", anyhow::Error::new(error))),
+    }
+}
+
+fn disk(settings: &Settings) -> (State, String) {
+    // The state directory may not be there yet: then the nearest folder above it tells.
+    let place = settings.state_dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    match health::free_bytes(place) {
+        Some(free) if free < FREE_BYTES_MIN => {
+            (State::Warning, format!("only {} MB free: make room, or set [storage] keep_days", free >> 20))
+        }
+        Some(free) => (State::Good, format!("{} MB free", free >> 20)),
+        None => (State::Warning, "the free space cannot be told".into()),
+    }
+}
+
+fn broker(settings: &Settings) -> (State, String) {
+    let Some(mqtt) = &settings.mqtt else {
+        return (
+            State::Warning,
+            "none configured: nothing is published and nobody can be enrolled remotely ([mqtt] host)".into(),
+        );
+    };
+    if settings.broker.is_some() {
+        return (State::Good, format!("embedded, on port {}", mqtt.port));
+    }
+    let name = format!("{}:{}", mqtt.host, mqtt.port);
+    let Some(address) = (mqtt.host.as_str(), mqtt.port).to_socket_addrs().ok().and_then(|mut found| found.next())
+    else {
+        return (State::Fault, format!("{name} has no address: check [mqtt] host and the name server"));
+    };
+    match std::net::TcpStream::connect_timeout(&address, Duration::from_secs(3)) {
+        Ok(_) => (State::Good, format!("{name} answers")),
+        Err(error) => (State::Warning, format!("{name} does not answer ({error}); events wait on disk until it does")),
+    }
+}
+
+fn clock(settings: &Settings) -> (State, String) {
+    if SystemClock::new(settings.trust).now().trusted {
+        return (State::Good, "kept right".into());
+    }
+    let words = "nothing keeps the time right (no NTP): events are marked unsynced. Enable systemd-timesyncd, or set [clock] trust \
+                 if the device has a battery-backed clock";
+    (State::Warning, words.into())
+}
+
+fn processor(_: &Settings) -> (State, String) {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    match health::cpu_celsius() {
+        Some(celsius) if celsius >= 80.0 => {
+            (State::Warning, format!("{cores} cores at {celsius:.0} °C: it slows down; give it air"))
+        }
+        Some(celsius) => (State::Good, format!("{cores} cores at {celsius:.0} °C")),
+        None => (State::Good, format!("{cores} cores; no temperature sensor")),
+    }
+}

@@ -127,11 +127,7 @@ impl Common {
 }
 
 /// `rule` is the configured threshold rule for an embedder.
-pub fn run(
-    args: &Args,
-    vision: &VisionSettings,
-    rule: impl Fn(&TemplateSpec) -> ThresholdRule,
-) -> anyhow::Result<()> {
+pub fn run(args: &Args, vision: &VisionSettings, rule: impl Fn(&TemplateSpec) -> ThresholdRule) -> anyhow::Result<()> {
     match &args.test {
         Test::Pairs(args) => {
             let report = pairs::evaluate(args, &args.common.vision(vision))?;
@@ -165,12 +161,8 @@ fn show(report: &impl Serialize, json: bool, table: String) -> anyhow::Result<()
 /// Rows of a name and a figure, aligned.
 pub(crate) fn rows(title: &str, rows: &[(&str, String)]) -> String {
     let wide = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    let mut out = format!("{title}\n");
-    for (name, value) in rows {
-        let blank = " ".repeat(wide - name.chars().count());
-        out += &format!("  {name}{blank}  {value}\n");
-    }
-    out
+    let line = |(name, value): &(&str, String)| format!("  {name:<wide$}  {value}\n");
+    std::iter::once(format!("{title}\n")).chain(rows.iter().map(line)).collect()
 }
 
 pub(crate) fn percent(share: f64) -> String {

@@ -4,22 +4,27 @@
 pub mod attendance;
 pub mod bench;
 pub mod console;
-//pub mod demo;
-//pub mod doctor;
+pub mod demo;
+pub mod doctor;
 pub mod evaluate;
 pub mod people;
 pub mod plot;
 pub mod recognise;
+mod scratch;
 pub mod table;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::app::{self, Failure, RunOptions, exit};
+use crate::clock::{Clock, SystemClock};
 use crate::config::raw::RawLevel;
 use crate::config::{self, Settings};
+use crate::record::event::{Body, Camera, CameraState, NewEvent};
+use crate::record::store::{SinkName, Store, StoreOptions};
 use crate::vision;
 
 /// An attendance terminal in a box: recognises the faces that pass its camera, on the device, and records who was there,
@@ -46,7 +51,7 @@ enum Command {
         until_replay_ends: bool,
     },
     /// See the main job at work: daemon, broker, enrolment by MQTT, visitors before a replay camera
-//    Demo(demo::Args),
+    Demo(demo::Args),
     /// Check the configuration without starting anything
     CheckConfig {
         /// Print the settings that result
@@ -69,9 +74,9 @@ enum Command {
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
     /// Measure speed and memory on this device
-//    Bench(bench::Args),
+    Bench(bench::Args),
     /// Look at everything the daemon needs, and say what is wrong and what to do
-//    Doctor(doctor::Args),
+    Doctor(doctor::Args),
     /// The embedded broker's own process; started by `run`
     #[command(hide = true)]
     BrokerChild,
@@ -121,7 +126,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             report_panics();
             app::run(settings, RunOptions { until_replay_ends })
         }
-//        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::CheckConfig { show } => check_config(path.as_deref(), show),
         Command::Models { command: ModelsCommand::Verify { json } } => verify_models(&settings()?, json),
         Command::Recognise(args) => recognise::run(&args, &settings()?),
@@ -132,10 +137,25 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             let settings = settings()?;
             evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))
         }
-//        Command::Bench(args) => bench::run(&args, &settings()?.vision),
-//        Command::Doctor(args) => doctor::run(&args, path.as_deref()),
+        Command::Bench(args) => bench(&args, &settings()?),
+        Command::Doctor(args) => doctor::run(&args, path.as_deref()),
         Command::BrokerChild => unreachable!("handled before"),
     }
+}
+
+/// The bench itself knows no store: it is given one commit to repeat, here that of an attendance.
+fn bench(args: &bench::Args, settings: &Settings) -> anyhow::Result<()> {
+    // Beside the state directory, so that the same disk is measured.
+    let parent = settings.state_dir.parent().filter(|path| path.is_dir()).unwrap_or(Path::new("."));
+    let folder = scratch::Scratch::new_in(parent, "bench")?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
+    let opened = Store::open(folder.path(), StoreOptions::new(vec![SinkName::MQTT], Arc::clone(&clock)))?;
+    let mut commit = || {
+        let body = Body::Camera(Camera { state: CameraState::Back, reason: None, lost_ms: None });
+        let event = NewEvent::new(clock.now(), body);
+        Ok(opened.store.write(move |tx| tx.append_event(&event)).map(drop)?)
+    };
+    bench::run(args, &settings.vision, Some(&mut commit))
 }
 
 fn usual_config() -> Option<PathBuf> {
@@ -170,11 +190,12 @@ fn verify_models(settings: &Settings, json: bool) -> anyhow::Result<()> {
     };
     let files = vision::verify(&settings.vision.models).map_err(failed)?;
     if json {
-        let list: Vec<_> = files.iter().map(|(file, bytes)| serde_json::json!({"file": file, "bytes": bytes})).collect();
+        let list: Vec<_> =
+            files.iter().map(|(file, bytes)| serde_json::json!({"file": file, "bytes": bytes})).collect();
         println!("{}", serde_json::json!({"models": list, "good": true}));
     } else {
         for (file, bytes) in files {
-            println!("{file:32} {:8} bytes  good", bytes);
+            println!("{file:32} {bytes:8} bytes  good");
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use base64::Engine as _;
 
-use crate::app::commander::carry_out::{NewEnrolment, reason_text};
+use crate::app::commander::carry_out::{NewEnrolment, reason_text, unfit};
 use crate::app::{self, exit};
 use crate::cli::console::with_console;
 use crate::cli::table;
@@ -104,18 +104,20 @@ fn enrol_here(
     let rules = settings.recognition.enrol(&vision.template_spec());
     let photographs = photographs.iter().map(Vec::as_slice);
     let judgement = enrol::judge(&mut vision, &gallery, &args.id, photographs, &rules)?;
-    if let Some(other) = judgement.duplicate_of.as_ref().filter(|_| !args.allow_duplicate) {
-        bail!("the face is already enrolled as {other}; --allow-duplicate enrols it all the same");
-    }
     show_verdicts(args, &judgement);
-    ensure!(judgement.accepted().next().is_some(), "no image can be used");
+    if let Some((_, why)) = unfit(&judgement, args.allow_duplicate) {
+        bail!("{why}");
+    }
     let name = args.name.clone().map_or_else(|| Name::new(args.id.as_str()), Ok)?;
     let enrolment = NewEnrolment::new(args.id.clone(), name, args.replace, &judgement, vision.embedder(), clock.now());
     let references = store.write(move |tx| enrolment.store(tx, None))?;
     store.close()?;
     if args.json {
         let accepted = judgement.accepted().count();
-        println!("{}", serde_json::json!({"ok": true, "subject_id": args.id, "references": references, "accepted": accepted}));
+        println!(
+            "{}",
+            serde_json::json!({"ok": true, "subject_id": args.id, "references": references, "accepted": accepted})
+        );
     } else {
         println!("{} has {references} references now", args.id);
     }

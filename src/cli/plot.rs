@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 460.0;
 /// Left, right, top, bottom.
-const MARGINS: [f64; 4] = [76.0, 20.0, 44.0, 60.0];
+const MARGINS: [f64; 4] = [76.0, 32.0, 44.0, 60.0];
 /// Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
 const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#555555"];
 
@@ -105,6 +105,15 @@ pub struct Chart {
     pub x: Axis,
     pub y: Axis,
     pub series: Vec<Series>,
+    pub legend: Legend,
+}
+
+/// Where the legend stands at the right: where the curves are not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Legend {
+    Top,
+    Middle,
+    Bottom,
 }
 
 /// The charts side by side, as a complete SVG document.
@@ -126,10 +135,7 @@ pub fn page(charts: &[Chart]) -> String {
 impl Chart {
     fn at(&self, x: f64, y: f64) -> (f64, f64) {
         let [left, right, top, bottom] = MARGINS;
-        (
-            left + self.x.place(x) * (WIDTH - left - right),
-            HEIGHT - bottom - self.y.place(y) * (HEIGHT - top - bottom),
-        )
+        (left + self.x.place(x) * (WIDTH - left - right), HEIGHT - bottom - self.y.place(y) * (HEIGHT - top - bottom))
     }
 
     fn draw(&self, svg: &mut String) {
@@ -157,9 +163,12 @@ impl Chart {
             }
         }
         let (wide, high) = (WIDTH - left - right, HEIGHT - top - bottom);
-        put(svg, format_args!(
-            "<rect x=\"{left}\" y=\"{top}\" width=\"{wide}\" height=\"{high}\" fill=\"none\" stroke=\"#333\"/>"
-        ));
+        put(
+            svg,
+            format_args!(
+                "<rect x=\"{left}\" y=\"{top}\" width=\"{wide}\" height=\"{high}\" fill=\"none\" stroke=\"#333\"/>"
+            ),
+        );
         for (series, colour) in self.series.iter().zip(COLOURS.iter().cycle()) {
             self.curve(svg, series, colour);
         }
@@ -185,34 +194,55 @@ impl Chart {
                 last = Some(here);
             }
         }
-        put(svg, format_args!(
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>", points.trim_end()
-        ));
+        put(
+            svg,
+            format_args!(
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>",
+                points.trim_end()
+            ),
+        );
     }
 
-    /// In the corner that the curves of error rates leave free: the top right, or for rising ones the bottom right.
     fn legend(&self, svg: &mut String) {
         let [_, right, top, bottom] = MARGINS;
-        let rises = self.series[0].points.first().zip(self.series[0].points.last());
-        let low = rises.is_some_and(|(first, last)| (last.1 - first.1) * (last.0 - first.0) > 0.0);
         let height = 20.0 * self.series.len() as f64 + 8.0;
         let longest = self.series.iter().map(|series| series.name.chars().count()).max().unwrap_or(0);
         let width = 44.0 + 7.2 * longest as f64;
-        let (x, y) = (WIDTH - right - width - 8.0, if low { HEIGHT - bottom - height - 8.0 } else { top + 8.0 });
-        put(svg, format_args!(
-            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height}\" fill=\"white\" fill-opacity=\"0.9\" stroke=\"#bbb\"/>"
-        ));
+        let x = WIDTH - right - width - 8.0;
+        let y = match self.legend {
+            Legend::Top => top + 8.0,
+            Legend::Middle => f64::midpoint(top, HEIGHT - bottom - height),
+            Legend::Bottom => HEIGHT - bottom - height - 8.0,
+        };
+        put(
+            svg,
+            format_args!(
+                "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height}\" fill=\"white\" fill-opacity=\"0.9\" stroke=\"#bbb\"/>"
+            ),
+        );
         for (index, (series, colour)) in self.series.iter().zip(COLOURS.iter().cycle()).enumerate() {
             let line = y + 18.0 + 20.0 * index as f64;
             match series.style {
                 Style::Point => {
-                    put(svg, format_args!("<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"{colour}\"/>", x + 20.0, line - 4.0));
+                    put(
+                        svg,
+                        format_args!(
+                            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"{colour}\"/>",
+                            x + 20.0,
+                            line - 4.0
+                        ),
+                    );
                 }
                 style => {
                     let dash = if style == Style::Dashed { " stroke-dasharray=\"6 5\"" } else { "" };
-                    put(svg, format_args!(
-                        "<path d=\"M{:.1} {:.1}h24\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>", x + 8.0, line - 4.0
-                    ));
+                    put(
+                        svg,
+                        format_args!(
+                            "<path d=\"M{:.1} {:.1}h24\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>",
+                            x + 8.0,
+                            line - 4.0
+                        ),
+                    );
                 }
             }
             put(svg, format_args!("<text x=\"{:.1}\" y=\"{line:.1}\">{}</text>", x + 40.0, escaped(&series.name)));
@@ -248,7 +278,13 @@ mod tests {
     #[test]
     fn a_page_is_well_formed_and_escapes_its_text() {
         let series = vec![Series::new("a < b & c", vec![(0.0, 1.0), (1.0, 0.0)]), Series::point("here", (0.5, 0.5))];
-        let chart = Chart { title: "T".into(), x: Axis::linear("x", 0.0, 1.0), y: Axis::percent("y", 0.0, 1.0), series };
+        let chart = Chart {
+            title: "T".into(),
+            x: Axis::linear("x", 0.0, 1.0),
+            y: Axis::percent("y", 0.0, 1.0),
+            series,
+            legend: Legend::Top,
+        };
         let svg = page(&[chart]);
         assert!(svg.contains("a &lt; b &amp; c") && svg.ends_with("</svg>\n"));
         assert_eq!(svg.matches("<g ").count(), svg.matches("</g>").count());

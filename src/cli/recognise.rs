@@ -64,7 +64,7 @@ fn look(
     let rules = settings.recognition.decision(&vision.template_spec());
     let mut faces = Vec::new();
     for found in still::faces(vision, &picture)? {
-        let Some(template) = vision.template(&found.sample)? else { continue };
+        let Some(template) = still::template(vision, &found.sample)? else { continue };
         let outline = found.detection.bounding_box;
         let shape = [outline.left, outline.top, outline.right, outline.bottom].map(f32::round);
         faces.push(match decision::decide_still(&template, gallery, &rules) {
@@ -86,7 +86,10 @@ fn sentence(face: &serde_json::Value) -> String {
     let threshold = face["threshold"].as_f64().unwrap_or_default();
     let place = format!("at {}", face["box"]);
     match face["subject"]["name"].as_str() {
-        Some(name) => format!("{name} ({}), {score}, threshold {threshold:.3}, {place}", face["subject"]["id"].as_str().unwrap_or_default()),
+        Some(name) => format!(
+            "{name} ({}), {score}, threshold {threshold:.3}, {place}",
+            face["subject"]["id"].as_str().unwrap_or_default()
+        ),
         None => format!("nobody enrolled ({score}, threshold {threshold:.3}), {place}"),
     }
 }

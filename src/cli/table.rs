@@ -14,7 +14,9 @@ pub fn render(heading: &[&str], rows: &[Vec<String>]) -> String {
     let heading: Vec<String> = heading.iter().map(ToString::to_string).collect();
     let mut text = line(&heading);
     text.push_str(&line(&widths.iter().map(|width| "─".repeat(*width)).collect::<Vec<_>>()));
-    rows.iter().for_each(|row| text.push_str(&line(row)));
+    for row in rows {
+        text.push_str(&line(row));
+    }
     text
 }
 

@@ -200,7 +200,7 @@ pub fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) -> Resu
         None => (String::new(), PathBuf::from("(built-in defaults)")),
     };
     let folder = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
-    check(parse(&text, &named, environment)?, &folder)
+    check(&parse(&text, &named, environment)?, &folder)
 }
 
 /// The environment variables that concern the configuration.
@@ -255,29 +255,30 @@ fn override_key(table: &mut toml::Table, name: &str, value: &str) -> Result<(), 
 }
 
 /// Checks every value; relative paths become relative to `folder`.
-pub fn check(raw: RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
+pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
     let device = if raw.device.name.is_empty() { host_name() } else { raw.device.name.clone() };
     id("[device] site", &raw.device.site)?;
     id("[device] name", &device)?;
-    let venues = venues(&raw)?;
+    let venues = venues(raw)?;
     let venue = venues.iter().find(|venue| venue.id == raw.attendance.venue).cloned();
-    let venue = venue.ok_or_else(|| value("[attendance] venue", format!("{:?} is none of [[venue]]", raw.attendance.venue)))?;
-    let broker = broker(&raw)?;
-    let mqtt = mqtt(&raw, &device, broker.as_ref(), folder)?;
+    let venue =
+        venue.ok_or_else(|| value("[attendance] venue", format!("{:?} is none of [[venue]]", raw.attendance.venue)))?;
+    let broker = broker(raw)?;
+    let mqtt = mqtt(raw, &device, broker.as_ref(), folder)?;
     Ok(Settings {
         site: raw.device.site.clone(),
         device,
         state_dir: folder.join(&raw.storage.directory),
         keep_days: (raw.storage.keep_days > 0).then_some(raw.storage.keep_days),
-        camera: camera(&raw, folder)?,
-        vision: vision(&raw, folder)?,
-        recognition: recognition(&raw)?,
-        pad: pad(&raw)?,
+        camera: camera(raw, folder)?,
+        vision: vision(raw, folder)?,
+        recognition: recognition(raw)?,
+        pad: pad(raw)?,
         venues,
         venue,
         unknown_every: raw.attendance.unknown_every,
         health_every: raw.mqtt.health_every.max(Duration::from_secs(1)),
-        commands: commands(&raw)?,
+        commands: commands(raw)?,
         mqtt,
         broker,
         trust: raw.clock.trust,
@@ -337,7 +338,7 @@ fn venues(raw: &RawConfig) -> Result<Vec<Venue>, ConfigError> {
     if venues.is_empty() {
         let id = raw.attendance.venue.clone();
         self::id("[attendance] venue", &id)?;
-        venues.push(Venue { name: id.clone(), id, re_entry_gap: Duration::from_secs(300) });
+        venues.push(Venue { name: id.clone(), id, re_entry_gap: Duration::from_mins(5) });
     }
     Ok(venues)
 }
@@ -457,7 +458,9 @@ fn mqtt(
             (host, if it.port == 0 { usual } else { it.port })
         }
         (None, Some(broker)) if tls.is_none() => (broker.listen.ip().to_string(), broker.listen.port()),
-        (None, Some(_)) => return Err(value("[mqtt] tls", "has no use with the embedded broker, which is on loopback")),
+        (None, Some(_)) => {
+            return Err(value("[mqtt] tls", "has no use with the embedded broker, which is on loopback"));
+        }
         (Some(_), Some(_)) => {
             return Err(value("[mqtt] host", "and [broker] enabled exclude each other: one broker, not two"));
         }
@@ -498,7 +501,10 @@ fn tls(raw: &RawConfig, folder: &Path) -> Result<Option<TlsFiles>, ConfigError> 
     if !it.tls {
         // Certificates that would silently not be used are a false sense of security.
         if ca.is_some() || cert.is_some() || key.is_some() {
-            return Err(value("[mqtt] tls", "is false, but certificate files are given: set tls = true or remove them"));
+            return Err(value(
+                "[mqtt] tls",
+                "is false, but certificate files are given: set tls = true or remove them",
+            ));
         }
         return Ok(None);
     }

@@ -238,7 +238,7 @@ pub struct RawVenue {
 }
 
 fn re_entry_gap() -> Duration {
-    Duration::from_secs(300)
+    Duration::from_mins(5)
 }
 
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -284,7 +284,7 @@ impl Default for RawMqtt {
             ca_file: PathBuf::new(),
             client_cert_file: PathBuf::new(),
             client_key_file: PathBuf::new(),
-            health_every: Duration::from_secs(60),
+            health_every: Duration::from_mins(1),
         }
     }
 }

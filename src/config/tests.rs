@@ -5,7 +5,7 @@ fn shipped() -> String {
 }
 
 fn set(text: &str) -> Result<Settings, ConfigError> {
-    check(parse(text, Path::new("config.toml"), &BTreeMap::new())?, Path::new("/etc/rollcall"))
+    check(&parse(text, Path::new("config.toml"), &BTreeMap::new())?, Path::new("/etc/rollcall"))
 }
 
 fn overridden(name: &str, value: &str) -> Result<RawConfig, ConfigError> {

@@ -78,11 +78,7 @@ pub fn judge<'a>(
     Ok(Judgement { duplicate_of, ..judgement })
 }
 
-fn judge_one(
-    engine: &mut dyn FaceEngine,
-    photograph: &[u8],
-    settings: &EnrolSettings,
-) -> Result<Judged, EngineError> {
+fn judge_one(engine: &mut dyn FaceEngine, photograph: &[u8], settings: &EnrolSettings) -> Result<Judged, EngineError> {
     let refused = |reason| Ok(Judged::Refused(reason));
     let picture = match Picture::decode(photograph, settings.picture) {
         Ok(picture) => picture,
@@ -92,7 +88,8 @@ fn judge_one(
     let Some(main) = faces.first() else {
         return refused(Reason::NoFace);
     };
-    let rival = |other: &Found| other.detection.bounding_box.area() > BYSTANDER_AREA * main.detection.bounding_box.area();
+    let rival =
+        |other: &Found| other.detection.bounding_box.area() > BYSTANDER_AREA * main.detection.bounding_box.area();
     if faces[1..].iter().any(rival) {
         return refused(Reason::SeveralFaces);
     }
@@ -100,7 +97,7 @@ fn judge_one(
     if let Some(flaw) = settings.reference.flaw(&quality) {
         return refused(Reason::Flaw(flaw));
     }
-    match engine.template(&main.sample)? {
+    match still::template(engine, &main.sample)? {
         Some(template) => Ok(Judged::Accepted { template, quality: quality::rank(&quality) }),
         None => refused(Reason::NoFace),
     }

@@ -26,6 +26,17 @@ pub struct Sample {
     pub eye_distance_px: f32,
 }
 
+impl Sample {
+    /// The same face as in a mirror.
+    #[must_use]
+    pub fn mirrored(&self) -> Self {
+        let rows = self.picture.rgb().chunks_exact(SAMPLE_SIDE * 3);
+        let rgb = rows.flat_map(|row| row.chunks_exact(3).rev().flatten().copied()).collect();
+        let picture = Picture::from_rgb(SAMPLE_SIDE, SAMPLE_SIDE, rgb).expect("as many pixels as before");
+        Self { picture, ..self.clone() }
+    }
+}
+
 /// Rotation, uniform scale and shift, no reflection: `x' = a·x − b·y + shift_x`, `y' = b·x + a·y + shift_y`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Similarity {
@@ -61,21 +72,13 @@ impl Similarity {
 
     pub fn apply(&self, p: Point) -> Point {
         let (x, y) = (f64::from(p.x), f64::from(p.y));
-        Point {
-            x: (self.a * x - self.b * y + self.shift_x) as f32,
-            y: (self.b * x + self.a * y + self.shift_y) as f32,
-        }
+        Point { x: (self.a * x - self.b * y + self.shift_x) as f32, y: (self.b * x + self.a * y + self.shift_y) as f32 }
     }
 
     fn inverse(&self) -> Self {
         let square = self.a * self.a + self.b * self.b;
         let (a, b) = (self.a / square, -self.b / square);
-        Self {
-            a,
-            b,
-            shift_x: -a * self.shift_x + b * self.shift_y,
-            shift_y: -b * self.shift_x - a * self.shift_y,
-        }
+        Self { a, b, shift_x: -a * self.shift_x + b * self.shift_y, shift_y: -b * self.shift_x - a * self.shift_y }
     }
 }
 
@@ -92,44 +95,58 @@ pub fn align(picture: &Picture, landmarks: &Landmarks) -> Option<Sample> {
 
 /// Bilinear, black outside the picture.
 fn warp(picture: &Picture, to_picture: Similarity) -> Picture {
-    let mut rgb = Vec::with_capacity(SAMPLE_SIDE * SAMPLE_SIDE * 3);
-    let (width, height) = (picture.width() as isize, picture.height() as isize);
-    let pixels = picture.rgb();
-    for row in 0..SAMPLE_SIDE {
-        for column in 0..SAMPLE_SIDE {
-            let (x, y) = (column as f64, row as f64);
-            let u = (to_picture.a * x - to_picture.b * y + to_picture.shift_x) as f32;
-            let v = (to_picture.b * x + to_picture.a * y + to_picture.shift_y) as f32;
-            let (left, top) = (u.floor(), v.floor());
-            let (du, dv) = (u - left, v - top);
-            let (left, top) = (left as isize, top as isize);
-            let weights = [(1.0 - du) * (1.0 - dv), du * (1.0 - dv), (1.0 - du) * dv, du * dv];
-            let mut sum = [0.5f32; 3];
-            if left >= 0 && top >= 0 && left + 1 < width && top + 1 < height {
-                let at = ((top * width + left) * 3) as usize;
-                let below = at + width as usize * 3;
-                let (upper, lower) = (&pixels[at..at + 6], &pixels[below..below + 6]);
-                for (channel, total) in sum.iter_mut().enumerate() {
-                    *total += weights[0] * f32::from(upper[channel])
-                        + weights[1] * f32::from(upper[channel + 3])
-                        + weights[2] * f32::from(lower[channel])
-                        + weights[3] * f32::from(lower[channel + 3]);
-                }
-            } else {
-                for (corner, weight) in weights.iter().enumerate() {
-                    let (cx, cy) = (left + (corner & 1) as isize, top + (corner >> 1) as isize);
-                    if (0..width).contains(&cx) && (0..height).contains(&cy) {
-                        let at = ((cy * width + cx) * 3) as usize;
-                        for (channel, total) in sum.iter_mut().enumerate() {
-                            *total += weight * f32::from(pixels[at + channel]);
-                        }
-                    }
-                }
-            }
-            rgb.extend(sum.map(|value| value as u8));
+    let mut rgb = vec![0u8; SAMPLE_SIDE * SAMPLE_SIDE * 3];
+    for (row, line) in rgb.chunks_exact_mut(SAMPLE_SIDE * 3).enumerate() {
+        let y = row as f64;
+        let (from_x, from_y) = (to_picture.shift_x - to_picture.b * y, to_picture.shift_y + to_picture.a * y);
+        for (column, pixel) in line.chunks_exact_mut(3).enumerate() {
+            let x = column as f64;
+            let (u, v) = ((to_picture.a * x + from_x) as f32, (to_picture.b * x + from_y) as f32);
+            pixel.copy_from_slice(&between(picture, u, v));
         }
     }
-    Picture::from_rgb(SAMPLE_SIDE, SAMPLE_SIDE, rgb).expect("one pixel was pushed for each place")
+    Picture::from_rgb(SAMPLE_SIDE, SAMPLE_SIDE, rgb).expect("the buffer has three bytes for each place")
+}
+
+/// The colour at a place between four pixels.
+#[inline]
+fn between(picture: &Picture, u: f32, v: f32) -> [u8; 3] {
+    let (width, height) = (picture.width() as i32, picture.height() as i32);
+    // The cast saturates: a place far outside, or none at all (NaN), has black neighbours only or is clamped to an edge.
+    let (left, top) = (floor(u), floor(v));
+    let (du, dv) = (u - left as f32, v - top as f32);
+    let mut sum = [0.5f32; 3];
+    if left >= 0 && top >= 0 && left < width - 1 && top < height - 1 {
+        let at = (top as usize * picture.width() + left as usize) * 3;
+        let pixels = picture.rgb();
+        let upper = &pixels[at..at + 6];
+        let lower = &pixels[at + picture.width() * 3..][..6];
+        for (channel, total) in sum.iter_mut().enumerate() {
+            let across = |row: &[u8]| {
+                let here = f32::from(row[channel]);
+                here + du * (f32::from(row[channel + 3]) - here)
+            };
+            let (above, below) = (across(upper), across(lower));
+            *total += above + dv * (below - above);
+        }
+    } else {
+        let weights = [(1.0 - du) * (1.0 - dv), du * (1.0 - dv), (1.0 - du) * dv, du * dv];
+        for (corner, weight) in weights.into_iter().enumerate() {
+            let (x, y) = (left.saturating_add((corner & 1) as i32), top.saturating_add((corner >> 1) as i32));
+            if (0..width).contains(&x) && (0..height).contains(&y) {
+                let colour = picture.clamped(x as isize, y as isize);
+                sum.iter_mut().zip(colour).for_each(|(total, value)| *total += weight * f32::from(value));
+            }
+        }
+    }
+    sum.map(|value| value as u8)
+}
+
+/// `f32::floor` is a function call on processors without SSE 4.1 as a given; this is two instructions.
+#[inline]
+fn floor(value: f32) -> i32 {
+    let cut = value as i32;
+    cut.saturating_sub(i32::from(cut as f32 > value))
 }
 
 #[cfg(test)]

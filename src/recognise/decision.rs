@@ -54,7 +54,11 @@ pub struct DecisionSettings {
 pub enum Decision {
     Identified(Identification),
     /// Matched nobody, after enough good samples.
-    Unknown { best_score: Option<f32>, threshold: f32, samples: usize },
+    Unknown {
+        best_score: Option<f32>,
+        threshold: f32,
+        samples: usize,
+    },
     Undecided,
 }
 
@@ -194,7 +198,9 @@ mod tests {
 
     fn check(samples: &[(f32, f32)], expected: &str) {
         let mut evidence = Evidence::default();
-        samples.iter().for_each(|(a, b)| evidence.add(probe(*a, *b)));
+        for (a, b) in samples {
+            evidence.add(probe(*a, *b));
+        }
         let said = match evidence.decide(&gallery(), &settings()) {
             Decision::Identified(it) => it.subject.id.to_string(),
             Decision::Unknown { .. } => "unknown".into(),

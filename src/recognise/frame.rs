@@ -131,12 +131,12 @@ mod tests {
         let watch = crate::clock::Stopwatch::start();
         slot.put(1);
         std::thread::scope(|scope| {
-            let source = scope.spawn(|| slot.wait_free(Duration::from_secs(60)));
+            let source = scope.spawn(|| slot.wait_free(Duration::from_mins(1)));
             slot.close();
             assert!(!source.join().unwrap());
         });
-        assert_eq!(slot.take(Duration::from_secs(60)), Some(1));
-        assert_eq!(slot.take(Duration::from_secs(60)), None);
+        assert_eq!(slot.take(Duration::from_mins(1)), Some(1));
+        assert_eq!(slot.take(Duration::from_mins(1)), None);
         assert!(watch.elapsed() < Duration::from_secs(50));
     }
 }

@@ -3,6 +3,11 @@
 //! A gallery is an immutable snapshot: adding a subject makes a new one that shares all but the last block with the old,
 //! so that a search under way is never disturbed and an addition costs the same at ten references and at a million.
 //!
+//! **A subject's score** is the best of its references and, where it has several, of their mean: what the photographs have
+//! in common is the person, what they do not is light and pose. On `faces-open` (144 subjects, 307 references) the mean
+//! takes FNIR at FPIR 1 % from 2.8 % to 2.1 % without raising a stranger's score (mean of 40 draws of 100 subjects: 2.9 %
+//! to 2.2 %); two photographs enrolled are worth more than a better network.
+//!
 //! **Exact and fast.** Each template is kept twice: in float, and in int8 with one scale. A search first scans the int8
 //! codes, whose score is off by no more than a bound known per template (Cauchy-Schwarz on the rounding errors); then it
 //! compares in float only those that could still be among the two best subjects. The answer is that of a float scan.
@@ -31,6 +36,10 @@ pub struct Subject {
 pub struct Gallery {
     dimension: usize,
     blocks: Vec<Arc<Block>>,
+    /// The mean template of each subject with several references.
+    means: Vec<Arc<Block>>,
+    /// References of each slot.
+    counts: Vec<u32>,
     /// By slot; a withdrawn subject leaves an empty slot until it is used again.
     subjects: Vec<Option<Arc<Subject>>>,
     slots: HashMap<SubjectId, u32>,
@@ -49,7 +58,7 @@ struct Block {
     errors: Vec<f32>,
 }
 
-/// The best two subjects for a probe; each subject's score is that of its best reference.
+/// The best two subjects for a probe.
 #[derive(Clone, Debug)]
 pub struct Candidates {
     pub best: Option<Candidate>,
@@ -106,25 +115,21 @@ impl Gallery {
 
     /// A gallery with these references added to the subject (who is renamed, should the name differ). Templates of
     /// another dimension are left out: they come from another embedder.
+    #[must_use]
     pub fn with(mut self, subject: Subject, templates: &[Template]) -> Self {
         let slot = self.slot_for(subject);
         for template in templates.iter().filter(|t| t.dimension() == self.dimension) {
-            let block = match self.blocks.last_mut() {
-                Some(block) if block.slots.len() < BLOCK => Arc::make_mut(block),
-                _ => {
-                    self.blocks.push(Arc::default());
-                    let newest = self.blocks.last_mut().expect("one was pushed");
-                    Arc::get_mut(newest).expect("nobody else has it yet")
-                }
-            };
-            block.push(slot, template.as_slice());
+            push(&mut self.blocks, slot, template.as_slice());
+            self.counts[slot as usize] += 1;
             self.references += 1;
         }
+        self.renew_mean(slot);
         self.version += 1;
         self
     }
 
     /// A gallery without the subject.
+    #[must_use]
     pub fn without(mut self, id: &SubjectId) -> Self {
         let Some(slot) = self.slots.remove(id) else {
             return self;
@@ -136,12 +141,18 @@ impl Gallery {
             self.references -= block.slots.len() - kept.slots.len();
             *block = Arc::new(kept);
         }
+        for block in self.means.iter_mut().filter(|block| block.slots.contains(&slot)) {
+            *block = Arc::new(block.without(slot, dimension));
+        }
         self.blocks.retain(|block| !block.slots.is_empty());
+        self.means.retain(|block| !block.slots.is_empty());
+        self.counts[slot as usize] = 0;
         self.version += 1;
         self
     }
 
     /// A gallery in which the subject has another name; unchanged when there is no such subject.
+    #[must_use]
     pub fn renamed(mut self, id: &SubjectId, name: Name) -> Self {
         if let Some(slot) = self.slots.get(id) {
             self.subjects[*slot as usize] = Some(Arc::new(Subject { id: id.clone(), name }));
@@ -158,6 +169,7 @@ impl Gallery {
                 Some(free) if self.slots.len() < self.subjects.len() => free as u32,
                 _ => {
                     self.subjects.push(None);
+                    self.counts.push(0);
                     (self.subjects.len() - 1) as u32
                 }
             },
@@ -167,6 +179,40 @@ impl Gallery {
         slot
     }
 
+    /// Puts the mean of the slot's references in its place; a single reference is its own mean and needs none.
+    ///
+    /// Looks for the references from the end, where those just added are: galleries are loaded subject by subject.
+    fn renew_mean(&mut self, slot: u32) {
+        let count = self.counts[slot as usize] as usize;
+        if count < 2 {
+            return;
+        }
+        let newest_first = self.blocks.iter().rev().flat_map(|block| {
+            let of_slot = (0..block.slots.len()).rev().filter(move |index| block.slots[*index] == slot);
+            of_slot.map(|index| block.floats(index, self.dimension))
+        });
+        let mut sum = vec![0.0f32; self.dimension];
+        for reference in newest_first.take(count) {
+            sum.iter_mut().zip(reference).for_each(|(total, x)| *total += x);
+        }
+        // References that cancel out have no mean; they are no face's either.
+        let Some(mean) = Template::normalised(sum) else {
+            return;
+        };
+        let old = self.means.iter_mut().rev().find_map(|block| {
+            let index = block.slots.iter().rposition(|other| *other == slot)?;
+            Some((block, index))
+        });
+        match old {
+            Some((block, index)) => Arc::make_mut(block).replace(index, mean.as_slice()),
+            None => push(&mut self.means, slot, mean.as_slice()),
+        }
+    }
+
+    fn all_blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
+        self.blocks.iter().chain(&self.means)
+    }
+
     /// The best and the second-best subject. A probe of another dimension finds nobody.
     pub fn search(&self, probe: &Template) -> Candidates {
         if self.references == 0 || probe.dimension() != self.dimension {
@@ -174,12 +220,12 @@ impl Gallery {
         }
         let probe_floats = probe.as_slice();
         let rounded = Rounded::of(probe_floats);
-        let mut scan = vec![0.0f32; self.references];
+        let mut scan = vec![0.0f32; self.all_blocks().map(|block| block.slots.len()).sum()];
         let floor = self.scan(&rounded, &mut scan);
 
         let mut top = TopTwo::default();
         let mut at = 0;
-        for block in &self.blocks {
+        for block in self.all_blocks() {
             for (index, slot) in block.slots.iter().enumerate() {
                 if scan[at + index] + block.bound(index, &rounded) >= floor {
                     top.offer(*slot, block.score(index, probe_floats));
@@ -200,7 +246,7 @@ impl Gallery {
     fn scan(&self, probe: &Rounded, scores: &mut [f32]) -> f32 {
         let mut sure = TopTwo::default();
         let mut at = 0;
-        for block in &self.blocks {
+        for block in self.all_blocks() {
             let codes = block.codes.chunks_exact(self.dimension);
             for (index, (slot, codes)) in block.slots.iter().zip(codes).enumerate() {
                 let dot = i8::dot(&probe.codes, codes).expect("both have the gallery's dimension");
@@ -214,7 +260,29 @@ impl Gallery {
     }
 }
 
+/// Adds to the last block, or to a new one when that is full.
+fn push(blocks: &mut Vec<Arc<Block>>, slot: u32, template: &[f32]) {
+    if blocks.last().is_none_or(|block| block.slots.len() >= BLOCK) {
+        blocks.push(Arc::default());
+    }
+    let last = blocks.last_mut().expect("there is one now");
+    Arc::make_mut(last).push(slot, template);
+}
+
 impl Block {
+    fn floats(&self, index: usize, dimension: usize) -> &[f32] {
+        &self.floats[index * dimension..(index + 1) * dimension]
+    }
+
+    fn replace(&mut self, index: usize, template: &[f32]) {
+        let rounded = Rounded::of(template);
+        let place = index * template.len()..(index + 1) * template.len();
+        self.floats[place.clone()].copy_from_slice(template);
+        self.codes[place].copy_from_slice(&rounded.codes);
+        self.scales[index] = rounded.scale;
+        self.errors[index] = rounded.error;
+    }
+
     fn push(&mut self, slot: u32, template: &[f32]) {
         let rounded = Rounded::of(template);
         self.slots.push(slot);
@@ -227,7 +295,7 @@ impl Block {
     fn without(&self, slot: u32, dimension: usize) -> Self {
         let mut kept = Self::default();
         for (index, other) in self.slots.iter().enumerate().filter(|(_, other)| **other != slot) {
-            kept.push(*other, &self.floats[index * dimension..(index + 1) * dimension]);
+            kept.push(*other, self.floats(index, dimension));
         }
         kept
     }
@@ -239,7 +307,7 @@ impl Block {
     }
 
     fn score(&self, index: usize, probe: &[f32]) -> f32 {
-        let reference = &self.floats[index * probe.len()..(index + 1) * probe.len()];
+        let reference = self.floats(index, probe.len());
         f32::dot(probe, reference).expect("both have the gallery's dimension") as f32
     }
 }
@@ -293,15 +361,19 @@ mod tests {
         Template::normalised(raw.collect()).unwrap()
     }
 
-    /// The plain float scan that the search must agree with.
+    /// The plain float scan, of references and means, that the search must agree with.
     fn exact(references: &[(usize, Template)], probe: &Template) -> (usize, f32, Option<f32>) {
-        let mut of_subject: HashMap<usize, f32> = HashMap::new();
+        let mut of_subject: HashMap<usize, Vec<&Template>> = HashMap::new();
         for (id, reference) in references {
-            let score = f32::dot(probe.as_slice(), reference.as_slice()).unwrap() as f32;
-            let best = of_subject.entry(*id).or_insert(f32::NEG_INFINITY);
-            *best = best.max(score);
+            of_subject.entry(*id).or_default().push(reference);
         }
-        let mut ranked: Vec<_> = of_subject.into_iter().collect();
+        let score = |templates: Vec<&Template>| {
+            // Newest first, as the gallery adds them up.
+            let mean = Template::mean(templates.iter().rev().copied()).unwrap();
+            let all = templates.into_iter().chain(std::iter::once(&mean));
+            all.map(|it| f32::dot(probe.as_slice(), it.as_slice()).unwrap() as f32).fold(f32::NEG_INFINITY, f32::max)
+        };
+        let mut ranked: Vec<_> = of_subject.into_iter().map(|(id, templates)| (id, score(templates))).collect();
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
         (ranked[0].0, ranked[0].1, ranked.get(1).map(|it| it.1))
     }
@@ -327,12 +399,28 @@ mod tests {
     #[test]
     fn the_second_best_is_another_subject() {
         let own = template(64, 1);
-        let gallery = Gallery::new(64)
-            .with(subject(1), &[own.clone(), own.clone()])
-            .with(subject(2), &[template(64, 2)]);
+        let gallery =
+            Gallery::new(64).with(subject(1), &[own.clone(), own.clone()]).with(subject(2), &[template(64, 2)]);
         let found = gallery.search(&own);
         assert_eq!(found.best.unwrap().subject.id.as_str(), "s1");
         assert!(found.second_score.unwrap() < 0.9);
+    }
+
+    #[test]
+    fn several_references_are_searched_by_their_mean_too_and_leave_with_their_subject() {
+        let (one, other) = (template(64, 1), template(64, 2));
+        let mean = Template::mean([&one, &other]).unwrap();
+        let apart = Gallery::new(64).with(subject(1), &[one]).with(subject(9), &[template(64, 9)]);
+        let apart = apart.with(subject(1), &[other]);
+        let found = apart.search(&mean).best.unwrap();
+        assert!(found.score > 0.999 && found.subject.id.as_str() == "s1");
+        assert_eq!((apart.references(), apart.subjects()), (3, 2));
+        let gone = apart.without(&subject(1).id);
+        assert_eq!(gone.search(&mean).best.unwrap().subject.id.as_str(), "s9");
+        assert_eq!(gone.references(), 1);
+        // Its slot serves the next subject, from whom nothing of the old remains.
+        let reused = gone.with(subject(2), &[template(64, 3)]);
+        assert!(reused.search(&mean).best.unwrap().score < 0.9);
     }
 
     #[test]

@@ -158,8 +158,9 @@ impl Live {
 /// twice or forgotten.
 fn is_news(before: &Decision, now: &Decision) -> bool {
     match (before, now) {
-        (_, Decision::Undecided) | (Decision::Identified(_), _) => false,
-        (Decision::Unknown { .. }, Decision::Unknown { .. }) => false,
+        (_, Decision::Undecided)
+        | (Decision::Identified(_), _)
+        | (Decision::Unknown { .. }, Decision::Unknown { .. }) => false,
         (_, Decision::Identified(_) | Decision::Unknown { .. }) => true,
     }
 }

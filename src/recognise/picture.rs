@@ -155,9 +155,9 @@ fn decode_other(bytes: &[u8], format: ImageFormat, limits: PictureLimits) -> Res
     let (width, height) = decoder.dimensions();
     check_pixels(width as usize, height as usize, limits)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?.into_rgb8();
-    let (width, height) = (decoded.width() as usize, decoded.height() as usize);
-    let picture = Picture { width, height, rgb: decoded.into_raw() };
+    let image = DynamicImage::from_decoder(decoder).map_err(damaged)?.into_rgb8();
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let picture = Picture { width, height, rgb: image.into_raw() };
     Ok(upright(picture, orientation))
 }
 

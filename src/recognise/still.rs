@@ -2,7 +2,7 @@
 
 use crate::recognise::align::{self, Sample};
 use crate::recognise::engine::{EngineError, FaceEngine, Reach};
-use crate::recognise::face::{Detection, Point};
+use crate::recognise::face::{Detection, Point, Template};
 use crate::recognise::picture::Picture;
 
 /// A face of a picture, ready for the embedder.
@@ -17,6 +17,14 @@ pub struct Found {
 /// portraits.
 pub const CONFIDENCE_MIN: f32 = 0.6;
 
+/// The template of a still: the mean of those of the sample and of its mirror image.
+///
+/// A stream has many samples to average over; a still has one, and this halves some of its noise for one more inference.
+pub fn template(engine: &mut dyn FaceEngine, sample: &Sample) -> Result<Option<Template>, EngineError> {
+    let (plain, mirrored) = (engine.template(sample)?, engine.template(&sample.mirrored())?);
+    Ok(Template::mean(plain.iter().chain(&mirrored)))
+}
+
 /// All faces, the main one (largest, weighed by nearness to the centre) first.
 ///
 /// A group needs the far reach; a portrait that the face fills to the edge needs a border. Each costs a detection, so
@@ -24,7 +32,9 @@ pub const CONFIDENCE_MIN: f32 = 0.6;
 pub fn faces(engine: &mut dyn FaceEngine, picture: &Picture) -> Result<Vec<Found>, EngineError> {
     let mut detections = detect(engine, picture, Reach::Near)?;
     let side = picture.width().max(picture.height());
-    if side > Reach::Near.side_px() && (detections.is_empty() || detections.len() > 1 || smallest(&detections) < 0.12 * side as f32) {
+    if side > Reach::Near.side_px()
+        && (detections.is_empty() || detections.len() > 1 || smallest(&detections) < 0.12 * side as f32)
+    {
         let far = detect(engine, picture, Reach::Far)?;
         if far.len() >= detections.len() {
             detections = far;

@@ -162,7 +162,8 @@ mod tests {
         tracker.follow(&[face(0.0), face(300.0)], &at(0));
         let old = tracker.restart(0, &at(40));
         assert_eq!(old.id, 1);
-        let ids: Vec<_> = tracker.follow(&[face(0.0), face(300.0)], &at(80)).iter().map(|i| tracker.tracks()[*i].id).collect();
+        let ids: Vec<_> =
+            tracker.follow(&[face(0.0), face(300.0)], &at(80)).iter().map(|i| tracker.tracks()[*i].id).collect();
         assert_eq!(ids, [3, 2]);
     }
 }

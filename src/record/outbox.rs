@@ -110,12 +110,7 @@ pub async fn relay<S: Sink>(
 }
 
 /// New rows do not cut the pause short, or a busy door would hammer a broker that is ill; `deliver_now` does.
-async fn wait_out(
-    pause: Duration,
-    wakes: &mut watch::Receiver<Wake>,
-    seen: Wake,
-    stop: &mut watch::Receiver<bool>,
-) {
+async fn wait_out(pause: Duration, wakes: &mut watch::Receiver<Wake>, seen: Wake, stop: &mut watch::Receiver<bool>) {
     tokio::select! {
         () = tokio::time::sleep(pause) => {}
         _ = wakes.wait_for(|it| it.asked != seen.asked) => {}

@@ -42,9 +42,7 @@ pub enum SealError {
     NoKey,
     #[error("the key {path} may be read by others (mode {mode:03o}): `chmod 600` it, and consider it known")]
     KeyExposed { path: PathBuf, mode: u32 },
-    #[error(
-        "the key {path} has {found} bytes; a key is {KEY_BYTES} random bytes (`head -c 32 /dev/urandom`)"
-    )]
+    #[error("the key {path} has {found} bytes; a key is {KEY_BYTES} random bytes (`head -c 32 /dev/urandom`)")]
     KeyLength { path: PathBuf, found: usize },
     #[error("cannot use the key {path}")]
     KeyFile {
@@ -109,8 +107,7 @@ impl SealKey {
         let path = state_dir.join(KEY_FILE);
         let key = <[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?;
         let key = Zeroizing::new(key);
-        write_key(state_dir, &path, &key)
-            .map_err(|source| SealError::KeyFile { path: path.clone(), source })?;
+        write_key(state_dir, &path, &key).map_err(|source| SealError::KeyFile { path: path.clone(), source })?;
         Ok(Self { key, path })
     }
 

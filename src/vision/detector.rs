@@ -23,6 +23,10 @@ impl Detector {
         Self { network }
     }
 
+    pub(crate) fn exercise(&mut self) -> Result<(), EngineError> {
+        self.network.exercise()
+    }
+
     /// The picture is shrunk or enlarged so that its longer side is `side` pixels, and padded with black to multiples of
     /// 32 on the right and below. The canvas is a square of `side`, as it was when accuracy was measured.
     pub(crate) fn detect(&mut self, picture: &Picture, side: usize) -> Result<Vec<Detection>, EngineError> {
@@ -46,8 +50,7 @@ fn read_level(stride: usize, columns: usize, [class, object, boxes, points]: [&[
     let stride = stride as f32;
     for (index, (class, object)) in class.iter().zip(object).enumerate() {
         let confidence = (class.clamp(0.0, 1.0) * object.clamp(0.0, 1.0)).sqrt();
-        // NaN fails this comparison too.
-        if !(confidence > CONFIDENCE_FLOOR) {
+        if confidence.is_nan() || confidence <= CONFIDENCE_FLOOR {
             continue;
         }
         let (column, row) = ((index % columns) as f32, (index / columns) as f32);
@@ -73,7 +76,9 @@ fn suppress(mut faces: Vec<Detection>) -> Vec<Detection> {
     faces.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
     let mut kept: Vec<Detection> = Vec::new();
     for face in faces {
-        if kept.len() < FACES_MAX && kept.iter().all(|other| other.bounding_box.overlap(&face.bounding_box) <= OVERLAP_MAX) {
+        if kept.len() < FACES_MAX
+            && kept.iter().all(|other| other.bounding_box.overlap(&face.bounding_box) <= OVERLAP_MAX)
+        {
             kept.push(face);
         }
     }

@@ -31,7 +31,9 @@ pub enum ModelError {
     },
     #[error("the manifest {path} is wrong: {why}")]
     Inconsistent { path: PathBuf, why: String },
-    #[error("ONNX Runtime is not to be found at {tried}: `make setup` fetches it, or set [recognition] runtime_library")]
+    #[error(
+        "ONNX Runtime is not to be found at {tried}: `make setup` fetches it, or set [recognition] runtime_library"
+    )]
     NoRuntime { tried: String },
     #[error("the ONNX Runtime library {path} cannot be used")]
     Runtime {
@@ -161,7 +163,7 @@ impl Manifest {
         let text = String::from_utf8_lossy(&text);
         let mut manifest: Self = toml::from_str(&text)
             .map_err(|source| ModelError::Manifest { path: path.clone(), source: Box::new(source) })?;
-        manifest.dir = dir.to_owned();
+        dir.clone_into(&mut manifest.dir);
         manifest.check().map_err(|why| ModelError::Inconsistent { path, why })?;
         Ok(manifest)
     }

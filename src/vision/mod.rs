@@ -64,6 +64,21 @@ impl Vision {
         })
     }
 
+    /// One inference of one network on a grey input of its own size: for measuring what it costs alone. Does nothing
+    /// when the network is not loaded.
+    pub fn exercise(&mut self, role: Role) -> Result<(), EngineError> {
+        let network = match role {
+            Role::Detector => return self.detector.exercise(),
+            Role::Refiner => &mut self.refiner,
+            Role::Embedder => &mut self.embedder,
+            Role::Pad => match &mut self.pad {
+                Some(pad) => pad,
+                None => return Ok(()),
+            },
+        };
+        network.exercise()
+    }
+
     /// What the manifest says of the embedder's templates.
     pub fn template_spec(&self) -> TemplateSpec {
         self.template

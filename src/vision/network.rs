@@ -54,6 +54,12 @@ impl Network {
         Ok(outputs.into_iter().next().unwrap_or_default())
     }
 
+    /// One inference on a grainy picture of the network's own size.
+    pub(crate) fn exercise(&mut self) -> Result<(), EngineError> {
+        let grain: Vec<f32> = (0..self.width * self.height * 3).map(|n| (n * 7919 % 251) as f32).collect();
+        self.run(&grain).map(drop)
+    }
+
     /// All outputs, in the manifest's order, for a picture of `width` x `height` put at the top left of a canvas of
     /// `canvas_width` x `canvas_height` that is otherwise black.
     pub(crate) fn run_sized(
@@ -101,13 +107,18 @@ impl Network {
                 }
             }
             Channels::Rgb | Channels::Bgr => {
-                for channel in 0..3 {
-                    let source = if self.channels == Channels::Rgb { channel } else { 2 - channel };
-                    let from = channel * plane + at;
-                    let line = &mut self.planes[from..from + width];
-                    for (out, pixel) in line.iter_mut().zip(row.chunks_exact(3)) {
-                        *out = (pixel[source] - mean) * factor;
-                    }
+                let (first, rest) = self.planes.split_at_mut(plane);
+                let (second, third) = rest.split_at_mut(plane);
+                let (mut red, mut blue) = (&mut first[at..at + width], &mut third[at..at + width]);
+                if self.channels == Channels::Bgr {
+                    std::mem::swap(&mut red, &mut blue);
+                }
+                let green = &mut second[at..at + width];
+                let planes = red.iter_mut().zip(green).zip(blue);
+                for (((red, green), blue), pixel) in planes.zip(row.chunks_exact(3)) {
+                    *red = (pixel[0] - mean) * factor;
+                    *green = (pixel[1] - mean) * factor;
+                    *blue = (pixel[2] - mean) * factor;
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use ort::environment::Environment;
 use ort::session::Session;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use crate::vision::manifest::ModelError;
 
@@ -39,7 +39,8 @@ pub fn load(configured: Option<&Path>, models: &Path) -> Result<&'static Environ
         return Err(ModelError::NoRuntime { tried: tried.join(", ") });
     };
     let absolute = path.canonicalize().unwrap_or_else(|_| path.clone());
-    let unusable = |source: Box<dyn std::error::Error + Send + Sync>| ModelError::Runtime { path: path.clone(), source };
+    let unusable =
+        |source: Box<dyn std::error::Error + Send + Sync>| ModelError::Runtime { path: path.clone(), source };
     // `ort` checks the library's version and refuses one that lacks what it needs.
     let builder = ort::init_from(&absolute).map_err(|e| unusable(Box::new(e)))?;
     let environment = builder.with_name("rollcall").with_telemetry(false).build().map_err(|e| unusable(Box::new(e)))?;
@@ -47,15 +48,12 @@ pub fn load(configured: Option<&Path>, models: &Path) -> Result<&'static Environ
 }
 
 /// A session over a network in memory.
-pub fn session(
-    environment: &Environment,
-    path: &Path,
-    network: &[u8],
-    threads: usize,
-) -> Result<Session, ModelError> {
-    open(environment, network, threads).map_err(|source| ModelError::Session { path: path.to_owned(), source: Box::new(source) })
+pub fn session(environment: &Environment, path: &Path, network: &[u8], threads: usize) -> Result<Session, ModelError> {
+    open(environment, network, threads)
+        .map_err(|source| ModelError::Session { path: path.to_owned(), source: Box::new(source) })
 }
 
+#[expect(clippy::result_large_err, reason = "the error of ort's builder carries the builder; made once at start")]
 fn open(environment: &Environment, network: &[u8], threads: usize) -> ort::Result<Session> {
     let mut builder = Session::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::All)
@@ -63,7 +61,7 @@ fn open(environment: &Environment, network: &[u8], threads: usize) -> ort::Resul
         .and_then(|it| it.with_inter_threads(1))
         // Spinning threads burn a Raspberry Pi's battery and heat between frames, and win nothing at this pace.
         .and_then(|it| it.with_intra_op_spinning(false))
-        .and_then(|it| it.with_flush_to_zero())
+        .and_then(SessionBuilder::with_flush_to_zero)
         .map_err(ort::Error::<()>::from)?;
     if int8_saturates() {
         builder = builder.with_precise_qmm().map_err(ort::Error::<()>::from)?;
@@ -71,8 +69,8 @@ fn open(environment: &Environment, network: &[u8], threads: usize) -> ort::Resul
     builder.commit_from_memory(network)
 }
 
-/// x86 without VNNI multiplies int8 through 16-bit sums that saturate: cosine to float .973 instead of .984
-/// (`models/README.md`). ONNX Runtime has a precise way, slower by a tenth; ARM needs neither.
+/// x86 without VNNI multiplies int8 through 16-bit sums that saturate: cosine of a template to float .979 instead of .993.
+/// ONNX Runtime has a precise way, which costs a quarter of the embedder's time; ARM needs neither (`models/README.md`).
 fn int8_saturates() -> bool {
     #[cfg(target_arch = "x86_64")]
     return !(std::is_x86_feature_detected!("avx512vnni") || std::is_x86_feature_detected!("avxvnni"));

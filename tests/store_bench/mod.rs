@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use rollcall::clock::{Clock as _, SimulatedClock};
 use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
-use rollcall::record::event::{
-    Attendance, Body, Camera, CameraState, Direction, NewEvent, Status, SubjectRef,
-};
+use rollcall::record::event::{Attendance, Body, Camera, CameraState, Direction, NewEvent, Status, SubjectRef};
 use rollcall::record::store::{NewReference, Opened, SinkName, Store, StoreError, StoreOptions};
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -49,10 +47,7 @@ impl Bench {
     }
 
     pub fn camera(&self) -> NewEvent {
-        NewEvent::new(
-            self.clock.now(),
-            Body::Camera(Camera { state: CameraState::Lost, reason: None, lost_ms: None }),
-        )
+        NewEvent::new(self.clock.now(), Body::Camera(Camera { state: CameraState::Lost, reason: None, lost_ms: None }))
     }
 
     pub fn attendance(&self, id: &str, name: &str, direction: Direction) -> NewEvent {
@@ -95,12 +90,7 @@ pub fn enrol(store: &Store, id: &str, name: &str, templates: &[Template]) {
     let (id, name) = (subject(id), Name::new(name).unwrap());
     let references: Vec<NewReference> = templates
         .iter()
-        .map(|it| NewReference {
-            subject_id: id.clone(),
-            embedder: digest(1),
-            template: it.clone(),
-            quality: 0.9,
-        })
+        .map(|it| NewReference { subject_id: id.clone(), embedder: digest(1), template: it.clone(), quality: 0.9 })
         .collect();
     store
         .write(move |tx| {

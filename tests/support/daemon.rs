@@ -104,7 +104,8 @@ impl Home {
     pub fn spawn(&self, args: &[&str]) -> Daemon {
         let log = OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let ready_before = self.readies();
-        let child = self.command(args).stdin(Stdio::null()).stdout(File::create(self.path("out")).unwrap()).stderr(log).spawn();
+        let child =
+            self.command(args).stdin(Stdio::null()).stdout(File::create(self.path("out")).unwrap()).stderr(log).spawn();
         Daemon { child: child.unwrap(), log: self.path("log"), ready_before }
     }
 

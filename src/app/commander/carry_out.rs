@@ -17,10 +17,12 @@ use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use crate::recognise::gallery;
 use crate::recognise::quality::Flaw;
 use crate::record::command::answer::{
-    self, AttendanceEntry, AttendanceList, Attended, Enrolled, FaceEntry, ImageOutcome, ImageReason, Owed, Recognised,
-    Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
+    self, AttendanceEntry, AttendanceList, Attended, Enrolled, FaceEntry, ImageOutcome, ImageReason, NotEnrolled, Owed,
+    Recognised, Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
 };
-use crate::record::command::{Attend, Attendance, Command, EncodedImage, Enrol, ErrorCode, Rename, Subjects, Verb, Withdraw};
+use crate::record::command::{
+    Attend, Attendance, Command, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw,
+};
 use crate::record::event::{Body, Direction, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
 use crate::record::store::{AttendanceQuery, NewReference, StoreError, Tx};
 
@@ -41,13 +43,10 @@ impl Commander {
 
     async fn enrol(&self, request_id: String, enrol: Enrol) -> Result<(), Fault> {
         let judgement = self.judge(&enrol).await?;
-        if let Some(other) = judgement.duplicate_of.as_ref().filter(|_| !enrol.allow_duplicate) {
-            let message = format!("the face is already enrolled as {other}; allow_duplicate enrols it all the same");
-            return Err(refuse(ErrorCode::DuplicateSubject, message));
-        }
-        if judgement.accepted().next().is_none() {
-            let reasons: Vec<_> = judgement.photographs.iter().map(reason_text).collect();
-            return Err(refuse(ErrorCode::NoUsableImage, format!("no image can be used: {}", reasons.join(", "))));
+        if let Some((code, message)) = unfit(&judgement, enrol.allow_duplicate) {
+            let images = judgement.photographs.iter().map(outcome).collect();
+            let details = Some(NotEnrolled { images, duplicate_of: judgement.duplicate_of });
+            return Err(Fault::Refused { refusal: Refusal::new(None, code, message), lasting: true, details });
         }
         let (id, name, replace) = (enrol.subject_id.clone(), enrol.name.clone(), enrol.replace);
         let enrolment = NewEnrolment::new(id, name, replace, &judgement, self.embedder, self.clock.now());
@@ -219,7 +218,9 @@ impl Commander {
 
     fn venue(&self, id: &str) -> Result<Venue, Fault> {
         let known = self.venues.iter().find(|venue| venue.id == id).cloned();
-        known.ok_or_else(|| refuse(ErrorCode::UnknownVenue, "this device does not know the venue: see [[venue]] in its config.toml"))
+        known.ok_or_else(|| {
+            refuse(ErrorCode::UnknownVenue, "this device does not know the venue: see [[venue]] in its config.toml")
+        })
     }
 
     async fn judge(&self, enrol: &Enrol) -> Result<Judgement, Fault> {
@@ -253,6 +254,17 @@ impl Commander {
     }
 }
 
+/// Why nothing of an enrolment can be stored, if so.
+pub fn unfit(judgement: &Judgement, allow_duplicate: bool) -> Option<(ErrorCode, String)> {
+    if judgement.accepted().next().is_none() {
+        let reasons: Vec<_> = judgement.photographs.iter().map(reason_text).collect();
+        return Some((ErrorCode::NoUsableImage, format!("no image can be used: {}", reasons.join(", "))));
+    }
+    let other = judgement.duplicate_of.as_ref().filter(|_| !allow_duplicate)?;
+    let message = format!("the face is already enrolled as {other}; allow_duplicate enrols it all the same");
+    Some((ErrorCode::DuplicateSubject, message))
+}
+
 /// An enrolment about to be stored.
 pub struct NewEnrolment {
     subject: SubjectRef,
@@ -271,8 +283,11 @@ impl NewEnrolment {
         at: Stamp,
     ) -> Self {
         let subject = SubjectRef { id, name };
-        let reference = |(template, quality): (&Template, f32)| {
-            NewReference { subject_id: subject.id.clone(), embedder, template: template.clone(), quality }
+        let reference = |(template, quality): (&Template, f32)| NewReference {
+            subject_id: subject.id.clone(),
+            embedder,
+            template: template.clone(),
+            quality,
         };
         let references = judgement.accepted().map(reference).collect();
         Self { subject, references, replace, at }

@@ -10,7 +10,6 @@ use crate::cli::evaluate::measure::{self, Workers};
 use crate::cli::evaluate::protocol::{self, Entry, Group, of_role};
 use crate::cli::evaluate::{GroupsArgs, identify};
 use crate::recognise::decision::ThresholdRule;
-use crate::recognise::engine::FaceEngine as _;
 use crate::recognise::face::{Template, Threshold};
 use crate::recognise::gallery::Gallery;
 use crate::recognise::still;
@@ -115,7 +114,7 @@ fn faces(vision: &mut Vision, path: &Path) -> anyhow::Result<Vec<Face>> {
     let picture = measure::picture(path)?.with_context(|| format!("cannot decode {}", path.display()))?;
     let mut faces = Vec::new();
     for found in still::faces(vision, &picture)? {
-        if let Some(template) = vision.template(&found.sample)? {
+        if let Some(template) = still::template(vision, &found.sample)? {
             faces.push(Face { template, eye_distance_px: found.sample.eye_distance_px });
         }
     }
@@ -162,32 +161,24 @@ fn judge(
 
 impl Report {
     pub(crate) fn table(&self) -> String {
-        let mut out = format!(
+        let mut lines = vec![format!(
             "Group photographs: {} of {} expected people found, {} false names ({} subjects, threshold {:.3})\n",
             self.found, self.expected, self.false_names, self.gallery_subjects, self.threshold
-        );
+        )];
         for photograph in &self.photographs {
             let of = photograph.faces_expected.map_or(String::new(), |count| format!(" of {count}"));
-            let people = photograph.found.len() + photograph.missed.len();
-            out += &format!(
-                "  {}: {}{of} faces; found {} of {people}\n",
-                photograph.file,
-                photograph.faces,
-                photograph.found.len()
-            );
-            for miss in &photograph.missed {
-                out += &format!(
-                    "    missed {}: the face most like it scores {:.3}, {:.0} px between the eyes\n",
-                    miss.name, miss.score, miss.eye_distance_px
-                );
-            }
-            for wrong in &photograph.false_names {
-                out += &format!(
-                    "    false  {}: scores {:.3}, {:.0} px between the eyes\n",
-                    wrong.name, wrong.score, wrong.eye_distance_px
-                );
-            }
+            let (file, faces, found) = (&photograph.file, photograph.faces, photograph.found.len());
+            let people = found + photograph.missed.len();
+            lines.push(format!("  {file}: {faces}{of} faces; found {found} of {people}\n"));
+            lines.extend(photograph.missed.iter().map(|miss| {
+                let Miss { name, score, eye_distance_px } = miss;
+                format!("    missed {name}: the face most like it scores {score:.3}, {eye_distance_px:.0} px between the eyes\n")
+            }));
+            lines.extend(photograph.false_names.iter().map(|wrong| {
+                let FalseName { name, score, eye_distance_px } = wrong;
+                format!("    false  {name}: scores {score:.3}, {eye_distance_px:.0} px between the eyes\n")
+            }));
         }
-        out
+        lines.concat()
     }
 }

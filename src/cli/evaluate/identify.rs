@@ -9,7 +9,7 @@ use crate::cli::evaluate::measure::{Templates, Workers};
 use crate::cli::evaluate::metrics::{OpenSet, Search};
 use crate::cli::evaluate::protocol::{self, Entry, of_role};
 use crate::cli::evaluate::{IdentifyArgs, percent, rows};
-use crate::cli::plot::{Axis, Chart, Series, page};
+use crate::cli::plot::{Axis, Chart, Legend, Series, page};
 use crate::recognise::decision::ThresholdRule;
 use crate::recognise::face::{Name, SubjectId};
 use crate::recognise::gallery::{Gallery, Subject};
@@ -140,7 +140,11 @@ impl Report {
                 ("FNIR, shipped threshold", at(self.fnir_shipped, limits.shipped)),
                 (
                     "FPIR, shipped threshold",
-                    format!("{} (aimed at {})", percent(self.fpir_shipped), percent(f64::from(limits.shipped_aims_at_fpir))),
+                    format!(
+                        "{} (aimed at {})",
+                        percent(self.fpir_shipped),
+                        percent(f64::from(limits.shipped_aims_at_fpir))
+                    ),
                 ),
             ],
         )
@@ -156,6 +160,7 @@ impl Report {
                 Series::new(&name, self.searches.det()),
                 Series::point("shipped threshold", (self.fpir_shipped, self.fnir_shipped)),
             ],
+            legend: Legend::Top,
         };
         page(&[det])
     }

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::recognise::engine::FaceEngine as _;
 use crate::recognise::face::Template;
 use crate::recognise::picture::{Picture, PictureLimits};
 use crate::recognise::still;
@@ -84,7 +83,7 @@ fn template(vision: &mut Vision, path: &Path) -> anyhow::Result<Option<Template>
     let Some(face) = still::main_face(vision, &picture)? else {
         return Ok(None);
     };
-    Ok(vision.template(&face.sample)?)
+    Ok(still::template(vision, &face.sample)?)
 }
 
 /// Shown on a terminal only, and on standard error, so that JSON stays clean.

@@ -7,7 +7,7 @@ use crate::cli::evaluate::measure::Workers;
 use crate::cli::evaluate::metrics::{NO_SCORE, Verification};
 use crate::cli::evaluate::protocol::{self, Pair};
 use crate::cli::evaluate::{PairsArgs, percent, rows};
-use crate::cli::plot::{Axis, Chart, Series, page};
+use crate::cli::plot::{Axis, Chart, Legend, Series, page};
 use crate::recognise::decision::ThresholdRule;
 use crate::vision::VisionSettings;
 use crate::vision::manifest::TemplateSpec;
@@ -89,7 +89,10 @@ impl Report {
             "Verification (one comparison a pair)",
             &[
                 ("pairs", self.pairs.to_string()),
-                ("failure to acquire", format!("{} of {} photographs", percent(self.failure_to_acquire), self.photographs)),
+                (
+                    "failure to acquire",
+                    format!("{} of {} photographs", percent(self.failure_to_acquire), self.photographs),
+                ),
                 ("equal error rate", percent(self.eer)),
                 ("accuracy, best", at(self.accuracy_best, self.threshold_best)),
                 ("accuracy, shipped", at(self.accuracy_shipped, self.threshold_shipped)),
@@ -114,6 +117,7 @@ impl Report {
                 Series::new("FNMR: the same person does not", over(&|t| self.scores.fnmr(t))),
                 Series::dashed(&format!("shipped threshold {shipped:.2}"), vec![(shipped, 1e-3), (shipped, 1.0)]),
             ],
+            legend: Legend::Middle,
         };
         let roc = thresholds.iter().map(|t| (self.scores.fmr(*t), 1.0 - self.scores.fnmr(*t))).collect();
         let at_shipped = (self.fmr_shipped, 1.0 - self.fnmr_shipped);
@@ -122,6 +126,7 @@ impl Report {
             x: Axis::log_percent("false match rate", 1e-3, 1.0),
             y: Axis::percent("true match rate", 0.9, 1.0),
             series: vec![Series::new("TMR over FMR", roc), Series::point("shipped threshold", at_shipped)],
+            legend: Legend::Bottom,
         };
         page(&[rates, roc])
     }

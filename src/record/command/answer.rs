@@ -35,13 +35,20 @@ pub fn accepted(request_id: &str, verb: &str, body: &impl Serialize) -> String {
 
 /// The answer to a command that was not.
 pub fn refused(verb: &str, refusal: &Refusal) -> String {
+    refused_with(verb, refusal, &serde_json::Map::new())
+}
+
+/// The same, with what else the sender should know: why each image was not taken, say.
+pub fn refused_with(verb: &str, refusal: &Refusal, details: &impl Serialize) -> String {
     #[derive(Serialize)]
-    struct Refused<'a> {
+    struct Refused<'a, T> {
         schema: u32,
         request_id: Option<&'a str>,
         verb: &'a str,
         ok: bool,
         error: Error<'a>,
+        #[serde(flatten)]
+        details: &'a T,
     }
     #[derive(Serialize)]
     struct Error<'a> {
@@ -52,8 +59,15 @@ pub fn refused(verb: &str, refusal: &Refusal) -> String {
     }
     let error = Error { code: refusal.code, message: &refusal.message, field: refusal.field.as_deref() };
     let request_id = refusal.request_id.as_deref();
-    let answer = Refused { schema: SCHEMA, request_id, verb, ok: false, error };
+    let answer = Refused { schema: SCHEMA, request_id, verb, ok: false, error, details };
     serde_json::to_string(&answer).expect("an answer has string keys only and writes to memory")
+}
+
+/// What an enrolment that was refused tells beside the error.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NotEnrolled {
+    pub images: Vec<ImageOutcome>,
+    pub duplicate_of: Option<SubjectId>,
 }
 
 /// A stored answer without the person who was erased: only that the request was answered, and how.

@@ -81,9 +81,7 @@ pub(super) fn read(payload: &[u8], limits: &Limits) -> Result<Fields, Fault> {
         let (line, column) = (error.line(), error.column());
         let message = match error.classify() {
             serde_json::error::Category::Eof => "the JSON ends too early".to_owned(),
-            serde_json::error::Category::Data => {
-                "a command is one JSON object without duplicate fields".to_owned()
-            }
+            serde_json::error::Category::Data => "a command is one JSON object without duplicate fields".to_owned(),
             _ => format!("not JSON at line {line}, column {column}"),
         };
         Fault::whole(ErrorCode::BadJson, message)
@@ -225,8 +223,7 @@ impl Fields {
 
     pub(super) fn subject_id(&mut self, key: &str) -> Result<SubjectId, Fault> {
         let id = self.text(key)?;
-        SubjectId::new(&id)
-            .map_err(|error| self.fault(ErrorCode::BadValue, key, format!("is no id: {error}")))
+        SubjectId::new(&id).map_err(|error| self.fault(ErrorCode::BadValue, key, format!("is no id: {error}")))
     }
 
     pub(super) fn name(&mut self, key: &str) -> Result<Name, Fault> {

@@ -255,13 +255,7 @@ impl Refusal {
 }
 
 /// Reads one command from the payload that came on `…/command/{verb}`, at wall time `now_ms`.
-pub fn parse(
-    verb: &str,
-    retained: bool,
-    payload: &[u8],
-    limits: &Limits,
-    now_ms: i64,
-) -> Result<Command, Refusal> {
+pub fn parse(verb: &str, retained: bool, payload: &[u8], limits: &Limits, now_ms: i64) -> Result<Command, Refusal> {
     let whole = |code, message: String| Refusal {
         request_id: fields::salvage_request_id(payload, limits),
         code,
@@ -289,9 +283,7 @@ pub fn parse(
 
 fn is_supported(verb: &str) -> Result<(), (ErrorCode, String)> {
     match verb {
-        "enrol" | "withdraw" | "rename" | "subjects" | "recognise" | "attend" | "attendance" | "sync" => {
-            Ok(())
-        }
+        "enrol" | "withdraw" | "rename" | "subjects" | "recognise" | "attend" | "attendance" | "sync" => Ok(()),
         // In the contract, and to be read in `read_verb` when they come.
         "enrol_from_camera" | "venue_put" | "venue_delete" | "venues" => {
             Err((ErrorCode::NotSupported, "this version does not know the command yet".into()))
@@ -317,13 +309,10 @@ fn read_verb(
             subject_id: fields.subject_id("subject_id")?,
             erase: fields.optional("erase", Fields::flag)?.unwrap_or(false),
         }),
-        "rename" => {
-            Verb::Rename(Rename { subject_id: fields.subject_id("subject_id")?, name: fields.name("name")? })
+        "rename" => Verb::Rename(Rename { subject_id: fields.subject_id("subject_id")?, name: fields.name("name")? }),
+        "subjects" => {
+            Verb::Subjects(Subjects { after: fields.optional("after", Fields::subject_id)?, limit: fields.page()? })
         }
-        "subjects" => Verb::Subjects(Subjects {
-            after: fields.optional("after", Fields::subject_id)?,
-            limit: fields.page()?,
-        }),
         "recognise" => Verb::Recognise(Recognise { image: fields.image("image", limits)? }),
         "attend" => Verb::Attend(Attend {
             venue: fields.id("venue")?,

@@ -144,13 +144,7 @@ fn a_message_that_is_wrong_as_a_whole_is_refused() {
     check("venue_put", false, sync, ErrorCode::NotSupported, Some("r-1"));
     check("sync", false, &" ".repeat(50_001), ErrorCode::TooLarge, None);
     check("sync", false, &filled(&"[".repeat(16)), ErrorCode::TooDeep, None);
-    check(
-        "sync",
-        false,
-        &filled(&["[".repeat(16), "]".repeat(16)].concat()),
-        ErrorCode::TooDeep,
-        Some("r-1"),
-    );
+    check("sync", false, &filled(&["[".repeat(16), "]".repeat(16)].concat()), ErrorCode::TooDeep, Some("r-1"));
     check("sync", false, &filled(&"[".repeat(40_000)), ErrorCode::TooDeep, None);
     check("sync", false, &filled(&format!("[0{}]", ",0".repeat(1000))), ErrorCode::TooMany, Some("r-1"));
     check("sync", false, &filled(r#""\"[[[[[[[[[[[[[[[[[[[[[["#), ErrorCode::BadJson, None);

@@ -101,16 +101,12 @@ pub enum StoreError {
     },
     #[error("another process{} uses the state directory (it holds {path})", pid_text(*pid))]
     Locked { path: PathBuf, pid: Option<u32> },
-    #[error(
-        "the database has schema {found}, this version knows up to {newest}: use the version that wrote it"
-    )]
+    #[error("the database has schema {found}, this version knows up to {newest}: use the version that wrote it")]
     SchemaTooNew { found: u32, newest: u32 },
     /// Only when reading beside the daemon, which migrates.
     #[error("the database has schema {found}, this version needs {newest}: start the daemon once")]
     SchemaTooOld { found: u32, newest: u32 },
-    #[error(
-        "the state directory {path} may be read by others (mode {mode:03o}): `chmod 700` it, or name another"
-    )]
+    #[error("the state directory {path} may be read by others (mode {mode:03o}): `chmod 700` it, or name another")]
     Exposed { path: PathBuf, mode: u32 },
     #[error("templates cannot be sealed or opened")]
     Sealed {
@@ -171,12 +167,8 @@ impl From<rusqlite::Error> for StoreError {
         let source = Arc::new(error);
         match code {
             Some(ErrorCode::DiskFull) => Self::Full,
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-                Self::Damaged { source: Some(source) }
-            }
-            Some(ErrorCode::SystemIoFailure | ErrorCode::ReadOnly | ErrorCode::CannotOpen) => {
-                Self::Storage { source }
-            }
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged { source: Some(source) },
+            Some(ErrorCode::SystemIoFailure | ErrorCode::ReadOnly | ErrorCode::CannotOpen) => Self::Storage { source },
             _ => Self::Sqlite { source },
         }
     }

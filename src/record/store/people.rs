@@ -74,14 +74,12 @@ impl Tx<'_> {
                       values (?1, ?2, ?3, ?4, ?5, ?6)";
         let mut ids = Vec::with_capacity(references.len());
         for NewReference { subject_id, embedder, template, quality } in references {
-            let known: bool =
-                self.conn.prepare(exists)?.query_row([subject_id.as_str()], |row| row.get(0))?;
+            let known: bool = self.conn.prepare(exists)?.query_row([subject_id.as_str()], |row| row.get(0))?;
             if !known {
                 return Err(StoreError::UnknownSubject { id: subject_id.clone() });
             }
             let id = id_at(&now);
-            let sealed =
-                self.setting.key.seal(template, Belongs { subject_id, reference_id: &id, embedder })?;
+            let sealed = self.setting.key.seal(template, Belongs { subject_id, reference_id: &id, embedder })?;
             self.conn.prepare(insert)?.execute(params![
                 id.as_bytes(),
                 subject_id.as_str(),
@@ -157,8 +155,7 @@ impl Tx<'_> {
 
         let mut query = self.conn.prepare("select seq, kind, body from event where subject_id = ?1")?;
         let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-        let events: Vec<(i64, String, String)> =
-            query.query_map([id.as_str()], read)?.collect::<Result<_, _>>()?;
+        let events: Vec<(i64, String, String)> = query.query_map([id.as_str()], read)?.collect::<Result<_, _>>()?;
         let mut update = self.conn.prepare("update event set subject_id = null, body = ?2 where seq = ?1")?;
         for (seq, kind, body) in &events {
             // What cannot be read may still have the name in it.
@@ -196,8 +193,7 @@ impl Tx<'_> {
 /// Whether a JSON text names a person, by id or by name, in any string of it. Too often rather than too seldom: of a
 /// namesake only a stored answer is lost.
 fn mentions(json: &str, id: &SubjectId, names: &HashSet<String>) -> bool {
-    let text_mentions =
-        |text: &str| has_id(text, id.as_str()) || names.iter().any(|it| text.contains(it.as_str()));
+    let text_mentions = |text: &str| has_id(text, id.as_str()) || names.iter().any(|it| text.contains(it.as_str()));
     match serde_json::from_str(json) {
         Ok(value) => any_text(&value, &text_mentions),
         Err(_) => text_mentions(json),

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OpenFlags, Row, params};
 use uuid::Uuid;
 
-use super::{
-    BuriedRow, OutboxDepth, Reference, ReferenceCount, SinkName, StoreError, Subject, files, schema,
-};
+use super::{BuriedRow, OutboxDepth, Reference, ReferenceCount, SinkName, StoreError, Subject, files, schema};
 use crate::clock::BootId;
 use crate::recognise::face::{ModelDigest, Name, SubjectId};
 use crate::record::event::{Body, ClockState, StoredEvent};
@@ -85,8 +83,8 @@ impl Reader {
 pub(super) fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
     let seq = row.get("seq")?;
     let (kind, body): (String, String) = (row.get("kind")?, row.get("body")?);
-    let body = Body::from_stored(&kind, &body)
-        .map_err(|error| StoreError::Unreadable { seq, source: Arc::new(error) })?;
+    let body =
+        Body::from_stored(&kind, &body).map_err(|error| StoreError::Unreadable { seq, source: Arc::new(error) })?;
     let clock: String = row.get("clock")?;
     Ok(StoredEvent {
         seq,
@@ -100,10 +98,7 @@ pub(super) fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
     })
 }
 
-pub(super) fn attendance(
-    conn: &Connection,
-    wanted: &AttendanceQuery,
-) -> Result<Vec<StoredEvent>, StoreError> {
+pub(super) fn attendance(conn: &Connection, wanted: &AttendanceQuery) -> Result<Vec<StoredEvent>, StoreError> {
     // Two statements, as `?1 is null or venue = ?1` would not use the index.
     let venue = if wanted.venue.is_some() { "venue = ?1" } else { "?1 is null" };
     let sql = event_sql(&format!(
@@ -111,8 +106,7 @@ pub(super) fn attendance(
          order by seq limit ?5"
     ));
     let mut query = conn.prepare(&sql)?;
-    let mut rows =
-        query.query(params![wanted.venue, wanted.from_ms, wanted.to_ms, wanted.after_seq, wanted.limit])?;
+    let mut rows = query.query(params![wanted.venue, wanted.from_ms, wanted.to_ms, wanted.after_seq, wanted.limit])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         found.push(event(row)?);
@@ -120,11 +114,7 @@ pub(super) fn attendance(
     Ok(found)
 }
 
-pub(super) fn subjects(
-    conn: &Connection,
-    after: Option<&SubjectId>,
-    limit: u32,
-) -> Result<Vec<Subject>, StoreError> {
+pub(super) fn subjects(conn: &Connection, after: Option<&SubjectId>, limit: u32) -> Result<Vec<Subject>, StoreError> {
     let sql = "select id, name, enrolled_ms, (select count(*) from reference where subject_id = subject.id), \
                (select embedder from reference where subject_id = subject.id order by row desc limit 1) \
                from subject where id > ?1 order by id limit ?2";

@@ -72,12 +72,7 @@ impl<'a> Tx<'a> {
         self.insert_event(event, clock, &self.setting.clock.boot_id())
     }
 
-    fn insert_event(
-        &mut self,
-        event: &NewEvent,
-        clock: ClockState,
-        boot_id: &BootId,
-    ) -> Result<i64, StoreError> {
+    fn insert_event(&mut self, event: &NewEvent, clock: ClockState, boot_id: &BootId) -> Result<i64, StoreError> {
         let sql = "insert into event (event_id, kind, occurred_ms, boot_id, boottime_ms, clock, venue, subject_id, \
                    direction, body) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
         self.conn.prepare(sql)?.execute(params![
@@ -141,15 +136,11 @@ impl<'a> Tx<'a> {
         let sql = "select seq, event_id, occurred_ms, boottime_ms from event \
                    where clock = 'unsynced' and boot_id = ?1 order by seq limit ?2";
         let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
-        let unsynced: Vec<(i64, [u8; 16], i64, i64)> = self
-            .conn
-            .prepare(sql)?
-            .query_map(params![boot_id.as_str(), BATCH], read)?
-            .collect::<Result<_, _>>()?;
+        let unsynced: Vec<(i64, [u8; 16], i64, i64)> =
+            self.conn.prepare(sql)?.query_map(params![boot_id.as_str(), BATCH], read)?.collect::<Result<_, _>>()?;
         for (seq, event_id, occurred_ms, boottime_ms) in &unsynced {
             let age_ms = (now.boottime_ms as i64).saturating_sub(*boottime_ms);
-            let occurred =
-                Stamp { wall_ms: now.wall_ms - age_ms, boottime_ms: *boottime_ms as u64, trusted: true };
+            let occurred = Stamp { wall_ms: now.wall_ms - age_ms, boottime_ms: *boottime_ms as u64, trusted: true };
             self.conn
                 .prepare("update event set occurred_ms = ?1, clock = 'corrected' where seq = ?2")?
                 .execute(params![occurred.wall_ms, seq])?;
@@ -182,19 +173,12 @@ impl<'a> Tx<'a> {
     /// The answer that was given to a request, if there is one: then the request is not carried out again.
     pub fn answer_of(&self, request_id: &str) -> Result<Option<StoredAnswer>, StoreError> {
         let sql = "select verb, topic, reply from command where request_id = ?1";
-        let read =
-            |row: &Row<'_>| Ok(StoredAnswer { verb: row.get(0)?, topic: row.get(1)?, reply: row.get(2)? });
+        let read = |row: &Row<'_>| Ok(StoredAnswer { verb: row.get(0)?, topic: row.get(1)?, reply: row.get(2)? });
         Ok(self.conn.prepare(sql)?.query_row([request_id], read).optional()?)
     }
 
     /// Stores the answer to a request and owes it to MQTT. `false`, and nothing done, if the request has one already.
-    pub fn put_answer(
-        &mut self,
-        request_id: &str,
-        verb: &str,
-        topic: &str,
-        reply: &str,
-    ) -> Result<bool, StoreError> {
+    pub fn put_answer(&mut self, request_id: &str, verb: &str, topic: &str, reply: &str) -> Result<bool, StoreError> {
         let sql = "insert into command (request_id, verb, topic, reply, answered_ms) \
                    values (?1, ?2, ?3, ?4, ?5) on conflict (request_id) do nothing";
         let now_ms = self.now().wall_ms;
@@ -237,12 +221,7 @@ impl<'a> Tx<'a> {
 
     /// What a sink is owed, oldest first, after the row `after_id`. An event that cannot be read any more is buried
     /// on the way: it would block all behind it.
-    pub fn outbox_batch(
-        &mut self,
-        sink: SinkName,
-        after_id: i64,
-        limit: usize,
-    ) -> Result<Vec<OutboxRow>, StoreError> {
+    pub fn outbox_batch(&mut self, sink: SinkName, after_id: i64, limit: usize) -> Result<Vec<OutboxRow>, StoreError> {
         let sql = format!(
             "select {}, o.id, o.topic, o.payload, o.created_ms, o.attempts from outbox o \
              left join event e on e.seq = o.event_seq \
@@ -287,9 +266,7 @@ impl<'a> Tx<'a> {
     /// Never to be delivered: the row stays, out of the way, with the reason.
     pub fn bury(&mut self, id: i64, reason: &str) -> Result<(), StoreError> {
         let reason: String = reason.chars().take(REASON_CHARS).collect();
-        self.conn
-            .prepare("update outbox set buried_reason = ?2 where id = ?1")?
-            .execute(params![id, reason])?;
+        self.conn.prepare("update outbox set buried_reason = ?2 where id = ?1")?.execute(params![id, reason])?;
         Ok(())
     }
 

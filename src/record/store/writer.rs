@@ -110,11 +110,7 @@ pub(super) struct Writer {
     _lock: File,
 }
 
-pub(super) fn open(
-    dir: &Path,
-    options: StoreOptions,
-    wake: watch::Sender<Wake>,
-) -> Result<OpenedWriter, StoreError> {
+pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>) -> Result<OpenedWriter, StoreError> {
     files::prepare_dir(dir)?;
     let lock = files::lock(dir)?;
     let (mut conn, set_aside) = match open_database(dir) {
@@ -182,11 +178,7 @@ fn set_up(conn: &mut Connection) -> Result<(), StoreError> {
 }
 
 /// The key that what is stored was sealed with. A new one only where nothing is sealed.
-fn fitting_key(
-    conn: &Connection,
-    dir: &Path,
-    credentials_dir: Option<&Path>,
-) -> Result<(SealKey, bool), StoreError> {
+fn fitting_key(conn: &Connection, dir: &Path, credentials_dir: Option<&Path>) -> Result<(SealKey, bool), StoreError> {
     let loaded = SealKey::load(dir, credentials_dir)?;
     let proof: Option<Vec<u8>> =
         conn.query_row("select value from meta where key = 'key_proof'", [], |row| row.get(0)).optional()?;
@@ -222,9 +214,7 @@ fn settle_sinks(conn: &mut Connection, options: &StoreOptions) -> Result<(), Sto
         .collect::<Result<_, _>>()?;
     let keys: Vec<String> = options.sinks.iter().map(|it| format!("sink.{}", it.as_str())).collect();
     let put = "insert into meta (key, value) values (?1, cast(?2 as blob)) on conflict (key) do update set value = cast(?2 as blob)";
-    for (key, _) in
-        known.iter().filter(|(key, through)| !keys.contains(key) && *through == STILL_OWED.to_string())
-    {
+    for (key, _) in known.iter().filter(|(key, through)| !keys.contains(key) && *through == STILL_OWED.to_string()) {
         tx.execute(put, [key.clone(), newest.to_string()])?;
     }
     for (key, sink) in keys.iter().zip(&options.sinks) {
@@ -298,8 +288,8 @@ impl Writer {
                     self.after_commit(&effects);
                     jobs.drain(..).for_each(|job| job.answer(Ok(())));
                 }
-                Err(Setback::Group(StoreError::Full) | Setback::Job(_, StoreError::Full))
-                    if self.release_reserve() => {}
+                Err(Setback::Group(StoreError::Full) | Setback::Job(_, StoreError::Full)) if self.release_reserve() => {
+                }
                 Err(Setback::Job(at, error)) => jobs.remove(at).answer(Err(error)),
                 Err(Setback::Group(StoreError::Full)) if jobs.len() > 1 => {
                     // Together they do not fit; the small ones may.
@@ -314,8 +304,7 @@ impl Writer {
         let group = |error: rusqlite::Error| Setback::Group(error.into());
         let mut effects = Effects::default();
         // Rolls back when dropped.
-        let transaction =
-            self.conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(group)?;
+        let transaction = self.conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(group)?;
         for (at, job) in jobs.iter_mut().enumerate() {
             transaction.execute_batch("savepoint job").map_err(group)?;
             let mut own = Effects::default();

@@ -1,0 +1,376 @@
+//! The stages of the daemon: started in the order of the flow, stopped in the same order.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::app::capture::Capture;
+use crate::app::commander::Commander;
+use crate::app::gallery::GalleryCell;
+use crate::app::inference::{Inference, JOBS_MAX, Job};
+use crate::app::mqtt_sink::MqttSink;
+use crate::app::recorder::Recorder;
+use crate::app::supervise::Stages;
+use crate::app::vitals::Vitals;
+use crate::app::{RunOptions, config, storage};
+use crate::camera::FrameSource;
+use crate::camera::replay::Replay;
+use crate::clock::{Clock, Stopwatch};
+use crate::config::raw::RawPace;
+use crate::config::{CameraSettings, MqttSettings, Settings};
+use crate::health::{CameraHealth, Health};
+use crate::mqtt::broker::{BrokerProcess, BrokerSettings};
+use crate::mqtt::link::{self, Credentials, Link, LinkSettings};
+use crate::mqtt::tls::{ClientCertificate, TlsSettings};
+use crate::mqtt::topics::Topics;
+use crate::recognise::engine::FaceEngine;
+use crate::recognise::face::ModelDigest;
+use crate::recognise::frame::{Frame, Latest};
+use crate::recognise::gallery::Gallery;
+use crate::recognise::live::Live;
+use crate::record::command::Limits;
+use crate::record::outbox::{RelaySettings, relay};
+use crate::record::store::{SinkName, Store, StoreError};
+use crate::vision::Vision;
+
+/// Stages get this long to finish what they are doing.
+const GRACE: Duration = Duration::from_secs(5);
+/// At the end, the broker gets this long to acknowledge the last answers and events; the rest waits on disk.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// What the stages share.
+pub(super) struct Daemon {
+    pub settings: Settings,
+    pub clock: Arc<dyn Clock>,
+    pub store: Store,
+    pub gallery: Arc<GalleryCell>,
+    pub health: Arc<Health>,
+    /// Told when the vital signs changed in a way worth publishing at once.
+    pub changed: Arc<Notify>,
+    pub embedder: ModelDigest,
+}
+
+impl Daemon {
+    pub(super) fn new(
+        settings: Settings,
+        clock: Arc<dyn Clock>,
+        store: Store,
+        vision: &Vision,
+        gallery: Gallery,
+    ) -> Self {
+        Self {
+            settings,
+            clock,
+            store,
+            gallery: Arc::new(GalleryCell::new(gallery)),
+            health: Arc::new(Health::default()),
+            changed: Arc::new(Notify::new()),
+            embedder: vision.embedder(),
+        }
+    }
+
+    /// Starts everything, waits for the end, stops everything.
+    pub(super) async fn serve(self, vision: Vision, options: RunOptions, watch: Stopwatch) -> anyhow::Result<()> {
+        let mut stages = Stages::new();
+        let broker = start_broker(&self.settings)?.map(|broker| Arc::new(Mutex::new(broker)));
+        let slot = Arc::new(Latest::default());
+        let (jobs, inbox) = sync_channel(JOBS_MAX);
+        let (replay_ended, ended) = watch::channel(false);
+        self.start_camera(&mut stages, &slot, &replay_ended)?;
+        self.start_inference(&mut stages, vision, slot, inbox)?;
+        let mqtt = self.settings.mqtt.as_ref();
+        let link = mqtt.map(|mqtt| self.start_mqtt(&mut stages, mqtt, jobs.clone())).transpose()?;
+        if link.is_none() {
+            tracing::warn!("no broker is configured: attendance is recorded here, and nothing is published");
+        }
+        if let Some(broker) = &broker {
+            watch_broker(&mut stages, broker);
+        }
+        self.start_vitals(&mut stages, link)?;
+        let (site, device) = (&self.settings.site, &self.settings.device);
+        tracing::info!(site, device, elapsed_ms = watch.elapsed().as_millis() as u64, "ready");
+        let asked = self.end(options, &jobs, ended);
+        let parting = async {
+            tokio::time::timeout(PARTING, drained(&jobs, &self.store, &sinks(&self.settings))).await.ok();
+        };
+        let outcome = tokio::select! {
+            outcome = stages.run(asked, parting, GRACE) => outcome,
+            () = asked_twice() => Err(anyhow!("asked twice to stop: ended at once")),
+        };
+        // The inference thread takes the end of these for the end of the daemon, so they live until here.
+        drop((jobs, replay_ended, broker));
+        outcome
+    }
+
+    fn start_camera(
+        &self,
+        stages: &mut Stages,
+        slot: &Arc<Latest<Frame>>,
+        ended: &watch::Sender<bool>,
+    ) -> anyhow::Result<()> {
+        let Some((source, patient)) = open_camera(&self.settings)? else {
+            self.health.set_camera(CameraHealth::Absent);
+            return Ok(());
+        };
+        let (slot, clock, health) = (Arc::clone(slot), Arc::clone(&self.clock), Arc::clone(&self.health));
+        let (stop, ended) = (stages.stop_signal(), ended.clone());
+        let capture = Capture { source, slot, clock, health, stop, patient, ended };
+        stages.thread("camera", move || capture.run())
+    }
+
+    fn start_inference(
+        &self,
+        stages: &mut Stages,
+        vision: Vision,
+        slot: Arc<Latest<Frame>>,
+        jobs: Receiver<Job>,
+    ) -> anyhow::Result<()> {
+        let spec = vision.template_spec();
+        let recognition = &self.settings.recognition;
+        let recorder = Recorder {
+            store: self.store.clone(),
+            clock: Arc::clone(&self.clock),
+            health: Arc::clone(&self.health),
+            venue: self.settings.venue.clone(),
+            pad: self.settings.pad,
+            unknown_every: self.settings.unknown_every,
+            last_unknown: None,
+        };
+        let inference = Inference {
+            engine: Box::new(vision),
+            live: Live::new(recognition.live(&spec)),
+            decision: recognition.decision(&spec),
+            enrol: recognition.enrol(&spec),
+            picture: recognition.picture(),
+            slot,
+            jobs,
+            gallery: Arc::clone(&self.gallery),
+            recorder,
+            health: Arc::clone(&self.health),
+            stop: stages.stop_signal(),
+        };
+        stages.thread("inference", move || inference.run())
+    }
+
+    fn start_mqtt(&self, stages: &mut Stages, mqtt: &MqttSettings, jobs: SyncSender<Job>) -> anyhow::Result<Link> {
+        let settings = &self.settings;
+        let topics = Topics::new(&settings.site, &settings.device).map_err(config)?;
+        let (link, driver, events) = link::open(link_settings(mqtt, &topics)).map_err(config)?;
+        let commander = Commander {
+            topics: topics.clone(),
+            limits: limits(settings),
+            per_minute_max: settings.commands.per_minute_max,
+            venues: settings.venues.clone(),
+            sinks: sinks(settings),
+            store: self.store.clone(),
+            gallery: Arc::clone(&self.gallery),
+            embedder: self.embedder,
+            jobs,
+            clock: Arc::clone(&self.clock),
+            health: Arc::clone(&self.health),
+            link: link.clone(),
+            changed: Arc::clone(&self.changed),
+        };
+        let sink = MqttSink {
+            link: link.clone(),
+            topics,
+            site: settings.site.clone(),
+            device: settings.device.clone(),
+            clock: Arc::clone(&self.clock),
+            health: Arc::clone(&self.health),
+        };
+        let window = usize::from(mqtt.window);
+        let settings = RelaySettings { window, ..RelaySettings::default() };
+        let relay = relay(self.store.clone(), sink, stages.last_signal(), settings);
+        let stop = stages.stop_signal();
+        stages.task("commands", async move { commander.run(events, stop).await });
+        stages.last_task("relay to mqtt", async move { relay.await.map_err(storage) });
+        let stop = stages.last_signal();
+        stages.last_task("mqtt link", async move { driver.drive(stop).await.map_err(|e| anyhow!(e)) });
+        Ok(link)
+    }
+
+    fn start_vitals(&self, stages: &mut Stages, link: Option<Link>) -> anyhow::Result<()> {
+        let vitals = Vitals {
+            health: Arc::clone(&self.health),
+            store: self.store.clone(),
+            sinks: sinks(&self.settings),
+            gallery: Arc::clone(&self.gallery),
+            clock: Arc::clone(&self.clock),
+            link,
+            topic: Topics::new(&self.settings.site, &self.settings.device).map_err(config)?.health(),
+            every: self.settings.health_every,
+            changed: Arc::clone(&self.changed),
+            embedder: self.embedder.to_string(),
+            precision: format!("{:?}", self.settings.vision.precision).to_lowercase(),
+        };
+        let stop = stages.stop_signal();
+        stages.task("vitals", vitals.run(stop));
+        Ok(())
+    }
+
+    /// Resolves when the daemon is asked to end, with the reason.
+    async fn end(
+        &self,
+        options: RunOptions,
+        jobs: &SyncSender<Job>,
+        mut replay_ended: watch::Receiver<bool>,
+    ) -> &'static str {
+        let replayed = async {
+            // An error means that the camera thread is gone, which its supervisor hears of.
+            if !options.until_replay_ends || replay_ended.wait_for(|it| *it).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            drained(jobs, &self.store, &sinks(&self.settings)).await;
+        };
+        tokio::select! {
+            reason = asked_to_stop() => reason,
+            () = replayed => "the replay has ended",
+        }
+    }
+}
+
+/// To whom events are owed.
+pub(super) fn sinks(settings: &Settings) -> Vec<SinkName> {
+    settings.mqtt.iter().map(|_| SinkName::MQTT).collect()
+}
+
+fn open_camera(settings: &Settings) -> anyhow::Result<Option<(Box<dyn FrameSource>, bool)>> {
+    match &settings.camera {
+        CameraSettings::None => Ok(None),
+        CameraSettings::Replay { replay, pace } => {
+            let source = Replay::open(replay.clone()).map_err(config)?;
+            Ok(Some((Box::new(source), *pace == RawPace::Networks)))
+        }
+    }
+}
+
+fn limits(settings: &Settings) -> Limits {
+    Limits {
+        payload_bytes: settings.commands.payload_bytes_max,
+        images: settings.commands.images_max,
+        image_bytes: settings.commands.image_bytes_max,
+        ..Limits::default()
+    }
+}
+
+pub fn link_settings(mqtt: &MqttSettings, topics: &Topics) -> LinkSettings {
+    let mut link = LinkSettings::new(&mqtt.host, mqtt.port, &mqtt.client_id, topics.status());
+    link.keep_alive = mqtt.keep_alive;
+    link.credentials = mqtt.credentials.clone().map(|(user, password)| Credentials { user, password });
+    link.tls = mqtt.tls.as_ref().map(|tls| TlsSettings {
+        ca: tls.ca.clone(),
+        client: tls.client.clone().map(|(cert, key)| ClientCertificate { cert, key }),
+    });
+    // Room for the topic and the header around the largest payload.
+    link.packet_bytes_max_in = mqtt.packet_bytes_max + (64 << 10);
+    link.window = mqtt.window;
+    link.subscriptions = topics.command_subscriptions();
+    link
+}
+
+fn start_broker(settings: &Settings) -> anyhow::Result<Option<BrokerProcess>> {
+    let Some(broker) = &settings.broker else {
+        return Ok(None);
+    };
+    let payload_bytes_max = settings.commands.payload_bytes_max + (64 << 10);
+    let broker =
+        BrokerSettings { tcp: broker.listen, websocket: broker.websocket, credentials: None, payload_bytes_max };
+    let program = std::env::current_exe().context("cannot tell where this program lies")?;
+    let process = BrokerProcess::start(Path::new(&program), &["broker-child"], &broker).map_err(config)?;
+    tracing::info!(address = %broker.tcp, websocket = ?broker.websocket, "embedded broker listening");
+    Ok(Some(process))
+}
+
+/// The broker has no business ending while we run. It is dropped, and so ended, after everybody has said goodbye to it.
+fn watch_broker(stages: &mut Stages, broker: &Arc<Mutex<BrokerProcess>>) {
+    let (mut stop, broker) = (stages.stop_signal(), Arc::clone(broker));
+    stages.task("broker", async move {
+        loop {
+            if let Some(status) = broker.lock().unwrap_or_else(PoisonError::into_inner).ended() {
+                anyhow::bail!("the embedded broker ended: {status}");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                _ = stop.wait_for(|it| *it) => return Ok(()),
+            }
+        }
+    });
+}
+
+/// The first SIGTERM or SIGINT.
+async fn asked_to_stop() -> &'static str {
+    let Some((mut terminate, mut interrupt)) = signals() else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+/// The second of them: whoever asks twice wants the end now. Nothing durable depends on a clean stop.
+async fn asked_twice() {
+    let Some((mut terminate, mut interrupt)) = signals() else {
+        return std::future::pending().await;
+    };
+    for _ in 0..2 {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+}
+
+fn signals() -> Option<(Signal, Signal)> {
+    if let (Ok(terminate), Ok(interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        Some((terminate, interrupt))
+    } else {
+        tracing::error!("cannot listen for signals");
+        None
+    }
+}
+
+/// Sinks that make no progress for this long at the end of a replay are not waited for any longer.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How often to look whether the sinks have everything; nothing wakes us when a row leaves the outbox.
+const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Waits until what came of the last frame is recorded, and the sinks have everything.
+async fn drained(jobs: &SyncSender<Job>, store: &Store, sinks: &[SinkName]) {
+    settled(jobs).await;
+    let (mut owed, mut progress) = (u64::MAX, Stopwatch::start());
+    loop {
+        let names = sinks.to_vec();
+        let depth = store.write_async(move |tx| {
+            names.iter().map(|sink| Ok(tx.outbox_depth(*sink)?.rows)).sum::<Result<u64, StoreError>>()
+        });
+        match depth.await {
+            Ok(0) | Err(_) => return,
+            Ok(rows) if rows < owed => (owed, progress) = (rows, Stopwatch::start()),
+            Ok(rows) if progress.elapsed() >= DRAIN_PATIENCE => {
+                tracing::warn!(rows, "still owed at the end of the replay: delivered after the next start");
+                return;
+            }
+            Ok(_) => {}
+        }
+        tokio::time::sleep(DRAIN_LOOK_EVERY).await;
+    }
+}
+
+async fn settled(jobs: &SyncSender<Job>) {
+    loop {
+        let (answer, answered) = oneshot::channel();
+        match jobs.try_send(Job::Settle { answer }) {
+            // An error means that the inference thread ends, which its stage tells.
+            Ok(()) => return answered.await.unwrap_or_default(),
+            Err(TrySendError::Disconnected(_)) => return,
+            Err(TrySendError::Full(_)) => tokio::time::sleep(DRAIN_LOOK_EVERY).await,
+        }
+    }
+}
