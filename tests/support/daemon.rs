@@ -100,6 +100,17 @@ impl Home {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// Every event in the database: `seq`, `event_id` and kind.
+    pub fn events(&self) -> Vec<(u64, String, String)> {
+        let database = rusqlite::Connection::open(self.state().join("rollcall.db")).unwrap();
+        let mut query = database.prepare("select seq, event_id, kind from event order by seq").unwrap();
+        let event = |row: &rusqlite::Row<'_>| {
+            let id: [u8; 16] = row.get(1)?;
+            Ok((row.get::<_, i64>(0)? as u64, uuid::Uuid::from_bytes(id).to_string(), row.get(2)?))
+        };
+        query.query_map([], event).unwrap().map(Result::unwrap).collect()
+    }
+
     /// Starts the daemon without waiting for it.
     pub fn spawn(&self, args: &[&str]) -> Daemon {
         let log = OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
