@@ -75,20 +75,26 @@ fn needles_of(photographs: &[PathBuf]) -> Needles {
         needles.add("pixels of a photograph", picture.rgb(), WINDOW);
         for face in still::faces(&mut vision, &picture).unwrap() {
             needles.add("an aligned face", face.sample.picture.rgb(), WINDOW);
-            let template = vision.template(&face.sample).unwrap().unwrap();
-            let template = template.as_slice();
-            let bytes = |of: fn(&f32) -> Vec<u8>| template.iter().flat_map(of).collect::<Vec<u8>>();
-            needles.add("a template", &bytes(|x| x.to_le_bytes().to_vec()), 4);
-            needles.add("a template", &bytes(|x| x.to_be_bytes().to_vec()), 4);
-            needles.add("a template in double precision", &bytes(|x| f64::from(*x).to_le_bytes().to_vec()), 8);
-            let largest = template.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-            let codes: Vec<u8> = template.iter().map(|x| (x / (largest / 127.0)).round() as i8 as u8).collect();
-            needles.add("a template as int8", &codes, 1);
-            let text = template.iter().map(|x| format!("{x}")).collect::<Vec<_>>().join(",");
-            needles.add("a template as text", text.as_bytes(), 1);
+            let of_frames = vision.template(&face.sample).unwrap().unwrap();
+            let of_stills = still::template(&mut vision, &face.sample).unwrap().unwrap();
+            add_template(&mut needles, of_frames.as_slice());
+            add_template(&mut needles, of_stills.as_slice());
         }
     }
     needles
+}
+
+/// In every form that we, or a library, might write one.
+fn add_template(needles: &mut Needles, template: &[f32]) {
+    let bytes = |of: fn(&f32) -> Vec<u8>| template.iter().flat_map(of).collect::<Vec<u8>>();
+    needles.add("a template", &bytes(|x| x.to_le_bytes().to_vec()), 4);
+    needles.add("a template", &bytes(|x| x.to_be_bytes().to_vec()), 4);
+    needles.add("a template in double precision", &bytes(|x| f64::from(*x).to_le_bytes().to_vec()), 8);
+    let largest = template.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+    let codes: Vec<u8> = template.iter().map(|x| (x / (largest / 127.0)).round() as i8 as u8).collect();
+    needles.add("a template as int8", &codes, 1);
+    let text = template.iter().map(|x| format!("{x}")).collect::<Vec<_>>().join(",");
+    needles.add("a template as text", text.as_bytes(), 1);
 }
 
 fn files_below(dir: &Path) -> Vec<PathBuf> {
@@ -105,6 +111,7 @@ fn holds(bytes: &[u8], text: &str) -> bool {
 
 /// All that the daemon left behind, but for what the test itself wrote.
 fn check_files(home: &Home, needles: &Needles) {
+    assert_eq!(files_below(&home.path("tmp")), [] as [PathBuf; 0], "the home directory and the temporary files");
     let own = ["config.toml", "visits.csv"].map(|name| home.path(name));
     let files = files_below(&home.path(""));
     assert!(files.iter().any(|path| path.ends_with("rollcall.db")), "{files:?}");

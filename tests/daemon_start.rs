@@ -67,7 +67,7 @@ fn configuration() {
     run("[broker]\nenabled = true\n", exit::CONFIG, &["one broker"]);
     run("[attendance]\nvenue = \"room\"\n[[venue]]\nid = \"hall\"\n", exit::CONFIG, &["room"]);
     let home = Home::new(NO_BROKER, "");
-    let set = |name: &str, value: &str| home.command(&["run"]).env(name, value).output().unwrap();
+    let set = |name: &str, value: &str| home.finish(home.command(&["run"]).env(name, value));
     check(&set("ROLLCALL_MQTT_PORT", "many"), exit::CONFIG, &["ROLLCALL_MQTT_PORT", "many"]);
     check(&set("ROLLCALL_MQTT_PROT", "1883"), exit::CONFIG, &["ROLLCALL_MQTT_PROT"]);
     fs::remove_file(home.path("config.toml")).unwrap();
@@ -128,8 +128,14 @@ fn storage() {
     set_version(version);
 
     fs::set_permissions(home.state(), fs::Permissions::from_mode(0o755)).unwrap();
-    check(&home.output(&["run"]), exit::STORAGE, &["chmod 700"]);
-    fs::set_permissions(home.state(), fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(home.start().terminate().success());
+    let mode = fs::metadata(home.state()).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o700, "what is plainly ours is closed to others");
+    let somebodys = Home::new(NO_BROKER, "");
+    fs::create_dir(somebodys.state()).unwrap();
+    fs::set_permissions(somebodys.state(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(somebodys.state().join("letter"), "Dear").unwrap();
+    check(&somebodys.output(&["run"]), exit::STORAGE, &["chmod 700"]);
 
     let key = home.state().join("rollcall.key");
     let kept = fs::read(&key).unwrap();

@@ -123,7 +123,7 @@ impl Client {
     /// The next health message of which `wanted` is true.
     pub fn await_health(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let from = self.heard().len();
-        let fresh = |it: &Heard| Some(it.json()).filter(|health| it.part == "health" && wanted(health));
+        let fresh = |it: &Heard| (it.part == "health").then(|| it.json()).filter(|health| wanted(health));
         until(what, || lock(&self.heard)[from..].iter().find_map(fresh))
     }
 
