@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    rollcall::vision::runtime::forbid_telemetry();
     rollcall::cli::main()
 }

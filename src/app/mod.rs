@@ -80,7 +80,7 @@ pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
     outcome.and(closed.map_err(storage))
 }
 
-fn storage(error: StoreError) -> anyhow::Error {
+pub fn storage(error: StoreError) -> anyhow::Error {
     Failure { code: exit::STORAGE, what: "the storage cannot be used", source: error.into() }.into()
 }
 
@@ -145,6 +145,19 @@ pub fn load_gallery(store: &Store, vision: &Vision) -> anyhow::Result<Gallery> {
     let (gallery, count) = store.write(load).map_err(storage)?;
     report_references(&count);
     Ok(gallery)
+}
+
+/// For the commands that only read, beside a daemon that may be running.
+pub fn open_reader(settings: &Settings) -> anyhow::Result<Reader> {
+    let dir = &settings.state_dir;
+    if dir.join(store::DATABASE).is_file() {
+        return Store::open_read_only(dir, credentials_dir().as_deref()).map_err(storage);
+    }
+    let missing = anyhow::anyhow!(
+        "there is no database in {}: `rollcall run` or `rollcall enrol` makes one, or is [storage] directory another?",
+        dir.display()
+    );
+    Err(Failure { code: exit::STORAGE, what: "nothing was recorded here yet", source: missing }.into())
 }
 
 /// The gallery as it stands in the store, read beside a daemon that may be running.

@@ -4,7 +4,7 @@ use crate::app;
 use crate::cli::table;
 use crate::config::Settings;
 use crate::record::command::answer::AttendanceEntry;
-use crate::record::store::{AttendanceQuery, Store};
+use crate::record::store::AttendanceQuery;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -38,7 +38,7 @@ fn moment(text: &str) -> Result<i64, String> {
 }
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
-    let reader = Store::open_read_only(&settings.state_dir, app::credentials_dir().as_deref())?;
+    let reader = app::open_reader(settings)?;
     let mut entries = Vec::new();
     let mut after_seq = 0;
     loop {

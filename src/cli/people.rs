@@ -142,7 +142,7 @@ pub struct SubjectsArgs {
 }
 
 pub fn subjects(args: &SubjectsArgs, settings: &Settings) -> anyhow::Result<()> {
-    let reader = Store::open_read_only(&settings.state_dir, app::credentials_dir().as_deref())?;
+    let reader = app::open_reader(settings)?;
     let mut subjects: Vec<Subject> = Vec::new();
     loop {
         let page = reader.subjects(subjects.last().map(|subject| &subject.id), 500)?;

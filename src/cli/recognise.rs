@@ -9,7 +9,7 @@ use crate::recognise::engine::FaceEngine;
 use crate::recognise::gallery::Gallery;
 use crate::recognise::picture::Picture;
 use crate::recognise::still;
-use crate::record::store::{Store, StoreError};
+use crate::record::store::DATABASE;
 use crate::vision::Vision;
 
 #[derive(Debug, clap::Args)]
@@ -44,14 +44,11 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
 
 /// Nobody enrolled yet is a gallery without anybody.
 fn gallery(settings: &Settings, vision: &Vision) -> anyhow::Result<Gallery> {
-    if !settings.state_dir.join("rollcall.db").is_file() {
+    if !settings.state_dir.join(DATABASE).is_file() {
         return Ok(Gallery::new(vision.dimension()));
     }
-    let read = || -> Result<Gallery, StoreError> {
-        let reader = Store::open_read_only(&settings.state_dir, app::credentials_dir().as_deref())?;
-        app::read_gallery(&reader, &vision.embedder(), vision.dimension())
-    };
-    Ok(read()?)
+    let reader = app::open_reader(settings)?;
+    app::read_gallery(&reader, &vision.embedder(), vision.dimension()).map_err(app::storage)
 }
 
 fn look(

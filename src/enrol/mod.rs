@@ -57,8 +57,9 @@ impl Judgement {
     }
 }
 
-/// Of two faces, the smaller is a passer-by in the background when it has less than this share of the larger's area.
-const BYSTANDER_AREA: f32 = 0.35;
+/// Another face is a passer-by's when it has less than this share of the main one's prominence (size, less the further
+/// from the centre). A guess: two people side by side have about the same, a neighbour cut by the edge about a quarter.
+const BYSTANDER_PROMINENCE: f32 = 0.35;
 
 /// Judges the photographs of one subject.
 pub fn judge<'a>(
@@ -88,8 +89,8 @@ fn judge_one(engine: &mut dyn FaceEngine, photograph: &[u8], settings: &EnrolSet
     let Some(main) = faces.first() else {
         return refused(Reason::NoFace);
     };
-    let rival =
-        |other: &Found| other.detection.bounding_box.area() > BYSTANDER_AREA * main.detection.bounding_box.area();
+    let prominence = |found: &Found| still::prominence(&found.detection, &picture);
+    let rival = |other: &Found| prominence(other) > BYSTANDER_PROMINENCE * prominence(main);
     if faces[1..].iter().any(rival) {
         return refused(Reason::SeveralFaces);
     }

@@ -103,7 +103,7 @@ fn smallest(detections: &[Detection]) -> f32 {
 }
 
 /// Area, less the further from the centre: a passer-by in the background is not whom the photograph is of.
-fn prominence(face: &Detection, picture: &Picture) -> f32 {
+pub fn prominence(face: &Detection, picture: &Picture) -> f32 {
     let centre = Point { x: picture.width() as f32 / 2.0, y: picture.height() as f32 / 2.0 };
     let half_diagonal = centre.x.hypot(centre.y);
     let away = face.bounding_box.centre().distance(centre) / half_diagonal;

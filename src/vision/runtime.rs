@@ -14,6 +14,22 @@ pub const PINNED_VERSION: &str = "1.32.0";
 
 static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
 
+/// Read by ONNX Runtime when it is loaded.
+const NO_TELEMETRY: &str = "ORT_DISABLE_TELEMETRY";
+
+/// ONNX Runtime 1.32 tells its maker of every process that loads it: it keeps a device id and what it is going to tell
+/// below `~/.cache/Microsoft`, and sends it to mobile.events.data.microsoft.com. The call that turns this off comes after
+/// the first report; only this variable, set before the library is loaded, keeps it silent.
+///
+/// To be called first thing in `main`. Tests and benches have the variable from `.cargo/config.toml`.
+pub fn forbid_telemetry() {
+    #[expect(unsafe_code, clippy::disallowed_methods, reason = "a C library can be told by the environment only")]
+    // SAFETY: `main` calls this before there is a second thread that could read the environment meanwhile.
+    unsafe {
+        std::env::set_var(NO_TELEMETRY, "1");
+    }
+}
+
 /// Where the library may lie, in the order in which it is looked for: as configured, as the environment says, beside an
 /// installed package, and where `make setup` puts it in a source tree.
 pub fn candidates(configured: Option<&Path>, models: &Path) -> Vec<PathBuf> {

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::daemon::{BASE, PATIENCE, until};
+use crate::daemon::{BASE, Daemon, Home, PATIENCE, until};
 
 /// A message as it came. Retained ones are what the broker had kept.
 #[derive(Clone, Debug)]
@@ -67,6 +67,15 @@ impl Client {
         client
     }
 
+    /// A daemon that is ready, and has told so here: from then on the broker keeps commands for it.
+    pub fn started(&self, home: &Home) -> Daemon {
+        let from = lock(&self.heard).len();
+        let daemon = home.start();
+        let online = |it: &Heard| it.part == "status" && it.payload == b"online";
+        until("the device is online", || lock(&self.heard)[from..].iter().any(online).then_some(()));
+        daemon
+    }
+
     /// At QoS 1, again and again until the broker has acknowledged it.
     pub fn publish(&self, topic: &str, payload: &[u8]) {
         until("the broker acknowledges", || {
@@ -114,7 +123,7 @@ impl Client {
     /// The next health message of which `wanted` is true.
     pub fn await_health(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let from = self.heard().len();
-        let fresh = |it: &Heard| Some(it.json()).filter(|health| it.part == "health" && wanted(health));
+        let fresh = |it: &Heard| (it.part == "health").then(|| it.json()).filter(|health| wanted(health));
         until(what, || lock(&self.heard)[from..].iter().find_map(fresh))
     }
 
@@ -138,7 +147,7 @@ impl Client {
     pub fn replies(&self) -> usize {
         let heard = lock(&self.heard);
         let parts = heard.iter().map(|it| it.part.as_str()).filter(|part| part.starts_with("reply/"));
-        parts.collect::<std::collections::BTreeSet<_>>().len()
+        parts.collect::<BTreeSet<_>>().len()
     }
 
     /// All events by `seq`; it is an error that one `seq` has two ids, or one id two of anything.
@@ -153,12 +162,18 @@ impl Client {
         events
     }
 
-    /// Waits until every event up to `last` was heard.
-    pub fn await_events(&self, last: u64) -> BTreeMap<u64, Value> {
-        until(&format!("events up to {last}"), || {
-            let events = self.events();
-            (events.len() as u64 >= last).then_some(events)
-        })
+    /// Waits until every event that the database holds was heard, and holds the two against each other: the same
+    /// events with the same ids, and `seq` from 1 on without a gap. For a daemon that has ended.
+    pub fn check_events(&self, home: &Home) -> BTreeMap<u64, Value> {
+        let kept = home.events();
+        let heard = until("every event is heard", || Some(self.events()).filter(|heard| heard.len() >= kept.len()));
+        let text = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
+        let told = heard.iter().map(|(seq, event)| (*seq, text(event, "event_id"), text(event, "kind")));
+        assert_eq!(told.collect::<Vec<_>>(), kept, "MQTT and SQLite tell the same");
+        assert!(kept.iter().map(|event| event.0).eq(1..=kept.len() as u64), "seq has a gap: {kept:?}");
+        let ids: BTreeSet<_> = kept.iter().map(|event| &event.1).collect();
+        assert_eq!(ids.len(), kept.len(), "one event_id, two events");
+        heard
     }
 }
 

@@ -85,12 +85,25 @@ impl Home {
             command.env_remove(name);
         }
         command.arg("--config").arg(self.path("config.toml")).args(args).env("TMPDIR", self.path("tmp"));
+        // What it writes behind our back, it writes where a test can find it.
+        command.env("HOME", self.path("tmp")).env_remove("XDG_CACHE_HOME").env_remove("ORT_DISABLE_TELEMETRY");
         command
     }
 
-    /// A command that ends by itself.
+    /// A command that ends by itself; one that does not is a failure and not a test that hangs.
     pub fn output(&self, args: &[&str]) -> Output {
-        self.command(args).stdin(Stdio::null()).output().unwrap()
+        self.finish(&mut self.command(args))
+    }
+
+    pub fn finish(&self, command: &mut Command) -> Output {
+        // Files and not pipes: a pipe that nobody reads while we wait for the end holds up whoever writes much.
+        let [out, err] = ["command.out", "command.err"].map(|name| self.path(name));
+        let files = [&out, &err].map(|path| File::create(path).unwrap());
+        let [to_out, to_err] = files;
+        let child = command.stdin(Stdio::null()).stdout(to_out).stderr(to_err).spawn().unwrap();
+        let mut child = Daemon { child, log: err.clone(), ready_before: 0 };
+        let status = child.wait();
+        Output { status, stdout: fs::read(out).unwrap(), stderr: fs::read(err).unwrap() }
     }
 
     /// A command that prints JSON, and succeeds.
@@ -98,6 +111,17 @@ impl Home {
         let output = self.output(args);
         assert!(output.status.success(), "{args:?}: {output:?}");
         serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Every event in the database: `seq`, `event_id` and kind.
+    pub fn events(&self) -> Vec<(u64, String, String)> {
+        let database = rusqlite::Connection::open(self.state().join("rollcall.db")).unwrap();
+        let mut query = database.prepare("select seq, event_id, kind from event order by seq").unwrap();
+        let event = |row: &rusqlite::Row<'_>| {
+            let id: [u8; 16] = row.get(1)?;
+            Ok((row.get::<_, i64>(0)? as u64, uuid::Uuid::from_bytes(id).to_string(), row.get(2)?))
+        };
+        query.query_map([], event).unwrap().map(Result::unwrap).collect()
     }
 
     /// Starts the daemon without waiting for it.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::StoreError;
 
-pub(super) const DATABASE: &str = "rollcall.db";
+pub const DATABASE: &str = "rollcall.db";
 const LOCK: &str = "lock";
 const RESERVE: &str = "reserve";
 const OTHERS: u32 = 0o077;

@@ -35,6 +35,7 @@ use crate::record::seal::SealError;
 use tx::Tx as Transaction;
 use writer::{Job, Message, Task, wait};
 
+pub use files::DATABASE;
 pub use people::{Erased, NewReference};
 pub use read::{AttendanceQuery, Reader};
 pub use tx::Tx;
