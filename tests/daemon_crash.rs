@@ -7,6 +7,7 @@
 //! `E2E_VISITS=2000 E2E_KILLS=20 E2E_OUTAGE_S=60 cargo nextest run --test daemon_crash --no-capture`
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+#![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
 #[path = "support/client.rs"]
 mod client;

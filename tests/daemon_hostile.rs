@@ -1,6 +1,6 @@
 //! What an enemy, or a mistake, can send: refused by name, counted, and nothing else. The daemon goes on, in its memory.
 
-#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+#![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
 #[path = "support/client.rs"]
 mod client;
@@ -42,7 +42,8 @@ fn lying(jpeg: &[u8], side: u16) -> Vec<u8> {
 }
 
 /// A PNG that is a header, with a right checksum, and claims 30,000 x 30,000.
-const LYING_PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x75\x30\0\0\x75\x30\x08\x02\0\0\0\xe9\x45\x6f\xed\0\0\0\0IDAT";
+const LYING_PNG: &[u8] =
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x75\x30\0\0\x75\x30\x08\x02\0\0\0\xe9\x45\x6f\xed\0\0\0\0IDAT";
 
 struct Case {
     verb: &'static str,
@@ -97,7 +98,13 @@ fn wrong_fields(cases: &mut Vec<Case>, photograph: &str) {
         refused(cases, "attend", json!({"venue": id, "image": photograph}), "bad_value", "venue");
     }
     for name in ["", "a\nb", "\u{7}", &"n".repeat(201)] {
-        refused(cases, "enrol", enrol(json!({"id": "j", "name": name}), json!([photograph])), "bad_value", "subject.name");
+        refused(
+            cases,
+            "enrol",
+            enrol(json!({"id": "j", "name": name}), json!([photograph])),
+            "bad_value",
+            "subject.name",
+        );
     }
     refused(cases, "enrol", json!({"images": [photograph]}), "missing_field", "subject");
     refused(cases, "enrol", json!({"subject": subject}), "missing_field", "images");
@@ -120,7 +127,13 @@ fn wrong_fields(cases: &mut Vec<Case>, photograph: &str) {
     refused(cases, "subjects", json!({"limit": "10"}), "wrong_type", "limit");
     refused(cases, "subjects", json!({"limit": 501}), "bad_value", "limit");
     refused(cases, "attendance", json!({"venue": "main", "from": "yesterday"}), "bad_value", "from");
-    refused(cases, "attend", json!({"venue": "main", "image": photograph, "direction": "up"}), "bad_value", "direction");
+    refused(
+        cases,
+        "attend",
+        json!({"venue": "main", "image": photograph, "direction": "up"}),
+        "bad_value",
+        "direction",
+    );
     refused(cases, "sync", json!({"schema": 2}), "bad_value", "schema");
     refused(cases, "sync", json!({"expires_at": "2020-01-01T00:00:00Z"}), "expired", "expires_at");
     refused(cases, "fly", json!({}), "unknown_verb", "");
@@ -173,7 +186,12 @@ fn everything_hostile_is_refused_by_name_and_changes_nothing() {
         from = client.heard().len();
         let shown = String::from_utf8_lossy(&case.payload[..case.payload.len().min(200)]).into_owned();
         let told = (&answer["ok"], &answer["error"]["code"], &answer["request_id"]);
-        assert_eq!(told, (&json!(false), &json!(case.code), &json!(case.request_id)), "{} {shown}: {answer}", case.verb);
+        assert_eq!(
+            told,
+            (&json!(false), &json!(case.code), &json!(case.request_id)),
+            "{} {shown}: {answer}",
+            case.verb
+        );
         assert!(answer["error"].to_string().contains(case.about), "{shown}: {answer}");
     }
     let sent = cases.len() as u64 + 1;
@@ -203,7 +221,8 @@ fn garbage(client: &Client, photograph: &str) {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % limit
     };
-    let honest = json!({"request_id": "garbled", "subject_id": "nobody-at-all", "erase": true, "note": &photograph[..200]});
+    let honest =
+        json!({"request_id": "garbled", "subject_id": "nobody-at-all", "erase": true, "note": &photograph[..200]});
     let honest = honest.to_string().into_bytes();
     let verbs = ["enrol", "withdraw", "rename", "subjects", "recognise", "attend", "attendance", "sync", "venues"];
     for round in 0..GARBAGE {
@@ -223,7 +242,9 @@ fn garbage(client: &Client, photograph: &str) {
 /// 50 MB at both qualities of service. What comes behind them is answered.
 fn too_large(broker: &Mosquitto, client: &Client) {
     let command = format!("{BASE}/command/enrol");
-    let large = |id: &str| [format!("{{\"request_id\": \"{id}\", \"images\": [\"").as_bytes(), &vec![b'A'; 50_000_000]].concat();
+    let large = |id: &str| {
+        [format!("{{\"request_id\": \"{id}\", \"images\": [\"").as_bytes(), &vec![b'A'; 50_000_000]].concat()
+    };
     for (id, qos) in [("large-0", "0"), ("large-1", "1")] {
         broker.publish_payload(&command, &large(id), &["-q", qos]);
         assert_eq!(client.request("sync", &format!("after-{id}"), json!({}))["ok"], true);

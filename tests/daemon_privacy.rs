@@ -13,6 +13,7 @@ mod faces;
 mod mosquitto;
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -59,7 +60,14 @@ impl Needles {
 fn vision() -> Vision {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     let precision = Precision::Int8;
-    let settings = VisionSettings { models, runtime_library: None, embedder: "fr_feature".into(), precision, threads: 1, pad: false };
+    let settings = VisionSettings {
+        models,
+        runtime_library: None,
+        embedder: "fr_feature".into(),
+        precision,
+        threads: 1,
+        pad: false,
+    };
     Vision::load(&settings).unwrap()
 }
 
@@ -170,7 +178,9 @@ fn no_photograph_template_or_name_where_none_may_be() {
         "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 10\nrepeat = true\n[log]\nlevel = \"debug\"\n\
          [[venue]]\nid = \"main\"\nre_entry_gap = \"0s\"\n",
     );
-    let list: String = photographs.iter().map(|path| format!("{}\n{}\n", path.display(), home.path("missing.jpg").display())).collect();
+    let missing = home.path("missing.jpg");
+    let mut list = String::new();
+    photographs.iter().for_each(|path| writeln!(list, "{}\n{}", path.display(), missing.display()).unwrap());
     fs::write(home.path("visits.csv"), list).unwrap();
     let daemon = client.started(&home);
     live_through_everything(&client);

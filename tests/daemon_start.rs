@@ -1,7 +1,7 @@
 //! Beginning and end: what keeps the daemon from starting is said with its exit code and what to do; a stop is clean; a
 //! restart knows everything.
 
-#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+#![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
 #[path = "support/client.rs"]
 mod client;
@@ -168,7 +168,8 @@ fn a_damaged_database_is_set_aside_and_a_lost_key_is_not_made_anew() {
     let entries: Vec<_> = aside.collect();
     let inside = |entry: &Vec<u8>| entry == b"this was a database";
     let folders = fs::read_dir(home.state()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
-    let deeper = folders.flat_map(|dir| fs::read_dir(dir).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap_or_default()));
+    let deeper = folders
+        .flat_map(|dir| fs::read_dir(dir).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap_or_default()));
     assert!(entries.iter().any(inside) || deeper.collect::<Vec<_>>().iter().any(inside), "never deleted");
 }
 
@@ -191,7 +192,11 @@ fn a_stop_is_clean_and_a_restart_knows_everything() {
     let said = home.json(&["enrol", "--id", "obama", "--name", "Barack", &other, "--json"]);
     assert_eq!((&said["ok"], &said["references"]), (&json!(true), &json!(2)));
     check(&home.output(&["enrol", "--id", "again", &obama]), 1, &["already enrolled as obama"]);
-    check(&home.output(&["enrol", "--id", "nobody", &format!("{}/Cargo.toml", env!("CARGO_MANIFEST_DIR"))]), 1, &["no image can be used"]);
+    check(
+        &home.output(&["enrol", "--id", "nobody", &format!("{}/Cargo.toml", env!("CARGO_MANIFEST_DIR"))]),
+        1,
+        &["no image can be used"],
+    );
     let visit = json!({"venue": "main", "image": faces::base64(&demo("obama3.jpg"))});
     assert_eq!(client.request("attend", "v-1", visit.clone())["recorded"], json!(["Barack"]));
     let seen = client.heard().len();
@@ -225,7 +230,8 @@ fn the_embedded_broker_ends_with_the_daemon_however_that_ends() {
     let home = Home::new(port, "");
     let config = fs::read_to_string(home.path("config.toml")).unwrap().replace("host = \"127.0.0.1\"\n", "");
     let config = config.replace(&format!("port = {port}\n"), "");
-    let broker = format!("[broker]\nenabled = true\nlisten = \"127.0.0.1:{port}\"\nwebsocket = \"127.0.0.1:{websocket}\"\n");
+    let broker =
+        format!("[broker]\nenabled = true\nlisten = \"127.0.0.1:{port}\"\nwebsocket = \"127.0.0.1:{websocket}\"\n");
     fs::write(home.path("config.toml"), config + &broker).unwrap();
     let free = || until("the broker's port is free", || TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(()));
     for end in ["SIGKILL", "SIGTERM"] {

@@ -5,6 +5,7 @@
 //! `E2E_PEOPLE=144 E2E_IMPOSTORS=304 cargo nextest run --test daemon_visits --no-capture`
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+#![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
 #[path = "support/client.rs"]
 mod client;
@@ -131,7 +132,9 @@ fn check_record(home: &Home, client: &Client) -> Vec<Value> {
     let told: Vec<_> = events.values().filter(|event| event["kind"] == "attendance").collect();
     let pairs = told.iter().zip(recorded.as_array().unwrap());
     assert_eq!(told.len(), recorded.as_array().unwrap().len());
-    pairs.for_each(|(told, kept)| assert_eq!((&told["event_id"], &told["subject"]), (&kept["event_id"], &kept["subject"])));
+    pairs.for_each(|(told, kept)| {
+        assert_eq!((&told["event_id"], &told["subject"]), (&kept["event_id"], &kept["subject"]));
+    });
     let seen = |event: &&Value| event["kind"] == "attendance" || event["kind"] == "unknown";
     events.values().filter(seen).cloned().collect()
 }
@@ -169,7 +172,7 @@ fn each_visit_is_recorded_and_published_once() {
     let kept: HashSet<_> = subjects.as_array().unwrap().iter().map(|it| it["id"].as_str().unwrap()).collect();
     assert_eq!(kept, enrolled);
 
-    let others: Vec<_> = strangers.iter().chain(&faces.no_faces).cloned().collect();
+    let others: Vec<_> = strangers.iter().chain(&faces.empty_scenes).cloned().collect();
     let visits = visits(people, &others);
     write_list(&home, &visits);
     home.configure(broker.port(), REPLAY);

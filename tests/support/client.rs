@@ -40,28 +40,28 @@ pub struct Client {
 impl Client {
     /// With a session that the broker keeps: what is said while the broker is down, or this client, is heard later.
     pub fn connect(port: u16) -> Self {
-        let mut settings = LinkSettings::new("127.0.0.1", port, "observer", "observer/status".into());
-        settings.subscriptions = vec![format!("{BASE}/event/+"), format!("{BASE}/reply/+")];
-        settings.subscriptions.extend([format!("{BASE}/status"), format!("{BASE}/health")]);
-        settings.packet_bytes_max_out = 64 << 20;
-        settings.retry.shortest = Duration::from_millis(20);
-        settings.retry.longest = Duration::from_millis(200);
-        let (link, driver, mut events) = link::open(settings).unwrap();
+        let mut wanted = LinkSettings::new("127.0.0.1", port, "observer", "observer/status".into());
+        wanted.subscriptions = vec![format!("{BASE}/event/+"), format!("{BASE}/reply/+")];
+        wanted.subscriptions.extend([format!("{BASE}/status"), format!("{BASE}/health")]);
+        wanted.packet_bytes_max_out = 64 << 20;
+        wanted.retry.shortest = Duration::from_millis(20);
+        wanted.retry.longest = Duration::from_millis(200);
+        let (link, driver, mut told) = link::open(wanted).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (stop, stopped) = watch::channel(false);
+        let (stop, asked) = watch::channel(false);
         let heard = Arc::new(Mutex::new(Vec::new()));
         let keep = Arc::clone(&heard);
         runtime.spawn(async move {
-            while let Some(event) = events.recv().await {
+            while let Some(event) = told.recv().await {
                 if let LinkEvent::Inbound(inbound) = event {
-                    let part = inbound.topic.strip_prefix(BASE).unwrap().trim_start_matches('/').to_owned();
-                    let heard = Heard { part, payload: inbound.payload, retained: inbound.retained };
+                    let below = inbound.topic.strip_prefix(BASE).unwrap().trim_start_matches('/').to_owned();
+                    let heard = Heard { part: below, payload: inbound.payload, retained: inbound.retained };
                     lock(&keep).push(heard);
                     inbound.ack.acknowledge();
                 }
             }
         });
-        runtime.spawn(driver.drive(stopped));
+        runtime.spawn(driver.drive(asked));
         let client = Self { link, heard, stop, runtime: Some(runtime) };
         client.publish("settled", b"");
         client

@@ -23,7 +23,7 @@ pub struct Faces {
     pub people: Vec<Person>,
     /// Strangers, one photograph each.
     pub impostors: Vec<PathBuf>,
-    pub no_faces: Vec<PathBuf>,
+    pub empty_scenes: Vec<PathBuf>,
     /// Several people in one picture: the ids of those who can be enrolled.
     pub groups: Vec<(PathBuf, Vec<String>)>,
 }
@@ -65,8 +65,8 @@ impl Faces {
             faces.groups.push((dir.join("group").join(&row[0]), row[2].split(';').map(str::to_owned).collect()));
         }
         let listed = fs::read_dir(dir.join("nofaces")).unwrap().map(|entry| entry.unwrap().path());
-        faces.no_faces = listed.collect();
-        faces.no_faces.sort();
+        faces.empty_scenes = listed.collect();
+        faces.empty_scenes.sort();
         faces
     }
 
