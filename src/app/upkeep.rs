@@ -16,11 +16,14 @@ pub struct Upkeep {
     pub keep_days: Option<u32>,
 }
 
-/// A device that was started without network learns the time within minutes; retention is a matter of days.
+/// A device that was started without network learns the time within minutes.
 const EVERY: Duration = Duration::from_mins(1);
+/// Retention is a matter of days: looked at once in so many rounds.
+const RETENTION_ROUNDS: u32 = 60;
 
 impl Upkeep {
     pub async fn run(self, mut stop: watch::Receiver<bool>) -> StageResult {
+        let mut rounds = 0u32;
         loop {
             let now = self.clock.now();
             if now.trusted {
@@ -31,10 +34,11 @@ impl Upkeep {
                         "the clock is right now: times of earlier events were corrected"
                     );
                 }
-                if let Some(days) = self.keep_days {
+                if let Some(days) = self.keep_days.filter(|_| rounds.is_multiple_of(RETENTION_ROUNDS)) {
                     self.repeat(move |tx| tx.retention(days)).await?;
                 }
             }
+            rounds = rounds.wrapping_add(1);
             tokio::select! {
                 () = tokio::time::sleep(EVERY) => {}
                 _ = stop.wait_for(|it| *it) => return Ok(()),

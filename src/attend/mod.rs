@@ -33,11 +33,11 @@ pub fn is_due(last: Option<&LastRecord>, now: &Stamp, boot_id: &BootId, gap: Dur
         return true;
     };
     let gap_ms = gap.as_millis() as i64;
-    let passed_ms = if last.boot_id == *boot_id {
-        now.boottime_ms as i64 - last.boottime_ms as i64
-    } else {
-        now.wall_ms - last.wall_ms
-    };
+    if last.boot_id == *boot_id {
+        // A sighting that waited for the networks may be recorded after a later one: the gap counts both ways.
+        return now.boottime_ms.abs_diff(last.boottime_ms) as i64 >= gap_ms;
+    }
+    let passed_ms = now.wall_ms - last.wall_ms;
     passed_ms < 0 || passed_ms >= gap_ms
 }
 
@@ -60,6 +60,7 @@ mod tests {
     fn once_per_re_entry_gap() {
         check(99_941, 441, true, false);
         check(99_940, 440, true, true); // equality counts
+        check(100_000, 501, true, false); // recorded already, but seen a second later than this one
         check(99_941, 441, false, false);
         check(99_940, 499, false, true);
     }

@@ -93,6 +93,10 @@ impl Replay {
         if is_clip(&item.path) {
             self.pending =
                 clip_frames(&read(&item.path, &self.label(), CLIP_BYTES_MAX)?).map(Pending::Encoded).collect();
+            if self.pending.is_empty() {
+                let why = "it has no JPEG picture in it".to_owned();
+                return Err(CameraError::Unusable { what: self.label(), why });
+            }
             self.pending.reverse();
             return Ok(true);
         }
@@ -175,7 +179,7 @@ fn list(text: &str, settings: &ReplaySettings) -> Result<Vec<Item>, CameraError>
     let mut items = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
-        if line.is_empty() || line.starts_with('#') || (number == 0 && line.starts_with("file")) {
+        if line.is_empty() || line.starts_with('#') || (number == 0 && (line == "file" || line.starts_with("file,"))) {
             continue;
         }
         let mut fields = line.split(',').map(str::trim);

@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Ok(report)
     });
     let report = outcome.with_context(|| daemon.last_words())?;
-    daemon.stop()?;
+    daemon.stop(args.keep)?;
     report.check()?;
     if !args.keep {
         look_further();
@@ -184,8 +184,13 @@ fn show_attendance(attendance: &[Value]) {
 }
 
 async fn show_delivery(console: &mut Console, seen: usize) -> anyhow::Result<u64> {
-    let answer = console.request("sync", json!({}), PATIENCE).await?;
-    let owed = answer["owed"][0]["rows"].as_u64().unwrap_or(u64::MAX);
+    let watch = Stopwatch::start();
+    let mut owed = u64::MAX;
+    // The last acknowledgement may still be on its way.
+    while owed > 0 && watch.elapsed() < PATIENCE {
+        let answer = console.request("sync", json!({}), PATIENCE).await?;
+        owed = answer["owed"][0]["rows"].as_u64().unwrap_or(u64::MAX);
+    }
     println!("\nEvents received here: {seen} (and {} enrolments); still owed to the broker: {owed}", ENROLLED.len());
     let of_venue = console.request("attendance", json!({"venue": "main"}), PATIENCE).await?;
     let count = of_venue["attendance"].as_array().map_or(0, Vec::len);
@@ -198,8 +203,9 @@ async fn keep(folder: &Path, config: &Path, mqtt_port: u16, websocket_port: u16)
     println!("\nThe daemon goes on. In another terminal:");
     println!("  mosquitto_sub -p {mqtt_port} -v -t 'rollcall/#'          # everything it says");
     println!("  mosquitto_pub -p {mqtt_port} -t rollcall/demo/door-1/command/subjects -m '{{\"request_id\":\"r1\"}}'");
-    println!("  rollcall --config {path} attendance");
-    println!("  rollcall --config {path} enrol --id me --name 'My Name' PHOTO.jpg");
+    let program = std::env::current_exe().map_or_else(|_| "rollcall".into(), |program| program.display().to_string());
+    println!("  {program} --config {path} attendance");
+    println!("  {program} --config {path} enrol --id me --name 'My Name' PHOTO.jpg");
     println!("  MQTT over WebSocket: ws://127.0.0.1:{websocket_port}");
     println!("  its log: {}", folder.join("daemon.log").display());
     println!("Ctrl-C ends it.");
@@ -275,9 +281,12 @@ impl Daemon {
         format!("the daemon's last words: {}", lines.into_iter().rev().collect::<Vec<_>>().join(" | "))
     }
 
-    fn stop(mut self) -> anyhow::Result<()> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    /// Ctrl-C has reached the daemon too (`asked`); a second signal would end it at once.
+    fn stop(mut self, asked: bool) -> anyhow::Result<()> {
+        if !asked {
+            let pid = rustix::process::Pid::from_child(&self.child);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        }
         let status = self.child.wait()?;
         ensure!(status.success(), "the daemon ended with {status}: {}", self.last_words());
         Ok(())

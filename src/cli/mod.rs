@@ -24,7 +24,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::raw::RawLevel;
 use crate::config::{self, Settings};
 use crate::record::event::{Body, Camera, CameraState, NewEvent};
-use crate::record::store::{SinkName, Store, StoreOptions};
+use crate::record::store::{SinkName, Store, StoreError, StoreOptions};
 use crate::vision;
 
 /// An attendance terminal in a box: recognises the faces that pass its camera, on the device, and records who was there,
@@ -111,9 +111,15 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("rollcall: {error:#}");
-            ExitCode::from(error.downcast_ref::<Failure>().map_or(1, |failure| failure.code))
+            ExitCode::from(exit_code(&error))
         }
     }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let failure = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
+    let of_storage = || error.chain().any(<dyn std::error::Error>::is::<StoreError>);
+    failure.map_or_else(|| if of_storage() { exit::STORAGE } else { 1 }, |failure| failure.code)
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {

@@ -259,6 +259,9 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
     let device = if raw.device.name.is_empty() { host_name() } else { raw.device.name.clone() };
     id("[device] site", &raw.device.site)?;
     id("[device] name", &device)?;
+    if device == "all" {
+        return Err(value("[device] name", "= \"all\" stands for every device of the site"));
+    }
     let venues = venues(raw)?;
     let venue = venues.iter().find(|venue| venue.id == raw.attendance.venue).cloned();
     let venue =
@@ -277,7 +280,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         venues,
         venue,
         unknown_every: raw.attendance.unknown_every,
-        health_every: raw.mqtt.health_every.max(Duration::from_secs(1)),
+        health_every: at_least_a_second("[mqtt] health_every", raw.mqtt.health_every)?,
         commands: commands(raw)?,
         mqtt,
         broker,
@@ -307,6 +310,10 @@ fn count(key: &'static str, number: usize, least: usize, most: usize) -> Result<
         return Ok(number);
     }
     Err(value(key, format!("= {number} is not within {least} to {most}")))
+}
+
+fn at_least_a_second(key: &'static str, time: Duration) -> Result<Duration, ConfigError> {
+    if time >= Duration::from_secs(1) { Ok(time) } else { Err(value(key, format!("= {time:?} is less than a second"))) }
 }
 
 fn path(folder: &Path, path: &Path) -> Option<PathBuf> {
@@ -521,7 +528,7 @@ fn commands(raw: &RawConfig) -> Result<CommandSettings, ConfigError> {
         images_max: count("[commands] images_max", raw.commands.images_max, 1, 100)?,
         image_bytes_max: raw.commands.image_bytes_max,
         payload_bytes_max: raw.mqtt.packet_bytes_max,
-        per_minute_max: raw.commands.per_minute_max.max(1),
+        per_minute_max: count("[commands] per_minute_max", raw.commands.per_minute_max as usize, 1, 1_000_000)? as u32,
     })
 }
 

@@ -299,7 +299,7 @@ pub struct RawBroker {
 
 impl Default for RawBroker {
     fn default() -> Self {
-        Self { enabled: false, listen: "127.0.0.1:1883".into(), websocket: "127.0.0.1:8083".into() }
+        Self { enabled: false, listen: "127.0.0.1:1883".into(), websocket: String::new() }
     }
 }
 

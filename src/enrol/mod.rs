@@ -69,17 +69,29 @@ pub fn judge<'a>(
     photographs: impl IntoIterator<Item = &'a [u8]>,
     settings: &EnrolSettings,
 ) -> Result<Judgement, EngineError> {
-    let mut judged = Vec::new();
-    for photograph in photographs {
-        judged.push(judge_one(engine, photograph, settings)?);
-    }
+    let judged = photographs.into_iter().map(|photograph| judge_photograph(engine, photograph, settings));
+    Ok(conclude(judged.collect::<Result<_, _>>()?, gallery, subject, settings))
+}
+
+/// What the photographs, each judged by itself, say together.
+pub fn conclude(
+    mut judged: Vec<Judged>,
+    gallery: &Gallery,
+    subject: &SubjectId,
+    settings: &EnrolSettings,
+) -> Judgement {
     refuse_other_persons(&mut judged, settings.same_person_min);
     let judgement = Judgement { photographs: judged, duplicate_of: None };
     let duplicate_of = duplicate(&judgement, gallery, subject, settings);
-    Ok(Judgement { duplicate_of, ..judgement })
+    Judgement { duplicate_of, ..judgement }
 }
 
-fn judge_one(engine: &mut dyn FaceEngine, photograph: &[u8], settings: &EnrolSettings) -> Result<Judged, EngineError> {
+/// Judges one photograph by itself.
+pub fn judge_photograph(
+    engine: &mut dyn FaceEngine,
+    photograph: &[u8],
+    settings: &EnrolSettings,
+) -> Result<Judged, EngineError> {
     let refused = |reason| Ok(Judged::Refused(reason));
     let picture = match Picture::decode(photograph, settings.picture) {
         Ok(picture) => picture,

@@ -27,6 +27,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -199,7 +200,10 @@ impl BrokerProcess {
     pub fn start(program: &Path, args: &[&str], settings: &BrokerSettings) -> Result<Self, BrokerError> {
         settings.check()?;
         settings.try_ports()?;
-        let mut child = Command::new(program).args(args).stdin(Stdio::piped()).spawn().map_err(BrokerError::Start)?;
+        // A process group of its own: Ctrl-C in a terminal asks the daemon to stop, and the broker must outlive that.
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().map_err(BrokerError::Start)?;
         let mut line = serde_json::to_vec(settings).map_err(BrokerError::Settings)?;
         line.push(b'\n');
         let written = child.stdin.as_mut().map_or(Ok(()), |stdin| stdin.write_all(&line));

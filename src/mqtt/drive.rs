@@ -427,7 +427,7 @@ impl Driver {
             // Packet ids go round within this number; four windows of them forgive a broker that acknowledges out of
             // order. The window itself is the ledger's.
             .set_inflight(settings.window * 4 + 16)
-            .set_last_will(LastWill::new(&settings.status_topic, OFFLINE, QoS::AtLeastOnce, true));
+            .set_last_will(LastWill::new(&settings.status_topic, OFFLINE, QoS::AtLeastOnce, settings.persistent));
         if let Some(credentials) = &settings.credentials {
             options.set_credentials(&credentials.user, &credentials.password);
         }

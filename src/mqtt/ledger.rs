@@ -27,6 +27,8 @@ pub(super) type Waiting = oneshot::Receiver<Result<(), NotAcknowledged>>;
 pub(super) struct Shared {
     ledger: Mutex<Ledger>,
     window: Arc<Semaphore>,
+    /// A console's coming and going is nobody's business later.
+    status_retained: bool,
     packet_bytes_max_out: usize,
     inbound_count_max: usize,
     inbound_bytes_max: usize,
@@ -104,6 +106,7 @@ impl Shared {
             ledger: Mutex::default(),
             window: Arc::new(Semaphore::new(settings.window.into())),
             packet_bytes_max_out: settings.packet_bytes_max_out,
+            status_retained: settings.persistent,
             inbound_count_max: settings.inbound_count_max,
             inbound_bytes_max: settings.inbound_bytes_max,
             nudge: Notify::new(),
@@ -140,7 +143,7 @@ impl Shared {
 
     /// A publish of the driver's own, in order with the callers'. `false` when there is no room or no connection.
     pub(super) fn publish_landmark(&self, topic: &str, payload: &str, landmark: Landmark) -> bool {
-        let message = Message { topic: topic.to_owned(), payload: payload.into(), retain: true };
+        let message = Message { topic: topic.to_owned(), payload: payload.into(), retain: self.status_retained };
         self.lock().enqueue(message, Waiter::Landmark(landmark)).is_ok()
     }
 

@@ -51,6 +51,8 @@ pub struct FrameReport {
     pub faces: usize,
     pub templates: usize,
     pub outcomes: Vec<Outcome>,
+    /// A network failed on a face.
+    pub failed: Option<EngineError>,
 }
 
 pub struct Live {
@@ -63,12 +65,7 @@ impl Live {
         Self { settings, tracker: Tracker::new(settings.track) }
     }
 
-    /// Whether nobody is being followed.
-    pub fn is_idle(&self) -> bool {
-        self.tracker.is_empty()
-    }
-
-    /// One frame. On an error the tracks stay as they are.
+    /// One frame. A network that fails on one face leaves what was decided of the others in the report.
     pub fn process(
         &mut self,
         engine: &mut dyn FaceEngine,
@@ -87,7 +84,8 @@ impl Live {
                 continue;
             };
             if self.wants_template(&self.tracker.tracks()[index], &frame.media()) {
-                self.sample(engine, gallery, frame, detection, index, &mut report)?;
+                let sampled = self.sample(engine, gallery, frame, detection, index, &mut report);
+                report.failed = report.failed.or(sampled.err());
             }
         }
         Ok(report)

@@ -38,7 +38,7 @@ impl Default for PictureLimits {
 pub enum DecodeError {
     #[error("the picture has {bytes} bytes; at most {limit} are accepted")]
     TooManyBytes { bytes: usize, limit: usize },
-    #[error("the picture claims {width} x {height} pixels; at most {limit} in all are accepted")]
+    #[error("the picture claims {width} x {height} pixels; at most {limit} in all and {SIDE_MAX} a side are accepted")]
     TooManyPixels { width: usize, height: usize, limit: usize },
     #[error("HEIC is not supported: send JPEG, PNG or WebP (phones can export JPEG as \"most compatible\")")]
     Heic,
@@ -84,6 +84,15 @@ impl Picture {
         [self.rgb[at], self.rgb[at + 1], self.rgb[at + 2]]
     }
 
+    /// Every `step`th pixel of every `step`th row: coarse, but quick, and enough to find a face that fills the picture.
+    #[must_use]
+    pub fn thinned(&self, step: usize) -> Self {
+        let (width, height) = (self.width.div_ceil(step), self.height.div_ceil(step));
+        let rows = (0..self.height).step_by(step).map(|y| self.row(y));
+        let rgb = rows.flat_map(|row| row.chunks_exact(3).step_by(step).flatten().copied()).collect();
+        Self { width, height, rgb }
+    }
+
     /// The same picture with a black border on every side, `share` of the longer side wide. For photographs that a face
     /// fills to the edge, in which a detector sees no face.
     pub fn with_border(&self, share: f32) -> (Self, usize) {
@@ -116,9 +125,12 @@ impl fmt::Debug for Picture {
     }
 }
 
+/// No camera makes a longer side; a picture of one pixel by millions is an attack on whoever scales it.
+const SIDE_MAX: usize = 16_384;
+
 fn check_pixels(width: usize, height: usize, limits: PictureLimits) -> Result<(), DecodeError> {
     match width.checked_mul(height) {
-        Some(pixels) if pixels <= limits.pixels => Ok(()),
+        Some(pixels) if pixels <= limits.pixels && width.max(height) <= SIDE_MAX => Ok(()),
         _ => Err(DecodeError::TooManyPixels { width, height, limit: limits.pixels }),
     }
 }
@@ -209,6 +221,22 @@ mod tests {
         let lie = lying(jpeg(40, 30), 30_000, 30_000);
         let refused = Picture::decode(&lie, PictureLimits::default()).unwrap_err();
         assert_eq!(refused, DecodeError::TooManyPixels { width: 30_000, height: 30_000, limit: 25_000_000 });
+    }
+
+    #[test]
+    fn a_picture_of_one_endless_row_is_refused() {
+        let mut out = Cursor::new(Vec::new());
+        image::GrayImage::new(60_000, 1).write_to(&mut out, ImageFormat::Png).unwrap();
+        let refused = Picture::decode(out.get_ref(), PictureLimits::default()).unwrap_err();
+        assert!(matches!(refused, DecodeError::TooManyPixels { width: 60_000, height: 1, .. }));
+    }
+
+    #[test]
+    fn thinning_keeps_every_nth_pixel() {
+        let picture = Picture::from_rgb(3, 3, (0..27).collect()).unwrap();
+        let thinned = picture.thinned(2);
+        assert_eq!((thinned.width(), thinned.height()), (2, 2));
+        assert_eq!(thinned.rgb(), [0, 1, 2, 6, 7, 8, 18, 19, 20, 24, 25, 26]);
     }
 
     #[test]

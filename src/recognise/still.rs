@@ -2,8 +2,11 @@
 
 use crate::recognise::align::{self, Sample};
 use crate::recognise::engine::{EngineError, FaceEngine, Reach};
-use crate::recognise::face::{Detection, Point, Template};
+use crate::recognise::face::{BoundingBox, Detection, Landmarks, Point, Template};
 use crate::recognise::picture::Picture;
+
+/// Longest side of a picture that gets a border, in pixels.
+const FRAMED_SIDE_MAX: usize = 1024;
 
 /// A face of a picture, ready for the embedder.
 #[derive(Debug)]
@@ -68,17 +71,22 @@ fn detect(engine: &mut dyn FaceEngine, picture: &Picture, reach: Reach) -> Resul
 }
 
 fn detect_with_border(engine: &mut dyn FaceEngine, picture: &Picture) -> Result<Vec<Detection>, EngineError> {
-    let (framed, border) = picture.with_border(0.5);
+    // The framed picture has four times the pixels: a large one is thinned first, or it would take the memory of many.
+    let step = picture.width().max(picture.height()).div_ceil(FRAMED_SIDE_MAX).max(1);
+    let (framed, border) = if step == 1 { picture.with_border(0.5) } else { picture.thinned(step).with_border(0.5) };
     let mut detections = detect(engine, &framed, Reach::Near)?;
+    let (shift, scale) = (border as f32, step as f32);
+    let moved = |value: f32| (value - shift) * scale;
     for face in &mut detections {
-        let shift = border as f32;
-        let outline = &mut face.bounding_box;
-        outline.left -= shift;
-        outline.right -= shift;
-        outline.top -= shift;
-        outline.bottom -= shift;
-        let moved = face.landmarks.points().map(|p| Point { x: p.x - shift, y: p.y - shift });
-        face.landmarks = crate::recognise::face::Landmarks::from_points(moved);
+        let outline = face.bounding_box;
+        face.bounding_box = BoundingBox {
+            left: moved(outline.left),
+            top: moved(outline.top),
+            right: moved(outline.right),
+            bottom: moved(outline.bottom),
+        };
+        let points = face.landmarks.points().map(|p| Point { x: moved(p.x), y: moved(p.y) });
+        face.landmarks = Landmarks::from_points(points);
     }
     Ok(detections)
 }

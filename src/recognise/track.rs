@@ -47,9 +47,6 @@ impl Tracker {
     pub fn tracks(&self) -> &[Track] {
         &self.tracks
     }
-    pub fn is_empty(&self) -> bool {
-        self.tracks.is_empty()
-    }
 
     /// Ends the tracks that were not seen for too long and hands them over.
     pub fn end_lost(&mut self, now: &Stamp) -> Vec<Track> {

@@ -80,7 +80,14 @@ pub async fn relay<S: Sink>(
     while !*stop.borrow() {
         let seen = *wakes.borrow_and_update();
         let (name, window) = (sink.name(), settings.window);
-        let batch = store.write_async(move |tx| tx.outbox_batch(name, 0, window)).await?;
+        let batch = match store.write_async(move |tx| tx.outbox_batch(name, 0, window)).await {
+            Ok(batch) => batch,
+            Err(error) => {
+                survive(name, error)?;
+                wait_out(settings.backoff.most, &mut wakes, seen, &mut stop).await;
+                continue;
+            }
+        };
         if batch.is_empty() {
             failures = 0;
             tokio::select! {
@@ -93,7 +100,12 @@ pub async fn relay<S: Sink>(
         let outcome = sort(&batch, sink.deliver(&batch).await);
         let progress = outcome.settled() > 0;
         let retry = outcome.retry_reason.clone();
-        settle(&store, outcome).await?;
+        if let Err(error) = settle(&store, outcome).await {
+            // What was acknowledged stands in the outbox still and is sent again: twice is harmless.
+            survive(name, error)?;
+            wait_out(settings.backoff.most, &mut wakes, seen, &mut stop).await;
+            continue;
+        }
         let Some(reason) = retry else {
             failures = 0;
             continue;
@@ -106,6 +118,15 @@ pub async fn relay<S: Sink>(
         }
         wait_out(pause, &mut wakes, seen, &mut stop).await;
     }
+    Ok(())
+}
+
+/// A full disk is waited out; an error after which the store is of no use ends the relay.
+fn survive(sink: SinkName, error: StoreError) -> Result<(), StoreError> {
+    if error.is_fatal() {
+        return Err(error);
+    }
+    tracing::error!(sink = sink.as_str(), error = %error, "the outbox cannot be written, will retry");
     Ok(())
 }
 

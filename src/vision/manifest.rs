@@ -13,7 +13,9 @@ use crate::recognise::face::ModelDigest;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    #[error("{path} is missing: `make setup` in a source tree, or reinstall the package, brings it back")]
+    #[error(
+        "{path} is missing: `git checkout models` (shipped) or `make fp32` (twins) in a source tree, or reinstall the package"
+    )]
     Missing { path: PathBuf },
     #[error("{path} is not the file that the manifest describes (sha256 {found}, expected {expected}): restore it")]
     WrongDigest { path: PathBuf, found: String, expected: String },

@@ -112,7 +112,8 @@ impl FaceEngine for Vision {
         let outline = whole_pixels(&detection.bounding_box);
         let (left, top) = (outline.left as isize, outline.top as isize);
         let (width, height) = (outline.width(), outline.height());
-        if width < 2.0 || height < 2.0 || width > 65_536.0 || height > 65_536.0 {
+        let (widest, highest) = (picture.width() as f32 * 2.0, picture.height() as f32 * 2.0);
+        if width < 2.0 || height < 2.0 || width > widest || height > highest {
             return Ok(*detection);
         }
         let part = crop(picture, left, top, width as usize, height as usize);

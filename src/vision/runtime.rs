@@ -39,8 +39,8 @@ pub fn candidates(configured: Option<&Path>, models: &Path) -> Vec<PathBuf> {
     let mut places: Vec<PathBuf> = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).into_iter().collect();
     places.push(PathBuf::from("/usr/lib/rollcall/libonnxruntime.so"));
     let fetched = Path::new(".cache/onnxruntime").join(std::env::consts::ARCH).join("libonnxruntime.so");
-    places.push(models.join("..").join(&fetched));
-    places.push(fetched);
+    // Beside the networks, not below the working directory: that may be writable for others.
+    places.push(models.join("..").join(fetched));
     places
 }
 

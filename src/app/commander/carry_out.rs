@@ -1,6 +1,7 @@
 //! What each command does. Each ends with one transaction that holds its effect, its event and its answer.
 
 use std::collections::HashSet;
+use std::sync::mpsc::TrySendError;
 
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -13,6 +14,7 @@ use crate::attend::Venue;
 use crate::clock::{Stamp, Stopwatch, rfc3339};
 use crate::enrol::{Judged, Judgement, Reason};
 use crate::recognise::decision::Decision;
+use crate::recognise::engine::EngineError;
 use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use crate::recognise::gallery;
 use crate::recognise::quality::Flaw;
@@ -141,7 +143,10 @@ impl Commander {
         let entries: Vec<FaceEntry> = faces.iter().map(entry).collect();
         let names = once_each(entries.iter().filter_map(|face| face.subject.as_ref()));
         let body = Recognised { faces: entries, names };
-        Ok(self.store.write_async(move |tx| answer(tx, &request_id, "recognise", &body)).await?)
+        // Nothing is recorded, not even the answer: the same request is simply looked at again.
+        let topic = answer::topic_part(Some(&request_id));
+        let reply = answer::accepted(&request_id, "recognise", &body);
+        Ok(self.store.write_async(move |tx| tx.owe_reply(&topic, &reply)).await?)
     }
 
     async fn attend(&self, request_id: String, attend: Attend) -> Result<(), Fault> {
@@ -228,7 +233,7 @@ impl Commander {
         let photographs = enrol.images.iter().map(|image| image.bytes().to_vec()).collect();
         self.submit(Job::Enrol { subject: enrol.subject_id.clone(), photographs, answer })?;
         let judged = self.wait(answered).await?;
-        judged.map_err(|error| not_now(ErrorCode::Internal, error.to_string()))
+        judged.map_err(failed)
     }
 
     async fn look(&self, image: &EncodedImage) -> Result<Vec<Seen>, Fault> {
@@ -237,21 +242,31 @@ impl Commander {
         match self.wait(answered).await? {
             Ok(seen) => Ok(seen),
             Err(LookError::Picture(error)) => Err(refuse(ErrorCode::BadImage, error.to_string())),
-            Err(LookError::Engine(error)) => Err(not_now(ErrorCode::Internal, error.to_string())),
+            Err(LookError::Engine(error)) => Err(failed(error)),
         }
     }
 
     fn submit(&self, job: Job) -> Result<(), Fault> {
-        self.jobs.try_send(job).map_err(|_| not_now(ErrorCode::Busy, "the networks are busy; send the command again"))
+        self.jobs.try_send(job).map_err(|refused| match refused {
+            TrySendError::Full(_) => not_now(ErrorCode::Busy, "the networks are busy; send the command again"),
+            TrySendError::Disconnected(_) => Fault::Stopping,
+        })
     }
 
     async fn wait<T>(&self, answered: oneshot::Receiver<T>) -> Result<T, Fault> {
         match tokio::time::timeout(JOB_PATIENCE, answered).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(not_now(ErrorCode::NotReady, "the device is stopping")),
+            Ok(Err(_)) => Err(Fault::Stopping),
             Err(_) => Err(not_now(ErrorCode::TimedOut, format!("no answer from the networks in {JOB_PATIENCE:?}"))),
         }
     }
+}
+
+/// The networks failed: told in the log with the cause, to the sender without.
+fn failed(error: EngineError) -> Fault {
+    let said = error.to_string();
+    tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a command failed");
+    not_now(ErrorCode::Internal, said)
 }
 
 /// Why nothing of an enrolment can be stored, if so.

@@ -319,7 +319,7 @@ fn read_verb(
             image: fields.image("image", limits)?,
             direction: fields.optional("direction", Fields::direction)?,
         }),
-        "attendance" => attendance(fields, now_ms).map(Verb::Attendance)?,
+        "attendance" => attendance(fields).map(Verb::Attendance)?,
         _ => Verb::Sync,
     };
     fields.finish()?;
@@ -343,12 +343,12 @@ fn enrol(fields: &mut Fields, limits: &Limits) -> Result<Enrol, fields::Fault> {
     Ok(enrol)
 }
 
-fn attendance(fields: &mut Fields, now_ms: i64) -> Result<Attendance, fields::Fault> {
+fn attendance(fields: &mut Fields) -> Result<Attendance, fields::Fault> {
     let attendance = Attendance {
         venue: fields.id("venue")?,
         from_ms: fields.optional("from", Fields::time)?.unwrap_or(0),
-        // Without an end: all there is, and a little more for clocks that were ahead.
-        to_ms: fields.optional("to", Fields::time)?.unwrap_or(now_ms.saturating_add(86_400_000)),
+        // Without an end: all there is, whatever the clock was.
+        to_ms: fields.optional("to", Fields::time)?.unwrap_or(i64::MAX),
         after_seq: fields.optional("after", Fields::whole)?.unwrap_or(0),
         limit: fields.page()?,
     };

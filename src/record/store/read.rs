@@ -151,7 +151,7 @@ pub(super) fn all_references(
     mut visit: impl FnMut(Reference),
 ) -> Result<ReferenceCount, StoreError> {
     let mut count = ReferenceCount::default();
-    let sql = "select id, subject_id, sealed, quality from reference where embedder = ?1 order by row";
+    let sql = "select id, subject_id, sealed, quality from reference where embedder = ?1 order by subject_id, row";
     let mut query = conn.prepare(sql)?;
     let mut rows = query.query([embedder.0])?;
     while let Some(row) = rows.next()? {
