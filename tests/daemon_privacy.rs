@@ -180,7 +180,9 @@ fn no_photograph_template_or_name_where_none_may_be() {
     );
     let missing = home.path("missing.jpg");
     let mut list = String::new();
-    photographs.iter().for_each(|path| writeln!(list, "{}\n{}", path.display(), missing.display()).unwrap());
+    for path in &photographs {
+        writeln!(list, "{}\n{}", path.display(), missing.display()).unwrap();
+    }
     fs::write(home.path("visits.csv"), list).unwrap();
     let daemon = client.started(&home);
     live_through_everything(&client);
