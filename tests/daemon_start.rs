@@ -79,7 +79,7 @@ fn models_and_library() {
     let with = |key: &str, path: &Path| format!("[recognition]\nmodels = {:?}\n{key} = {path:?}\n", models());
     run(&with("runtime_library", Path::new("/nowhere/libonnxruntime.so")), exit::MODEL, &["/nowhere", "make setup"]);
     let home = Home::new(NO_BROKER, "[recognition]\nmodels = \"networks\"\n");
-    check(&home.output(&["run"]), exit::MODEL, &["networks", "make setup"]);
+    check(&home.output(&["run"]), exit::MODEL, &["networks", "git checkout models"]);
     check(&home.output(&["models", "verify"]), exit::MODEL, &["networks"]);
 
     let copy = home.path("networks");
@@ -97,7 +97,7 @@ fn models_and_library() {
     home.configure(NO_BROKER, &format!("[recognition]\nmodels = \"networks\"\nruntime_library = {library:?}\n"));
     check(&home.output(&["run"]), exit::MODEL, &["yunet.int8.onnx", "sha256", "restore"]);
     fs::remove_file(&network).unwrap();
-    check(&home.output(&["run"]), exit::MODEL, &["yunet.int8.onnx", "missing", "make setup"]);
+    check(&home.output(&["run"]), exit::MODEL, &["yunet.int8.onnx", "missing", "git checkout models"]);
     fs::write(home.path("not-a-library.so"), "text").unwrap();
     run(&with("runtime_library", &home.path("not-a-library.so")), exit::MODEL, &["not-a-library.so"]);
 }

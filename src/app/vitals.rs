@@ -110,16 +110,19 @@ impl Vitals {
                 now.since(&at) >= self.every || camera != state.1 || now.trusted != at.trusted
             });
             if due {
+                let told = published.is_none() && self.link.as_ref().is_some_and(Link::is_online);
                 self.publish(&started, &now).await?;
                 published = Some(state);
+                if told {
+                    // A hundred enrolments in a second are two messages: the first, and one for the rest.
+                    tokio::select! {
+                        () = tokio::time::sleep(LOOK_EVERY) => {}
+                        _ = stop.wait_for(|it| *it) => return Ok(()),
+                    }
+                }
             }
             tokio::select! {
                 () = self.changed.notified() => published = None,
-                () = tokio::time::sleep(LOOK_EVERY) => continue,
-                _ = stop.wait_for(|it| *it) => return Ok(()),
-            }
-            // A hundred enrolments in a second are one message.
-            tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 _ = stop.wait_for(|it| *it) => return Ok(()),
             }
