@@ -161,6 +161,7 @@ fn live_through_everything(client: &Client) {
     assert_eq!(client.request("attend", "p-6", damaged)["error"]["code"], "bad_image");
     assert_eq!(client.request("rename", "p-7", json!({"subject_id": ID, "name": format!("{NAME} II")}))["ok"], true);
     assert_eq!(client.request("withdraw", "p-8", json!({"subject_id": NAME}))["error"]["code"], "bad_value");
+    client.await_health("the vital signs of all this", |health| health["commands"] == 8);
     client.await_one("the camera's attendance", |it| it.part == "event/attendance" && it.json()["frames"] != 1);
 }
 
