@@ -5,6 +5,8 @@
 # Needs python3 with pip and venv, a release build (target/release/rollcall) and the fp32 twins of the networks
 # (models/build/build.sh --fp32-only). What Python needs is installed into .cache/reference, pinned.
 set -eu
+# ONNX Runtime 1.32 reports each process to its maker unless told not to before it is loaded.
+export ORT_DISABLE_TELEMETRY=1
 cd "$(dirname "$0")/.."
 photos=${1:?usage: benches/compare.sh PHOTOS_DIR [PHOTOS_MAX]}
 most=${2:-200}

@@ -4,6 +4,8 @@
 #   models/build/build.sh --fp32-only    the fp32 twins only, into models/fp32/
 # Other options are those of build.py. Needs python3 (3.11 or newer, with pip and venv), npm, and the registries.
 set -eu
+# ONNX Runtime 1.32 reports each process to its maker unless told not to before it is loaded.
+export ORT_DISABLE_TELEMETRY=1
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 tools=$(mktemp -d)
 trap 'rm -rf "$tools"' EXIT

@@ -2,6 +2,8 @@
 # Makes tests/golden/golden.json again, after the networks of models/ have changed:
 #   tests/golden/make.sh [PHOTOGRAPHS_DIR]      (default ../shared/faces-open)
 set -eu
+# ONNX Runtime 1.32 reports each process to its maker unless told not to before it is loaded.
+export ORT_DISABLE_TELEMETRY=1
 cd "$(dirname "$0")/../.."
 venv=.cache/reference/venv
 [ -x $venv/bin/python ] || ${PYTHON:-python3} -m venv $venv
