@@ -175,7 +175,7 @@ pub struct RawQuality {
 impl Default for RawQuality {
     fn default() -> Self {
         Self {
-            eye_distance_px_min: 8.0,
+            eye_distance_px_min: 6.0,
             luma_min: 25.0,
             luma_max: 235.0,
             sharpness_min: 0.02,
@@ -201,7 +201,7 @@ pub struct RawEnrolment {
 impl Default for RawEnrolment {
     fn default() -> Self {
         Self {
-            eye_distance_px_min: 8.0,
+            eye_distance_px_min: 6.0,
             luma_min: 30.0,
             luma_max: 230.0,
             sharpness_min: 0.03,
