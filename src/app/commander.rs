@@ -276,11 +276,7 @@ impl Commander {
         match self.store.write_async(move |tx| tx.owe_reply(&to, &body)).await {
             Err(StoreError::Full) => {
                 // The answer does not fit on the disk: it goes out without having been stored.
-                let message = Message {
-                    topic: format!("{}/{topic}", self.topics.base()),
-                    payload: reply.into_bytes(),
-                    retain: false,
-                };
+                let message = Message { topic: self.topics.below(&topic), payload: reply.into_bytes(), retain: false };
                 self.link.publish_batch(vec![message]).await;
                 Ok(())
             }

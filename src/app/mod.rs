@@ -97,9 +97,15 @@ pub fn credentials_dir() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
-fn open_store(settings: &Settings, clock: &Arc<dyn Clock>) -> anyhow::Result<Store> {
+/// How the store of these settings is opened, by the daemon and by commands alike.
+pub fn store_options(settings: &Settings, clock: &Arc<dyn Clock>) -> StoreOptions {
     let mut options = StoreOptions::new(sinks(settings), Arc::clone(clock));
     options.credentials_dir = credentials_dir();
+    options
+}
+
+fn open_store(settings: &Settings, clock: &Arc<dyn Clock>) -> anyhow::Result<Store> {
+    let options = store_options(settings, clock);
     let Opened { store, set_aside, key_created, key_path } =
         Store::open(&settings.state_dir, options).map_err(storage)?;
     if let Some(path) = set_aside {

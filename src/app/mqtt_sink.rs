@@ -30,7 +30,7 @@ impl MqttSink {
             (None, Some((topic, payload))) => (topic.clone(), payload.clone()),
             (None, None) => (String::new(), Vec::new()),
         };
-        Message { topic: format!("{}/{part}", self.topics.base()), payload, retain: false }
+        Message { topic: self.topics.below(&part), payload, retain: false }
     }
 }
 

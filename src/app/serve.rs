@@ -26,8 +26,7 @@ use crate::config::raw::RawPace;
 use crate::config::{CameraSettings, MqttSettings, Settings};
 use crate::health::{CameraHealth, Health};
 use crate::mqtt::broker::{BrokerError, BrokerProcess, BrokerSettings};
-use crate::mqtt::link::{self, Credentials, Link, LinkSettings};
-use crate::mqtt::tls::{ClientCertificate, TlsSettings};
+use crate::mqtt::link::{self, Link, LinkSettings};
 use crate::mqtt::topics::Topics;
 use crate::recognise::engine::FaceEngine;
 use crate::recognise::face::ModelDigest;
@@ -250,7 +249,7 @@ impl Daemon {
 }
 
 /// To whom events are owed.
-pub(super) fn sinks(settings: &Settings) -> Vec<SinkName> {
+pub fn sinks(settings: &Settings) -> Vec<SinkName> {
     settings.mqtt.iter().map(|_| SinkName::MQTT).collect()
 }
 
@@ -276,11 +275,8 @@ fn limits(settings: &Settings) -> Limits {
 pub fn link_settings(mqtt: &MqttSettings, topics: &Topics) -> LinkSettings {
     let mut link = LinkSettings::new(&mqtt.host, mqtt.port, &mqtt.client_id, topics.status());
     link.keep_alive = mqtt.keep_alive;
-    link.credentials = mqtt.credentials.clone().map(|(user, password)| Credentials { user, password });
-    link.tls = mqtt.tls.as_ref().map(|tls| TlsSettings {
-        ca: tls.ca.clone(),
-        client: tls.client.clone().map(|(cert, key)| ClientCertificate { cert, key }),
-    });
+    link.credentials.clone_from(&mqtt.credentials);
+    link.tls.clone_from(&mqtt.tls);
     // Room for the topic and the header around the largest payload.
     link.packet_bytes_max_in = mqtt.packet_bytes_max + (64 << 10);
     link.window = mqtt.window;

@@ -24,9 +24,9 @@ pub fn with_console<T>(
     // A random name, so that two consoles never push each other off; nothing is kept for it.
     link.client_id = format!("rollcall-console-{}", Uuid::now_v7().simple());
     link.persistent = false;
-    link.status_topic = format!("{}/console/{}", topics.base(), link.client_id);
+    link.status_topic = topics.below(&format!("console/{}", link.client_id));
     link.packet_bytes_max_out = link.packet_bytes_max_in;
-    link.subscriptions = subscriptions.iter().map(|part| format!("{}/{part}", topics.base())).collect();
+    link.subscriptions = subscriptions.iter().map(|part| topics.below(part)).collect();
     let (link, driver, events) = link::open(link)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -9,7 +9,7 @@ use crate::camera::replay::Replay;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{CameraSettings, Settings};
 use crate::health;
-use crate::record::store::{Store, StoreError};
+use crate::record::store::{DATABASE, Store, StoreError};
 use crate::vision::{self, Vision, runtime};
 
 #[derive(Debug, clap::Args)]
@@ -129,7 +129,7 @@ fn camera(settings: &Settings) -> (State, String) {
 
 fn storage(settings: &Settings) -> (State, String) {
     let dir = &settings.state_dir;
-    if !dir.join("rollcall.db").is_file() {
+    if !dir.join(DATABASE).is_file() {
         return (State::Good, format!("{} has no database yet; the first start makes one", dir.display()));
     }
     let read = || -> Result<(usize, u64), StoreError> {

@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use base64::Engine as _;
 
 use crate::app::commander::carry_out::{NewEnrolment, reason_text, unfit};
-use crate::app::{self, exit};
+use crate::app::{self};
 use crate::cli::console::with_console;
 use crate::cli::table;
 use crate::clock::{Clock, SystemClock, rfc3339};
@@ -17,7 +17,7 @@ use crate::enrol::{self, Judged, Judgement};
 use crate::recognise::engine::FaceEngine;
 use crate::recognise::face::{Name, SubjectId};
 use crate::recognise::gallery::Gallery;
-use crate::record::store::{SinkName, Store, StoreError, StoreOptions, Subject};
+use crate::record::store::{Store, StoreError, Subject};
 
 #[derive(Debug, clap::Args)]
 pub struct EnrolArgs {
@@ -52,15 +52,10 @@ pub fn enrol(args: &EnrolArgs, settings: &Settings) -> anyhow::Result<()> {
         photographs.push(std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?);
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
-    let mut options = StoreOptions::new(settings.mqtt.iter().map(|_| SinkName::MQTT).collect(), Arc::clone(&clock));
-    options.credentials_dir = app::credentials_dir();
-    match Store::open(&settings.state_dir, options) {
+    match Store::open(&settings.state_dir, app::store_options(settings, &clock)) {
         Ok(opened) => enrol_here(args, settings, &opened.store, clock.as_ref(), &photographs),
         Err(StoreError::Locked { .. }) => enrol_by_mqtt(args, settings, &photographs),
-        Err(error) => {
-            let what = "the storage cannot be used";
-            Err(app::Failure { code: exit::STORAGE, what, source: error.into() }.into())
-        }
+        Err(error) => Err(app::storage(error)),
     }
 }
 

@@ -15,6 +15,8 @@ use crate::camera::replay::ReplaySettings;
 use crate::clock::Trust;
 use crate::config::raw::{RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSource};
 use crate::enrol::EnrolSettings;
+use crate::mqtt::link::Credentials;
+use crate::mqtt::tls::{self, TlsSettings};
 use crate::recognise::decision::{DecisionSettings, ThresholdRule};
 use crate::recognise::engine::Reach;
 use crate::recognise::face::{Threshold, check_id};
@@ -157,23 +159,17 @@ pub struct MqttSettings {
     pub host: String,
     pub port: u16,
     pub client_id: String,
-    pub credentials: Option<(String, String)>,
+    pub credentials: Option<Credentials>,
     pub keep_alive: Duration,
     pub window: u16,
     pub packet_bytes_max: usize,
-    pub tls: Option<TlsFiles>,
+    pub tls: Option<TlsSettings>,
 }
 
 impl std::fmt::Debug for MqttSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "MqttSettings({}:{})", self.host, self.port)
     }
-}
-
-#[derive(Clone, Debug)]
-pub struct TlsFiles {
-    pub ca: Option<PathBuf>,
-    pub client: Option<(PathBuf, PathBuf)>,
 }
 
 #[derive(Clone, Debug)]
@@ -484,7 +480,7 @@ fn mqtt(
         (None, None) => None,
     };
     let credentials = match (text(&it.user), password) {
-        (Some(user), password) => Some((user, password.unwrap_or_default())),
+        (Some(user), password) => Some(Credentials { user, password: password.unwrap_or_default() }),
         (None, Some(_)) => return Err(value("[mqtt] user", "is empty, but a password is set")),
         (None, None) => None,
     };
@@ -501,26 +497,11 @@ fn mqtt(
     }))
 }
 
-fn tls(raw: &RawConfig, folder: &Path) -> Result<Option<TlsFiles>, ConfigError> {
+fn tls(raw: &RawConfig, folder: &Path) -> Result<Option<TlsSettings>, ConfigError> {
     let it = &raw.mqtt;
     let (ca, cert, key) =
         (path(folder, &it.ca_file), path(folder, &it.client_cert_file), path(folder, &it.client_key_file));
-    if !it.tls {
-        // Certificates that would silently not be used are a false sense of security.
-        if ca.is_some() || cert.is_some() || key.is_some() {
-            return Err(value(
-                "[mqtt] tls",
-                "is false, but certificate files are given: set tls = true or remove them",
-            ));
-        }
-        return Ok(None);
-    }
-    let client = match (cert, key) {
-        (Some(cert), Some(key)) => Some((cert, key)),
-        (None, None) => None,
-        _ => return Err(value("[mqtt] client_cert_file", "and client_key_file go together")),
-    };
-    Ok(Some(TlsFiles { ca, client }))
+    tls::settings_from(it.tls, ca, cert, key).map_err(|error| value("[mqtt] tls", format!("= {}: {error}", it.tls)))
 }
 
 fn commands(raw: &RawConfig) -> Result<CommandSettings, ConfigError> {

@@ -58,31 +58,36 @@ impl Topics {
         format!("rollcall/{}/{}", self.site, self.device)
     }
 
+    /// A topic of this device by its part below the base, as `record` names it.
+    pub fn below(&self, part: &str) -> String {
+        format!("{}/{part}", self.base())
+    }
+
     /// Retained, and the last will.
     pub fn status(&self) -> String {
-        format!("{}/status", self.base())
+        self.below("status")
     }
 
     /// Retained.
     pub fn health(&self) -> String {
-        format!("{}/health", self.base())
+        self.below("health")
     }
 
     /// Never retained.
     pub fn event(&self, kind: &str) -> Result<String, TopicError> {
         part("kind of event", kind)?;
-        Ok(format!("{}/event/{kind}", self.base()))
+        Ok(self.below(&format!("event/{kind}")))
     }
 
     /// Retained.
     pub fn watermark(&self) -> String {
-        format!("{}/watermark", self.base())
+        self.below("watermark")
     }
 
     /// Never retained.
     pub fn reply(&self, request_id: &str) -> Result<String, TopicError> {
         part("request_id", request_id)?;
-        Ok(format!("{}/reply/{request_id}", self.base()))
+        Ok(self.below(&format!("reply/{request_id}")))
     }
 
     /// Home Assistant's device-based discovery. Retained.
@@ -93,7 +98,7 @@ impl Topics {
 
     /// What the device subscribes to: commands to itself and to every device of its site.
     pub fn command_subscriptions(&self) -> Vec<String> {
-        vec![format!("{}/command/+", self.base()), format!("rollcall/{}/{ALL}/command/+", self.site)]
+        vec![self.below("command/+"), format!("rollcall/{}/{ALL}/command/+", self.site)]
     }
 
     /// Takes an inbound topic apart; `None` when it is no command to this device.
