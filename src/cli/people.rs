@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use base64::Engine as _;
 
-use crate::app::commander::carry_out::{NewEnrolment, reason_text, unfit};
 use crate::app;
+use crate::app::commander::carry_out::{NewEnrolment, reason_text, unfit};
 use crate::cli::console::with_console;
 use crate::cli::table;
 use crate::clock::{Clock, SystemClock, rfc3339};
