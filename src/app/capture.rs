@@ -58,7 +58,7 @@ impl Capture {
         }
         let seq = self.health.frames_captured.get();
         let media_ms = frame.at.as_millis() as u64;
-        let frame = Frame { seq, taken: self.clock.now(), media_ms, picture: frame.picture };
+        let frame = Frame { seq, taken: self.clock.now(), media_ms, pixels: frame.picture };
         self.health.frames_captured.add(1);
         if self.patient {
             while !*self.stop.borrow() && !self.slot.wait_free(NAP_MAX) {}

@@ -16,7 +16,7 @@ use crate::recognise::decision::{self, Decision, DecisionSettings};
 use crate::recognise::engine::{EngineError, FaceEngine};
 use crate::recognise::face::{BoundingBox, SubjectId};
 use crate::recognise::frame::{Frame, Latest};
-use crate::recognise::live::Live;
+use crate::recognise::live::{FrameError, Live};
 use crate::recognise::picture::{DecodeError, Picture, PictureLimits};
 use crate::recognise::still;
 
@@ -107,13 +107,13 @@ impl Inference {
     }
 
     /// The outer error is the store's, and ends the stage; the inner one is the networks'.
-    fn look_live(&mut self, frame: &Frame) -> anyhow::Result<Result<(), EngineError>> {
+    fn look_live(&mut self, frame: &Frame) -> anyhow::Result<Result<(), FrameError>> {
         let gallery = self.gallery.snapshot();
         self.health.frames_analysed.add(1);
         let report = match self.live.process(self.engine.as_mut(), &gallery, frame) {
             Ok(report) => report,
             Err(error) => {
-                self.health.engine_errors.add(1);
+                self.count(&error);
                 return Ok(Err(error));
             }
         };
@@ -123,9 +123,16 @@ impl Inference {
             self.recorder.record(outcome)?;
         }
         Ok(report.failed.map_or(Ok(()), |error| {
-            self.health.engine_errors.add(1);
+            self.count(&error);
             Err(error)
         }))
+    }
+
+    fn count(&self, error: &FrameError) {
+        match error {
+            FrameError::Pixels(_) => self.health.frames_unreadable.add(1),
+            FrameError::Engine(_) => self.health.engine_errors.add(1),
+        }
     }
 
     /// A closed slot answers at once; without this the loop would spin until the stop is heard.

@@ -87,6 +87,17 @@ pub struct Detection {
     pub landmarks: Landmarks,
 }
 
+impl Detection {
+    /// From a picture to one `x` times as wide and `y` times as high.
+    pub fn scale(&mut self, x: f32, y: f32) {
+        let point = |it: Point| Point { x: (it.x + 0.5).mul_add(x, -0.5), y: (it.y + 0.5).mul_add(y, -0.5) };
+        let BoundingBox { left, top, right, bottom } = self.bounding_box;
+        let (start, end) = (point(Point { x: left, y: top }), point(Point { x: right, y: bottom }));
+        self.bounding_box = BoundingBox { left: start.x, top: start.y, right: end.x, bottom: end.y };
+        self.landmarks = Landmarks::from_points(self.landmarks.points().map(point));
+    }
+}
+
 /// A subject's id: `[A-Za-z0-9._-]{1,64}`, so that it can stand in a topic, a file name or a column.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]

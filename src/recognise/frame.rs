@@ -1,12 +1,106 @@
 //! One frame of the camera, and the slot in which the newest waits.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Stamp;
-use crate::recognise::picture::Picture;
+use crate::recognise::picture::{DecodeError, Picture};
 
-/// A decoded frame with the moment it was taken.
+/// The pixels of a frame, decoded no further than somebody asks for: most frames show nobody, and a frame that is
+/// replaced in the slot is never decoded at all. All three views are upright, and what the privacy mask covers is blank.
+pub trait Pixels: fmt::Debug + Send + Sync {
+    /// Width and height of the full picture.
+    fn size(&self) -> (usize, usize);
+
+    /// Brightness on a coarse grid of the whole picture: for noticing that something changed.
+    fn luma(&self) -> Result<Luma, DecodeError>;
+
+    /// The whole picture, its longer side at least `side_px` where the camera gives that many: for the detector.
+    fn reduced(&self, side_px: usize) -> Result<Cow<'_, Picture>, DecodeError>;
+
+    /// The picture as it was taken: for the face.
+    fn full(&self) -> Result<&Picture, DecodeError>;
+}
+
+impl Pixels for Picture {
+    fn size(&self) -> (usize, usize) {
+        (self.width(), self.height())
+    }
+
+    fn luma(&self) -> Result<Luma, DecodeError> {
+        Ok(Luma::of(self))
+    }
+
+    fn reduced(&self, _side_px: usize) -> Result<Cow<'_, Picture>, DecodeError> {
+        Ok(Cow::Borrowed(self))
+    }
+
+    fn full(&self) -> Result<&Picture, DecodeError> {
+        Ok(self)
+    }
+}
+
+/// Brightness (BT.601, 0..=255) on a coarse grid, row by row. Invariant: `values.len() == width * height`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Luma {
+    width: usize,
+    values: Vec<u8>,
+}
+
+impl Luma {
+    /// The longer side of the grid. At 80 a face that is large enough to be recognised covers at least two by two cells
+    /// of a picture 640 wide.
+    pub const SIDE: usize = 80;
+
+    /// `None` when the values are not whole rows.
+    pub fn from_rows(width: usize, values: Vec<u8>) -> Option<Self> {
+        (width > 0 && !values.is_empty() && values.len().is_multiple_of(width)).then_some(Self { width, values })
+    }
+
+    /// Samples a few pixels of each cell: noise is the change detector's to bear.
+    pub fn of(picture: &Picture) -> Self {
+        let longer = picture.width().max(picture.height());
+        let cell = longer.div_ceil(Self::SIDE).max(1);
+        let (width, height) = (picture.width().div_ceil(cell), picture.height().div_ceil(cell));
+        let mut values = Vec::with_capacity(width * height);
+        for y in 0..height {
+            for x in 0..width {
+                values.push(cell_mean(picture, x * cell, y * cell, cell));
+            }
+        }
+        Self { width, values }
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+    pub fn height(&self) -> usize {
+        self.values.len() / self.width
+    }
+    pub fn values(&self) -> &[u8] {
+        &self.values
+    }
+}
+
+/// Mean brightness of four by four pixels spread over a cell.
+fn cell_mean(picture: &Picture, left: usize, top: usize, cell: usize) -> u8 {
+    let step = cell.div_ceil(4);
+    let (right, bottom) = ((left + cell).min(picture.width()), (top + cell).min(picture.height()));
+    let (mut sum, mut count) = (0u32, 0u32);
+    for y in (top..bottom).step_by(step) {
+        let row = picture.row(y);
+        for x in (left..right).step_by(step) {
+            let pixel = &row[x * 3..x * 3 + 3];
+            sum += (299 * u32::from(pixel[0]) + 587 * u32::from(pixel[1]) + 114 * u32::from(pixel[2])) / 1000;
+            count += 1;
+        }
+    }
+    (sum / count.max(1)) as u8
+}
+
+/// A frame with the moment it was taken.
 #[derive(Clone, Debug)]
 pub struct Frame {
     /// Counts the frames that the camera delivered, from 0.
@@ -16,7 +110,7 @@ pub struct Frame {
     /// The source's own time, by which faces are followed: that of the boot clock for a camera, that of the recording
     /// for a replay, which may run faster.
     pub media_ms: u64,
-    pub picture: Arc<Picture>,
+    pub pixels: Arc<dyn Pixels>,
 }
 
 impl Frame {
@@ -101,6 +195,27 @@ impl<T> Latest<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_coarse_grid_shows_where_it_is_bright() {
+        let (width, height) = (640, 480);
+        let bright = |x: usize, y: usize| x >= 320 && y < 240;
+        let rgb =
+            (0..width * height).flat_map(|at| [if bright(at % width, at / width) { 255 } else { 0 }; 3]).collect();
+        let luma = Luma::of(&Picture::from_rgb(width, height, rgb).unwrap());
+        assert_eq!((luma.width(), luma.height()), (80, 60));
+        let at = |x: usize, y: usize| luma.values()[y * 80 + x];
+        assert_eq!([at(0, 0), at(79, 0), at(0, 59), at(79, 59), at(40, 29), at(39, 29)], [0, 255, 0, 0, 255, 0]);
+    }
+
+    #[test]
+    fn a_small_or_odd_picture_has_a_grid_too() {
+        for (width, height) in [(1, 1), (7, 3), (81, 1), (1, 200), (1279, 719)] {
+            let luma = Luma::of(&Picture::plain(width, height, [9; 3]));
+            assert!(luma.width().max(luma.height()) <= Luma::SIDE);
+            assert!(luma.values().iter().all(|value| *value == 9), "{width} x {height}");
+        }
+    }
 
     #[test]
     fn a_newer_frame_replaces_one_not_taken() {

@@ -14,6 +14,7 @@ use crate::recognise::engine::{EngineError, FaceEngine, Reach};
 use crate::recognise::face::{BoundingBox, Detection};
 use crate::recognise::frame::Frame;
 use crate::recognise::gallery::Gallery;
+use crate::recognise::picture::DecodeError;
 use crate::recognise::quality::{self, QualityBounds};
 use crate::recognise::track::{Track, TrackSettings, Tracker};
 
@@ -51,8 +52,17 @@ pub struct FrameReport {
     pub faces: usize,
     pub templates: usize,
     pub outcomes: Vec<Outcome>,
-    /// A network failed on a face.
-    pub failed: Option<EngineError>,
+    /// A face could not be looked at.
+    pub failed: Option<FrameError>,
+}
+
+/// Why a frame, or a face of it, could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    #[error("the frame cannot be decoded")]
+    Pixels(#[from] DecodeError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }
 
 pub struct Live {
@@ -71,9 +81,9 @@ impl Live {
         engine: &mut dyn FaceEngine,
         gallery: &Gallery,
         frame: &Frame,
-    ) -> Result<FrameReport, EngineError> {
+    ) -> Result<FrameReport, FrameError> {
         self.tracker.end_lost(&frame.media());
-        let mut detections = engine.detect(&frame.picture, self.settings.reach)?;
+        let mut detections = detect(engine, frame, self.settings.reach)?;
         detections.retain(|face| face.confidence >= self.settings.confidence_min);
         let indices = self.tracker.follow(&detections, &frame.media());
         let mut report = FrameReport { faces: detections.len(), ..FrameReport::default() };
@@ -108,9 +118,10 @@ impl Live {
         detection: &Detection,
         mut index: usize,
         report: &mut FrameReport,
-    ) -> Result<(), EngineError> {
-        let refined = engine.refine(&frame.picture, detection)?;
-        let Some(sample) = align::align(&frame.picture, &refined.landmarks) else {
+    ) -> Result<(), FrameError> {
+        let picture = frame.pixels.full()?;
+        let refined = engine.refine(picture, detection)?;
+        let Some(sample) = align::align(picture, &refined.landmarks) else {
             return Ok(());
         };
         if self.settings.probe.flaw(&quality::measure(&sample)).is_some() {
@@ -125,7 +136,7 @@ impl Live {
             self.tracker.restart(index, &frame.media());
             index = self.position_of_newest();
         }
-        let liveness = engine.liveness(&frame.picture, &refined)?;
+        let liveness = engine.liveness(picture, &refined)?;
         let settings = self.settings.decision;
         let track = self.tracker.track_mut(index);
         track.evidence.add(template);
@@ -150,6 +161,18 @@ impl Live {
         let tracks = self.tracker.tracks();
         (0..tracks.len()).max_by_key(|index| tracks[*index].id).expect("a track was just begun")
     }
+}
+
+/// Faces in the coordinates of the full picture, found on the reduced one.
+fn detect(engine: &mut dyn FaceEngine, frame: &Frame, reach: Reach) -> Result<Vec<Detection>, FrameError> {
+    let reduced = frame.pixels.reduced(reach.side_px())?;
+    let mut detections = engine.detect(&reduced, reach)?;
+    let (width, height) = frame.pixels.size();
+    let (x, y) = (width as f32 / reduced.width() as f32, height as f32 / reduced.height() as f32);
+    for detection in &mut detections {
+        detection.scale(x, y);
+    }
+    Ok(detections)
 }
 
 /// A stranger may still turn out to be somebody (they came closer, or were enrolled meanwhile); nobody is identified

@@ -56,6 +56,9 @@ pub struct StoredEvent {
     pub boot_id: clock::BootId,
     pub boottime_ms: u64,
     pub clock: ClockState,
+    /// Of an attendance: another one, of the same subject in the same session and direction, that counts in its stead.
+    /// It stays as evidence and is left out of the record.
+    pub superseded_by: Option<Uuid>,
     pub body: Body,
 }
 
@@ -285,6 +288,14 @@ pub struct Correction {
     pub corrects: Uuid,
     /// What `occurred_at` was before, RFC 3339.
     pub was: String,
+    /// Of an attendance: the session, status and place in the record that the right time gives it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Status>,
+    /// See [`StoredEvent::superseded_by`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<Uuid>,
 }
 
 /// Somebody tried what they may not (schema 1).
@@ -422,6 +433,8 @@ struct Message<'a> {
     clock: ClockState,
     boot_id: &'a str,
     boottime_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    superseded_by: Option<Uuid>,
     historical: bool,
     expires_at: String,
 }
@@ -440,6 +453,7 @@ pub fn wire(event: &StoredEvent, site: &str, device: &str, now: &clock::Stamp, b
         clock: event.clock,
         boot_id: event.boot_id.as_str(),
         boottime_ms: event.boottime_ms,
+        superseded_by: event.superseded_by,
         historical: is_historical(event, now, boot_id),
         expires_at: clock::rfc3339(event.occurred_ms.saturating_add(EXPIRES_AFTER_MS)),
     };

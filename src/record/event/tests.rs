@@ -33,6 +33,7 @@ fn stored(body: Body) -> StoredEvent {
         boot_id: boot(),
         boottime_ms: 912_345,
         clock: ClockState::Synced,
+        superseded_by: None,
         body,
     }
 }
@@ -122,8 +123,14 @@ fn enrolment_message() {
 #[test]
 fn correction_message() {
     check(
-        Body::Correction(Correction { corrects: Uuid::from_u128(7), was: "1970-01-01T00:15:12.345Z".into() }),
-        r#""kind":"correction","site":"hq","device":"door-1","corrects":"00000000-0000-0000-0000-000000000007","was":"1970-01-01T00:15:12.345Z""#,
+        Body::Correction(Correction {
+            corrects: Uuid::from_u128(7),
+            was: "1970-01-01T00:15:12.345Z".into(),
+            session: Some("2026-11-23T08:00Z/mon-am".into()),
+            status: Some(Status::Late),
+            superseded_by: None,
+        }),
+        r#""kind":"correction","site":"hq","device":"door-1","corrects":"00000000-0000-0000-0000-000000000007","was":"1970-01-01T00:15:12.345Z","session":"2026-11-23T08:00Z/mon-am","status":"late""#,
     );
 }
 

@@ -13,7 +13,7 @@ use crate::record::event::{Body, ClockState, StoredEvent};
 use crate::record::seal::{Belongs, SealError, SealKey};
 
 pub(super) const EVENT_COLUMNS: &str =
-    "e.seq, e.event_id, e.kind, e.occurred_ms, e.boot_id, e.boottime_ms, e.clock, e.body";
+    "e.seq, e.event_id, e.kind, e.occurred_ms, e.boot_id, e.boottime_ms, e.clock, e.superseded_by, e.body";
 
 pub(super) fn event_sql(rest: &str) -> String {
     format!("select {EVENT_COLUMNS} from event e {rest}")
@@ -94,6 +94,7 @@ pub(super) fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
         boottime_ms: row.get::<_, i64>("boottime_ms")? as u64,
         // The column's check knows the same three; a state that we do not know is not to be trusted.
         clock: ClockState::parse(&clock).unwrap_or(ClockState::Unsynced),
+        superseded_by: row.get::<_, Option<[u8; 16]>>("superseded_by")?.map(Uuid::from_bytes),
         body,
     })
 }

@@ -18,9 +18,13 @@ create table event (
   venue text,
   subject_id text,
   direction text check (direction in ('in', 'out')),
-  body text not null
+  body text not null,
+  session text,
+  -- the attendance that counts in this one's stead
+  superseded_by blob check (length(superseded_by) = 16)
 ) strict;
 create index event_by_venue on event (venue, occurred_ms) where kind = 'attendance';
+create index event_by_session on event (subject_id, venue, session, direction) where kind = 'attendance' and session is not null;
 create index event_by_subject on event (subject_id, seq) where subject_id is not null;
 create index event_unsynced on event (seq) where clock = 'unsynced';
 
@@ -68,3 +72,24 @@ create table command (
   answered_ms integer not null
 ) strict;
 create index command_by_age on command (answered_ms);
+
+-- Venues put by command; those of config.toml are not here. body is the venue as JSON.
+create table venue (
+  id text primary key not null,
+  body text not null,
+  changed_ms integer not null
+) strict, without rowid;
+
+-- When this device was watching: absence is only claimed for times within these rows. The newest is extended as time
+-- passes.
+create table observation (
+  row integer primary key autoincrement,
+  boot_id text not null,
+  from_ms integer not null,
+  from_boottime_ms integer not null check (from_boottime_ms >= 0),
+  to_ms integer not null,
+  to_boottime_ms integer not null check (to_boottime_ms >= from_boottime_ms),
+  clock text not null check (clock in ('synced', 'unsynced', 'corrected'))
+) strict;
+create index observation_by_time on observation (to_ms);
+create index observation_unsynced on observation (row) where clock = 'unsynced';

@@ -145,7 +145,9 @@ impl<'a> Tx<'a> {
                 .prepare("update event set occurred_ms = ?1, clock = 'corrected' where seq = ?2")?
                 .execute(params![occurred.wall_ms, seq])?;
             let corrects = Uuid::from_bytes(*event_id);
-            let body = Body::Correction(Correction { corrects, was: rfc3339(*occurred_ms) });
+            let (session, status, superseded_by) = (None, None, None);
+            let was = rfc3339(*occurred_ms);
+            let body = Body::Correction(Correction { corrects, was, session, status, superseded_by });
             let event = NewEvent { event_id: id_at(now), occurred, body };
             self.insert_event(&event, ClockState::Corrected, &boot_id)?;
         }
