@@ -18,6 +18,7 @@ use crate::app::observer::Observer;
 use crate::app::recorder::Recorder;
 use crate::app::supervise::Stages;
 use crate::app::upkeep::Upkeep;
+use crate::app::venues::VenueBook;
 use crate::app::vitals::Vitals;
 use crate::app::{RunOptions, config, storage};
 use crate::camera::FrameSource;
@@ -53,6 +54,7 @@ pub(super) struct Daemon {
     pub store: Store,
     pub gallery: Arc<GalleryCell>,
     pub health: Arc<Health>,
+    pub venues: Arc<VenueBook>,
     /// Told when the vital signs changed in a way worth publishing at once.
     pub changed: Arc<Notify>,
     pub embedder: ModelDigest,
@@ -67,6 +69,7 @@ impl Daemon {
         store: Store,
         vision: &Vision,
         gallery: Gallery,
+        venues: VenueBook,
     ) -> Self {
         Self {
             settings,
@@ -74,6 +77,7 @@ impl Daemon {
             store,
             gallery: Arc::new(GalleryCell::new(gallery)),
             health: Arc::new(Health::default()),
+            venues: Arc::new(venues),
             changed: Arc::new(Notify::new()),
             embedder: vision.embedder(),
             networks: vision.digests(),
@@ -143,7 +147,7 @@ impl Daemon {
             store: self.store.clone(),
             clock: Arc::clone(&self.clock),
             health: Arc::clone(&self.health),
-            venue: self.settings.venue.clone(),
+            venues: Arc::clone(&self.venues),
             pad: self.settings.pad,
             unknown_every: self.settings.unknown_every,
             last_unknown: None,
@@ -173,7 +177,7 @@ impl Daemon {
             topics: topics.clone(),
             limits: limits(settings),
             per_minute_max: settings.commands.per_minute_max,
-            venues: settings.venues.clone(),
+            venues: Arc::clone(&self.venues),
             sinks: sinks(settings),
             store: self.store.clone(),
             gallery: Arc::clone(&self.gallery),
@@ -220,8 +224,8 @@ impl Daemon {
         };
         let stop = stages.stop_signal();
         stages.task("vitals", vitals.run(stop));
-        let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
-        let upkeep = Upkeep { store, clock, keep_days: self.settings.keep_days };
+        let (store, clock, venues) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.venues));
+        let upkeep = Upkeep { store, clock, venues, keep_days: self.settings.keep_days };
         let stop = stages.stop_signal();
         stages.task("upkeep", upkeep.run(stop));
         let (store, clock, health) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));

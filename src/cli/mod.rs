@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod evaluate;
 pub mod people;
 pub mod plot;
+pub mod prune;
 pub mod recognise;
 mod scratch;
 pub mod table;
@@ -69,8 +70,12 @@ enum Command {
     Enrol(people::EnrolArgs),
     /// List who is enrolled
     Subjects(people::SubjectsArgs),
-    /// Show the attendance recorded here
+    /// Show the attendance recorded here, or sum it up per person and session
     Attendance(attendance::Args),
+    /// List the venues that this device records for, with their sessions
+    Venues(attendance::VenuesArgs),
+    /// Delete old events that owe nothing; the daemon does it by itself with [storage] keep_days
+    Prune(prune::Args),
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
     /// Measure speed and memory on this device
@@ -139,6 +144,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Enrol(args) => people::enrol(&args, &settings()?),
         Command::Subjects(args) => people::subjects(&args, &settings()?),
         Command::Attendance(args) => attendance::run(&args, &settings()?),
+        Command::Venues(args) => attendance::venues(&args, &settings()?),
+        Command::Prune(args) => prune::run(&args, &settings()?),
         Command::Evaluate(args) => {
             let settings = settings()?;
             evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))
@@ -182,6 +189,9 @@ fn check_config(path: Option<&Path>, show: bool) -> anyhow::Result<()> {
     let settings = load(path)?;
     let which = path.map_or("the built-in defaults".into(), |path| path.display().to_string());
     println!("{which}: good");
+    for warning in &settings.warnings {
+        println!("warning: {warning}");
+    }
     if show {
         println!("{settings:#?}");
     }
