@@ -36,7 +36,7 @@ use tx::Tx as Transaction;
 use writer::{Job, Message, Task, wait};
 
 pub use files::DATABASE;
-pub use people::{Erased, NewReference};
+pub use people::{Erased, Erasure, NewReference};
 pub use read::{AttendanceQuery, Reader};
 pub use tx::Tx;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use uuid::Uuid;
 
+use super::people::ERASURE;
 use super::{BuriedRow, OutboxDepth, OutboxRow, SinkName, StoreError, StoredAnswer, read};
 use crate::clock::{BootId, Clock, Stamp, rfc3339};
 use crate::recognise::face::SubjectId;
@@ -260,9 +261,14 @@ impl<'a> Tx<'a> {
 
     /// Delivered: the rows leave the outbox.
     pub fn acknowledge(&mut self, ids: &[i64]) -> Result<(), StoreError> {
-        let mut delete = self.conn.prepare("delete from outbox where id = ?1")?;
-        ids.iter().try_for_each(|id| delete.execute([id]).map(|_| ()))?;
-        Ok(())
+        let mut delete = self.conn.prepare("delete from outbox where id = ?1 returning topic")?;
+        let mut erased = false;
+        for id in ids {
+            let topic: Option<Option<String>> = delete.query_row([id], |row| row.get(0)).optional()?;
+            erased |= topic.flatten().as_deref() == Some(ERASURE);
+        }
+        // It held the id of the person who is nowhere else any more.
+        if erased { self.owe_scrub() } else { Ok(()) }
     }
 
     /// Never to be delivered: the row stays, out of the way, with the reason.

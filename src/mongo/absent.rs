@@ -1,0 +1,118 @@
+//! In place of `mongo` in a program built without it: a configuration with MongoDB is refused, and nothing else exists.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::health::Health;
+use crate::record::outbox::{Delivery, Sink};
+use crate::record::store::{OutboxRow, SinkName};
+
+pub const WINDOW_MAX: usize = 2_000;
+
+pub struct UriSource {
+    pub uri: String,
+    pub database: String,
+    pub ca_file: Option<PathBuf>,
+    pub tls: bool,
+    pub timeout: Duration,
+    pub window: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key} {why}")]
+pub struct SettingsError {
+    pub key: &'static str,
+    pub why: String,
+}
+
+/// There are none.
+#[derive(Clone, Copy, Debug)]
+pub enum MongoSettings {}
+
+impl MongoSettings {
+    pub fn window(&self) -> usize {
+        match *self {}
+    }
+
+    pub fn has_password(&self) -> bool {
+        match *self {}
+    }
+}
+
+pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsError> {
+    if from.uri.is_empty() && !from.tls && from.ca_file.is_none() {
+        return Ok(None);
+    }
+    let why = "is set, but this program was built without MongoDB (cargo feature `mongo`)".into();
+    Err(SettingsError { key: "[mongo] uri", why })
+}
+
+pub struct VenueNote {
+    pub id: String,
+    pub name: String,
+    pub schedule: Option<serde_json::Value>,
+    pub re_entry_gap: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub from_ms: i64,
+    pub to_ms: i64,
+    pub reason: &'static str,
+}
+
+pub struct DeviceNote {
+    pub site: String,
+    pub device: String,
+    pub complete_through_ms: Option<i64>,
+    pub last_seen_ms: i64,
+    pub seq: i64,
+    pub gaps: Vec<Gap>,
+}
+
+#[derive(Clone, Copy)]
+pub enum MongoLink {}
+
+impl MongoLink {
+    pub fn new(settings: MongoSettings, _: Arc<dyn Clock>, _: Arc<Health>) -> Self {
+        match settings {}
+    }
+
+    #[expect(clippy::unused_async, reason = "the same shape as where there is MongoDB")]
+    pub async fn put_device(&self, _: &DeviceNote) -> Result<(), String> {
+        match *self {}
+    }
+}
+
+pub struct MongoSink(MongoLink);
+
+impl MongoSink {
+    pub fn new(link: MongoLink, _: &str, _: &str, _: watch::Receiver<Arc<[VenueNote]>>) -> Self {
+        Self(link)
+    }
+}
+
+impl Sink for MongoSink {
+    fn name(&self) -> SinkName {
+        match self.0 {}
+    }
+
+    async fn deliver(&mut self, _: &[OutboxRow]) -> Vec<Delivery> {
+        match self.0 {}
+    }
+}
+
+pub enum Examined {
+    Good(String),
+    Warning(String),
+    Fault(String),
+}
+
+#[expect(clippy::unused_async, reason = "the same shape as where there is MongoDB")]
+pub async fn examine(settings: &MongoSettings, _: i64) -> Examined {
+    match *settings {}
+}
