@@ -29,7 +29,24 @@ impl Stamp {
     pub fn since(&self, earlier: &Stamp) -> Duration {
         Duration::from_millis(self.boottime_ms.saturating_sub(earlier.boottime_ms))
     }
+
+    /// By how much the wall clock was set since `earlier`, of the same boot; none when both clocks agree but for what NTP
+    /// slews.
+    pub fn step_since(&self, earlier: &Stamp) -> Option<i64> {
+        let step_ms = self.at_boottime(earlier.boottime_ms).wall_ms.saturating_sub(earlier.wall_ms);
+        (step_ms.abs() > STEP_MS).then_some(step_ms)
+    }
+
+    /// Another moment of the same boot, by the wall clock as it is set now.
+    pub fn at_boottime(&self, boottime_ms: u64) -> Stamp {
+        let age_ms = (self.boottime_ms as i64).saturating_sub(boottime_ms as i64);
+        Stamp { wall_ms: self.wall_ms.saturating_sub(age_ms), boottime_ms, trusted: self.trusted }
+    }
 }
+
+/// A wall clock that moved this much against the other was set. NTP slews at most 1 ms in 2 s, or 30 ms in a minute;
+/// chrony in a hurry a few seconds in a minute, which may count as a step.
+const STEP_MS: i64 = 2_000;
 
 /// The kernel's id of this boot: `boottime_ms` of two events may be compared only when it is the same.
 #[derive(Clone, Debug, PartialEq, Eq)]

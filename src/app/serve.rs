@@ -14,6 +14,7 @@ use crate::app::commander::Commander;
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
+use crate::app::observer::Observer;
 use crate::app::recorder::Recorder;
 use crate::app::supervise::Stages;
 use crate::app::upkeep::Upkeep;
@@ -223,6 +224,11 @@ impl Daemon {
         let upkeep = Upkeep { store, clock, keep_days: self.settings.keep_days };
         let stop = stages.stop_signal();
         stages.task("upkeep", upkeep.run(stop));
+        let (store, clock, health) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));
+        let has_camera = !matches!(self.settings.camera, CameraSettings::None);
+        let observer = Observer { store, clock, health, has_camera };
+        let stop = stages.stop_signal();
+        stages.task("observer", observer.run(stop));
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 //! Only computes. The store asks [`is_due`] inside the transaction that would record the attendance, with the last one
 //! it holds: so there is no state here that could be lost, and two observers can never both record the same visit.
 
+pub mod watched;
+
 use std::time::Duration;
 
 use crate::clock::{BootId, Stamp};

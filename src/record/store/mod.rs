@@ -13,6 +13,7 @@
 //! second.
 
 mod files;
+mod observation;
 mod people;
 mod read;
 mod schema;
@@ -36,6 +37,7 @@ use tx::Tx as Transaction;
 use writer::{Job, Message, Task, wait};
 
 pub use files::DATABASE;
+pub use observation::Observation;
 pub use people::{Erased, Erasure, NewReference};
 pub use read::{AttendanceQuery, Reader};
 pub use tx::Tx;

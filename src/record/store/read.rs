@@ -6,7 +6,10 @@ use std::sync::Arc;
 use rusqlite::{Connection, OpenFlags, Row, params};
 use uuid::Uuid;
 
-use super::{BuriedRow, OutboxDepth, Reference, ReferenceCount, SinkName, StoreError, Subject, files, schema};
+use super::{
+    BuriedRow, OutboxDepth, Reference, ReferenceCount, SinkName, StoreError, Subject, files, observation, schema,
+};
+use crate::attend::watched::Watched;
 use crate::clock::BootId;
 use crate::recognise::face::{ModelDigest, Name, SubjectId};
 use crate::record::event::{Body, ClockState, StoredEvent};
@@ -57,6 +60,11 @@ impl Reader {
 
     pub fn attendance(&self, query: &AttendanceQuery) -> Result<Vec<StoredEvent>, StoreError> {
         attendance(&self.conn, query)
+    }
+
+    /// When this device was watching, as far as the time is known: all stretches that touch the period.
+    pub fn watched(&self, from_ms: i64, to_ms: i64) -> Result<Watched, StoreError> {
+        observation::watched(&self.conn, from_ms, to_ms)
     }
 
     pub fn all_references(

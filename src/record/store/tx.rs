@@ -133,6 +133,7 @@ impl<'a> Tx<'a> {
         if !now.trusted {
             return Ok(0);
         }
+        self.correct_observations(now)?;
         let boot_id = self.setting.clock.boot_id();
         let sql = "select seq, event_id, occurred_ms, boottime_ms from event \
                    where clock = 'unsynced' and boot_id = ?1 order by seq limit ?2";
@@ -140,8 +141,7 @@ impl<'a> Tx<'a> {
         let unsynced: Vec<(i64, [u8; 16], i64, i64)> =
             self.conn.prepare(sql)?.query_map(params![boot_id.as_str(), BATCH], read)?.collect::<Result<_, _>>()?;
         for (seq, event_id, occurred_ms, boottime_ms) in &unsynced {
-            let age_ms = (now.boottime_ms as i64).saturating_sub(*boottime_ms);
-            let occurred = Stamp { wall_ms: now.wall_ms - age_ms, boottime_ms: *boottime_ms as u64, trusted: true };
+            let occurred = now.at_boottime(*boottime_ms as u64);
             self.conn
                 .prepare("update event set occurred_ms = ?1, clock = 'corrected' where seq = ?2")?
                 .execute(params![occurred.wall_ms, seq])?;
@@ -164,6 +164,7 @@ impl<'a> Tx<'a> {
             return Ok(0);
         }
         let before_ms = now.wall_ms.saturating_sub(i64::from(days) * 86_400_000);
+        self.trim_observations(before_ms)?;
         let sql = "delete from event where seq in (\
                      select seq from event where (clock = 'unsynced' or occurred_ms < ?1) \
                      and seq <= (select max(seq) from event where clock = 'synced' and occurred_ms < ?1) \
