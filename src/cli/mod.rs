@@ -11,6 +11,7 @@ pub mod people;
 pub mod plot;
 pub mod recognise;
 mod scratch;
+pub mod sync;
 pub mod table;
 
 use std::path::{Path, PathBuf};
@@ -71,6 +72,8 @@ enum Command {
     Subjects(people::SubjectsArgs),
     /// Show the attendance recorded here
     Attendance(attendance::Args),
+    /// Deliver now what is owed to broker and MongoDB, or tell what is owed
+    Sync(sync::Args),
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
     /// Measure speed and memory on this device
@@ -139,6 +142,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Enrol(args) => people::enrol(&args, &settings()?),
         Command::Subjects(args) => people::subjects(&args, &settings()?),
         Command::Attendance(args) => attendance::run(&args, &settings()?),
+        Command::Sync(args) => sync::run(&args, &settings()?),
         Command::Evaluate(args) => {
             let settings = settings()?;
             evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))
@@ -182,6 +186,9 @@ fn check_config(path: Option<&Path>, show: bool) -> anyhow::Result<()> {
     let settings = load(path)?;
     let which = path.map_or("the built-in defaults".into(), |path| path.display().to_string());
     println!("{which}: good");
+    for warning in &settings.warnings {
+        println!("warning: {warning}");
+    }
     if show {
         println!("{settings:#?}");
     }

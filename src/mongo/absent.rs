@@ -29,17 +29,17 @@ pub struct SettingsError {
     pub why: String,
 }
 
-/// There are none.
-#[derive(Clone, Copy, Debug)]
-pub enum MongoSettings {}
+/// There are none: nothing here makes one.
+#[derive(Clone, Debug)]
+pub struct MongoSettings(());
 
 impl MongoSettings {
     pub fn window(&self) -> usize {
-        match *self {}
+        WINDOW_MAX
     }
 
     pub fn has_password(&self) -> bool {
-        match *self {}
+        false
     }
 }
 
@@ -58,7 +58,6 @@ pub struct VenueNote {
     pub re_entry_gap: Duration,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
     pub from_ms: i64,
     pub to_ms: i64,
@@ -74,17 +73,16 @@ pub struct DeviceNote {
     pub gaps: Vec<Gap>,
 }
 
-#[derive(Clone, Copy)]
-pub enum MongoLink {}
+#[derive(Clone)]
+pub struct MongoLink(MongoSettings);
 
 impl MongoLink {
     pub fn new(settings: MongoSettings, _: Arc<dyn Clock>, _: Arc<Health>) -> Self {
-        match settings {}
+        Self(settings)
     }
 
-    #[expect(clippy::unused_async, reason = "the same shape as where there is MongoDB")]
     pub async fn put_device(&self, _: &DeviceNote) -> Result<(), String> {
-        match *self {}
+        std::future::ready(Err(ABSENT.into())).await
     }
 }
 
@@ -98,11 +96,11 @@ impl MongoSink {
 
 impl Sink for MongoSink {
     fn name(&self) -> SinkName {
-        match self.0 {}
+        SinkName::MONGO
     }
 
-    async fn deliver(&mut self, _: &[OutboxRow]) -> Vec<Delivery> {
-        match self.0 {}
+    async fn deliver(&mut self, batch: &[OutboxRow]) -> Vec<Delivery> {
+        vec![Delivery::Refused(ABSENT.into()); batch.len()]
     }
 }
 
@@ -112,7 +110,8 @@ pub enum Examined {
     Fault(String),
 }
 
-#[expect(clippy::unused_async, reason = "the same shape as where there is MongoDB")]
-pub async fn examine(settings: &MongoSettings, _: i64) -> Examined {
-    match *settings {}
+pub async fn examine(_: &MongoSettings, _: i64) -> Examined {
+    std::future::ready(Examined::Fault(ABSENT.into())).await
 }
+
+const ABSENT: &str = "this program was built without MongoDB";

@@ -58,6 +58,8 @@ const fn of_code(code: i32) -> Verdict {
 
 /// A document's write.
 pub(super) fn of_document(code: i32, message: &str) -> Fault {
+    // What follows quotes the document.
+    let message = message.split(" dup key").next().unwrap_or_default();
     Fault { verdict: of_code(code), code: Some(code), why: format!("code {code}: {message}") }
 }
 

@@ -1,6 +1,7 @@
 //! The connection: made when first needed, each call bounded, its state told once per edge.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mongodb::bson::{Document, doc};
@@ -26,6 +27,7 @@ struct Shared {
     /// None until somebody needs it: a device starts without a network.
     client: Mutex<Option<Client>>,
     indexed: Mutex<bool>,
+    refused_aside: AtomicBool,
 }
 
 /// Statements in one `update` command, below what the server takes (100,000, and 48 MB).
@@ -36,7 +38,8 @@ pub(super) const WIRE_VERSION_MIN: i32 = 9;
 impl MongoLink {
     pub fn new(settings: MongoSettings, clock: Arc<dyn Clock>, health: Arc<Health>) -> Self {
         health.set_mongo(MongoState::Away, clock.now().wall_ms);
-        let shared = Shared { settings, clock, health, client: Mutex::new(None), indexed: Mutex::new(false) };
+        let (client, indexed, refused_aside) = (Mutex::new(None), Mutex::new(false), AtomicBool::new(false));
+        let shared = Shared { settings, clock, health, client, indexed, refused_aside };
         Self { shared: Arc::new(shared) }
     }
 
@@ -127,6 +130,20 @@ impl MongoLink {
             }
             // The next delivery tries again.
             Err(_) => {}
+        }
+    }
+
+    /// The same for what is not an event: where events are taken, a refusal of it is said once and changes no state.
+    pub(super) fn note_aside(&self, outcome: Result<(), &Fault>) {
+        let connected = self.shared.health.mongo().is_some_and(|(state, _)| state == MongoState::Connected);
+        match outcome {
+            Err(fault) if connected && fault.verdict == Verdict::Refused => {
+                if !self.shared.refused_aside.swap(true, Ordering::Relaxed) {
+                    let reason = fault.why.as_str();
+                    tracing::error!(reason, "MongoDB refuses what is said of this device in `devices` (docs/operations.md, roles)");
+                }
+            }
+            other => self.note(other),
         }
     }
 

@@ -59,7 +59,7 @@ impl Mongod {
     pub fn start_with_users() -> Self {
         let mut server = Self::prepared(1, |dir| {
             let key = dir.join("key");
-            fs::write(&key, "a-key-for-one-test-only-0123456789").unwrap();
+            fs::write(&key, "aKeyForOneTestOnly0123456789").unwrap();
             let mut mode = fs::metadata(&key).unwrap().permissions();
             std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o600);
             fs::set_permissions(&key, mode).unwrap();

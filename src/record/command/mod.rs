@@ -60,7 +60,7 @@ pub enum Verb {
     Recognise(Recognise),
     Attend(Attend),
     Attendance(Attendance),
-    Sync,
+    Sync(Sync),
 }
 
 impl Verb {
@@ -73,9 +73,16 @@ impl Verb {
             Self::Recognise(_) => "recognise",
             Self::Attend(_) => "attend",
             Self::Attendance(_) => "attendance",
-            Self::Sync => "sync",
+            Self::Sync(_) => "sync",
         }
     }
+}
+
+/// Deliver now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sync {
+    /// What was set aside as undeliverable is tried again.
+    pub retry_buried: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -320,7 +327,7 @@ fn read_verb(
             direction: fields.optional("direction", Fields::direction)?,
         }),
         "attendance" => attendance(fields).map(Verb::Attendance)?,
-        _ => Verb::Sync,
+        _ => Verb::Sync(Sync { retry_buried: fields.flag("retry_buried")? }),
     };
     fields.finish()?;
     // Last, so that a command with a fault is told of the fault however late it is.

@@ -17,6 +17,7 @@ mod observation;
 mod people;
 mod read;
 mod schema;
+mod standing;
 mod tx;
 mod writer;
 
@@ -40,6 +41,7 @@ pub use files::DATABASE;
 pub use observation::Observation;
 pub use people::{Erased, Erasure, NewReference};
 pub use read::{AttendanceQuery, Reader};
+pub use standing::{Held, SinkStanding, Standing, Unwatched};
 pub use tx::Tx;
 
 /// Where events are owed. The name stands in the database: it is never given another meaning.
