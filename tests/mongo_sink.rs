@@ -371,13 +371,11 @@ fn a_wrong_password_or_role_loses_nothing_and_buries_nothing() {
         let examined = runtime.block_on(rollcall::mongo::examine(&door.settings, door.clock.now().wall_ms));
         format!("{examined:?}")
     };
-    let w = Stopwatch::start();
     for (who, word) in [("door:wrong", "refuses us"), ("reader:right", "may not insert")] {
         door.settings = settings(&as_user(&server, who), Duration::from_secs(10));
         let running = door.start();
         running.until_state(MongoState::Refused);
         running.stop();
-        println!("XX {who} {:?}", w.elapsed());
         assert_eq!(door.owed(), 3, "{who}");
         assert!(door.buried().is_empty());
         let said = doctor(&door);
@@ -405,7 +403,6 @@ fn a_wrong_password_or_role_loses_nothing_and_buries_nothing() {
     assert_eq!(server.all("devices")[0].get_datetime("complete_through").unwrap().timestamp_millis(), START_MS);
     door.clock.set_wall(rollcall::clock::SystemClock::new(rollcall::clock::Trust::Always).now().wall_ms, true);
     assert!(doctor(&door).starts_with("Good"), "{}", doctor(&door));
-    println!("XX {:?}", w.elapsed());
     // A role taken away while it runs, and given back.
     door.clock.set_wall(START_MS + 86_400_000, true);
     let running = door.start();

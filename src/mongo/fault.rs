@@ -90,6 +90,9 @@ pub(super) fn of_error(error: &Error) -> Fault {
         | ErrorKind::InvalidArgument { message, .. }
         | ErrorKind::IncompatibleServer { message, .. } => refused(message.clone()),
         ErrorKind::SessionsNotSupported => refused(error.to_string()),
+        ErrorKind::ServerSelection { message, .. } if lets_us_not_in(message) => {
+            refused("the server does not let us in: authentication failed".into())
+        }
         ErrorKind::ServerSelection { message, .. } => of_command(None, labelled, unreachable(message)),
         _ => of_command(None, labelled, error.to_string()),
     }
@@ -97,6 +100,11 @@ pub(super) fn of_error(error: &Error) -> Fault {
 
 fn refused(why: String) -> Fault {
     Fault { verdict: Verdict::Refused, code: None, why }
+}
+
+/// After a refused password the driver takes the server for unknown, and tells why only within its words about that.
+fn lets_us_not_in(message: &str) -> bool {
+    message.contains("AuthenticationFailed")
 }
 
 /// The driver's words about an unreachable server run over many lines.
@@ -203,5 +211,7 @@ mod tests {
         let io = Error::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
         assert_eq!(of_error(&io).verdict, Verdict::Retry);
         assert_eq!(of_error(&ErrorKind::SessionsNotSupported.into()).verdict, Verdict::Refused);
+        assert!(lets_us_not_in("… Error: Kind: SCRAM failure: …, code_name: \"AuthenticationFailed\", …"));
+        assert!(!lets_us_not_in("… Error: Kind: I/O error: Connection refused (os error 111) …"));
     }
 }

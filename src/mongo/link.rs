@@ -32,6 +32,9 @@ struct Shared {
 
 /// Statements in one `update` command, below what the server takes (100,000, and 48 MB).
 pub(super) const STATEMENTS_MAX: usize = 1_000;
+/// Why indexes are not made though the server is well: Unauthorized, too long for one call (a large collection that is
+/// older than we are), the same keys under another name or with other options.
+const INDEX_REFUSALS: [i32; 4] = [13, 50, 85, 86];
 /// The oldest server that is known to do all that is asked here: 4.4.
 pub(super) const WIRE_VERSION_MIN: i32 = 9;
 
@@ -105,11 +108,11 @@ impl MongoLink {
         self.shared.settings.timeout
     }
 
-    /// Makes the indexes, once for each start; a server that refuses them is delivered to all the same.
-    pub(super) async fn ensure_indexes(&self) {
+    /// Makes the indexes, once for each start; a server that does not allow them is delivered to all the same.
+    pub(super) async fn ensure_indexes(&self) -> Result<(), Fault> {
         let mut done = self.shared.indexed.lock().await;
         if *done {
-            return;
+            return Ok(());
         }
         let index = |name: &str, key: Document| doc! { "name": name, "key": key };
         let command = doc! {
@@ -118,19 +121,18 @@ impl MongoLink {
                 index("venue_1_occurred_at_1", doc! { "venue": 1, "occurred_at": 1 }),
                 index("subject.id_1_occurred_at_1", doc! { "subject.id": 1, "occurred_at": 1 }),
             ],
+            "maxTimeMS": self.server_limit_ms(),
         };
         match self.command("making the indexes", command).await {
-            Ok(_) => *done = true,
-            Err(fault) if fault.verdict == Verdict::Refused => {
-                tracing::error!(
-                    reason = fault.why,
-                    "MongoDB: the indexes of `attendance` may not be made: queries will be slow (docs/operations.md, roles)"
-                );
-                *done = true;
-            }
-            // The next delivery tries again.
-            Err(_) => {}
+            Ok(_) => {}
+            Err(fault) if fault.code.is_some_and(|code| INDEX_REFUSALS.contains(&code)) => tracing::error!(
+                reason = fault.why,
+                "MongoDB: the indexes of `attendance` cannot be made, queries will be slow (docs/operations.md, indexes)"
+            ),
+            Err(fault) => return Err(fault),
         }
+        *done = true;
+        Ok(())
     }
 
     /// The same for what is not an event: where events are taken, a refusal of it is said once and changes no state.

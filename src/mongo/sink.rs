@@ -70,7 +70,7 @@ impl MongoSink {
     }
 
     async fn deliver_all(&mut self, batch: &[OutboxRow], outcomes: &mut Outcomes) -> Result<(), (usize, Fault)> {
-        self.link.ensure_indexes().await;
+        self.link.ensure_indexes().await.map_err(|fault| (0, fault))?;
         self.tell_venues().await.map_err(|fault| (0, fault))?;
         let rows: Vec<(usize, &OutboxRow)> = batch.iter().enumerate().collect();
         let mut rest = rows.as_slice();
