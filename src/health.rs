@@ -19,6 +19,17 @@ pub enum CameraHealth {
     Lost,
 }
 
+/// How we stand with MongoDB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MongoState {
+    Connected,
+    /// Not reached, or ill: it will be tried again.
+    Away,
+    /// It does not take what we bring until somebody puts something right.
+    Refused,
+}
+
 /// A number that one stage counts up.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -53,6 +64,8 @@ pub struct Health {
     pub events_published: Counter,
     /// Refused commands by error code.
     refused: Mutex<BTreeMap<&'static str, u64>>,
+    /// And since when, by the wall clock; none where no MongoDB is configured.
+    mongo: Mutex<Option<(MongoState, i64)>>,
 }
 
 impl Health {
@@ -68,6 +81,20 @@ impl Health {
     pub fn set_camera(&self, state: CameraHealth) -> CameraHealth {
         let before = self.camera();
         self.camera.store(state as u8, Ordering::Relaxed);
+        before
+    }
+
+    pub fn mongo(&self) -> Option<(MongoState, i64)> {
+        *self.mongo.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what it was before.
+    pub fn set_mongo(&self, state: MongoState, at_ms: i64) -> Option<MongoState> {
+        let mut mongo = self.mongo.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = mongo.map(|(state, _)| state);
+        if before != Some(state) {
+            *mongo = Some((state, at_ms));
+        }
         before
     }
 

@@ -25,7 +25,7 @@ use crate::mqtt::topics::Topics;
 use crate::recognise::face::ModelDigest;
 use crate::record::command::answer::NotEnrolled;
 use crate::record::command::{self, Command, ErrorCode, Limits, Refusal, Verb, answer};
-use crate::record::store::{SinkName, Store, StoreError, Tx};
+use crate::record::store::{Store, StoreError, Tx};
 
 /// A command waits this long for the networks.
 const JOB_PATIENCE: Duration = Duration::from_secs(20);
@@ -35,7 +35,6 @@ pub struct Commander {
     pub limits: Limits,
     pub per_minute_max: u32,
     pub venues: Arc<VenueBook>,
-    pub sinks: Vec<SinkName>,
     pub store: Store,
     pub gallery: Arc<GalleryCell>,
     pub embedder: ModelDigest,

@@ -16,6 +16,7 @@ pub mod supervise;
 pub mod upkeep;
 pub mod venues;
 pub mod vitals;
+pub mod watermark;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -62,15 +63,13 @@ pub struct RunOptions {
 /// The daemon, from start to stop.
 pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
     let watch = Stopwatch::start();
+    settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
     let store = open_store(&settings, &clock)?;
     let vision = load_vision(&settings)?;
     let gallery = load_gallery(&store, &vision)?;
     let stored = store.write(|tx| tx.venues()).map_err(storage)?;
     let venues = VenueBook::new(settings.venues.clone(), settings.door.clone(), &stored);
-    for warning in &settings.warnings {
-        tracing::warn!("{warning}");
-    }
     tracing::info!(
         subjects = gallery.subjects(),
         references = gallery.references(),

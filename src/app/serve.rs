@@ -20,6 +20,7 @@ use crate::app::supervise::Stages;
 use crate::app::upkeep::Upkeep;
 use crate::app::venues::VenueBook;
 use crate::app::vitals::Vitals;
+use crate::app::watermark::Watermark;
 use crate::app::{RunOptions, config, storage};
 use crate::camera::FrameSource;
 use crate::camera::replay::Replay;
@@ -27,6 +28,7 @@ use crate::clock::{Clock, Stopwatch};
 use crate::config::raw::RawPace;
 use crate::config::{CameraSettings, MqttSettings, Settings};
 use crate::health::{CameraHealth, Health};
+use crate::mongo::{MongoLink, MongoSink};
 use crate::mqtt::broker::{BrokerError, BrokerProcess, BrokerSettings};
 use crate::mqtt::link::{self, Link, LinkSettings};
 use crate::mqtt::topics::Topics;
@@ -103,6 +105,8 @@ impl Daemon {
         if let Some(broker) = &broker {
             watch_broker(&mut stages, broker, broker_settings(&self.settings));
         }
+        let mongo = self.start_mongo(&mut stages);
+        self.start_watermark(&mut stages, link.clone(), mongo)?;
         self.start_vitals(&mut stages, link)?;
         let (site, device) = (&self.settings.site, &self.settings.device);
         tracing::info!(site, device, elapsed_ms = watch.elapsed().as_millis() as u64, "ready");
@@ -178,7 +182,6 @@ impl Daemon {
             limits: limits(settings),
             per_minute_max: settings.commands.per_minute_max,
             venues: Arc::clone(&self.venues),
-            sinks: sinks(settings),
             store: self.store.clone(),
             gallery: Arc::clone(&self.gallery),
             embedder: self.embedder,
@@ -207,11 +210,32 @@ impl Daemon {
         Ok(link)
     }
 
+    fn start_mongo(&self, stages: &mut Stages) -> Option<MongoLink> {
+        let mongo = self.settings.mongo.clone()?;
+        let window = mongo.window();
+        let link = MongoLink::new(mongo, Arc::clone(&self.clock), Arc::clone(&self.health));
+        let (site, device) = (&self.settings.site, &self.settings.device);
+        let sink = MongoSink::new(link.clone(), site, device, self.venues.notes());
+        let settings = RelaySettings { window, ..RelaySettings::default() };
+        let relay = relay(self.store.clone(), sink, stages.last_signal(), settings);
+        stages.last_task("relay to mongodb", async move { relay.await.map_err(storage) });
+        Some(link)
+    }
+
+    fn start_watermark(&self, stages: &mut Stages, link: Option<Link>, mongo: Option<MongoLink>) -> anyhow::Result<()> {
+        let (site, device) = (self.settings.site.clone(), self.settings.device.clone());
+        let topic = Topics::new(&site, &device).map_err(config)?.watermark();
+        let (store, clock, health) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));
+        let watermark = Watermark { store, clock, site, device, link, topic, mongo, health };
+        let stop = stages.stop_signal();
+        stages.task("watermark", watermark.run(stop));
+        Ok(())
+    }
+
     fn start_vitals(&self, stages: &mut Stages, link: Option<Link>) -> anyhow::Result<()> {
         let vitals = Vitals {
             health: Arc::clone(&self.health),
             store: self.store.clone(),
-            sinks: sinks(&self.settings),
             gallery: Arc::clone(&self.gallery),
             clock: Arc::clone(&self.clock),
             link,
@@ -260,7 +284,8 @@ impl Daemon {
 
 /// To whom events are owed.
 pub fn sinks(settings: &Settings) -> Vec<SinkName> {
-    settings.mqtt.iter().map(|_| SinkName::MQTT).collect()
+    let mqtt = settings.mqtt.iter().map(|_| SinkName::MQTT);
+    mqtt.chain(settings.mongo.iter().map(|_| SinkName::MONGO)).collect()
 }
 
 fn open_camera(settings: &Settings) -> anyhow::Result<Option<(Box<dyn FrameSource>, bool)>> {

@@ -12,6 +12,7 @@ pub mod plot;
 pub mod prune;
 pub mod recognise;
 mod scratch;
+pub mod sync;
 pub mod table;
 
 use std::path::{Path, PathBuf};
@@ -76,6 +77,8 @@ enum Command {
     Venues(attendance::VenuesArgs),
     /// Delete old events that owe nothing; the daemon does it by itself with [storage] keep_days
     Prune(prune::Args),
+    /// Deliver now what is owed to broker and MongoDB, or tell what is owed
+    Sync(sync::Args),
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
     /// Measure speed and memory on this device
@@ -146,6 +149,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Attendance(args) => attendance::run(&args, &settings()?),
         Command::Venues(args) => attendance::venues(&args, &settings()?),
         Command::Prune(args) => prune::run(&args, &settings()?),
+        Command::Sync(args) => sync::run(&args, &settings()?),
         Command::Evaluate(args) => {
             let settings = settings()?;
             evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))

@@ -17,6 +17,7 @@ use crate::config::raw::{
     RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawSource, RawVenue,
 };
 use crate::enrol::EnrolSettings;
+use crate::mongo::{self, MongoSettings};
 use crate::mqtt::link::Credentials;
 use crate::mqtt::tls::{self, TlsSettings};
 use crate::recognise::decision::{DecisionSettings, ThresholdRule};
@@ -74,6 +75,7 @@ pub struct Settings {
     pub mqtt: Option<MqttSettings>,
     pub health_every: Duration,
     pub broker: Option<BrokerSettings>,
+    pub mongo: Option<MongoSettings>,
     pub commands: CommandSettings,
     pub trust: Trust,
     pub level: RawLevel,
@@ -201,7 +203,14 @@ pub fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) -> Resu
         None => (String::new(), PathBuf::from("(built-in defaults)")),
     };
     let folder = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
-    check(&parse(&text, &named, environment)?, &folder)
+    let raw = parse(&text, &named, environment)?;
+    let mut settings = check(&raw, &folder)?;
+    let in_clear = !raw.mongo.uri.is_empty() && settings.mongo.as_ref().is_some_and(MongoSettings::has_password);
+    if in_clear && path.is_some_and(is_open_to_others) {
+        let why = "holds a password, and others may read the file: chmod 600 it, or use uri_file";
+        settings.warnings.push(format!("[mongo] uri in {} {why}", named.display()));
+    }
+    Ok(settings)
 }
 
 /// The environment variables that concern the configuration.
@@ -285,6 +294,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         commands: commands(raw)?,
         mqtt,
         broker,
+        mongo: mongo(raw, folder)?,
         trust: raw.clock.trust,
         level: raw.log.level,
     })
@@ -571,6 +581,35 @@ fn tls(raw: &RawConfig, folder: &Path) -> Result<Option<TlsSettings>, ConfigErro
     let (ca, cert, key) =
         (path(folder, &it.ca_file), path(folder, &it.client_cert_file), path(folder, &it.client_key_file));
     tls::settings_from(it.tls, ca, cert, key).map_err(|error| value("[mqtt] tls", format!("= {}: {error}", it.tls)))
+}
+
+/// systemd's name for the URI, where neither key is set.
+const MONGO_CREDENTIAL: &str = "mongo_uri";
+
+fn mongo(raw: &RawConfig, folder: &Path) -> Result<Option<MongoSettings>, ConfigError> {
+    let it = &raw.mongo;
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| Path::new(&dir).join(MONGO_CREDENTIAL));
+    let uri = match (text(&it.uri), path(folder, &it.uri_file), credential.filter(|path| path.is_file())) {
+        (Some(_), Some(_), _) => return Err(value("[mongo] uri", "and uri_file exclude each other")),
+        (Some(uri), None, _) => uri,
+        (None, Some(file), _) if is_open_to_others(&file) => {
+            return Err(value("[mongo] uri_file", format!("{} may be read by others: chmod 600 it", file.display())));
+        }
+        (None, Some(file), _) | (None, None, Some(file)) => {
+            let read = fs::read_to_string(&file).map_err(|source| ConfigError::Read { path: file, source })?;
+            read.trim().to_owned()
+        }
+        (None, None, None) => String::new(),
+    };
+    let (database, ca_file) = (it.database.clone(), path(folder, &it.ca_file));
+    let (tls, timeout, window) = (it.tls, it.timeout, it.window);
+    mongo::settings_from(mongo::UriSource { uri, database, ca_file, tls, timeout, window })
+        .map_err(|error| ConfigError::Value { key: error.key, why: error.why })
+}
+
+fn is_open_to_others(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(path).is_ok_and(|it| it.mode() & 0o077 != 0)
 }
 
 fn commands(raw: &RawConfig) -> Result<CommandSettings, ConfigError> {

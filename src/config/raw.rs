@@ -22,6 +22,7 @@ pub struct RawConfig {
     pub venue: Vec<RawVenue>,
     pub mqtt: RawMqtt,
     pub broker: RawBroker,
+    pub mongo: RawMongo,
     pub commands: RawCommands,
     pub clock: RawClock,
     pub log: RawLog,
@@ -330,6 +331,39 @@ pub struct RawBroker {
 impl Default for RawBroker {
     fn default() -> Self {
         Self { enabled: false, listen: "127.0.0.1:1883".into(), websocket: String::new() }
+    }
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawMongo {
+    pub uri: String,
+    pub uri_file: PathBuf,
+    pub database: String,
+    pub tls: bool,
+    pub ca_file: PathBuf,
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    pub window: usize,
+}
+
+impl std::fmt::Debug for RawMongo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RawMongo(database {}, tls {})", self.database, self.tls)
+    }
+}
+
+impl Default for RawMongo {
+    fn default() -> Self {
+        Self {
+            uri: String::new(),
+            uri_file: PathBuf::new(),
+            database: "rollcall".into(),
+            tls: false,
+            ca_file: PathBuf::new(),
+            timeout: Duration::from_secs(10),
+            window: 500,
+        }
     }
 }
 

@@ -19,14 +19,34 @@ use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use crate::recognise::gallery;
 use crate::recognise::quality::Flaw;
 use crate::record::command::answer::{
-    self, Attended, Enrolled, FaceEntry, ImageOutcome, ImageReason, NotEnrolled, Owed, Recognised, Renamed,
+    self, Attended, Buried, Enrolled, FaceEntry, ImageOutcome, ImageReason, NotEnrolled, Owed, Recognised, Renamed,
     SubjectEntry, SubjectList, Synced, Withdrawn,
 };
 use crate::record::command::{
     Attend, Command, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw,
 };
 use crate::record::event::{Body, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
-use crate::record::store::{NewReference, StoreError, Tx};
+use crate::record::store::{BuriedRow, NewReference, SinkStanding, Standing, StoreError, Tx};
+
+/// How many of those that were set aside are told one by one.
+pub const BURIED_TOLD: u32 = 20;
+
+/// What `sync` answers, here and on the command line.
+pub fn synced(standing: &Standing, buried: &[BuriedRow], retried: u64) -> Synced {
+    let owed = |it: &SinkStanding| Owed {
+        sink: it.sink.as_str().into(),
+        rows: it.depth.rows,
+        oldest_at: it.depth.oldest_created_ms.map(rfc3339),
+        buried: it.depth.buried,
+    };
+    let entry = |row: &BuriedRow| Buried { sink: row.sink.clone(), seq: row.event_seq, reason: row.reason.clone() };
+    Synced {
+        owed: standing.sinks.iter().map(owed).collect(),
+        buried: buried.iter().map(entry).collect(),
+        complete_through: standing.complete_through(None),
+        retried,
+    }
+}
 
 impl Commander {
     pub(super) async fn carry_out(&self, command: Command) -> Result<(), Fault> {
@@ -42,7 +62,7 @@ impl Commander {
             Verb::VenuePut(venue) => self.venue_put(request_id, venue).await,
             Verb::VenueDelete(delete) => self.venue_delete(request_id, delete.venue).await,
             Verb::Venues(page) => self.venue_list(request_id, page).await,
-            Verb::Sync => self.sync(request_id).await,
+            Verb::Sync(sync) => self.sync(request_id, sync.retry_buried).await,
         }
     }
 
@@ -188,19 +208,15 @@ impl Commander {
         Ok(())
     }
 
-    async fn sync(&self, request_id: String) -> Result<(), Fault> {
-        self.store.deliver_now();
-        let sinks = self.sinks.clone();
+    async fn sync(&self, request_id: String, retry_buried: bool) -> Result<(), Fault> {
         let write = move |tx: &mut Tx<'_>| {
-            let mut owed = Vec::with_capacity(sinks.len());
-            for sink in &sinks {
-                let depth = tx.outbox_depth(*sink)?;
-                let oldest_at = depth.oldest_created_ms.map(rfc3339);
-                owed.push(Owed { sink: sink.as_str().into(), rows: depth.rows, oldest_at, buried: depth.buried });
-            }
-            answer(tx, &request_id, "sync", &Synced { owed })
+            let retried = if retry_buried { tx.retry_buried()? as u64 } else { 0 };
+            let synced = synced(&tx.standing()?, &tx.buried(BURIED_TOLD)?, retried);
+            answer(tx, &request_id, "sync", &synced)
         };
-        Ok(self.store.write_async(write).await?)
+        self.store.write_async(write).await?;
+        self.store.deliver_now();
+        Ok(())
     }
 
     pub(super) fn venue(&self, id: &str) -> Result<Venue, Fault> {

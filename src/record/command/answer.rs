@@ -339,6 +339,20 @@ impl VenueSource {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Synced {
     pub owed: Vec<Owed>,
+    /// The first of those that were set aside.
+    pub buried: Vec<Buried>,
+    /// Everything this device saw up to then has been delivered; null when that cannot be said.
+    pub complete_through: Option<String>,
+    /// How many were put back among what is owed.
+    pub retried: u64,
+}
+
+/// What its sink will never take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Buried {
+    pub sink: String,
+    pub seq: Option<i64>,
+    pub reason: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

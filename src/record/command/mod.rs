@@ -64,7 +64,7 @@ pub enum Verb {
     VenuePut(VenueSpec),
     VenueDelete(VenueDelete),
     Venues(Venues),
-    Sync,
+    Sync(Sync),
 }
 
 impl Verb {
@@ -80,9 +80,16 @@ impl Verb {
             Self::VenuePut(_) => "venue_put",
             Self::VenueDelete(_) => "venue_delete",
             Self::Venues(_) => "venues",
-            Self::Sync => "sync",
+            Self::Sync(_) => "sync",
         }
     }
+}
+
+/// Deliver now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sync {
+    /// What was set aside as undeliverable is tried again.
+    pub retry_buried: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -350,7 +357,7 @@ fn read_verb(
         "venue_put" => venue_put(fields).map(Verb::VenuePut)?,
         "venue_delete" => Verb::VenueDelete(VenueDelete { venue: fields.id("venue")? }),
         "venues" => Verb::Venues(Venues { after: fields.optional("after", Fields::id)?, limit: fields.page()? }),
-        _ => Verb::Sync,
+        _ => Verb::Sync(Sync { retry_buried: fields.flag("retry_buried")? }),
     };
     fields.finish()?;
     // Last, so that a command with a fault is told of the fault however late it is.

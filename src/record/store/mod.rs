@@ -19,6 +19,7 @@ mod people;
 mod read;
 mod retention;
 mod schema;
+mod standing;
 mod tx;
 mod writer;
 
@@ -41,9 +42,10 @@ use writer::{Job, Message, Task, wait};
 pub use attendance::StoredVenue;
 pub use files::DATABASE;
 pub use observation::Observation;
-pub use people::{Erased, NewReference};
+pub use people::{Erased, Erasure, NewReference};
 pub use read::{AttendanceQuery, Reader};
 pub use retention::Prunable;
+pub use standing::{Held, SinkStanding, Standing, Unwatched};
 pub use tx::Tx;
 
 /// Where events are owed. The name stands in the database: it is never given another meaning.

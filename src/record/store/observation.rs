@@ -68,7 +68,7 @@ impl Tx<'_> {
 
     /// The row that was begun last.
     pub fn newest_observation(&self) -> Result<Option<Observation>, StoreError> {
-        one(self.conn, "where row <= ?1 order by row desc limit 1", i64::MAX)
+        newest(self.conn)
     }
 
     /// With the wall clock trusted: this boot's rows get their right times.
@@ -92,6 +92,10 @@ impl Tx<'_> {
         self.conn.prepare(sql)?.execute([before_ms])?;
         Ok(())
     }
+}
+
+pub(super) fn newest(conn: &Connection) -> Result<Option<Observation>, StoreError> {
+    one(conn, "where row <= ?1 order by row desc limit 1", i64::MAX)
 }
 
 /// The stretches of known time that touch a period.

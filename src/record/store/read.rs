@@ -62,6 +62,10 @@ impl Reader {
         Ok(Self { conn, key })
     }
 
+    pub(super) fn connection(&self) -> &Connection {
+        &self.conn
+    }
+
     pub fn subjects(&self, after: Option<&SubjectId>, limit: u32) -> Result<Vec<Subject>, StoreError> {
         subjects(&self.conn, after, limit)
     }

@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::people::ERASURE;
 use super::{BuriedRow, OutboxDepth, OutboxRow, SinkName, StoreError, StoredAnswer, attendance, read, retention};
 use crate::clock::{BootId, Clock, Stamp};
 use crate::recognise::face::SubjectId;
 use crate::record::event::{ClockState, Direction, NewEvent, StoredEvent};
 use crate::record::seal::SealKey;
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 /// For how long, how many and how large the answers are that are kept for repeated commands. A broker that keeps a
 /// session repeats within hours; 20,000 is one command every half minute.
@@ -231,9 +233,14 @@ impl<'a> Tx<'a> {
 
     /// Delivered: the rows leave the outbox.
     pub fn acknowledge(&mut self, ids: &[i64]) -> Result<(), StoreError> {
-        let mut delete = self.conn.prepare("delete from outbox where id = ?1")?;
-        ids.iter().try_for_each(|id| delete.execute([id]).map(|_| ()))?;
-        Ok(())
+        let mut delete = self.conn.prepare("delete from outbox where id = ?1 returning topic")?;
+        let mut erased = false;
+        for id in ids {
+            let topic: Option<Option<String>> = delete.query_row([id], |row| row.get(0)).optional()?;
+            erased |= topic.flatten().as_deref() == Some(ERASURE);
+        }
+        // It held the id of the person who is nowhere else any more.
+        if erased { self.owe_scrub() } else { Ok(()) }
     }
 
     /// Never to be delivered: the row stays, out of the way, with the reason.
