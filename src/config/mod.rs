@@ -3,6 +3,7 @@
 //! Unknown keys and impossible values are refused by name: a typo in a security setting must never become the default.
 //! Relative paths are relative to the folder of config.toml.
 
+mod camera;
 pub mod raw;
 
 use std::collections::BTreeMap;
@@ -12,8 +13,9 @@ use std::time::Duration;
 
 use crate::attend::Venue;
 use crate::camera::replay::ReplaySettings;
+use crate::camera::v4l2::V4l2Settings;
 use crate::clock::Trust;
-use crate::config::raw::{RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSource};
+use crate::config::raw::{RawConfig, RawLevel, RawPace, RawPad, RawReach};
 use crate::enrol::EnrolSettings;
 use crate::mqtt::link::Credentials;
 use crate::mqtt::tls::{self, TlsSettings};
@@ -78,6 +80,7 @@ pub struct Settings {
 pub enum CameraSettings {
     None,
     Replay { replay: ReplaySettings, pace: RawPace },
+    V4l2(V4l2Settings),
 }
 
 /// All that recognition needs but the embedder's threshold, which the manifest holds.
@@ -269,7 +272,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         device,
         state_dir: folder.join(&raw.storage.directory),
         keep_days: (raw.storage.keep_days > 0).then_some(raw.storage.keep_days),
-        camera: camera(raw, folder)?,
+        camera: camera::camera(&raw.camera, folder)?,
         vision: vision(raw, folder)?,
         recognition: recognition(raw)?,
         pad: pad(raw)?,
@@ -344,20 +347,6 @@ fn venues(raw: &RawConfig) -> Result<Vec<Venue>, ConfigError> {
         venues.push(Venue { name: id.clone(), id, re_entry_gap: Duration::from_mins(5) });
     }
     Ok(venues)
-}
-
-fn camera(raw: &RawConfig, folder: &Path) -> Result<CameraSettings, ConfigError> {
-    let camera = &raw.camera;
-    within("[camera] fps", camera.fps, 0.1, 240.0)?;
-    match camera.source {
-        RawSource::None => Ok(CameraSettings::None),
-        RawSource::Replay => {
-            let path = path(folder, &camera.path)
-                .ok_or_else(|| value("[camera] path", "is empty; source = \"replay\" needs something to play"))?;
-            let (fps, show, gap, repeat) = (camera.fps, camera.show, camera.gap, camera.repeat);
-            Ok(CameraSettings::Replay { replay: ReplaySettings { path, fps, show, gap, repeat }, pace: camera.pace })
-        }
-    }
 }
 
 fn vision(raw: &RawConfig, folder: &Path) -> Result<VisionSettings, ConfigError> {
