@@ -48,7 +48,8 @@ impl CameraEvents {
 
     /// Tells a loss that lasts and was not told yet, when the allowance permits.
     pub fn remind(&mut self, now: &Stamp) -> Result<(), StoreError> {
-        if !self.loss.as_ref().is_some_and(|loss| !loss.told) || !self.take_allowance(now) {
+        let all_told = self.loss.as_ref().is_none_or(|loss| loss.told);
+        if all_told || !self.take_allowance(now) {
             return Ok(());
         }
         let Some(loss) = &mut self.loss else {
@@ -95,7 +96,10 @@ impl CameraEvents {
         match self.store.write(move |tx| tx.append_event(&event)) {
             Err(error) if !error.is_fatal() => {
                 self.health.store_errors.add(1);
-                tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a camera event could not be stored");
+                tracing::error!(
+                    error = format!("{:#}", anyhow::Error::new(error)),
+                    "a camera event could not be stored"
+                );
                 Ok(())
             }
             other => other.map(drop),
@@ -135,8 +139,12 @@ mod tests {
         };
         let pairs = states(&bodies);
         assert!(pairs.chunks(2).all(|pair| pair == [CameraState::Lost, CameraState::Back]));
-        assert!(matches!(&bodies[bodies.len() - 2], Body::Camera(Camera { reason: Some(reason), .. })
-            if reason.contains("29 more losses")), "{:?}", bodies[bodies.len() - 2]);
+        assert!(
+            matches!(&bodies[bodies.len() - 2], Body::Camera(Camera { reason: Some(reason), .. })
+            if reason.contains("29 more losses")),
+            "{:?}",
+            bodies[bodies.len() - 2]
+        );
         // Then it stays away: told within the allowance, and only once.
         events.lost(&clock.now(), "unplugged").unwrap();
         for _ in 0..400 {

@@ -227,10 +227,18 @@ mod tests {
     fn a_loss_and_the_return_are_one_event_each_however_many_attempts_lie_between() {
         let (frame, second) = (|| Step::Frame(Duration::ZERO), Duration::from_secs(1));
         let lost = || Step::Lost("unplugged");
-        let played =
-            play(vec![frame(), frame(), lost(), Step::Wait(second), lost(), Step::Wait(second), lost(), frame(), frame()]);
-        let expected =
-            [told(CameraState::Lost, Some("unplugged"), None), told(CameraState::Back, None, Some(2000))];
+        let played = play(vec![
+            frame(),
+            frame(),
+            lost(),
+            Step::Wait(second),
+            lost(),
+            Step::Wait(second),
+            lost(),
+            frame(),
+            frame(),
+        ]);
+        let expected = [told(CameraState::Lost, Some("unplugged"), None), told(CameraState::Back, None, Some(2000))];
         assert_eq!(played.events, expected);
         assert_eq!((played.health.camera_losses.get(), played.health.frames_missed.get()), (1, 8));
         assert_eq!(played.states[3..6], [CameraHealth::Lost; 3]);

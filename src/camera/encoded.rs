@@ -117,21 +117,23 @@ pub struct Encoded {
 impl Encoded {
     /// Copies `bytes`. An error is a damaged frame: it has not the bytes, markers or header of a whole one.
     pub fn new(bytes: &[u8], coding: Coding, view: &View, buffers: &Arc<Buffers>) -> Result<Self, DecodeError> {
-        let (bytes, width, height) = match coding {
+        let (begin, bytes, (width, height)) = match coding {
             Coding::Jpeg => {
                 let bytes = whole_jpeg(bytes)?;
-                let (width, height) = jpeg_size(bytes)?;
-                (bytes, width, height)
+                let header = JpegHeader::read(bytes)?;
+                let begin = if header.has_tables { &[][..] } else { MJPEG_BEGIN };
+                // The start marker stands in `begin` too.
+                (begin, &bytes[if begin.is_empty() { 0 } else { 2 }..], header.size)
             }
             Coding::Raster(raster) => {
                 let needed = raster.bytes().ok_or_else(|| damaged("frame", "it has an impossible size"))?;
                 let whole = bytes.get(..needed).ok_or_else(|| damaged("frame", "it ends too early"))?;
-                (whole, raster.width, raster.height)
+                (&[][..], whole, (raster.width, raster.height))
             }
         };
         let layout = view.layout(width, height);
         let buffers = Arc::clone(buffers);
-        Ok(Self { bytes: buffers.filled(bytes), buffers, coding, layout, full: OnceLock::new() })
+        Ok(Self { bytes: buffers.filled(begin, bytes), buffers, coding, layout, full: OnceLock::new() })
     }
 
     fn decode(&self) -> Result<Picture, DecodeError> {
@@ -211,9 +213,10 @@ pub struct Buffers {
 const BUFFERS_MAX: usize = 3;
 
 impl Buffers {
-    fn filled(&self, bytes: &[u8]) -> Vec<u8> {
+    fn filled(&self, begin: &[u8], bytes: &[u8]) -> Vec<u8> {
         let mut buffer = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         buffer.clear();
+        buffer.extend_from_slice(begin);
         buffer.extend_from_slice(bytes);
         buffer
     }
@@ -239,25 +242,40 @@ fn whole_jpeg(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     bytes.get(..end.unwrap_or(0)).filter(|rest| rest.len() > 3).ok_or_else(|| damaged("JPEG", "it ends too early"))
 }
 
-/// Width and height by its header, which is the only part read.
-fn jpeg_size(bytes: &[u8]) -> Result<(usize, usize), DecodeError> {
-    let mut at = 2;
-    while let Some([0xFF, marker, high, low]) = bytes.get(at..at + 4).and_then(|head| head.first_chunk::<4>()) {
-        let is_frame = (0xC0..=0xCF).contains(marker) && ![0xC4, 0xC8, 0xCC].contains(marker);
-        if is_frame && let Some([h1, h0, w1, w0]) = bytes.get(at + 5..at + 9).and_then(|it| it.first_chunk::<4>()) {
-            let (width, height) = (u16::from_be_bytes([*w1, *w0]).into(), u16::from_be_bytes([*h1, *h0]).into());
-            if width == 0 || height == 0 || width * height > PIXELS_MAX {
-                return Err(DecodeError::TooManyPixels { width, height, limit: PIXELS_MAX });
+/// The start of a frame of motion JPEG as AVI has it. Many cameras leave the Huffman tables out, which are the same in
+/// every frame; by this the decoder knows to take the usual ones.
+const MJPEG_BEGIN: &[u8] = b"\xFF\xD8\xFF\xE0\0\x08AVI1\0\0";
+
+/// What the markers before the coded data say.
+struct JpegHeader {
+    size: (usize, usize),
+    has_tables: bool,
+}
+
+impl JpegHeader {
+    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let (mut at, mut size, mut has_tables) = (2, None, false);
+        while let Some([0xFF, marker, high, low]) = bytes.get(at..).and_then(|head| head.first_chunk::<4>()) {
+            let payload = bytes.get(at + 4..).unwrap_or_default();
+            match *marker {
+                0xC4 => has_tables = true,
+                0xC8 | 0xCC => {}
+                0xC0..=0xCF => {
+                    let Some([_, h1, h0, w1, w0]) = payload.first_chunk::<5>() else { break };
+                    size = Some((u16::from_be_bytes([*w1, *w0]).into(), u16::from_be_bytes([*h1, *h0]).into()));
+                }
+                0xDA => break,
+                _ => {}
             }
-            return Ok((width, height));
+            // 0xFF before a marker is allowed as filling.
+            at += if *marker == 0xFF { 1 } else { 2 + usize::from(u16::from_be_bytes([*high, *low])).max(2) };
         }
-        if *marker == 0xDA {
-            break; // The coded data begins, and no size was said.
+        let (width, height) = size.ok_or_else(|| damaged("JPEG", "it has no size"))?;
+        if width == 0 || height == 0 || width * height > PIXELS_MAX {
+            return Err(DecodeError::TooManyPixels { width, height, limit: PIXELS_MAX });
         }
-        // 0xFF before a marker is allowed as filling.
-        at += if *marker == 0xFF { 1 } else { 2 + usize::from(u16::from_be_bytes([*high, *low])).max(2) };
+        Ok(Self { size: (width, height), has_tables })
     }
-    Err(damaged("JPEG", "it has no size"))
 }
 
 /// The pixels, all of them or an error. A header that contradicts the size found before is damaged.

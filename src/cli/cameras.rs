@@ -69,12 +69,18 @@ fn as_text(camera: &Described, chosen: bool) -> String {
 }
 
 fn indented(text: &str) -> String {
-    text.lines().map(|line| format!("  {line}\n")).collect()
+    text.lines().flat_map(|line| ["  ", line, "\n"]).collect()
 }
 
 fn mode_rows(mode: &Mode) -> Vec<Vec<String>> {
     let format = if mode.known { mode.format.clone() } else { format!("{} (not read)", mode.format) };
-    let rates = |rates: &[f32]| rates.iter().map(|fps| format!("{fps:.4}").trim_end_matches(['0']).trim_end_matches('.').to_owned()).collect::<Vec<_>>().join(" ");
+    let rates = |rates: &[f32]| {
+        rates
+            .iter()
+            .map(|fps| format!("{fps:.4}").trim_end_matches(['0']).trim_end_matches('.').to_owned())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
     mode.sizes.iter().map(|(size, fps)| vec![format.clone(), words_of(*size), rates(fps)]).collect()
 }
 
@@ -147,7 +153,11 @@ mod tests {
             bus: "usb-1".into(),
             unusable: None,
             modes: vec![
-                Mode { format: "MJPG".into(), known: true, sizes: vec![(FrameSizes::Listed(640, 480), vec![30.0, 7.5])] },
+                Mode {
+                    format: "MJPG".into(),
+                    known: true,
+                    sizes: vec![(FrameSizes::Listed(640, 480), vec![30.0, 7.5])],
+                },
                 Mode {
                     format: "H264".into(),
                     known: false,

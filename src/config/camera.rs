@@ -95,8 +95,7 @@ fn controls(raw: &RawCamera) -> Result<ControlSettings, ConfigError> {
     if exposure.is_some() && auto_exposure != Some(false) {
         return Err(value("[camera] exposure", "has no effect unless auto_exposure = \"off\""));
     }
-    let (gain, brightness) =
-        (number("[camera] gain", &raw.gain)?, number("[camera] brightness", &raw.brightness)?);
+    let (gain, brightness) = (number("[camera] gain", &raw.gain)?, number("[camera] brightness", &raw.brightness)?);
     Ok(ControlSettings { auto_exposure, exposure, gain, brightness, power_line })
 }
 

@@ -1,6 +1,11 @@
 # Runs in the guest: a webcam in user space, and whatever the test on the host says, line by line. Host: $HOST, port: $PORT.
+
+# Not straight to the console: the daemon would take it for a terminal and send colours.
+mkfifo /tmp/log
+cat /tmp/log &
+exec 3> /tmp/log
 vcam --ctl /run/vcam --fps 5 --serial 0042 --product "Door camera" \
-    --mjpg 640x480:/img/empty.jpg --yuyv 640x480:/img/first.yuyv > /tmp/vcam.log 2>&1 &
+    --mjpg 640x480:/img/empty.jpg --yuyv 640x480:/img/first.yuyv > /tmp/log 2>&1 &
 webcam=$!
 # What udev does elsewhere: a name that stays, whatever number the camera comes back with.
 names() {
@@ -15,11 +20,10 @@ names() {
 names &
 namer=$!
 daemon=
-# Not straight to the console: the daemon would take it for a terminal and send colours.
-mkfifo /tmp/log
-cat /tmp/log &
-exec 3> /tmp/log
-sleep 100000 | nc "$HOST" "$PORT" | while read -r word rest; do
+# Its input never ends, so nc stays until the host hangs up.
+mkfifo /tmp/never
+exec 4<> /tmp/never
+nc "$HOST" "$PORT" <&4 | while read -r word rest; do
     case $word in
     vcam) echo "$rest" > /run/vcam ;;
     start)
@@ -41,6 +45,5 @@ sleep 100000 | nc "$HOST" "$PORT" | while read -r word rest; do
     quit) break ;;
     esac
 done
-cat /tmp/vcam.log | tail -3
 kill "$webcam" "$namer"
 exit 0

@@ -223,6 +223,7 @@ class Guest:
     def end(self):
         try:
             self.tell("quit")
+            self.socket.close()
             self.process.wait(20)
         except (OSError, subprocess.TimeoutExpired):
             pass

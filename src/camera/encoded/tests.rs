@@ -86,7 +86,9 @@ fn the_same_scene_looks_the_same_in_every_format() {
     }
     let (raster, bytes) = raster(Kind::Grey, &picture, 3);
     let grey = frame(&bytes, Coding::Raster(raster), &View::default()).unwrap();
-    assert_eq!(Luma::of(grey.full().unwrap()), Luma::of(&picture).clone());
+    let apart = |(a, b): (&u8, &u8)| a.abs_diff(*b);
+    let farthest = Luma::of(grey.full().unwrap()).values().iter().zip(Luma::of(&picture).values()).map(apart).max();
+    assert!(farthest.unwrap() <= 1, "{farthest:?}");
 }
 
 #[test]

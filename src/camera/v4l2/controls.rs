@@ -114,6 +114,9 @@ mod tests {
 
     #[test]
     fn the_power_lines_are_numbered_as_the_kernel_does() {
-        assert_eq!([PowerLine::Off, PowerLine::Hz50, PowerLine::Hz60, PowerLine::Auto].map(|it| it as i32), [0, 1, 2, 3]);
+        assert_eq!(
+            [PowerLine::Off, PowerLine::Hz50, PowerLine::Hz60, PowerLine::Auto].map(|it| it as i32),
+            [0, 1, 2, 3]
+        );
     }
 }

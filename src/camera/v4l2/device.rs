@@ -70,7 +70,10 @@ pub struct Format {
 pub enum FrameSizes {
     Listed(u32, u32),
     /// Anything between the smallest and the largest.
-    Range { least: (u32, u32), most: (u32, u32) },
+    Range {
+        least: (u32, u32),
+        most: (u32, u32),
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -187,13 +190,7 @@ impl Device {
     }
 
     #[expect(unsafe_code, reason = "the kernel's structure is a union")]
-    fn format(
-        &self,
-        request: vidioc::_IOC_TYPE,
-        fourcc: FourCc,
-        width: usize,
-        height: usize,
-    ) -> io::Result<Format> {
+    fn format(&self, request: vidioc::_IOC_TYPE, fourcc: FourCc, width: usize, height: usize) -> io::Result<Format> {
         let mut pix: sys::v4l2_pix_format = zeroed();
         (pix.width, pix.height) = (width as u32, height as u32);
         pix.pixelformat = u32::from_le_bytes(fourcc);
@@ -340,8 +337,7 @@ impl Stream {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             other => other?,
         }
-        let monotonic =
-            buffer.flags & sys::V4L2_BUF_FLAG_TIMESTAMP_MASK == sys::V4L2_BUF_FLAG_TIMESTAMP_MONOTONIC;
+        let monotonic = buffer.flags & sys::V4L2_BUF_FLAG_TIMESTAMP_MASK == sys::V4L2_BUF_FLAG_TIMESTAMP_MONOTONIC;
         let index = buffer.index as usize;
         if index >= self.buffers.len() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the driver names a buffer that there is not"));
