@@ -43,6 +43,17 @@ impl Stamp {
         let age_ms = (self.boottime_ms as i64).saturating_sub(boottime_ms as i64);
         Stamp { wall_ms: self.wall_ms.saturating_sub(age_ms), boottime_ms, trusted: self.trusted }
     }
+
+    /// The moment so long before.
+    #[must_use]
+    pub fn before(&self, by: Duration) -> Self {
+        let by_ms = by.as_millis() as u64;
+        Self {
+            wall_ms: self.wall_ms.saturating_sub_unsigned(by_ms),
+            boottime_ms: self.boottime_ms.saturating_sub(by_ms),
+            ..*self
+        }
+    }
 }
 
 /// A wall clock that moved this much against the other was set. NTP slews at most 1 ms in 2 s, or 30 ms in a minute;
@@ -206,6 +217,12 @@ pub fn process_cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// `CLOCK_MONOTONIC`, by which drivers stamp frames: since boot, time asleep left out.
+pub fn since_boot_awake() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// RFC 3339 in UTC with milliseconds, as every contract of the project writes time.
 pub fn rfc3339(wall_ms: i64) -> String {
     jiff::Timestamp::from_millisecond(wall_ms).map_or_else(|_| "invalid".to_owned(), |at| format!("{at:.3}"))
@@ -235,5 +252,13 @@ mod tests {
         clock.set_wall(1_795_420_683_412, true);
         clock.advance(Duration::from_millis(250));
         assert_eq!(clock.now().since(&before), Duration::from_millis(250));
+    }
+
+    #[test]
+    fn a_frame_was_taken_before_it_arrived_by_both_clocks() {
+        let now = SimulatedClock::at(5_000).now();
+        let taken = now.before(Duration::from_millis(40));
+        assert_eq!((taken.wall_ms, taken.boottime_ms, taken.trusted), (4_960, 960, true));
+        assert_eq!(now.before(Duration::from_mins(1)).boottime_ms, 0);
     }
 }

@@ -52,7 +52,12 @@ pub struct Health {
     pub frames_captured: Counter,
     pub frames_analysed: Counter,
     pub frames_replaced: Counter,
+    /// Damaged on the way from the camera, or not to be decoded.
     pub frames_unreadable: Counter,
+    /// Lost between the camera and us, by the driver's own count.
+    pub frames_missed: Counter,
+    /// How often the camera was lost.
+    pub camera_losses: Counter,
     pub faces_seen: Counter,
     pub templates_made: Counter,
     pub identified: Counter,

@@ -3,6 +3,7 @@
 //! The order of stopping is that of the flow: camera, networks, commands, deliveries, link, store; so that nothing that
 //! was seen is dropped on the way. A crash at any point loses nothing that was recorded; this only saves work.
 
+pub mod camera_events;
 pub mod capture;
 pub mod commander;
 pub mod gallery;

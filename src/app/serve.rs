@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::app::camera_events::CameraEvents;
 use crate::app::capture::Capture;
 use crate::app::commander::Commander;
 use crate::app::gallery::GalleryCell;
@@ -24,6 +25,7 @@ use crate::app::watermark::Watermark;
 use crate::app::{RunOptions, config, storage};
 use crate::camera::FrameSource;
 use crate::camera::replay::Replay;
+use crate::camera::v4l2::V4l2Camera;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::raw::RawPace;
 use crate::config::{CameraSettings, MqttSettings, Settings};
@@ -134,7 +136,8 @@ impl Daemon {
         };
         let (slot, clock, health) = (Arc::clone(slot), Arc::clone(&self.clock), Arc::clone(&self.health));
         let (stop, ended) = (stages.stop_signal(), ended.clone());
-        let capture = Capture { source, slot, clock, health, stop, patient, ended };
+        let events = CameraEvents::new(self.store.clone(), Arc::clone(&health));
+        let capture = Capture { source, slot, clock, health, events, stop, patient, ended };
         stages.thread("camera", move || capture.run())
     }
 
@@ -295,6 +298,7 @@ fn open_camera(settings: &Settings) -> anyhow::Result<Option<(Box<dyn FrameSourc
             let source = Replay::open(replay.clone()).map_err(config)?;
             Ok(Some((Box::new(source), *pace == RawPace::Networks)))
         }
+        CameraSettings::V4l2(settings) => Ok(Some((Box::new(V4l2Camera::new(settings.clone())), false))),
     }
 }
 

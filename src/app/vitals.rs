@@ -62,6 +62,8 @@ struct Camera {
     frames_analysed: u64,
     frames_replaced: u64,
     frames_unreadable: u64,
+    frames_missed: u64,
+    losses: u64,
 }
 
 #[derive(Serialize)]
@@ -179,6 +181,8 @@ impl Vitals {
                 frames_analysed: health.frames_analysed.get(),
                 frames_replaced: health.frames_replaced.get(),
                 frames_unreadable: health.frames_unreadable.get(),
+                frames_missed: health.frames_missed.get(),
+                losses: health.camera_losses.get(),
             },
             recognition: Recognition {
                 faces: health.faces_seen.get(),

@@ -3,6 +3,7 @@
 
 pub mod attendance;
 pub mod bench;
+pub mod cameras;
 pub mod console;
 pub mod demo;
 pub mod doctor;
@@ -83,6 +84,8 @@ enum Command {
     Evaluate(evaluate::Args),
     /// Measure speed and memory on this device
     Bench(bench::Args),
+    /// List the cameras that are connected, with their formats, sizes, rates and controls
+    Cameras(cameras::Args),
     /// Look at everything the daemon needs, and say what is wrong and what to do
     Doctor(doctor::Args),
     /// The embedded broker's own process; started by `run`
@@ -155,6 +158,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))
         }
         Command::Bench(args) => bench(&args, &settings()?),
+        Command::Cameras(args) => cameras::run(&args, &settings()?),
         Command::Doctor(args) => doctor::run(&args, path.as_deref()),
         Command::BrokerChild => unreachable!("handled before"),
     }

@@ -3,6 +3,7 @@
 //! Unknown keys and impossible values are refused by name: a typo in a security setting must never become the default.
 //! Relative paths are relative to the folder of config.toml.
 
+mod camera;
 pub mod raw;
 
 use std::collections::BTreeMap;
@@ -12,10 +13,9 @@ use std::time::Duration;
 
 use crate::attend::venue::{self, DirectionMode, Door, SessionSpec, Venue, VenueError, VenueSpec};
 use crate::camera::replay::ReplaySettings;
+use crate::camera::v4l2::V4l2Settings;
 use crate::clock::{self, Trust};
-use crate::config::raw::{
-    RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawSource, RawVenue,
-};
+use crate::config::raw::{RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawVenue};
 use crate::enrol::EnrolSettings;
 use crate::mongo::{self, MongoSettings};
 use crate::mqtt::link::Credentials;
@@ -85,6 +85,7 @@ pub struct Settings {
 pub enum CameraSettings {
     None,
     Replay { replay: ReplaySettings, pace: RawPace },
+    V4l2(V4l2Settings),
 }
 
 /// All that recognition needs but the embedder's threshold, which the manifest holds.
@@ -282,7 +283,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         device,
         state_dir: folder.join(&raw.storage.directory),
         keep_days: (raw.storage.keep_days > 0).then_some(raw.storage.keep_days),
-        camera: camera(raw, folder)?,
+        camera: camera::camera(&raw.camera, folder)?,
         vision: vision(raw, folder)?,
         recognition: recognition(raw)?,
         pad: pad(raw)?,
@@ -423,20 +424,6 @@ fn late_after_ms(session: &RawSession) -> Result<Option<u64>, VenueError> {
     let wrong = || VenueError::new("late_after", "is neither a duration like `10m` nor a time like `08:10`");
     let duration = humantime_serde::re::humantime::parse_duration(&text).map_err(|_| wrong())?;
     Ok(Some(milliseconds(duration)))
-}
-
-fn camera(raw: &RawConfig, folder: &Path) -> Result<CameraSettings, ConfigError> {
-    let camera = &raw.camera;
-    within("[camera] fps", camera.fps, 0.1, 240.0)?;
-    match camera.source {
-        RawSource::None => Ok(CameraSettings::None),
-        RawSource::Replay => {
-            let path = path(folder, &camera.path)
-                .ok_or_else(|| value("[camera] path", "is empty; source = \"replay\" needs something to play"))?;
-            let (fps, show, gap, repeat) = (camera.fps, camera.show, camera.gap, camera.repeat);
-            Ok(CameraSettings::Replay { replay: ReplaySettings { path, fps, show, gap, repeat }, pace: camera.pace })
-        }
-    }
 }
 
 fn vision(raw: &RawConfig, folder: &Path) -> Result<VisionSettings, ConfigError> {

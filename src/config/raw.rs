@@ -60,6 +60,19 @@ pub enum RawSource {
     #[default]
     None,
     Replay,
+    V4l2,
+}
+
+/// Pixel formats of a camera, by their usual names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawFormat {
+    #[default]
+    Auto,
+    Mjpg,
+    Yuyv,
+    Nv12,
+    Grey,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +95,23 @@ pub struct RawCamera {
     pub gap: Duration,
     pub repeat: bool,
     pub pace: RawPace,
+    pub device: String,
+    pub format: RawFormat,
+    pub width: usize,
+    pub height: usize,
+    #[serde(with = "humantime_serde")]
+    pub stall_after: Duration,
+    pub rotate: u32,
+    pub mirror: bool,
+    /// Left, top, right, bottom in fractions of the picture.
+    pub mask: Vec<[f32; 4]>,
+    pub region: [f32; 4],
+    // Texts, so that an empty one can leave the camera's own value.
+    pub auto_exposure: String,
+    pub exposure: String,
+    pub gain: String,
+    pub brightness: String,
+    pub power_line: String,
 }
 
 impl Default for RawCamera {
@@ -94,6 +124,20 @@ impl Default for RawCamera {
             gap: Duration::from_millis(1500),
             repeat: false,
             pace: RawPace::Real,
+            device: "auto".into(),
+            format: RawFormat::Auto,
+            width: 640,
+            height: 480,
+            stall_after: Duration::from_secs(4),
+            rotate: 0,
+            mirror: false,
+            mask: Vec::new(),
+            region: [0.0, 0.0, 1.0, 1.0],
+            auto_exposure: String::new(),
+            exposure: String::new(),
+            gain: String::new(),
+            brightness: String::new(),
+            power_line: String::new(),
         }
     }
 }
