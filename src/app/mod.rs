@@ -8,6 +8,7 @@ pub mod commander;
 pub mod gallery;
 pub mod inference;
 pub mod mqtt_sink;
+pub mod power;
 pub mod recorder;
 pub mod serve;
 pub mod supervise;

@@ -14,6 +14,7 @@ use crate::app::commander::Commander;
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
+use crate::app::power::Power;
 use crate::app::recorder::Recorder;
 use crate::app::supervise::Stages;
 use crate::app::upkeep::Upkeep;
@@ -143,9 +144,9 @@ impl Daemon {
             clock: Arc::clone(&self.clock),
             health: Arc::clone(&self.health),
             venue: self.settings.venue.clone(),
-            pad: self.settings.pad,
             unknown_every: self.settings.unknown_every,
             last_unknown: None,
+            last_nameless_attack: None,
         };
         let inference = Inference {
             engine: Box::new(vision),
@@ -223,6 +224,11 @@ impl Daemon {
         let upkeep = Upkeep { store, clock, keep_days: self.settings.keep_days };
         let stop = stages.stop_signal();
         stages.task("upkeep", upkeep.run(stop));
+        if let Some(celsius_max) = self.settings.celsius_max {
+            let power = Power::new(celsius_max, Arc::clone(&self.health), Arc::clone(&self.changed));
+            let stop = stages.stop_signal();
+            stages.task("power", power.run(stop));
+        }
         Ok(())
     }
 
