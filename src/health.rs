@@ -19,6 +19,16 @@ pub enum CameraHealth {
     Lost,
 }
 
+impl CameraHealth {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Streaming => "streaming",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// A number that one stage counts up.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);

@@ -10,6 +10,7 @@ use tokio::sync::{oneshot, watch};
 use crate::app::gallery::GalleryCell;
 use crate::app::power;
 use crate::app::recorder::Recorder;
+use crate::app::scene::{Scene, Scenes};
 use crate::app::supervise::StageResult;
 use crate::enrol::{self, EnrolSettings, Judged, Judgement};
 use crate::health::Health;
@@ -81,6 +82,8 @@ pub struct Inference {
     pub recorder: Recorder,
     pub health: Arc<Health>,
     pub stop: watch::Receiver<bool>,
+    /// Where whoever watches sees what we see.
+    pub scenes: Arc<Scenes>,
 }
 
 impl Inference {
@@ -124,6 +127,13 @@ impl Inference {
         self.health.faces_seen.add(report.faces as u64);
         self.health.too_far.add(report.too_far as u64);
         self.health.templates_made.add(report.templates as u64);
+        if self.scenes.receiver_count() > 0 {
+            let scene = Scene::new(frame, report.attention, self.live.sights());
+            self.scenes.send_replace(Some(Arc::new(scene)));
+        } else if self.scenes.borrow().is_some() {
+            // Nobody watches any more: no picture is kept.
+            self.scenes.send_replace(None);
+        }
         for outcome in &report.outcomes {
             self.recorder.record(outcome)?;
         }

@@ -10,10 +10,12 @@ pub mod inference;
 pub mod mqtt_sink;
 pub mod power;
 pub mod recorder;
+pub mod scene;
 pub mod serve;
 pub mod supervise;
 pub mod upkeep;
 pub mod vitals;
+pub mod watch;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -16,9 +16,11 @@ use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
 use crate::app::power::Power;
 use crate::app::recorder::Recorder;
+use crate::app::scene::Scenes;
 use crate::app::supervise::Stages;
 use crate::app::upkeep::Upkeep;
 use crate::app::vitals::Vitals;
+use crate::app::watch::WatchServer;
 use crate::app::{RunOptions, config, storage};
 use crate::camera::FrameSource;
 use crate::camera::replay::Replay;
@@ -90,7 +92,9 @@ impl Daemon {
         let (jobs, inbox) = sync_channel(JOBS_MAX);
         let (replay_ended, ended) = watch::channel(false);
         self.start_camera(&mut stages, &slot, &replay_ended)?;
-        self.start_inference(&mut stages, vision, slot, inbox)?;
+        let scenes = Arc::new(Scenes::new(None));
+        self.start_inference(&mut stages, vision, slot, inbox, Arc::clone(&scenes))?;
+        self.start_watch(&mut stages, scenes);
         let mqtt = self.settings.mqtt.as_ref();
         let link = mqtt.map(|mqtt| self.start_mqtt(&mut stages, mqtt, jobs.clone())).transpose()?;
         if link.is_none() {
@@ -136,6 +140,7 @@ impl Daemon {
         vision: Vision,
         slot: Arc<Latest<Frame>>,
         jobs: Receiver<Job>,
+        scenes: Arc<Scenes>,
     ) -> anyhow::Result<()> {
         let spec = vision.template_spec();
         let recognition = &self.settings.recognition;
@@ -161,8 +166,16 @@ impl Daemon {
             recorder,
             health: Arc::clone(&self.health),
             stop: stages.stop_signal(),
+            scenes,
         };
         stages.thread("inference", move || inference.run())
+    }
+
+    fn start_watch(&self, stages: &mut Stages, scenes: Arc<Scenes>) {
+        let (state_dir, health) = (self.settings.state_dir.clone(), Arc::clone(&self.health));
+        let server = WatchServer { state_dir, scenes, health, snapshot: self.settings.snapshot };
+        let stop = stages.stop_signal();
+        stages.task("watch", server.run(stop));
     }
 
     fn start_mqtt(&self, stages: &mut Stages, mqtt: &MqttSettings, jobs: SyncSender<Job>) -> anyhow::Result<Link> {

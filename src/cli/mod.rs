@@ -3,6 +3,7 @@
 
 pub mod attendance;
 pub mod bench;
+mod canvas;
 pub mod console;
 pub mod demo;
 pub mod doctor;
@@ -11,7 +12,9 @@ pub mod people;
 pub mod plot;
 pub mod recognise;
 mod scratch;
+pub mod snapshot;
 pub mod table;
+pub mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -71,6 +74,10 @@ enum Command {
     Subjects(people::SubjectsArgs),
     /// Show the attendance recorded here
     Attendance(attendance::Args),
+    /// Live in the terminal: what the running daemon sees and decides
+    Watch(watch::Args),
+    /// One annotated picture from the running daemon, for setting up the camera
+    Snapshot(snapshot::Args),
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
     /// Measure speed and memory on this device
@@ -139,6 +146,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Enrol(args) => people::enrol(&args, &settings()?),
         Command::Subjects(args) => people::subjects(&args, &settings()?),
         Command::Attendance(args) => attendance::run(&args, &settings()?),
+        Command::Watch(args) => watch::run(&args, &settings()?),
+        Command::Snapshot(args) => snapshot::run(&args, &settings()?),
         Command::Evaluate(args) => {
             let settings = settings()?;
             evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))

@@ -70,6 +70,9 @@ impl Picture {
     pub fn rgb(&self) -> &[u8] {
         &self.rgb
     }
+    pub fn into_rgb(self) -> Vec<u8> {
+        self.rgb
+    }
 
     /// One row, three bytes a pixel.
     pub fn row(&self, y: usize) -> &[u8] {
