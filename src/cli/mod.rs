@@ -150,7 +150,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Snapshot(args) => snapshot::run(&args, &settings()?),
         Command::Evaluate(args) => {
             let settings = settings()?;
-            evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))
+            let pad = settings.recognition.pad();
+            evaluate::run(&args, &settings.vision, pad, |spec| settings.recognition.threshold(spec))
         }
         Command::Bench(args) => bench(&args, &settings()?),
         Command::Doctor(args) => doctor::run(&args, path.as_deref()),

@@ -152,6 +152,10 @@ impl RecognitionSettings {
         }
     }
 
+    pub fn pad(&self) -> PadSettings {
+        self.pad
+    }
+
     pub fn picture(&self) -> PictureLimits {
         self.picture
     }
