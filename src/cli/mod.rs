@@ -171,6 +171,12 @@ fn bench(args: &bench::Args, settings: &Settings) -> anyhow::Result<()> {
         let event = NewEvent::new(clock.now(), body);
         Ok(opened.store.write(move |tx| tx.append_event(&event)).map(drop)?)
     };
+    if args.camera {
+        let files = bench::photographs(args, &settings.vision.models)?;
+        let live = |spec: &vision::manifest::TemplateSpec| settings.recognition.live(spec);
+        let report = bench::camera::run(args, &files, &settings.vision, live, &mut commit)?;
+        return bench::show(args, &report, || report.table());
+    }
     bench::run(args, &settings.vision, Some(&mut commit))
 }
 

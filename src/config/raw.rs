@@ -160,7 +160,7 @@ impl Default for RawRecognition {
             lost_after: Duration::from_millis(700),
             recheck_after: Duration::from_secs(2),
             pad: RawPad::Flag,
-            pad_threshold: 0.15,
+            pad_threshold: 0.4,
             pad_samples: 2,
             pad_eye_distance_px_min: 6.0,
         }
