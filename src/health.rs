@@ -30,6 +30,16 @@ pub enum MongoState {
     Refused,
 }
 
+impl CameraHealth {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Streaming => "streaming",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// A number that one stage counts up.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -58,10 +68,18 @@ pub struct Health {
     pub frames_missed: Counter,
     /// How often the camera was lost.
     pub camera_losses: Counter,
+    /// Of those analysed, the ones that the detector was shown.
+    pub frames_detected: Counter,
+    /// How far the pace is lowered because the processor is hot; 0 is not at all.
+    pub pace_step: Counter,
     pub faces_seen: Counter,
     pub templates_made: Counter,
     pub identified: Counter,
     pub unknown: Counter,
+    /// Faces that seemed to be pictures.
+    pub attacks: Counter,
+    /// Tracks that ended without a good sample because they were too far away.
+    pub too_far: Counter,
     pub recorded: Counter,
     pub engine_errors: Counter,
     pub store_errors: Counter,

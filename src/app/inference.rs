@@ -8,10 +8,13 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use crate::app::gallery::GalleryCell;
+use crate::app::power;
 use crate::app::recorder::Recorder;
+use crate::app::scene::{Scene, Scenes};
 use crate::app::supervise::StageResult;
 use crate::enrol::{self, EnrolSettings, Judged, Judgement};
 use crate::health::Health;
+use crate::recognise::attention::Attention;
 use crate::recognise::decision::{self, Decision, DecisionSettings};
 use crate::recognise::engine::{EngineError, FaceEngine};
 use crate::recognise::face::{BoundingBox, SubjectId};
@@ -79,6 +82,8 @@ pub struct Inference {
     pub recorder: Recorder,
     pub health: Arc<Health>,
     pub stop: watch::Receiver<bool>,
+    /// Where whoever watches sees what we see.
+    pub scenes: Arc<Scenes>,
 }
 
 impl Inference {
@@ -109,18 +114,31 @@ impl Inference {
     /// The outer error is the store's, and ends the stage; the inner one is the networks'.
     fn look_live(&mut self, frame: &Frame) -> anyhow::Result<Result<(), FrameError>> {
         let gallery = self.gallery.snapshot();
-        self.health.frames_analysed.add(1);
-        let report = match self.live.process(self.engine.as_mut(), &gallery, frame) {
+        let slowed = power::pause_of(self.health.pace_step.get());
+        let report = match self.live.process(self.engine.as_mut(), &gallery, frame, slowed) {
             Ok(report) => report,
             Err(error) => {
                 self.count(&error);
                 return Ok(Err(error));
             }
         };
+        self.health.frames_analysed.add(u64::from(report.attention != Attention::Passed));
+        self.health.frames_detected.add(u64::from(report.attention == Attention::Full));
         self.health.faces_seen.add(report.faces as u64);
+        self.health.too_far.add(report.too_far as u64);
         self.health.templates_made.add(report.templates as u64);
+        if self.scenes.receiver_count() > 0 {
+            let scene = Scene::new(frame, report.attention, self.live.sights());
+            self.scenes.send_replace(Some(Arc::new(scene)));
+        } else if self.scenes.borrow().is_some() {
+            // Nobody watches any more: no picture is kept.
+            self.scenes.send_replace(None);
+        }
         for outcome in &report.outcomes {
             self.recorder.record(outcome)?;
+        }
+        for attack in &report.attacks {
+            self.recorder.attack(attack)?;
         }
         Ok(report.failed.map_or(Ok(()), |error| {
             self.count(&error);

@@ -10,13 +10,16 @@ pub mod gallery;
 pub mod inference;
 pub mod mqtt_sink;
 pub mod observer;
+pub mod power;
 pub mod recorder;
 pub mod report;
+pub mod scene;
 pub mod serve;
 pub mod supervise;
 pub mod upkeep;
 pub mod venues;
 pub mod vitals;
+pub mod watch;
 pub mod watermark;
 
 use std::collections::HashMap;

@@ -7,12 +7,10 @@ use crate::app::venues::VenueBook;
 use crate::attend::judge::{Moment, judge};
 use crate::attend::venue::Venue;
 use crate::clock::{Clock, Stamp};
-use crate::config::PadSettings;
-use crate::config::raw::RawPad;
 use crate::health::Health;
 use crate::recognise::decision::{Decision, Identification};
-use crate::recognise::live::Outcome;
-use crate::record::event::{Attack, Attendance, Body, Direction, NewEvent, SubjectRef, Unknown};
+use crate::recognise::live::{Attack, Outcome};
+use crate::record::event::{self, Attendance, Body, Direction, NewEvent, SubjectRef, Unknown};
 use crate::record::store::{Store, StoreError, Tx};
 
 pub struct Recorder {
@@ -20,10 +18,10 @@ pub struct Recorder {
     pub clock: Arc<dyn Clock>,
     pub health: Arc<Health>,
     pub venues: Arc<VenueBook>,
-    pub pad: PadSettings,
-    /// At most one event for an unknown face in this time.
+    /// At most one event for an unknown face in this time, and one for an attack with a face that is nobody's.
     pub unknown_every: Duration,
     pub last_unknown: Option<Stamp>,
+    pub last_nameless_attack: Option<Stamp>,
 }
 
 impl Recorder {
@@ -36,6 +34,17 @@ impl Recorder {
             }
             Decision::Undecided => Ok(()),
         };
+        self.survive(done)
+    }
+
+    /// An attack becomes an event, once a track; the attendance that it was meant for is recorded or not by `record`.
+    pub fn attack(&mut self, attack: &Attack) -> Result<(), StoreError> {
+        self.health.attacks.add(1);
+        let done = self.attacked(attack);
+        self.survive(done)
+    }
+
+    fn survive(&self, done: Result<(), StoreError>) -> Result<(), StoreError> {
         match done {
             Err(error) if !error.is_fatal() => {
                 self.health.store_errors.add(1);
@@ -48,16 +57,7 @@ impl Recorder {
 
     fn identified(&mut self, outcome: &Outcome, found: &Identification) -> Result<(), StoreError> {
         self.health.identified.add(1);
-        let attacked = outcome.liveness.filter(|liveness| *liveness < self.pad.threshold);
-        let enforced = attacked.is_some() && self.pad.mode == RawPad::Enforce;
         let subject = SubjectRef { id: found.subject.id.clone(), name: found.subject.name.clone() };
-        let venue = self.venues.door();
-        let attack = attacked.map(|liveness| {
-            let (venue, scores) = (Some(venue.id.clone()), vec![liveness]);
-            let subject = Some(subject.clone());
-            let threshold = self.pad.threshold;
-            NewEvent::new(outcome.decided_at, Body::Attack(Attack { venue, subject, scores, threshold, enforced }))
-        });
         let visit = Visit {
             subject,
             direction: None,
@@ -67,22 +67,50 @@ impl Recorder {
             track_ms: outcome.track_age.as_millis() as u64,
             latency_ms: self.clock.now().since(&outcome.decided_at).as_millis() as u64,
         };
-        let (at, clock) = (outcome.decided_at, Arc::clone(&self.clock));
-        let recorded = self.store.write(move |tx| {
-            if let Some(attack) = &attack
-                && tx.subject(&visit.subject.id)?.is_some()
-            {
-                tx.append_event(attack)?;
-            }
-            if enforced {
-                return Ok(None);
-            }
-            record_visit(tx, &venue, &visit, at, clock.as_ref())
-        })?;
+        let (venue, at, clock) = (self.venues.door(), outcome.decided_at, Arc::clone(&self.clock));
+        let recorded = self.store.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()))?;
         if let Some(event) = recorded {
             self.health.recorded.add(1);
             tracing::info!(track_id = outcome.track_id, score = found.score, event_id = %event.event_id, "attendance recorded");
         }
+        Ok(())
+    }
+
+    fn attacked(&mut self, attack: &Attack) -> Result<(), StoreError> {
+        let at = attack.seen_at;
+        let subject = match &attack.decision {
+            Decision::Identified(found) => {
+                Some(SubjectRef { id: found.subject.id.clone(), name: found.subject.name.clone() })
+            }
+            _ => None,
+        };
+        if subject.is_none() {
+            // A poster on the wall is one attack, however often its track is lost and found.
+            if self.last_nameless_attack.is_some_and(|last| at.since(&last) < self.unknown_every) {
+                return Ok(());
+            }
+            self.last_nameless_attack = Some(at);
+        }
+        let body = event::Attack {
+            venue: Some(self.venues.door_id().to_owned()),
+            subject,
+            scores: attack.scores.clone(),
+            threshold: attack.threshold,
+            enforced: attack.enforced,
+        };
+        let event_id = self.store.write(move |tx| {
+            // The networks compared with a snapshot: whoever was withdrawn meanwhile must not come back by name.
+            let mut body = body.clone();
+            if let Some(shown) = &body.subject
+                && tx.subject(&shown.id)?.is_none()
+            {
+                body.subject = None;
+            }
+            let event = NewEvent::new(at, Body::Attack(body));
+            tx.append_event(&event)?;
+            Ok(event.event_id)
+        })?;
+        tracing::warn!(track_id = attack.track_id, enforced = attack.enforced, %event_id, "somebody seems to show a picture");
         Ok(())
     }
 

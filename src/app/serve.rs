@@ -16,11 +16,14 @@ use crate::app::gallery::GalleryCell;
 use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
 use crate::app::observer::Observer;
+use crate::app::power::Power;
 use crate::app::recorder::Recorder;
+use crate::app::scene::Scenes;
 use crate::app::supervise::Stages;
 use crate::app::upkeep::Upkeep;
 use crate::app::venues::VenueBook;
 use crate::app::vitals::Vitals;
+use crate::app::watch::WatchServer;
 use crate::app::watermark::Watermark;
 use crate::app::{RunOptions, config, storage};
 use crate::camera::FrameSource;
@@ -98,7 +101,9 @@ impl Daemon {
         let (jobs, inbox) = sync_channel(JOBS_MAX);
         let (replay_ended, ended) = watch::channel(false);
         self.start_camera(&mut stages, &slot, &replay_ended)?;
-        self.start_inference(&mut stages, vision, slot, inbox)?;
+        let scenes = Arc::new(Scenes::new(None));
+        self.start_inference(&mut stages, vision, slot, inbox, Arc::clone(&scenes))?;
+        self.start_watch(&mut stages, scenes);
         let mqtt = self.settings.mqtt.as_ref();
         let link = mqtt.map(|mqtt| self.start_mqtt(&mut stages, mqtt, jobs.clone())).transpose()?;
         if link.is_none() {
@@ -147,6 +152,7 @@ impl Daemon {
         vision: Vision,
         slot: Arc<Latest<Frame>>,
         jobs: Receiver<Job>,
+        scenes: Arc<Scenes>,
     ) -> anyhow::Result<()> {
         let spec = vision.template_spec();
         let recognition = &self.settings.recognition;
@@ -155,9 +161,9 @@ impl Daemon {
             clock: Arc::clone(&self.clock),
             health: Arc::clone(&self.health),
             venues: Arc::clone(&self.venues),
-            pad: self.settings.pad,
             unknown_every: self.settings.unknown_every,
             last_unknown: None,
+            last_nameless_attack: None,
         };
         let inference = Inference {
             engine: Box::new(vision),
@@ -172,8 +178,16 @@ impl Daemon {
             recorder,
             health: Arc::clone(&self.health),
             stop: stages.stop_signal(),
+            scenes,
         };
         stages.thread("inference", move || inference.run())
+    }
+
+    fn start_watch(&self, stages: &mut Stages, scenes: Arc<Scenes>) {
+        let (state_dir, health) = (self.settings.state_dir.clone(), Arc::clone(&self.health));
+        let server = WatchServer { state_dir, scenes, health, snapshot: self.settings.snapshot };
+        let stop = stages.stop_signal();
+        stages.task("watch", server.run(stop));
     }
 
     fn start_mqtt(&self, stages: &mut Stages, mqtt: &MqttSettings, jobs: SyncSender<Job>) -> anyhow::Result<Link> {
@@ -260,6 +274,11 @@ impl Daemon {
         let observer = Observer { store, clock, health, has_camera };
         let stop = stages.stop_signal();
         stages.task("observer", observer.run(stop));
+        if let Some(celsius_max) = self.settings.celsius_max {
+            let power = Power::new(celsius_max, Arc::clone(&self.health), Arc::clone(&self.changed));
+            let stop = stages.stop_signal();
+            stages.task("power", power.run(stop));
+        }
         Ok(())
     }
 

@@ -5,6 +5,9 @@
 //!
 //! Not in it: accuracy (`evaluate`), and the store: whoever calls `run` hands in what one durable commit is (`Commit`).
 
+pub mod camera;
+mod scene;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -26,6 +29,9 @@ use crate::vision::{Vision, VisionSettings};
 /// Measures what recognition costs on this device: CPU milliseconds of each stage, memory, and int8 beside fp32
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Measure the way from the camera to the decision instead, on scenes with one and with five people, and nobody
+    #[arg(long)]
+    pub camera: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -123,7 +129,11 @@ pub struct Choice {
 
 pub fn run(args: &Args, vision: &VisionSettings, commit: Option<Commit<'_>>) -> anyhow::Result<()> {
     let report = measure(args, vision, commit)?;
-    let text = if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.table() };
+    show(args, &report, || report.table())
+}
+
+pub fn show(args: &Args, report: &impl Serialize, table: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let text = if args.json { serde_json::to_string_pretty(report)? + "\n" } else { table() };
     std::io::stdout().write_all(text.as_bytes()).context("cannot write the report")
 }
 
@@ -307,7 +317,7 @@ fn made_up_face() -> Detection {
 }
 
 /// The given folder's photographs with those of its subfolders, else the demo's, in the order of their names.
-fn photographs(args: &Args, models: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub fn photographs(args: &Args, models: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     if let Some(dir) = &args.photos {
         gather(dir, 3, &mut files)?;
@@ -413,6 +423,10 @@ fn choice(settings: &VisionSettings, all: &BTreeMap<String, Both>) -> anyhow::Re
 struct Noise(u64);
 
 impl Noise {
+    fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     fn next(&mut self) -> f32 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

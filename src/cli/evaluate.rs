@@ -11,6 +11,7 @@ pub mod groups;
 pub mod identify;
 pub mod measure;
 pub mod metrics;
+pub mod pad;
 pub mod pairs;
 pub mod protocol;
 
@@ -21,6 +22,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::recognise::decision::ThresholdRule;
+use crate::recognise::pad::PadSettings;
 use crate::vision::VisionSettings;
 use crate::vision::manifest::{Precision, TemplateSpec};
 
@@ -39,6 +41,8 @@ pub enum Test {
     Identify(IdentifyArgs),
     /// Group photographs: is everyone found who is enrolled, and nobody else?
     Groups(GroupsArgs),
+    /// Presentation attack detection: live faces against photographs and screens
+    Pad(PadArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -82,6 +86,41 @@ pub struct GroupsArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub struct PadArgs {
+    /// Folder of photographs of live faces, with its subfolders; may be given again. Of a folder with a spoof.csv
+    /// (columns file and kind) only those of the kind live count
+    #[arg(long, value_name = "DIR", required = true)]
+    pub live: Vec<PathBuf>,
+    /// Folder of photographs of attacks; of a folder with a spoof.csv those of any other kind
+    #[arg(long, value_name = "DIR", required = true)]
+    pub attack: Vec<PathBuf>,
+    /// Folder names below --live to pass over; may be given again
+    #[arg(long, value_name = "NAME")]
+    pub skip: Vec<String>,
+    /// Least figure of a live face, instead of the configured one
+    #[arg(long, value_name = "0..1")]
+    pub threshold: Option<f32>,
+    /// Draw the errors over the threshold into this SVG file
+    #[arg(long, value_name = "SVG")]
+    pub plot: Option<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Which files of the networks to run, instead of the configured ones
+    #[arg(long, value_name = "int8|fp32", value_parser = precision)]
+    pub precision: Option<Precision>,
+    /// Photographs worked on at a time, each with networks of its own [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+}
+
+impl PadArgs {
+    pub fn workers(&self) -> usize {
+        workers(self.workers)
+    }
+}
+
+#[derive(Debug, clap::Args)]
 pub struct Common {
     /// Folder to which the file names in the CSV are relative
     #[arg(long, value_name = "DIR")]
@@ -121,13 +160,22 @@ impl Common {
 
     /// As many as asked for, else one for each processor.
     pub fn workers(&self) -> usize {
-        let all = || std::thread::available_parallelism().map_or(1, usize::from);
-        self.workers.unwrap_or_else(all).max(1)
+        workers(self.workers)
     }
 }
 
+fn workers(wanted: Option<usize>) -> usize {
+    let all = || std::thread::available_parallelism().map_or(1, usize::from);
+    wanted.unwrap_or_else(all).max(1)
+}
+
 /// `rule` is the configured threshold rule for an embedder.
-pub fn run(args: &Args, vision: &VisionSettings, rule: impl Fn(&TemplateSpec) -> ThresholdRule) -> anyhow::Result<()> {
+pub fn run(
+    args: &Args,
+    vision: &VisionSettings,
+    pad: PadSettings,
+    rule: impl Fn(&TemplateSpec) -> ThresholdRule,
+) -> anyhow::Result<()> {
     match &args.test {
         Test::Pairs(args) => {
             let report = pairs::evaluate(args, &args.common.vision(vision))?;
@@ -138,6 +186,12 @@ pub fn run(args: &Args, vision: &VisionSettings, rule: impl Fn(&TemplateSpec) ->
             let report = identify::evaluate(args, &args.common.vision(vision), rule)?;
             write_plot(args.plot.as_deref(), || report.plot())?;
             show(&report, args.common.json, report.table())
+        }
+        Test::Pad(args) => {
+            let vision = VisionSettings { precision: args.precision.unwrap_or(vision.precision), ..vision.clone() };
+            let report = pad::evaluate(args, &vision, pad)?;
+            write_plot(args.plot.as_deref(), || report.plot())?;
+            show(&report, args.json, report.table())
         }
         Test::Groups(args) => {
             let report = groups::evaluate(args, &args.common.vision(vision), rule)?;

@@ -4,6 +4,7 @@
 pub mod attendance;
 pub mod bench;
 pub mod cameras;
+mod canvas;
 pub mod console;
 pub mod demo;
 pub mod doctor;
@@ -13,8 +14,10 @@ pub mod plot;
 pub mod prune;
 pub mod recognise;
 mod scratch;
+pub mod snapshot;
 pub mod sync;
 pub mod table;
+pub mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -80,6 +83,10 @@ enum Command {
     Prune(prune::Args),
     /// Deliver now what is owed to broker and MongoDB, or tell what is owed
     Sync(sync::Args),
+    /// Live in the terminal: what the running daemon sees and decides
+    Watch(watch::Args),
+    /// One annotated picture from the running daemon, for setting up the camera
+    Snapshot(snapshot::Args),
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
     /// Measure speed and memory on this device
@@ -153,9 +160,12 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Venues(args) => attendance::venues(&args, &settings()?),
         Command::Prune(args) => prune::run(&args, &settings()?),
         Command::Sync(args) => sync::run(&args, &settings()?),
+        Command::Watch(args) => watch::run(&args, &settings()?),
+        Command::Snapshot(args) => snapshot::run(&args, &settings()?),
         Command::Evaluate(args) => {
             let settings = settings()?;
-            evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))
+            let pad = settings.recognition.pad();
+            evaluate::run(&args, &settings.vision, pad, |spec| settings.recognition.threshold(spec))
         }
         Command::Bench(args) => bench(&args, &settings()?),
         Command::Cameras(args) => cameras::run(&args, &settings()?),
@@ -176,6 +186,12 @@ fn bench(args: &bench::Args, settings: &Settings) -> anyhow::Result<()> {
         let event = NewEvent::new(clock.now(), body);
         Ok(opened.store.write(move |tx| tx.append_event(&event)).map(drop)?)
     };
+    if args.camera {
+        let files = bench::photographs(args, &settings.vision.models)?;
+        let live = |spec: &vision::manifest::TemplateSpec| settings.recognition.live(spec);
+        let report = bench::camera::run(args, &files, &settings.vision, live, &mut commit)?;
+        return bench::show(args, &report, || report.table());
+    }
     bench::run(args, &settings.vision, Some(&mut commit))
 }
 

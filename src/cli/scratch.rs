@@ -8,6 +8,11 @@ use anyhow::Context;
 pub struct Scratch(PathBuf);
 
 impl Scratch {
+    /// A new folder in the system's own for such.
+    pub fn new(what: &str) -> anyhow::Result<Self> {
+        Self::new_in(&std::env::temp_dir(), what)
+    }
+
     /// A new folder in `parent`, readable by nobody else.
     pub fn new_in(parent: &Path, what: &str) -> anyhow::Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;

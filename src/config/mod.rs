@@ -20,10 +20,12 @@ use crate::enrol::EnrolSettings;
 use crate::mongo::{self, MongoSettings};
 use crate::mqtt::link::Credentials;
 use crate::mqtt::tls::{self, TlsSettings};
+use crate::recognise::attention::PaceSettings;
 use crate::recognise::decision::{DecisionSettings, ThresholdRule};
 use crate::recognise::engine::Reach;
 use crate::recognise::face::{Threshold, check_id};
 use crate::recognise::live::LiveSettings;
+use crate::recognise::pad::{PadMode, PadSettings};
 use crate::recognise::picture::PictureLimits;
 use crate::recognise::quality::QualityBounds;
 use crate::recognise::track::TrackSettings;
@@ -63,7 +65,6 @@ pub struct Settings {
     pub camera: CameraSettings,
     pub vision: VisionSettings,
     pub recognition: RecognitionSettings,
-    pub pad: PadSettings,
     /// Those of the file; more may be put by command.
     pub venues: Vec<Venue>,
     /// The device's own place; its venue is one of `venues`, if there are any.
@@ -74,6 +75,10 @@ pub struct Settings {
     pub unknown_every: Duration,
     pub mqtt: Option<MqttSettings>,
     pub health_every: Duration,
+    /// Above this temperature of the processor the pace is lowered; `None` never lowers it.
+    pub celsius_max: Option<f32>,
+    /// Whether a picture may leave the daemon for setting up the camera.
+    pub snapshot: bool,
     pub broker: Option<BrokerSettings>,
     pub mongo: Option<MongoSettings>,
     pub commands: CommandSettings,
@@ -101,6 +106,8 @@ pub struct RecognitionSettings {
     reach: Reach,
     track: TrackSettings,
     recheck_after: Duration,
+    pad: PadSettings,
+    pace: PaceSettings,
     probe: QualityBounds,
     reference: QualityBounds,
     same_person_min: f32,
@@ -138,6 +145,8 @@ impl RecognitionSettings {
             confidence_min: self.confidence_min,
             recheck_after: self.recheck_after,
             same_person_min: SAME_TRACK_MIN,
+            pad: self.pad,
+            pace: self.pace,
         }
     }
 
@@ -151,15 +160,13 @@ impl RecognitionSettings {
         }
     }
 
+    pub fn pad(&self) -> PadSettings {
+        self.pad
+    }
+
     pub fn picture(&self) -> PictureLimits {
         self.picture
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PadSettings {
-    pub mode: RawPad,
-    pub threshold: f32,
 }
 
 #[derive(Clone)]
@@ -286,12 +293,13 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         camera: camera::camera(&raw.camera, folder)?,
         vision: vision(raw, folder)?,
         recognition: recognition(raw)?,
-        pad: pad(raw)?,
         venues,
         door,
         warnings,
         unknown_every: raw.attendance.unknown_every,
         health_every: at_least_a_second("[mqtt] health_every", raw.mqtt.health_every)?,
+        celsius_max: celsius_max(raw)?,
+        snapshot: raw.privacy.snapshot,
         commands: commands(raw)?,
         mqtt,
         broker,
@@ -463,6 +471,8 @@ fn recognition(raw: &RawConfig) -> Result<RecognitionSettings, ConfigError> {
         },
         track: TrackSettings { lost_after: it.lost_after, overlap_min: TRACK_OVERLAP_MIN },
         recheck_after: it.recheck_after,
+        pad: pad(raw)?,
+        pace: pace(raw)?,
         probe: QualityBounds {
             eye_distance_px_min: within("[quality] eye_distance_px_min", probe.eye_distance_px_min, 0.0, 1000.0)?,
             luma_min: within("[quality] luma_min", probe.luma_min, 0.0, 255.0)?,
@@ -490,7 +500,27 @@ fn recognition(raw: &RawConfig) -> Result<RecognitionSettings, ConfigError> {
 
 fn pad(raw: &RawConfig) -> Result<PadSettings, ConfigError> {
     let threshold = within("[recognition] pad_threshold", raw.recognition.pad_threshold, 0.0, 1.0)?;
-    Ok(PadSettings { mode: raw.recognition.pad, threshold })
+    let mode = match raw.recognition.pad {
+        RawPad::Off => PadMode::Off,
+        RawPad::Flag => PadMode::Flag,
+        RawPad::Enforce => PadMode::Enforce,
+    };
+    let samples = count("[recognition] pad_samples", raw.recognition.pad_samples, 1, 8)?;
+    let smallest = raw.recognition.pad_eye_distance_px_min;
+    let eye_distance_px_min = within("[recognition] pad_eye_distance_px_min", smallest, 0.0, 1000.0)?;
+    Ok(PadSettings { mode, threshold, samples, eye_distance_px_min })
+}
+
+/// 0 stands for never.
+fn celsius_max(raw: &RawConfig) -> Result<Option<f32>, ConfigError> {
+    let celsius = within("[power] celsius_max", raw.power.celsius_max, 0.0, 120.0)?;
+    Ok((celsius > 0.0).then_some(celsius))
+}
+
+fn pace(raw: &RawConfig) -> Result<PaceSettings, ConfigError> {
+    let idle_fps = within("[power] idle_fps", raw.power.idle_fps, 0.5, 240.0)?;
+    let lost_after = raw.recognition.lost_after;
+    Ok(PaceSettings { idle_every: Duration::from_secs_f32(idle_fps.recip()), lost_after })
 }
 
 fn broker(raw: &RawConfig) -> Result<Option<BrokerSettings>, ConfigError> {

@@ -17,6 +17,8 @@ pub struct RawConfig {
     pub camera: RawCamera,
     pub recognition: RawRecognition,
     pub quality: RawQuality,
+    pub power: RawPower,
+    pub privacy: RawPrivacy,
     pub enrolment: RawEnrolment,
     pub attendance: RawAttendance,
     pub venue: Vec<RawVenue>,
@@ -153,8 +155,8 @@ pub enum RawReach {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RawPad {
-    #[default]
     Off,
+    #[default]
     Flag,
     Enforce,
 }
@@ -181,6 +183,8 @@ pub struct RawRecognition {
     pub recheck_after: Duration,
     pub pad: RawPad,
     pub pad_threshold: f32,
+    pub pad_samples: usize,
+    pub pad_eye_distance_px_min: f32,
 }
 
 impl Default for RawRecognition {
@@ -201,8 +205,10 @@ impl Default for RawRecognition {
             confidence_min: 0.6,
             lost_after: Duration::from_millis(700),
             recheck_after: Duration::from_secs(2),
-            pad: RawPad::Off,
-            pad_threshold: 0.5,
+            pad: RawPad::Flag,
+            pad_threshold: 0.4,
+            pad_samples: 2,
+            pad_eye_distance_px_min: 6.0,
         }
     }
 }
@@ -228,6 +234,31 @@ impl Default for RawQuality {
             yaw_max: 0.60,
             pitch_max: 0.45,
         }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawPower {
+    pub idle_fps: f32,
+    pub celsius_max: f32,
+}
+
+impl Default for RawPower {
+    fn default() -> Self {
+        Self { idle_fps: 10.0, celsius_max: 80.0 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawPrivacy {
+    pub snapshot: bool,
+}
+
+impl Default for RawPrivacy {
+    fn default() -> Self {
+        Self { snapshot: true }
     }
 }
 

@@ -16,7 +16,13 @@ pub mod engine;
 
 pub mod decision;
 
+pub mod pad;
+
+pub mod change;
+
 pub mod track;
+
+pub mod attention;
 
 pub mod live;
 pub mod still;

@@ -70,7 +70,6 @@ impl Picture {
     pub fn rgb(&self) -> &[u8] {
         &self.rgb
     }
-
     pub fn into_rgb(self) -> Vec<u8> {
         self.rgb
     }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use crate::clock::Stamp;
 use crate::recognise::decision::{Decision, Evidence};
-use crate::recognise::face::{BoundingBox, Detection};
+use crate::recognise::face::{BoundingBox, Detection, Landmarks};
+use crate::recognise::pad::Liveness;
+use crate::recognise::quality::Flaw;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrackSettings {
@@ -24,12 +26,23 @@ pub struct Track {
     pub first_seen: Stamp,
     pub last_seen: Stamp,
     pub bounding_box: BoundingBox,
+    pub landmarks: Landmarks,
+    pub confidence: f32,
     pub evidence: Evidence,
+    /// Templates made for it, more than `evidence` keeps.
+    pub templates: usize,
     pub decision: Decision,
+    /// The decision was not told yet: it waits until the face is found live.
+    pub untold: bool,
     /// When the last template was made; a decided track is looked at again now and then.
     pub last_template: Option<Stamp>,
-    /// Liveness of its samples so far.
-    pub liveness: Vec<f32>,
+    /// Rank of the best sample that became a template (`quality::rank`).
+    pub best_rank: f32,
+    /// What was wrong with the last sample.
+    pub flaw: Option<Flaw>,
+    pub liveness: Liveness,
+    /// An attack is told once.
+    pub attack_told: bool,
 }
 
 #[derive(Debug)]
@@ -78,8 +91,11 @@ impl Tracker {
         let mut indices = Vec::with_capacity(detections.len());
         for (detection, found) in detections.iter().zip(of_detection) {
             let index = found.unwrap_or_else(|| self.begin(now));
-            self.tracks[index].bounding_box = detection.bounding_box;
-            self.tracks[index].last_seen = *now;
+            let track = &mut self.tracks[index];
+            track.bounding_box = detection.bounding_box;
+            track.landmarks = detection.landmarks;
+            track.confidence = detection.confidence;
+            track.last_seen = *now;
             indices.push(index);
         }
         indices
@@ -103,10 +119,17 @@ impl Tracker {
             first_seen: *now,
             last_seen: *now,
             bounding_box: BoundingBox::default(),
+            landmarks: Landmarks::default(),
+            confidence: 0.0,
             evidence: Evidence::default(),
+            templates: 0,
             decision: Decision::Undecided,
+            untold: false,
             last_template: None,
-            liveness: Vec::new(),
+            best_rank: 0.0,
+            flaw: None,
+            liveness: Liveness::default(),
+            attack_told: false,
         });
         self.next_id += 1;
         self.tracks.len() - 1

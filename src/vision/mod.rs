@@ -10,6 +10,7 @@ pub mod manifest;
 mod network;
 mod resample;
 pub mod runtime;
+mod smooth;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::vision::detector::Detector;
 use crate::vision::manifest::{Manifest, ModelError, Precision, Role, TemplateSpec};
 use crate::vision::network::Network;
 use crate::vision::resample::{Mode, crop, resample};
+use crate::vision::smooth::smoothed;
 
 /// Which networks to load and how to run them.
 #[derive(Clone, Debug)]
@@ -149,7 +151,7 @@ impl FaceEngine for Vision {
         Ok(Template::normalised(self.embedder.run(&pixels)?))
     }
 
-    /// MiniFASNet's way: the box enlarged 2.7 times, kept inside the picture; softmax of three, the first is *live*.
+    /// MiniFASNet's way: the box enlarged 2.7 times, kept inside the picture, grain taken out; softmax of three, the first is *live*.
     fn liveness(&mut self, picture: &Picture, detection: &Detection) -> Result<Option<f32>, EngineError> {
         let Some(pad) = &mut self.pad else {
             return Ok(None);
@@ -158,7 +160,8 @@ impl FaceEngine for Vision {
         let (width, height) = (outline.width() as usize + 1, outline.height() as usize + 1);
         let part = crop(picture, outline.left as isize, outline.top as isize, width, height);
         let (to_width, to_height) = pad.input_size();
-        let logits = pad.run(&resample(&part, to_width, to_height, Mode::Linear))?;
+        let pixels = resample(&part, to_width, to_height, Mode::Linear);
+        let logits = pad.run(&smoothed(&pixels, to_width, to_height))?;
         let largest = logits.iter().copied().fold(f32::MIN, f32::max);
         let total: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
         Ok(logits.first().map(|logit| (logit - largest).exp() / total).filter(|value| value.is_finite()))

@@ -26,6 +26,8 @@ pub struct Faces {
     pub empty_scenes: Vec<PathBuf>,
     /// Several people in one picture: the ids of those who can be enrolled.
     pub groups: Vec<(PathBuf, Vec<String>)>,
+    /// Printed photographs held before a camera, with the id of whom they show.
+    pub prints: Vec<(String, PathBuf)>,
 }
 
 fn root() -> &'static Path {
@@ -63,6 +65,10 @@ impl Faces {
         let mut groups = csv::Reader::from_path(dir.join("group/groups.csv")).unwrap();
         for row in groups.records().map(Result::unwrap).filter(|row| &row[1] == "real" && !row[2].is_empty()) {
             faces.groups.push((dir.join("group").join(&row[0]), row[2].split(';').map(str::to_owned).collect()));
+        }
+        let mut spoof = csv::Reader::from_path(dir.join("spoof/spoof.csv")).unwrap();
+        for row in spoof.records().map(Result::unwrap).filter(|row| &row[2] == "print") {
+            faces.prints.push((row[1].to_owned(), dir.join("spoof").join(&row[0])));
         }
         let listed = fs::read_dir(dir.join("nofaces")).unwrap().map(|entry| entry.unwrap().path());
         faces.empty_scenes = listed.collect();

@@ -34,6 +34,11 @@ impl Workers {
         self.0[0].template_spec()
     }
 
+    /// All of them, for work of one's own.
+    pub fn each(&mut self) -> impl Iterator<Item = &mut Vision> {
+        self.0.iter_mut()
+    }
+
     /// Any one of them.
     pub fn first(&mut self) -> &mut Vision {
         &mut self.0[0]
@@ -87,7 +92,7 @@ fn template(vision: &mut Vision, path: &Path) -> anyhow::Result<Option<Template>
 }
 
 /// Shown on a terminal only, and on standard error, so that JSON stays clean.
-fn progress(length: usize) -> ProgressBar {
+pub(crate) fn progress(length: usize) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

@@ -29,6 +29,13 @@ pub struct Group {
     pub n_faces: Option<usize>,
 }
 
+/// A photograph of a face shown, and how: `live`, or a kind of attack.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Spoof {
+    pub file: String,
+    pub kind: String,
+}
+
 impl Group {
     /// The identities that must be found.
     pub fn expected(&self) -> Vec<String> {
