@@ -78,8 +78,14 @@ fn a_document_is_what_the_contract_says() {
     assert_eq!(venue.get_array("attendance").unwrap(), &[Bson::from(name_of("ada"))]);
     assert_eq!(venue.get_document("schedule").unwrap(), &doc! { "sessions": [{ "start": "08:00" }] });
     let indexes = server.command(doc! { "listIndexes": "attendance" });
-    let keys: Vec<&Document> = indexes.get_document("cursor").unwrap().get_array("firstBatch").unwrap().iter()
-        .map(|it| it.as_document().unwrap().get_document("key").unwrap()).collect();
+    let keys: Vec<&Document> = indexes
+        .get_document("cursor")
+        .unwrap()
+        .get_array("firstBatch")
+        .unwrap()
+        .iter()
+        .map(|it| it.as_document().unwrap().get_document("key").unwrap())
+        .collect();
     assert_eq!(keys[1..], [&doc! { "venue": 1, "occurred_at": 1 }, &doc! { "subject.id": 1, "occurred_at": 1 }]);
 }
 
@@ -432,8 +438,11 @@ fn a_server_that_is_ill_is_waited_for() {
         ("stepping down", doc! { "failCommands": ["update"], "errorCode": 189 }),
         ("hanging up", doc! { "failCommands": ["update"], "closeConnection": true }),
         ("unable to read", doc! { "failCommands": ["find"], "errorCode": 91 }),
-        ("without a majority", doc! { "failCommands": ["update"],
-            "writeConcernError": { "code": 64, "errmsg": "waiting for replication timed out" } }),
+        (
+            "without a majority",
+            doc! { "failCommands": ["update"],
+            "writeConcernError": { "code": 64, "errmsg": "waiting for replication timed out" } },
+        ),
     ] {
         fail(data, always());
         let running = door.start();

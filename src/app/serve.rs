@@ -220,12 +220,7 @@ impl Daemon {
         Some(link)
     }
 
-    fn start_watermark(
-        &self,
-        stages: &mut Stages,
-        link: Option<Link>,
-        mongo: Option<MongoLink>,
-    ) -> anyhow::Result<()> {
+    fn start_watermark(&self, stages: &mut Stages, link: Option<Link>, mongo: Option<MongoLink>) -> anyhow::Result<()> {
         let (site, device) = (self.settings.site.clone(), self.settings.device.clone());
         let topic = Topics::new(&site, &device).map_err(config)?.watermark();
         let (store, clock, health) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));

@@ -83,7 +83,8 @@ impl Watermark {
     async fn tell(&self, standing: &Standing, told: &mut Option<Told>) {
         let Some(link) = self.link.as_ref().filter(|link| link.is_online()) else { return };
         let Some(complete_through) = standing.complete_through(None) else { return };
-        let gap = |gap: &Unwatched| ToldGap { from: rfc3339(gap.from_ms), to: rfc3339(gap.to_ms), reason: gap.reason() };
+        let gap =
+            |gap: &Unwatched| ToldGap { from: rfc3339(gap.from_ms), to: rfc3339(gap.to_ms), reason: gap.reason() };
         let gaps = standing.gaps.iter().map(gap).collect();
         let (site, device) = (self.site.clone(), self.device.clone());
         let new = Told { schema: 1, site, device, complete_through, gaps };

@@ -46,9 +46,7 @@ fn status(settings: &Settings) -> anyhow::Result<Value> {
     let clock = SystemClock::new(settings.trust);
     let standing = reader.standing(&app::serve::sinks(settings), &clock.now())?;
     let mut told = serde_json::to_value(synced(&standing, &reader.buried(BURIED_TOLD)?, 0))?;
-    let gap = |gap: &crate::record::store::Unwatched| {
-        json!({"from": rfc3339(gap.from_ms), "to": rfc3339(gap.to_ms), "reason": gap.reason()})
-    };
+    let gap = |gap: &crate::record::store::Unwatched| json!({"from": rfc3339(gap.from_ms), "to": rfc3339(gap.to_ms), "reason": gap.reason()});
     told["gaps"] = standing.gaps.iter().map(gap).collect();
     Ok(told)
 }

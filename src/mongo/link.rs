@@ -1,7 +1,7 @@
 //! The connection: made when first needed, each call bounded, its state told once per edge.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use mongodb::bson::{Document, doc};
@@ -28,6 +28,8 @@ struct Shared {
     client: Mutex<Option<Client>>,
     indexed: Mutex<bool>,
     refused_aside: AtomicBool,
+    /// What the log was told last.
+    said: std::sync::Mutex<Option<MongoState>>,
 }
 
 /// Statements in one `update` command, below what the server takes (100,000, and 48 MB).
@@ -42,7 +44,8 @@ impl MongoLink {
     pub fn new(settings: MongoSettings, clock: Arc<dyn Clock>, health: Arc<Health>) -> Self {
         health.set_mongo(MongoState::Away, clock.now().wall_ms);
         let (client, indexed, refused_aside) = (Mutex::new(None), Mutex::new(false), AtomicBool::new(false));
-        let shared = Shared { settings, clock, health, client, indexed, refused_aside };
+        let said = std::sync::Mutex::new(None);
+        let shared = Shared { settings, clock, health, client, indexed, refused_aside, said };
         Self { shared: Arc::new(shared) }
     }
 
@@ -142,7 +145,10 @@ impl MongoLink {
             Err(fault) if connected && fault.verdict == Verdict::Refused => {
                 if !self.shared.refused_aside.swap(true, Ordering::Relaxed) {
                     let reason = fault.why.as_str();
-                    tracing::error!(reason, "MongoDB refuses what is said of this device in `devices` (docs/operations.md, roles)");
+                    tracing::error!(
+                        reason,
+                        "MongoDB refuses what is said of this device in `devices` (docs/operations.md, roles)"
+                    );
                 }
             }
             other => self.note(other),
@@ -157,7 +163,8 @@ impl MongoLink {
             Err(_) => MongoState::Away,
         };
         let shared = &self.shared;
-        let before = shared.health.set_mongo(state, shared.clock.now().wall_ms);
+        shared.health.set_mongo(state, shared.clock.now().wall_ms);
+        let before = shared.said.lock().unwrap_or_else(PoisonError::into_inner).replace(state);
         if before == Some(state) {
             return;
         }

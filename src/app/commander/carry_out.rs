@@ -19,8 +19,8 @@ use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use crate::recognise::gallery;
 use crate::recognise::quality::Flaw;
 use crate::record::command::answer::{
-    self, AttendanceEntry, AttendanceList, Attended, Buried, Enrolled, FaceEntry, ImageOutcome, ImageReason, NotEnrolled, Owed,
-    Recognised, Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
+    self, AttendanceEntry, AttendanceList, Attended, Buried, Enrolled, FaceEntry, ImageOutcome, ImageReason,
+    NotEnrolled, Owed, Recognised, Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
 };
 use crate::record::command::{
     Attend, Attendance, Command, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw,

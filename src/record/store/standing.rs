@@ -3,8 +3,8 @@
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::{OutboxDepth, SinkName, StoreError, observation, read};
 use super::tx::Tx;
+use super::{OutboxDepth, SinkName, StoreError, observation, read};
 use crate::clock::{Stamp, rfc3339};
 use crate::record::event::ClockState;
 
@@ -132,8 +132,7 @@ fn of_sink(conn: &Connection, sink: SinkName) -> Result<SinkStanding, StoreError
     let sql = "select e.seq, e.occurred_ms, o.buried_reason is not null from outbox o join event e on e.seq = o.event_seq \
                where o.sink = ?1 order by e.occurred_ms limit 1";
     let held = |row: &Row<'_>| Ok(Held { seq: row.get(0)?, occurred_ms: row.get(1)?, buried: row.get(2)? });
-    let earliest =
-        if unknown { None } else { conn.prepare(sql)?.query_row([sink.as_str()], held).optional()? };
+    let earliest = if unknown { None } else { conn.prepare(sql)?.query_row([sink.as_str()], held).optional()? };
     Ok(SinkStanding { sink, depth, earliest, unknown })
 }
 
