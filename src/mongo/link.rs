@@ -139,7 +139,7 @@ impl MongoLink {
     }
 
     /// The same for what is not an event: where events are taken, a refusal of it is said once and changes no state.
-    pub(super) fn note_aside(&self, outcome: Result<(), &Fault>) {
+    pub(super) fn note_aside(&self, outcome: Result<&(), &Fault>) {
         let connected = self.shared.health.mongo().is_some_and(|(state, _)| state == MongoState::Connected);
         match outcome {
             Err(fault) if connected && fault.verdict == Verdict::Refused => {
@@ -156,7 +156,7 @@ impl MongoLink {
     }
 
     /// What became of a conversation; said in the log when it differs from what was.
-    pub(super) fn note(&self, outcome: Result<(), &Fault>) {
+    pub(super) fn note(&self, outcome: Result<&(), &Fault>) {
         let state = match outcome {
             Ok(()) => MongoState::Connected,
             Err(fault) if fault.verdict == Verdict::Refused => MongoState::Refused,

@@ -68,6 +68,9 @@ const NOT_OURS: [(&str, &str); 6] = [
     ("readpreferencetags", "what was just written must be seen"),
     ("readconcernlevel", "what was just written must be seen"),
 ];
+/// Which say what holds anyway.
+const HARMLESS: [(&str, &str); 4] =
+    [("w", "majority"), ("journal", "true"), ("readpreference", "primary"), ("readconcernlevel", "majority")];
 /// Options by which the other end is not the one that is meant.
 const UNSAFE: [&str; 3] = ["tlsinsecure", "tlsallowinvalidcertificates", "tlsallowinvalidhostnames"];
 
@@ -146,13 +149,7 @@ fn check_options(uri: &str) -> Result<(), SettingsError> {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         let (name, value) = (name.to_lowercase(), value.to_lowercase());
         if let Some((_, why)) = NOT_OURS.iter().find(|it| it.0 == name) {
-            let harmless = matches!(
-                (name.as_str(), value.as_str()),
-                ("w", "majority")
-                    | ("journal", "true")
-                    | ("readpreference", "primary")
-                    | ("readconcernlevel", "majority")
-            );
+            let harmless = HARMLESS.contains(&(name.as_str(), value.as_str()));
             if !harmless {
                 return refuse(format!("may not set {name}: {why}"));
             }

@@ -55,6 +55,9 @@ impl Outcomes {
     }
 }
 
+/// Names that a venue is to hold, and the rows they come from with their attempts so far.
+type Named<'a> = (BTreeSet<&'a str>, Vec<(usize, u32)>);
+
 /// Rows as they stand in the batch, with their places in it.
 type Rows<'a> = [(usize, &'a OutboxRow)];
 
@@ -220,7 +223,7 @@ impl MongoSink {
 
     /// One statement for each venue of the batch.
     async fn names(&self, rows: &[(usize, &OutboxRow, Document)], outcomes: &mut Outcomes) -> Result<(), Fault> {
-        let mut venues: BTreeMap<&str, (BTreeSet<&str>, Vec<(usize, u32)>)> = BTreeMap::new();
+        let mut venues: BTreeMap<&str, Named<'_>> = BTreeMap::new();
         for (at, row, _) in rows {
             let Some(event) = row.event.as_ref().filter(|_| outcomes.is_well(*at)) else { continue };
             if let (Some(venue), Some(subject)) = (event.body.venue(), event.body.subject()) {
@@ -239,7 +242,9 @@ impl MongoSink {
             // Two devices that make the same venue at the same moment: the next round finds it.
             let verdict = if fault.code == Some(DUPLICATE_KEY) { Verdict::Retry } else { fault.verdict };
             let fault = Fault { verdict, code: fault.code, why };
-            rows.iter().for_each(|(row, attempts)| outcomes.fail(*row, *attempts, &fault));
+            for (row, attempts) in rows {
+                outcomes.fail(*row, *attempts, &fault);
+            }
         }
         Ok(())
     }
@@ -336,7 +341,7 @@ impl Sink for MongoSink {
     async fn deliver(&mut self, batch: &[OutboxRow]) -> Vec<Delivery> {
         let mut outcomes = Outcomes(vec![Delivery::Acknowledged; batch.len()]);
         let outcome = self.deliver_all(batch, &mut outcomes).await;
-        self.link.note(outcome.as_ref().map(|()| ()).map_err(|(_, fault)| fault));
+        self.link.note(outcome.as_ref().map_err(|(_, fault)| fault));
         if let Err((from, fault)) = outcome {
             // Nothing is known of these, or not everything they need was done: all of it may be done again.
             for (row, owed) in batch.iter().enumerate().skip(from) {
