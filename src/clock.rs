@@ -38,6 +38,7 @@ impl Stamp {
     }
 
     /// Another moment of the same boot, by the wall clock as it is set now.
+    #[must_use]
     pub fn at_boottime(&self, boottime_ms: u64) -> Stamp {
         let age_ms = (self.boottime_ms as i64).saturating_sub(boottime_ms as i64);
         Stamp { wall_ms: self.wall_ms.saturating_sub(age_ms), boottime_ms, trusted: self.trusted }
@@ -208,6 +209,13 @@ pub fn process_cpu_time() -> Duration {
 /// RFC 3339 in UTC with milliseconds, as every contract of the project writes time.
 pub fn rfc3339(wall_ms: i64) -> String {
     jiff::Timestamp::from_millisecond(wall_ms).map_or_else(|_| "invalid".to_owned(), |at| format!("{at:.3}"))
+}
+
+/// A zone by its name in the IANA database: the system's, or the one built in where the system has none.
+pub fn time_zone(name: &str) -> Option<jiff::tz::TimeZone> {
+    let zone = jiff::tz::TimeZone::get(name).ok()?;
+    // What has no name cannot be stored and found again.
+    zone.iana_name().is_some().then_some(zone)
 }
 
 #[cfg(test)]

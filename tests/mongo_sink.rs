@@ -21,6 +21,7 @@ use mongod::Mongod;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use proxy::Proxy;
+use rollcall::attend::venue::Venue;
 use rollcall::clock::{Clock as _, Stopwatch};
 use rollcall::health::MongoState;
 use rollcall::recognise::face::{Name, SubjectId};
@@ -152,7 +153,7 @@ fn a_database_of_the_former_service_is_used_in_place() {
         schedule: None,
         re_entry_gap: Duration::ZERO,
     };
-    door.venues.send_replace([note].into());
+    *door.venues.lock().unwrap() = vec![note];
     for venue in [&known, &unknown] {
         door.visit(&venue.to_hex(), "ada");
         door.visit(&venue.to_hex(), "ada");
@@ -221,7 +222,7 @@ fn what_was_recorded_in_1970_is_corrected() {
     let earlier = other.visit("room", "p9");
     other.deliver();
     let now = door.clock.now();
-    assert_eq!(door.store.write(move |tx| tx.correct_times(&now)).unwrap(), 10);
+    assert_eq!(door.store.write(move |tx| tx.correct_times(&now, &[Venue::plain("room")])).unwrap(), 10);
     door.deliver();
     let found = server.all("attendance");
     assert_eq!(found.len(), 11);

@@ -87,7 +87,7 @@ fn what_was_watched_before_the_time_was_known_is_corrected() {
     advance(&bench, 20);
     bench.clock.set_wall(START_MS + 120_000, true);
     let now = bench.clock.now();
-    store.write(move |tx| tx.correct_times(&now)).unwrap();
+    store.write(move |tx| tx.correct_times(&now, &[])).unwrap();
     assert_eq!(watched(&store), [(0, 100)]);
     assert_eq!(observe(&bench, &store, Some(row)), row, "and goes on without a gap");
     assert_eq!(watched(&store), [(0, 120)]);
@@ -101,7 +101,7 @@ fn what_was_watched_before_the_time_was_known_is_corrected() {
     assert_eq!(watched(&store), [(0, 120)]);
     bench.clock.set_wall(bench.clock.now().wall_ms, true);
     let now = bench.clock.now();
-    store.write(move |tx| tx.correct_times(&now)).unwrap();
+    store.write(move |tx| tx.correct_times(&now, &[])).unwrap();
     assert_eq!(watched(&store), [(0, 180)]);
 }
 

@@ -6,6 +6,7 @@
 //! that the same request may be sent again.
 
 pub mod carry_out;
+mod records;
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -16,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::Job;
 use crate::app::supervise::StageResult;
-use crate::attend::Venue;
+use crate::app::venues::VenueBook;
 use crate::clock::{Clock, Stamp};
 use crate::health::Health;
 use crate::mqtt::link::{Inbound, Link, LinkEvent, Message, Oversized};
@@ -33,7 +34,7 @@ pub struct Commander {
     pub topics: Topics,
     pub limits: Limits,
     pub per_minute_max: u32,
-    pub venues: Vec<Venue>,
+    pub venues: Arc<VenueBook>,
     pub store: Store,
     pub gallery: Arc<GalleryCell>,
     pub embedder: ModelDigest,

@@ -10,9 +10,11 @@ pub mod inference;
 pub mod mqtt_sink;
 pub mod observer;
 pub mod recorder;
+pub mod report;
 pub mod serve;
 pub mod supervise;
 pub mod upkeep;
+pub mod venues;
 pub mod vitals;
 pub mod watermark;
 
@@ -23,6 +25,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::app::serve::{Daemon, sinks};
+use crate::app::venues::VenueBook;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Settings;
 use crate::recognise::engine::FaceEngine;
@@ -60,11 +63,15 @@ pub struct RunOptions {
 /// The daemon, from start to stop.
 pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
     let watch = Stopwatch::start();
-    settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
     let store = open_store(&settings, &clock)?;
     let vision = load_vision(&settings)?;
     let gallery = load_gallery(&store, &vision)?;
+    let stored = store.write(|tx| tx.venues()).map_err(storage)?;
+    let venues = VenueBook::new(settings.venues.clone(), settings.door.clone(), &stored);
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
     tracing::info!(
         subjects = gallery.subjects(),
         references = gallery.references(),
@@ -77,8 +84,8 @@ pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome =
-        runtime.block_on(Daemon::new(settings, clock, store.clone(), &vision, gallery).serve(vision, options, watch));
+    let daemon = Daemon::new(settings, clock, store.clone(), &vision, gallery, venues);
+    let outcome = runtime.block_on(daemon.serve(vision, options, watch));
     let closed = store.close();
     outcome.and(closed.map_err(storage))
 }

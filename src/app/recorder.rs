@@ -3,21 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::attend::{self, LastRecord, Venue};
+use crate::app::venues::VenueBook;
+use crate::attend::judge::{Moment, judge};
+use crate::attend::venue::Venue;
 use crate::clock::{Clock, Stamp};
 use crate::config::PadSettings;
 use crate::config::raw::RawPad;
 use crate::health::Health;
 use crate::recognise::decision::{Decision, Identification};
 use crate::recognise::live::Outcome;
-use crate::record::event::{Attack, Attendance, Body, Direction, NewEvent, Status, StoredEvent, SubjectRef, Unknown};
+use crate::record::event::{Attack, Attendance, Body, Direction, NewEvent, SubjectRef, Unknown};
 use crate::record::store::{Store, StoreError, Tx};
 
 pub struct Recorder {
     pub store: Store,
     pub clock: Arc<dyn Clock>,
     pub health: Arc<Health>,
-    pub venue: Venue,
+    pub venues: Arc<VenueBook>,
     pub pad: PadSettings,
     /// At most one event for an unknown face in this time.
     pub unknown_every: Duration,
@@ -49,22 +51,23 @@ impl Recorder {
         let attacked = outcome.liveness.filter(|liveness| *liveness < self.pad.threshold);
         let enforced = attacked.is_some() && self.pad.mode == RawPad::Enforce;
         let subject = SubjectRef { id: found.subject.id.clone(), name: found.subject.name.clone() };
+        let venue = self.venues.door();
         let attack = attacked.map(|liveness| {
-            let (venue, scores) = (Some(self.venue.id.clone()), vec![liveness]);
+            let (venue, scores) = (Some(venue.id.clone()), vec![liveness]);
             let subject = Some(subject.clone());
             let threshold = self.pad.threshold;
             NewEvent::new(outcome.decided_at, Body::Attack(Attack { venue, subject, scores, threshold, enforced }))
         });
         let visit = Visit {
             subject,
-            direction: Direction::In,
+            direction: None,
             score: found.score,
             threshold: found.threshold,
             frames: found.samples as u32,
             track_ms: outcome.track_age.as_millis() as u64,
             latency_ms: self.clock.now().since(&outcome.decided_at).as_millis() as u64,
         };
-        let (venue, at, clock) = (self.venue.clone(), outcome.decided_at, Arc::clone(&self.clock));
+        let (at, clock) = (outcome.decided_at, Arc::clone(&self.clock));
         let recorded = self.store.write(move |tx| {
             if let Some(attack) = &attack
                 && tx.subject(&visit.subject.id)?.is_some()
@@ -96,7 +99,7 @@ impl Recorder {
             return Ok(());
         }
         let track_ms = outcome.track_age.as_millis() as u64;
-        let venue = Some(self.venue.id.clone());
+        let venue = Some(self.venues.door().id.clone());
         let body = Body::Unknown(Unknown { venue, score, threshold, frames: samples as u32, track_ms });
         let event = NewEvent::new(at, body);
         self.store.write(move |tx| tx.append_event(&event))?;
@@ -109,7 +112,8 @@ impl Recorder {
 #[derive(Clone, Debug)]
 pub struct Visit {
     pub subject: SubjectRef,
-    pub direction: Direction,
+    /// None: as the venue has it.
+    pub direction: Option<Direction>,
     pub score: f32,
     pub threshold: f32,
     pub frames: u32,
@@ -117,8 +121,7 @@ pub struct Visit {
     pub latency_ms: u64,
 }
 
-/// Records the visit unless one within the re-entry gap was recorded before. The question and the record are one
-/// transaction.
+/// Records the visit unless it is recorded already. The question and the record are one transaction.
 pub fn record_visit(
     tx: &mut Tx<'_>,
     venue: &Venue,
@@ -130,16 +133,16 @@ pub fn record_visit(
     let Some(known) = tx.subject(&visit.subject.id)? else {
         return Ok(None);
     };
-    let last = tx.last_attendance(&venue.id, &visit.subject.id, Some(visit.direction))?;
-    if !attend::is_due(last.map(last_record).as_ref(), &at, &clock.boot_id(), venue.re_entry_gap) {
+    let recent = tx.records_for(venue, &known.id, &at)?;
+    let Some(entry) = judge(venue, &Moment::new(&at, clock.boot_id()), visit.direction, &recent) else {
         return Ok(None);
-    }
+    };
     let body = Body::Attendance(Attendance {
         venue: venue.id.clone(),
-        session: None,
+        session: entry.session,
         subject: Some(SubjectRef { id: known.id, name: known.name }),
-        direction: visit.direction,
-        status: Status::Present,
+        direction: entry.direction,
+        status: entry.status,
         score: visit.score,
         threshold: visit.threshold,
         frames: visit.frames,
@@ -147,10 +150,6 @@ pub fn record_visit(
         latency_ms: visit.latency_ms,
     });
     let event = NewEvent::new(at, body);
-    tx.append_event(&event)?;
+    tx.append_attendance(venue, &event)?;
     Ok(Some(event))
-}
-
-fn last_record(event: StoredEvent) -> LastRecord {
-    LastRecord { wall_ms: event.occurred_ms, boottime_ms: event.boottime_ms, boot_id: event.boot_id }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -18,17 +19,18 @@ use crate::app::observer::Observer;
 use crate::app::recorder::Recorder;
 use crate::app::supervise::Stages;
 use crate::app::upkeep::Upkeep;
+use crate::app::venues::VenueBook;
 use crate::app::vitals::Vitals;
 use crate::app::watermark::Watermark;
 use crate::app::{RunOptions, config, storage};
-use crate::attend::Venue;
+use crate::attend::venue::Venue;
 use crate::camera::FrameSource;
 use crate::camera::replay::Replay;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::raw::RawPace;
 use crate::config::{CameraSettings, MqttSettings, Settings};
 use crate::health::{CameraHealth, Health};
-use crate::mongo::{MongoLink, MongoSink, VenueNote};
+use crate::mongo::{MongoLink, MongoSink, VenueNote, Venues};
 use crate::mqtt::broker::{BrokerError, BrokerProcess, BrokerSettings};
 use crate::mqtt::link::{self, Link, LinkSettings};
 use crate::mqtt::topics::Topics;
@@ -56,6 +58,7 @@ pub(super) struct Daemon {
     pub store: Store,
     pub gallery: Arc<GalleryCell>,
     pub health: Arc<Health>,
+    pub venues: Arc<VenueBook>,
     /// Told when the vital signs changed in a way worth publishing at once.
     pub changed: Arc<Notify>,
     pub embedder: ModelDigest,
@@ -70,6 +73,7 @@ impl Daemon {
         store: Store,
         vision: &Vision,
         gallery: Gallery,
+        venues: VenueBook,
     ) -> Self {
         Self {
             settings,
@@ -77,6 +81,7 @@ impl Daemon {
             store,
             gallery: Arc::new(GalleryCell::new(gallery)),
             health: Arc::new(Health::default()),
+            venues: Arc::new(venues),
             changed: Arc::new(Notify::new()),
             embedder: vision.embedder(),
             networks: vision.digests(),
@@ -148,7 +153,7 @@ impl Daemon {
             store: self.store.clone(),
             clock: Arc::clone(&self.clock),
             health: Arc::clone(&self.health),
-            venue: self.settings.venue.clone(),
+            venues: Arc::clone(&self.venues),
             pad: self.settings.pad,
             unknown_every: self.settings.unknown_every,
             last_unknown: None,
@@ -178,7 +183,7 @@ impl Daemon {
             topics: topics.clone(),
             limits: limits(settings),
             per_minute_max: settings.commands.per_minute_max,
-            venues: settings.venues.clone(),
+            venues: Arc::clone(&self.venues),
             store: self.store.clone(),
             gallery: Arc::clone(&self.gallery),
             embedder: self.embedder,
@@ -212,7 +217,8 @@ impl Daemon {
         let window = mongo.window();
         let link = MongoLink::new(mongo, Arc::clone(&self.clock), Arc::clone(&self.health));
         let (site, device) = (&self.settings.site, &self.settings.device);
-        let venues = watch::channel(venue_notes(&self.settings)).1;
+        let book = Arc::clone(&self.venues);
+        let venues: Venues = Arc::new(move || book.all().iter().map(|listed| venue_note(&listed.venue)).collect());
         let sink = MongoSink::new(link.clone(), site, device, venues);
         let settings = RelaySettings { window, ..RelaySettings::default() };
         let relay = relay(self.store.clone(), sink, stages.last_signal(), settings);
@@ -246,8 +252,8 @@ impl Daemon {
         };
         let stop = stages.stop_signal();
         stages.task("vitals", vitals.run(stop));
-        let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
-        let upkeep = Upkeep { store, clock, keep_days: self.settings.keep_days };
+        let (store, clock, venues) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.venues));
+        let upkeep = Upkeep { store, clock, venues, keep_days: self.settings.keep_days };
         let stop = stages.stop_signal();
         stages.task("upkeep", upkeep.run(stop));
         let (store, clock, health) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));
@@ -286,15 +292,11 @@ pub fn sinks(settings: &Settings) -> Vec<SinkName> {
     mqtt.chain(settings.mongo.iter().map(|_| SinkName::MONGO)).collect()
 }
 
-/// What MongoDB's readers are told of the venues.
-fn venue_notes(settings: &Settings) -> Arc<[VenueNote]> {
-    let note = |venue: &Venue| VenueNote {
-        id: venue.id.clone(),
-        name: venue.name.clone(),
-        schedule: None,
-        re_entry_gap: venue.re_entry_gap,
-    };
-    settings.venues.iter().map(note).collect()
+/// What MongoDB's readers are told of a venue.
+fn venue_note(venue: &Venue) -> VenueNote {
+    let spec = venue.spec();
+    let schedule = json!({"time_zone": spec.time_zone, "direction": spec.direction, "sessions": spec.sessions});
+    VenueNote { id: spec.venue, name: spec.name, schedule: Some(schedule), re_entry_gap: venue.re_entry_gap }
 }
 
 fn open_camera(settings: &Settings) -> anyhow::Result<Option<(Box<dyn FrameSource>, bool)>> {

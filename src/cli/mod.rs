@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod evaluate;
 pub mod people;
 pub mod plot;
+pub mod prune;
 pub mod recognise;
 mod scratch;
 pub mod sync;
@@ -70,10 +71,14 @@ enum Command {
     Enrol(people::EnrolArgs),
     /// List who is enrolled
     Subjects(people::SubjectsArgs),
-    /// Show the attendance recorded here
+    /// Show the attendance recorded here, or sum it up per person and session
     Attendance(attendance::Args),
     /// Deliver now what is owed to broker and MongoDB, or tell what is owed
     Sync(sync::Args),
+    /// List the venues that this device records for, with their sessions
+    Venues(attendance::VenuesArgs),
+    /// Delete old events that owe nothing; the daemon does it by itself with [storage] keep_days
+    Prune(prune::Args),
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
     /// Measure speed and memory on this device
@@ -143,6 +148,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Subjects(args) => people::subjects(&args, &settings()?),
         Command::Attendance(args) => attendance::run(&args, &settings()?),
         Command::Sync(args) => sync::run(&args, &settings()?),
+        Command::Venues(args) => attendance::venues(&args, &settings()?),
+        Command::Prune(args) => prune::run(&args, &settings()?),
         Command::Evaluate(args) => {
             let settings = settings()?;
             evaluate::run(&args, &settings.vision, |spec| settings.recognition.threshold(spec))

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::attend::venue::{self, DirectionMode};
 use crate::clock::Trust;
 use crate::vision::manifest::Precision;
 
@@ -218,13 +219,14 @@ impl Default for RawEnrolment {
 #[serde(default, deny_unknown_fields)]
 pub struct RawAttendance {
     pub venue: String,
+    pub direction: String,
     #[serde(with = "humantime_serde")]
     pub unknown_every: Duration,
 }
 
 impl Default for RawAttendance {
     fn default() -> Self {
-        Self { venue: "main".into(), unknown_every: Duration::from_secs(10) }
+        Self { venue: "main".into(), direction: String::new(), unknown_every: Duration::from_secs(10) }
     }
 }
 
@@ -234,12 +236,40 @@ pub struct RawVenue {
     pub id: String,
     #[serde(default)]
     pub name: String,
+    /// Empty: not set.
+    #[serde(default)]
+    pub time_zone: String,
+    #[serde(default)]
+    pub direction: DirectionMode,
     #[serde(default = "re_entry_gap", with = "humantime_serde")]
     pub re_entry_gap: Duration,
+    #[serde(default)]
+    pub session: Vec<RawSession>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawSession {
+    pub id: String,
+    #[serde(default)]
+    pub weekdays: Vec<String>,
+    #[serde(default)]
+    pub dates: Vec<String>,
+    pub start: String,
+    pub end: String,
+    /// A duration or a time of day; empty: nobody is late.
+    #[serde(default)]
+    pub late_after: String,
+    #[serde(default = "early", with = "humantime_serde")]
+    pub early: Duration,
 }
 
 fn re_entry_gap() -> Duration {
-    Duration::from_mins(5)
+    venue::RE_ENTRY_GAP
+}
+
+fn early() -> Duration {
+    venue::EARLY
 }
 
 #[derive(Clone, PartialEq, Serialize, Deserialize)]

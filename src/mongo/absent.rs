@@ -4,8 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use crate::clock::Clock;
 use crate::health::Health;
 use crate::record::outbox::{Delivery, Sink};
@@ -86,10 +84,12 @@ impl MongoLink {
     }
 }
 
+pub type Venues = Arc<dyn Fn() -> Vec<VenueNote> + Send + Sync>;
+
 pub struct MongoSink(MongoLink);
 
 impl MongoSink {
-    pub fn new(link: MongoLink, _: &str, _: &str, _: watch::Receiver<Arc<[VenueNote]>>) -> Self {
+    pub fn new(link: MongoLink, _: &str, _: &str, _: Venues) -> Self {
         Self(link)
     }
 }

@@ -26,8 +26,8 @@ pub(super) struct Seen {
     pub(super) marked: bool,
 }
 
-/// No session is longer than a day; the rest is for clocks and for those who come early.
-const SESSION_SPAN_MS: i64 = 36 * 3_600_000;
+/// No session is longer than a day, of 25 hours at most, and it opens half a day earlier at most.
+const SESSION_SPAN_MS: i64 = 38 * 3_600_000;
 /// Times further apart than this are asked for one by one, so that a batch that spans years does not ask for all of them.
 const STRETCH_MS: i64 = 2 * 86_400_000;
 

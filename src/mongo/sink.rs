@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::FindOptions;
-use tokio::sync::watch;
 
 use super::documents::{self, Concern, Origin, VenueNote, date};
 use super::doors::{self, Seen};
@@ -31,10 +30,15 @@ const USUAL_GAP: Duration = Duration::from_mins(5);
 pub struct MongoSink {
     link: MongoLink,
     origin: Origin,
-    venues: watch::Receiver<Arc<[VenueNote]>>,
-    /// Whether MongoDB knows the venues as they are now.
-    venues_told: bool,
+    venues: Venues,
+    /// As they were at the last delivery.
+    current: Vec<VenueNote>,
+    /// As MongoDB knows them.
+    told: Option<Vec<VenueNote>>,
 }
+
+/// Gives the venues as they are now.
+pub type Venues = Arc<dyn Fn() -> Vec<VenueNote> + Send + Sync>;
 
 /// What became of each row of a batch; acknowledged unless something is known against it.
 struct Outcomes(Vec<Delivery>);
@@ -62,14 +66,13 @@ type Named<'a> = (BTreeSet<&'a str>, Vec<(usize, u32)>);
 type Rows<'a> = [(usize, &'a OutboxRow)];
 
 impl MongoSink {
-    pub fn new(link: MongoLink, site: &str, device: &str, venues: watch::Receiver<Arc<[VenueNote]>>) -> Self {
+    pub fn new(link: MongoLink, site: &str, device: &str, venues: Venues) -> Self {
         let origin = Origin { site: site.to_owned(), device: device.to_owned() };
-        Self { link, origin, venues, venues_told: false }
+        Self { link, origin, venues, current: Vec::new(), told: None }
     }
 
     fn gap(&self, venue: &str) -> Duration {
-        let venues = self.venues.borrow();
-        venues.iter().find(|it| it.id == venue).map_or(USUAL_GAP, |it| it.re_entry_gap)
+        self.current.iter().find(|it| it.id == venue).map_or(USUAL_GAP, |it| it.re_entry_gap)
     }
 
     async fn deliver_all(&mut self, batch: &[OutboxRow], outcomes: &mut Outcomes) -> Result<(), (usize, Fault)> {
@@ -249,12 +252,13 @@ impl MongoSink {
         Ok(())
     }
 
-    /// Venues as they are configured now, once for each change.
+    /// Venues as they are now, once for each change; with the next event.
     async fn tell_venues(&mut self) -> Result<(), Fault> {
-        if self.venues_told && !self.venues.has_changed().unwrap_or(false) {
+        self.current = (self.venues)();
+        if self.told.as_ref() == Some(&self.current) {
             return Ok(());
         }
-        let statements: Vec<Document> = self.venues.borrow_and_update().iter().map(documents::venue).collect();
+        let statements: Vec<Document> = self.current.iter().map(documents::venue).collect();
         let faults = self.link.update("venues", &statements, false).await?;
         for (_, fault) in &faults {
             match fault.verdict {
@@ -264,7 +268,7 @@ impl MongoSink {
                 Verdict::Retry | Verdict::Refused => return Err(fault.clone()),
             }
         }
-        self.venues_told = true;
+        self.told = Some(self.current.clone());
         Ok(())
     }
 

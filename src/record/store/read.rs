@@ -32,6 +32,14 @@ pub struct AttendanceQuery {
     pub to_ms: i64,
     pub after_seq: i64,
     pub limit: u32,
+    /// Those too in whose stead another counts.
+    pub all: bool,
+}
+
+impl AttendanceQuery {
+    pub(super) fn counting(&self) -> &'static str {
+        if self.all { "" } else { "and superseded_by is null" }
+    }
 }
 
 /// A connection that only reads, beside the daemon. Takes no lock and never waits for the writer.
@@ -64,6 +72,25 @@ impl Reader {
 
     pub fn attendance(&self, query: &AttendanceQuery) -> Result<Vec<StoredEvent>, StoreError> {
         attendance(&self.conn, query)
+    }
+
+    /// Shows the attendances of a period in the order of time, whatever their number. Of the query, `after_seq` and
+    /// `limit` are not looked at.
+    pub fn attendance_by_time(
+        &self,
+        query: &AttendanceQuery,
+        visit: impl FnMut(StoredEvent),
+    ) -> Result<(), StoreError> {
+        super::attendance::by_time(&self.conn, query, visit)
+    }
+
+    /// What `Tx::retention` would find old at `now_ms`, and what of it must stay.
+    pub fn prunable(&self, now_ms: i64, days: u32) -> Result<super::Prunable, StoreError> {
+        super::retention::prunable(&self.conn, now_ms, days)
+    }
+
+    pub fn venues(&self) -> Result<Vec<super::StoredVenue>, StoreError> {
+        super::attendance::venues(&self.conn)
     }
 
     /// When this device was watching, as far as the time is known: all stretches that touch the period.
@@ -114,8 +141,9 @@ pub(super) fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
 pub(super) fn attendance(conn: &Connection, wanted: &AttendanceQuery) -> Result<Vec<StoredEvent>, StoreError> {
     // Two statements, as `?1 is null or venue = ?1` would not use the index.
     let venue = if wanted.venue.is_some() { "venue = ?1" } else { "?1 is null" };
+    let counting = wanted.counting();
     let sql = event_sql(&format!(
-        "where kind = 'attendance' and {venue} and occurred_ms >= ?2 and occurred_ms < ?3 and seq > ?4 \
+        "where kind = 'attendance' and {venue} and occurred_ms >= ?2 and occurred_ms < ?3 and seq > ?4 {counting} \
          order by seq limit ?5"
     ));
     let mut query = conn.prepare(&sql)?;
