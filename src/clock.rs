@@ -81,9 +81,14 @@ pub enum Trust {
     /// When the kernel says that something disciplines it (NTP, PTP): `adjtimex(2)` without `STA_UNSYNC`.
     #[default]
     Kernel,
-    /// Always: the device has a battery-backed clock, or a hypervisor that keeps the time.
+    /// Always, unless it shows a time before this program was written: the device has a battery-backed clock, or a
+    /// hypervisor that keeps the time.
     Always,
 }
+
+/// 2026-11-01, when this was written. A clock that shows an earlier time is wrong whatever anybody says of it: a battery
+/// that is empty starts it in 1970 or 2000.
+const PLAUSIBLE_FROM_MS: i64 = 1_793_491_200_000;
 
 /// The real clocks of this machine.
 pub struct SystemClock {
@@ -97,13 +102,19 @@ impl SystemClock {
 }
 
 impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the place that the lint points to")]
     fn now(&self) -> Stamp {
-        let wall = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        // By way of the C library, where whoever tries the daemon in another year can reach in.
+        let wall = std::time::SystemTime::now();
+        let wall_ms = match wall.duration_since(std::time::UNIX_EPOCH) {
+            Ok(since) => since.as_millis() as i64,
+            Err(before) => -(before.duration().as_millis() as i64),
+        };
         let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Stamp {
-            wall_ms: wall.tv_sec * 1000 + wall.tv_nsec / 1_000_000,
+            wall_ms,
             boottime_ms: (boot.tv_sec * 1000 + boot.tv_nsec / 1_000_000) as u64,
-            trusted: self.trust == Trust::Always || kernel_time_is_disciplined(),
+            trusted: wall_ms >= PLAUSIBLE_FROM_MS && (self.trust == Trust::Always || kernel_time_is_disciplined()),
         }
     }
 
@@ -149,6 +160,12 @@ impl SimulatedClock {
             trusted: AtomicBool::new(true),
             boot_id: BootId::new("00000000-0000-4000-8000-000000000001"),
         }
+    }
+
+    /// The clock of another boot of the same machine.
+    #[must_use]
+    pub fn of_boot(self, number: u32) -> Self {
+        Self { boot_id: BootId::new(&format!("00000000-0000-4000-8000-{number:012}")), ..self }
     }
 
     pub fn advance(&self, by: Duration) {

@@ -53,7 +53,7 @@ impl VenueBook {
                 }
                 Ok(venue) => listed.push(listing(&venue, VenueSource::Command)),
                 Err(error) => {
-                    tracing::error!(venue = id, %error, "a venue put by command cannot be used: put it again")
+                    tracing::error!(venue = id, %error, "a venue put by command cannot be used: put it again");
                 }
             }
         }

@@ -13,6 +13,7 @@ use crate::record::command::answer::{AttendanceEntry, NotKnown, SummaryRow, Summ
 use crate::record::store::{AttendanceQuery, Reader};
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "they are the flags of a command line")]
 pub struct Args {
     /// Only this venue [default: all; with --summary, the one of this device's camera]
     #[arg(long)]

@@ -44,12 +44,14 @@ pub fn until_for<T>(patience: Duration, what: &str, mut ask: impl FnMut() -> Opt
 /// Where a daemon lives: configuration, state and log, all below one folder that goes with the test.
 pub struct Home {
     dir: tempfile::TempDir,
+    /// What the program finds in its environment besides.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Home {
     /// With a broker at `port`; `more` are further sections, or keys of `[mqtt]` before the first of them.
     pub fn new(port: u16, more: &str) -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
+        let home = Self { dir: tempfile::tempdir().unwrap(), environment: Vec::new() };
         fs::create_dir(home.path("tmp")).unwrap();
         home.configure(port, more);
         home
@@ -85,6 +87,7 @@ impl Home {
             command.env_remove(name);
         }
         command.arg("--config").arg(self.path("config.toml")).args(args).env("TMPDIR", self.path("tmp"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         // What it writes behind our back, it writes where a test can find it.
         command.env("HOME", self.path("tmp")).env_remove("XDG_CACHE_HOME").env_remove("ORT_DISABLE_TELEMETRY");
         command

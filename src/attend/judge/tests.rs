@@ -26,7 +26,7 @@ fn venue(direction: DirectionMode) -> Venue {
         session("pm", "mon", "13:00", "17:00"),
         session("night", "tue", "22:00", "06:00"),
     ];
-    Venue::new(&VenueSpec { sessions, direction, ..VenueSpec::plain("room-a") }, TimeZone::UTC).unwrap()
+    Venue::new(&VenueSpec { direction, sessions, ..VenueSpec::plain("room-a") }, TimeZone::UTC).unwrap()
 }
 
 fn boot(number: u32) -> BootId {
@@ -133,13 +133,13 @@ fn unsynced(boottime_min: u64) -> Moment {
 
 #[test]
 fn without_the_time_the_gap_goes_by_the_other_clock() {
+    use Direction::{In, Out};
     let recorded = |direction, minutes: &[u64]| {
         let sightings: Vec<_> = minutes.iter().map(|it| (unsynced(*it), None)).collect();
         let recorded = record(&venue(direction), &sightings);
         assert!(recorded.iter().all(|it| it.0.session.is_none() && it.1 == Status::Present));
         recorded.iter().map(|it| (it.0.at.boottime_ms / 60_000, it.0.direction)).collect::<Vec<_>>()
     };
-    use Direction::{In, Out};
     assert_eq!(recorded(DirectionMode::In, &[10, 14, 15]), [(10, In), (15, In)]);
     assert_eq!(
         recorded(DirectionMode::Alternate, &[10, 14, 15, 20, 1000]),
