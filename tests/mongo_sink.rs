@@ -24,6 +24,7 @@ use proxy::Proxy;
 use rollcall::attend::venue::Venue;
 use rollcall::clock::{Clock as _, Stopwatch};
 use rollcall::health::MongoState;
+use rollcall::mongo::{UriSource, settings_from};
 use rollcall::recognise::face::{Name, SubjectId};
 use rollcall::record::event::{Body, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
 
@@ -44,6 +45,7 @@ fn what_was_recorded_while_mongodb_was_away_is_there_once() {
     server.kill_all();
     let door = Door::new("door-1", &server.uri());
     let expected = door.visits(events);
+    println!("{events} events owed: {} bytes", door.store.vitals().database_bytes);
     let running = door.start();
     running.until_state(MongoState::Away);
     server.run_all();
@@ -53,6 +55,14 @@ fn what_was_recorded_while_mongodb_was_away_is_there_once() {
     println!("{events} events drained in {:.2} s", watch.elapsed().as_secs_f64());
     running.stop();
     assert_eq!(ids(&server.all("attendance")), expected);
+    let stats = server.command(doc! { "collStats": "attendance" });
+    println!(
+        "{} bytes in the device's database; collStats: size {:?}, storage {:?}, indexes {:?}",
+        door.store.vitals().database_bytes,
+        stats.get("size"),
+        stats.get("storageSize"),
+        stats.get("totalIndexSize")
+    );
 }
 
 #[test]
@@ -196,6 +206,25 @@ fn two_doors_and_one_person_count_once() {
     }
     let venue = server.all("venues").remove(0);
     assert_eq!(venue.get_array("attendance").unwrap().len(), 2);
+    // As docs/operations.md gives it to those who read the record.
+    let from = DateTime::from_millis(START_MS - 86_400_000);
+    let to = DateTime::from_millis(START_MS + 86_400_000);
+    let record = server.command(doc! { "aggregate": "attendance", "cursor": {}, "pipeline": [
+        { "$match": { "venue": "room", "occurred_at": { "$gte": from, "$lt": to }, "superseded_by": null,
+            "subject": { "$ne": null } } },
+        { "$sort": { "occurred_at": 1 } },
+        { "$group": { "_id": { "subject": "$subject.id", "session": "$session", "direction": "$direction" },
+            "name": { "$last": "$subject.name" }, "first": { "$first": "$occurred_at" },
+            "last": { "$last": "$occurred_at" }, "status": { "$first": "$status" }, "door": { "$first": "$device" } } },
+        { "$sort": { "_id.session": 1, "first": 1 } },
+    ] });
+    let rows = record.get_document("cursor").unwrap().get_array("firstBatch").unwrap();
+    let rows: Vec<&Document> = rows.iter().filter_map(Bson::as_document).collect();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[0].get_str("name").unwrap(), name_of("ada"));
+    assert_eq!(rows[0].get_str("door").unwrap(), "door-1");
+    assert_eq!(rows[0].get_datetime("first").unwrap().timestamp_millis(), START_MS);
+    assert_eq!(rows[1].get_str("name").unwrap(), name_of("bob"));
 }
 
 // The clock
@@ -232,6 +261,7 @@ fn what_was_recorded_in_1970_is_corrected() {
         assert_eq!(document.get_datetime("occurred_at").unwrap().timestamp_millis(), right_ms, "visit {number}");
         assert_eq!(document.get_str("clock").unwrap(), "corrected");
     }
+    assert_eq!(door.store.write(|tx| tx.standing()).unwrap().seq, 20, "each visit and its correction, once");
     // Looked at again, now that its time is known.
     assert_eq!(find(&found, &visits[9]).get_str("superseded_by").unwrap(), earlier);
     assert!(find(&found, &visits[8]).get("superseded_by").is_none());
@@ -367,17 +397,19 @@ fn as_user(server: &Mongod, who: &str) -> String {
     server.uri_as(&format!("{who}@")) + "&authSource=rollcall"
 }
 
+/// What it says of a server.
+fn doctor(door: &Door) -> String {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let examined = runtime.block_on(rollcall::mongo::examine(&door.settings, door.clock.now().wall_ms));
+    format!("{examined:?}")
+}
+
 #[test]
 fn a_wrong_password_or_role_loses_nothing_and_buries_nothing() {
     let server = Mongod::start_with_users();
     make_door_user(&server);
     let mut door = Door::new("door-1", &as_user(&server, "door:wrong"));
     let expected = door.visits(3);
-    let doctor = |door: &Door| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let examined = runtime.block_on(rollcall::mongo::examine(&door.settings, door.clock.now().wall_ms));
-        format!("{examined:?}")
-    };
     for (who, word) in [("door:wrong", "refuses us"), ("reader:right", "may not insert")] {
         door.settings = settings(&as_user(&server, who), Duration::from_secs(10));
         let running = door.start();
@@ -421,6 +453,24 @@ fn a_wrong_password_or_role_loses_nothing_and_buries_nothing() {
     running.until_state(MongoState::Connected);
     running.stop();
     assert_eq!(ids(&server.all("attendance"))[3..], more);
+}
+
+#[test]
+fn over_tls_only_to_a_server_that_the_authority_vouches_for() {
+    let server = Mongod::start_with_tls();
+    let with = |ca: &str| {
+        let uri = format!("mongodb://127.0.0.1:{}/?replicaSet=rs0&tls=true", server.port(0));
+        let ca_file = Some(server.path(ca));
+        let (database, timeout) = ("rollcall".into(), Duration::from_secs(2));
+        settings_from(UriSource { uri, database, ca_file, tls: true, timeout, window: 500 }).unwrap().unwrap()
+    };
+    let mut door = Door::with("door-1", with("other.pem"));
+    let expected = door.visits(3);
+    let said = doctor(&door);
+    assert!(said.starts_with("Warning") && said.contains("certificate"), "{said}");
+    door.settings = with("ca.pem");
+    door.deliver();
+    assert_eq!(ids(&server.all("attendance")), expected);
 }
 
 #[test]

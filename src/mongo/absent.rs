@@ -41,6 +41,7 @@ impl MongoSettings {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the same shape as where there is MongoDB")]
 pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsError> {
     if from.uri.is_empty() && !from.tls && from.ca_file.is_none() {
         return Ok(None);

@@ -105,7 +105,8 @@ pub(super) fn marks(found: Vec<Seen>, gap: impl Fn(&str) -> Duration) -> Vec<(St
         let mut first = 0;
         for at in 0..group.len() {
             let seen = &group[at];
-            while session.is_none() && seen.occurred_ms - group[first].occurred_ms >= gap_ms && first < at {
+            while session.is_none() && seen.occurred_ms.saturating_sub(group[first].occurred_ms) >= gap_ms && first < at
+            {
                 first += 1;
             }
             let earlier = group[first..at].iter().find(|other| other.device != seen.device);
