@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,7 +44,7 @@ pub struct Door {
     pub settings: MongoSettings,
     pub window: usize,
     pub venues: Arc<Mutex<Vec<VenueNote>>>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 pub struct Running {
@@ -98,7 +99,11 @@ impl Door {
         };
         let venues = Arc::new(Mutex::new(vec![room]));
         let health = Arc::new(Health::default());
-        Self { name: name.into(), clock, store, health, settings, window: 500, venues, _dir: dir }
+        Self { name: name.into(), clock, store, health, settings, window: 500, venues, dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     pub fn append(&self, event: &NewEvent) -> i64 {

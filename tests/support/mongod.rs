@@ -169,6 +169,10 @@ impl Mongod {
         self.until_primary();
     }
 
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
     pub fn port(&self, at: usize) -> u16 {
         self.nodes[at].port
     }

@@ -357,7 +357,7 @@ fn read_verb(
         "venue_put" => venue_put(fields).map(Verb::VenuePut)?,
         "venue_delete" => Verb::VenueDelete(VenueDelete { venue: fields.id("venue")? }),
         "venues" => Verb::Venues(Venues { after: fields.optional("after", Fields::id)?, limit: fields.page()? }),
-        _ => Verb::Sync(Sync { retry_buried: fields.flag("retry_buried")? }),
+        _ => Verb::Sync(Sync { retry_buried: fields.optional("retry_buried", Fields::flag)?.unwrap_or(false) }),
     };
     fields.finish()?;
     // Last, so that a command with a fault is told of the fault however late it is.
