@@ -81,14 +81,14 @@ pub enum Trust {
     /// When the kernel says that something disciplines it (NTP, PTP): `adjtimex(2)` without `STA_UNSYNC`.
     #[default]
     Kernel,
-    /// Always, unless it shows a time before this program was written: the device has a battery-backed clock, or a
-    /// hypervisor that keeps the time.
+    /// Always, unless it shows a time before 2020: the device has a battery-backed clock, or a hypervisor that keeps the
+    /// time.
     Always,
 }
 
-/// 2026-11-01, when this was written. A clock that shows an earlier time is wrong whatever anybody says of it: a battery
-/// that is empty starts it in 1970 or 2000.
-const PLAUSIBLE_FROM_MS: i64 = 1_793_491_200_000;
+/// 2020-01-01, years before this was written. A clock that shows an earlier time is wrong whatever anybody says of it: one
+/// with an empty battery starts in 1970, 2000 or 2010.
+const PLAUSIBLE_FROM_MS: i64 = 1_577_836_800_000;
 
 /// The real clocks of this machine.
 pub struct SystemClock {

@@ -375,8 +375,13 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// By hand: `E2E_CASES=1000 cargo nextest run --test store_attendance`.
+fn cases() -> u32 {
+    std::env::var("E2E_CASES").map_or(24, |text| text.parse().unwrap())
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever happens in whatever order: once the time is known, one record of a subject counts for each session and
     /// direction, and every visit to a session is covered by one that is not later. (Two sightings within the re-entry

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::session::Session;
-use super::venue::{DirectionMode, Venue};
+use super::venue::{DirectionMode, RE_ENTRY_GAP, Venue};
 use super::{Direction, Status};
 use crate::clock::{BootId, Stamp};
 
@@ -84,7 +84,10 @@ pub fn judge(venue: &Venue, at: &Moment, asked: Option<Direction>, recent: &[Rec
         (DirectionMode::Alternate, _) => recent.iter().all(|it| at.is_apart(&it.at, venue.re_entry_gap)),
         (_, Some(_)) => is_first,
         (_, None) => {
-            let mut same = recent.iter().filter(|it| it.direction == direction);
+            // A sighting at an unknown time may be the first of a session, which one before the session does not cover.
+            let may_be_first =
+                |it: &Recorded| !venue.sessions.is_empty() && !at.is_known && it.at.is_known && it.session.is_none();
+            let mut same = recent.iter().filter(|it| it.direction == direction && !may_be_first(it));
             same.all(|it| at.is_apart(&it.at, venue.re_entry_gap))
         }
     };
@@ -123,6 +126,13 @@ fn is_same_day(venue: &Venue, last: &Recorded, at: &Moment, session: Option<&Ses
     let its_day = of_last.as_ref().map(|it| it.date).or_else(|| venue.date_at(last.at.wall_ms));
     let follows = || session.is_none() && of_last.and_then(|it| venue.date_at(it.end_ms)) == today;
     its_day == today || follows()
+}
+
+/// The session of a sighting whose time was learned later. Sightings within the re-entry gap of it were taken for the same
+/// visit, so one shortly before a session opens stands for those shortly after.
+pub fn session_of_learned_time(venue: &Venue, wall_ms: i64) -> Option<Session> {
+    let gap_ms = venue.re_entry_gap.min(RE_ENTRY_GAP).as_millis() as i64;
+    venue.session_at(wall_ms).or_else(|| venue.session_at(wall_ms.saturating_add(gap_ms)))
 }
 
 /// What one record of a session is worth beside the others.

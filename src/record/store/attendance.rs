@@ -132,7 +132,7 @@ impl Tx<'_> {
         event: &Unsynced,
         venue: &Venue,
     ) -> Result<Option<(String, String, Direction)>, StoreError> {
-        let Some(session) = venue.session_at(event.occurred.wall_ms) else {
+        let Some(session) = judge::session_of_learned_time(venue, event.occurred.wall_ms) else {
             return Ok(None);
         };
         let stored = match self.event(event.seq) {
