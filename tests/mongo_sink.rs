@@ -27,7 +27,6 @@ use rollcall::health::MongoState;
 use rollcall::mongo::{UriSource, settings_from};
 use rollcall::recognise::face::{Name, SubjectId};
 use rollcall::record::event::{Body, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
-use rollcall::record::store::Tx;
 
 fn ids(documents: &[Document]) -> Vec<String> {
     documents.iter().map(|it| it.get_str("_id").unwrap().to_owned()).collect()
@@ -342,7 +341,7 @@ fn a_poison_document_is_set_aside_and_the_others_go_on() {
     assert!(!buried[0].contains("mallory"), "a reason bears no names");
     // Once the rule is gone it may be tried again.
     server.command(doc! { "collMod": "attendance", "validator": {} });
-    assert_eq!(door.store.write(Tx::retry_buried).unwrap(), 1);
+    assert_eq!(door.retry_buried(), 1);
     door.deliver();
     assert_eq!(ids(&server.all("attendance")), [good, poison, also_good]);
 }

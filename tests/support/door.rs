@@ -162,6 +162,10 @@ impl Door {
         self.store.write(|tx| tx.buried(100)).unwrap().into_iter().map(|it| it.reason).collect()
     }
 
+    pub fn retry_buried(&self) -> u64 {
+        self.store.write(|tx| Ok(tx.retry_buried()? as u64)).unwrap()
+    }
+
     pub fn until_nothing_is_owed(&self) {
         until("everything is delivered", || (self.owed() == 0).then_some(()));
     }
