@@ -6,6 +6,7 @@ KEEP  ?=
 
 RUNTIME := .cache/onnxruntime/$(ARCH)/libonnxruntime.so
 PHOTOS_DONE := .cache/photos/complete
+MONGOD := .cache/mongod/mongod
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
 .PHONY: help demo test setup build lint fp32 bench compare clean
@@ -17,7 +18,7 @@ demo: setup ## the main job before your eyes: enrol by MQTT, visitors pass, atte
 	$(CARGO) build --release
 	./target/release/rollcall demo $(if $(KEEP),--keep)
 
-test: setup ## all tests, with a real mosquitto broker (Debian: apt install mosquitto mosquitto-clients)
+test: setup $(MONGOD) ## all tests, with a real mosquitto (Debian: apt install mosquitto mosquitto-clients) and a real mongod
 	@test -x /usr/sbin/mosquitto && command -v mosquitto_pub >/dev/null || \
 		{ echo "the tests need mosquitto: apt install mosquitto mosquitto-clients"; exit 1; }
 ifdef NEXTEST
@@ -33,6 +34,9 @@ $(RUNTIME):
 
 $(PHOTOS_DONE):
 	models/fetch.sh photos
+
+$(MONGOD):
+	tests/fetch_mongod.sh
 
 build: setup ## the release binary, target/release/rollcall
 	$(CARGO) build --release

@@ -104,6 +104,31 @@ fn retry() -> Delivery {
 }
 
 #[tokio::test]
+async fn what_is_refused_waits_at_the_slowest_pace() {
+    let bench = Bench::new();
+    bench.append(1);
+    let refused = Delivery::Refused("wrong password".into());
+    let sink = bench.sink(Script::from([vec![retry()], vec![refused], vec![Delivery::Acknowledged]]));
+    let settings = RelaySettings { window: 3, backoff: Backoff { least: SHORT.least, most: FOR_EVER.most } };
+    let run = relay(bench.store.clone(), sink, bench.stop.subscribe(), settings);
+    let (outcome, ()) = tokio::join!(run, async {
+        // The first two follow one another at once; the third comes only when it is asked for.
+        bench.called.notified().await;
+        while bench.seen().len() < 2 {
+            bench.called.notified().await;
+        }
+        // Much longer than the shortest pause, and a reason to deliver besides.
+        bench.append(50);
+        assert_eq!(bench.owed().await, 51);
+        assert_eq!(bench.seen().len(), 2);
+        bench.store.deliver_now();
+        bench.until_nothing_is_owed().await;
+        bench.stop.send(true).unwrap();
+    });
+    outcome.unwrap();
+}
+
+#[tokio::test]
 async fn rows_go_out_in_order_and_leave_when_acknowledged() {
     let bench = Bench::new();
     bench.append(7);

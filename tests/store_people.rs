@@ -13,7 +13,7 @@ use rollcall::record::command::answer;
 use rollcall::record::event::{Body, Direction, Enrolment, EnrolmentAction, NewEvent};
 use rollcall::record::seal::SealError;
 use rollcall::record::store::{NewReference, SinkName, Store, StoreError};
-use store_bench::{Bench, START_MS, append, digest, enrol, subject, template};
+use store_bench::{Bench, START_MS, append, digest, enrol, erasures_carried_out, subject, template};
 
 /// The files of the state directory that contain any of the needles.
 fn files_with(dir: &Path, needles: &[&[u8]]) -> Vec<PathBuf> {
@@ -177,6 +177,8 @@ fn an_erased_person_is_in_no_file() {
         .unwrap();
     assert_eq!((erased.enrolled, erased.references, erased.events), (true, 1, 400));
     assert_eq!(erased.replies, 4, "two answers, and the same on their way");
+    assert_eq!(files_with(bench.path(), &[b"Jane", b"Miller"]), Vec::<PathBuf>::new(), "while the daemon runs");
+    assert_eq!(erasures_carried_out(&store), 1);
     assert_eq!(files_with(bench.path(), &needles), Vec::<PathBuf>::new(), "while the daemon runs");
 
     let rows = store.write(|tx| tx.outbox_batch(SinkName::MONGO, 0, 2_000)).unwrap();
@@ -191,6 +193,7 @@ fn an_erased_person_is_in_no_file() {
     assert!(store.write(|tx| tx.answer_of("r-3")).unwrap().unwrap().reply.contains("Somebody"));
     let again = store.write(|tx| tx.erase_subject(&subject("j.miller"))).unwrap();
     assert_eq!((again.enrolled, again.events, again.replies), (false, 0, 0));
+    erasures_carried_out(&store);
     drop(store);
     assert_eq!(files_with(bench.path(), &needles), Vec::<PathBuf>::new());
 }
@@ -229,6 +232,7 @@ fn no_copy_of_an_erased_person_stays_in_unused_parts_of_pages() {
                 tx.erase_subject(&id)
             });
             assert!(erased.unwrap().events > 0);
+            erasures_carried_out(&store);
             assert_eq!(files_with(bench.path(), &[gone.as_bytes()]), Vec::<PathBuf>::new(), "{seed} {round}");
         }
     }

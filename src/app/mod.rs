@@ -67,7 +67,6 @@ pub struct RunOptions {
 /// The daemon, from start to stop.
 pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
     let watch = Stopwatch::start();
-    settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
     let store = open_store(&settings, &clock)?;
     let vision = load_vision(&settings)?;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -26,6 +27,7 @@ use crate::app::vitals::Vitals;
 use crate::app::watch::WatchServer;
 use crate::app::watermark::Watermark;
 use crate::app::{RunOptions, config, storage};
+use crate::attend::venue::Venue;
 use crate::camera::FrameSource;
 use crate::camera::replay::Replay;
 use crate::camera::v4l2::V4l2Camera;
@@ -33,7 +35,7 @@ use crate::clock::{Clock, Stopwatch};
 use crate::config::raw::RawPace;
 use crate::config::{CameraSettings, MqttSettings, Settings};
 use crate::health::{CameraHealth, Health};
-use crate::mongo::{MongoLink, MongoSink};
+use crate::mongo::{MongoLink, MongoSink, VenueNote, Venues};
 use crate::mqtt::broker::{BrokerError, BrokerProcess, BrokerSettings};
 use crate::mqtt::link::{self, Link, LinkSettings};
 use crate::mqtt::topics::Topics;
@@ -232,7 +234,9 @@ impl Daemon {
         let window = mongo.window();
         let link = MongoLink::new(mongo, Arc::clone(&self.clock), Arc::clone(&self.health));
         let (site, device) = (&self.settings.site, &self.settings.device);
-        let sink = MongoSink::new(link.clone(), site, device, self.venues.notes());
+        let book = Arc::clone(&self.venues);
+        let venues: Venues = Arc::new(move || book.all().iter().map(|listed| venue_note(&listed.venue)).collect());
+        let sink = MongoSink::new(link.clone(), site, device, venues);
         let settings = RelaySettings { window, ..RelaySettings::default() };
         let relay = relay(self.store.clone(), sink, stages.last_signal(), settings);
         stages.last_task("relay to mongodb", async move { relay.await.map_err(storage) });
@@ -308,6 +312,13 @@ impl Daemon {
 pub fn sinks(settings: &Settings) -> Vec<SinkName> {
     let mqtt = settings.mqtt.iter().map(|_| SinkName::MQTT);
     mqtt.chain(settings.mongo.iter().map(|_| SinkName::MONGO)).collect()
+}
+
+/// What MongoDB's readers are told of a venue.
+fn venue_note(venue: &Venue) -> VenueNote {
+    let spec = venue.spec();
+    let schedule = json!({"time_zone": spec.time_zone, "direction": spec.direction, "sessions": spec.sessions});
+    VenueNote { id: spec.venue, name: spec.name, schedule: Some(schedule), re_entry_gap: venue.re_entry_gap }
 }
 
 fn open_camera(settings: &Settings) -> anyhow::Result<Option<(Box<dyn FrameSource>, bool)>> {

@@ -3,11 +3,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
-
 use crate::attend::venue::{Door, VENUES_MAX, Venue, VenueError, VenueSpec};
 use crate::clock;
-use crate::mongo::VenueNote;
 use crate::record::command::answer::VenueSource;
 use crate::record::store::StoredVenue;
 
@@ -16,8 +13,6 @@ pub struct VenueBook {
     door: Door,
     /// As they are in force.
     current: Mutex<Arc<Vec<Listed>>>,
-    /// The same, for MongoDB's readers.
-    notes: watch::Sender<Arc<[VenueNote]>>,
 }
 
 /// A venue, and who said so.
@@ -41,7 +36,7 @@ pub enum VenueRefusal {
 impl VenueBook {
     /// A stored venue that cannot be used (any more) is left out, and said.
     pub fn new(configured: Vec<Venue>, door: Door, stored: &[StoredVenue]) -> Self {
-        let book = Self { configured, door, current: Mutex::default(), notes: watch::Sender::default() };
+        let book = Self { configured, door, current: Mutex::default() };
         book.restore(stored);
         book
     }
@@ -66,12 +61,7 @@ impl VenueBook {
             listed.push(listing(&Venue::plain(&self.door.venue), VenueSource::Default));
         }
         listed.sort_by(|a, b| a.venue.id.cmp(&b.venue.id));
-        self.notes.send_replace(listed.iter().map(|it| note(&it.venue)).collect());
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(listed);
-    }
-
-    pub fn notes(&self) -> watch::Receiver<Arc<[VenueNote]>> {
-        self.notes.subscribe()
     }
 
     pub fn all(&self) -> Arc<Vec<Listed>> {
@@ -102,14 +92,6 @@ impl VenueBook {
             _ => venue,
         }
     }
-}
-
-fn note(venue: &Venue) -> VenueNote {
-    let spec = venue.spec();
-    let schedule = serde_json::json!({
-        "time_zone": spec.time_zone, "direction": spec.direction, "sessions": spec.sessions,
-    });
-    VenueNote { id: spec.venue, name: spec.name, schedule: Some(schedule), re_entry_gap: venue.re_entry_gap }
 }
 
 /// A venue as it was stored or sent, with its time zone looked up.

@@ -4,8 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use crate::clock::Clock;
 use crate::health::Health;
 use crate::record::outbox::{Delivery, Sink};
@@ -43,6 +41,7 @@ impl MongoSettings {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the same shape as where there is MongoDB")]
 pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsError> {
     if from.uri.is_empty() && !from.tls && from.ca_file.is_none() {
         return Ok(None);
@@ -86,10 +85,12 @@ impl MongoLink {
     }
 }
 
+pub type Venues = Arc<dyn Fn() -> Vec<VenueNote> + Send + Sync>;
+
 pub struct MongoSink(MongoLink);
 
 impl MongoSink {
-    pub fn new(link: MongoLink, _: &str, _: &str, _: watch::Receiver<Arc<[VenueNote]>>) -> Self {
+    pub fn new(link: MongoLink, _: &str, _: &str, _: Venues) -> Self {
         Self(link)
     }
 }

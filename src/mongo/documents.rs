@@ -76,13 +76,14 @@ pub(super) fn attendance(event: &StoredEvent, body: &Attendance, origin: &Origin
     doc! { "q": id, "u": { "$setOnInsert": fields }, "upsert": true }
 }
 
-/// Puts the time of an attendance right. Where there is none (the correction is of another kind of event, or the
-/// attendance was buried and comes later, with its right time), nothing is done.
+/// Puts the time of an attendance right, and its place in the record. Where there is none (the correction is of another
+/// kind of event, or the attendance was buried and comes later, as it is by then), nothing is done. A mark of another
+/// door goes too: the look that follows sees again what it was made for.
 pub(super) fn correction(event: &StoredEvent, body: &Correction) -> Document {
     let mut fields = doc! {
         "occurred_at": date(event.occurred_ms),
         "expires_at": date(event.occurred_ms.saturating_add(EXPIRES_AFTER_MS)),
-        "clock": "corrected",
+        "clock": event.clock.as_str(),
     };
     if let Some(session) = &body.session {
         fields.insert("session", session);
@@ -90,10 +91,12 @@ pub(super) fn correction(event: &StoredEvent, body: &Correction) -> Document {
     if let Some(status) = body.status {
         fields.insert("status", status.as_str());
     }
-    if let Some(other) = body.superseded_by {
-        fields.insert("superseded_by", other.to_string());
-    }
-    doc! { "q": { "_id": body.corrects.to_string() }, "u": { "$set": fields } }
+    let q = doc! { "_id": body.corrects.to_string() };
+    let Some(other) = body.superseded_by else {
+        return doc! { "q": q, "u": { "$set": fields, "$unset": { "superseded_by": "" } } };
+    };
+    fields.insert("superseded_by", other.to_string());
+    doc! { "q": q, "u": { "$set": fields } }
 }
 
 /// A venue's `_id`: what looks like an ObjectId is one, as in the former service's database.
@@ -177,5 +180,64 @@ impl<'a> Concern<'a> {
             Body::Enrolment(it) => Self::Enrolment(it),
             Body::Unknown(_) | Body::Attack(_) | Body::Camera(_) | Body::Security(_) => Self::None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::clock::BootId;
+    use crate::record::event::{ClockState, Status};
+
+    #[test]
+    fn a_correction_says_what_is_known_now() {
+        let body = Correction {
+            corrects: Uuid::from_u128(7),
+            was: "1970-01-01T00:00:00.000Z".into(),
+            session: Some("2026-11-23T08:00Z/mon-am".into()),
+            status: Some(Status::Late),
+            superseded_by: None,
+        };
+        let mut event = StoredEvent {
+            seq: 2,
+            event_id: Uuid::from_u128(8),
+            occurred_ms: 5,
+            boot_id: BootId::new("boot"),
+            boottime_ms: 1,
+            clock: ClockState::Corrected,
+            superseded_by: None,
+            body: Body::Correction(body.clone()),
+        };
+        let set = doc! { "occurred_at": date(5), "expires_at": date(30_005), "clock": "corrected",
+        "session": "2026-11-23T08:00Z/mon-am", "status": "late" };
+        assert_eq!(
+            correction(&event, &body),
+            doc! { "q": { "_id": Uuid::from_u128(7).to_string() }, "u": { "$set": set, "$unset": { "superseded_by": "" } } }
+        );
+        // Its time was right, its place in the record was not.
+        event.clock = ClockState::Synced;
+        let body = Correction { superseded_by: Some(Uuid::from_u128(9)), ..body };
+        let update = correction(&event, &body).get_document("u").unwrap().clone();
+        assert_eq!(update.len(), 1);
+        let set = update.get_document("$set").unwrap();
+        assert_eq!(set.get_str("superseded_by").unwrap(), Uuid::from_u128(9).to_string());
+        assert_eq!(set.get_str("clock").unwrap(), "synced");
+    }
+
+    #[test]
+    fn a_venue_of_the_former_service_is_the_same_venue() {
+        let hex = "65f0c1d2e3a4b5c6d7e8f901";
+        assert_eq!(venue_id(hex), Bson::ObjectId(ObjectId::parse_str(hex).unwrap()));
+        assert_eq!(venue_id("65f0c1d2e3a4b5c6d7e8f90"), Bson::from("65f0c1d2e3a4b5c6d7e8f90"));
+        assert_eq!(venue_id("room-a"), Bson::from("room-a"));
+    }
+
+    #[test]
+    fn json_stays_what_it_is() {
+        let value = serde_json::json!({"$oid": "65f0c1d2e3a4b5c6d7e8f901", "n": [1, 0.5, true, null]});
+        let expected = doc! { "$oid": "65f0c1d2e3a4b5c6d7e8f901", "n": [1_i64, 0.5, true, Bson::Null] };
+        assert_eq!(plain(&value), Bson::Document(expected));
     }
 }

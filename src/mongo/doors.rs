@@ -26,8 +26,8 @@ pub(super) struct Seen {
     pub(super) marked: bool,
 }
 
-/// No session is longer than a day; the rest is for clocks and for those who come early.
-const SESSION_SPAN_MS: i64 = 36 * 3_600_000;
+/// No session is longer than a day, of 25 hours at most, and it opens half a day earlier at most.
+const SESSION_SPAN_MS: i64 = 38 * 3_600_000;
 /// Times further apart than this are asked for one by one, so that a batch that spans years does not ask for all of them.
 const STRETCH_MS: i64 = 2 * 86_400_000;
 
@@ -105,7 +105,8 @@ pub(super) fn marks(found: Vec<Seen>, gap: impl Fn(&str) -> Duration) -> Vec<(St
         let mut first = 0;
         for at in 0..group.len() {
             let seen = &group[at];
-            while session.is_none() && seen.occurred_ms - group[first].occurred_ms >= gap_ms && first < at {
+            while session.is_none() && seen.occurred_ms.saturating_sub(group[first].occurred_ms) >= gap_ms && first < at
+            {
                 first += 1;
             }
             let earlier = group[first..at].iter().find(|other| other.device != seen.device);

@@ -1,7 +1,7 @@
 //! The connection: made when first needed, each call bounded, its state told once per edge.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use mongodb::bson::{Document, doc};
@@ -28,6 +28,8 @@ struct Shared {
     client: Mutex<Option<Client>>,
     indexed: Mutex<bool>,
     refused_aside: AtomicBool,
+    /// What the log was told last.
+    said: std::sync::Mutex<Option<MongoState>>,
 }
 
 /// Statements in one `update` command, below what the server takes (100,000, and 48 MB).
@@ -42,7 +44,8 @@ impl MongoLink {
     pub fn new(settings: MongoSettings, clock: Arc<dyn Clock>, health: Arc<Health>) -> Self {
         health.set_mongo(MongoState::Away, clock.now().wall_ms);
         let (client, indexed, refused_aside) = (Mutex::new(None), Mutex::new(false), AtomicBool::new(false));
-        let shared = Shared { settings, clock, health, client, indexed, refused_aside };
+        let said = std::sync::Mutex::new(None);
+        let shared = Shared { settings, clock, health, client, indexed, refused_aside, said };
         Self { shared: Arc::new(shared) }
     }
 
@@ -136,7 +139,7 @@ impl MongoLink {
     }
 
     /// The same for what is not an event: where events are taken, a refusal of it is said once and changes no state.
-    pub(super) fn note_aside(&self, outcome: Result<(), &Fault>) {
+    pub(super) fn note_aside(&self, outcome: Result<&(), &Fault>) {
         let connected = self.shared.health.mongo().is_some_and(|(state, _)| state == MongoState::Connected);
         match outcome {
             Err(fault) if connected && fault.verdict == Verdict::Refused => {
@@ -153,14 +156,15 @@ impl MongoLink {
     }
 
     /// What became of a conversation; said in the log when it differs from what was.
-    pub(super) fn note(&self, outcome: Result<(), &Fault>) {
+    pub(super) fn note(&self, outcome: Result<&(), &Fault>) {
         let state = match outcome {
             Ok(()) => MongoState::Connected,
             Err(fault) if fault.verdict == Verdict::Refused => MongoState::Refused,
             Err(_) => MongoState::Away,
         };
         let shared = &self.shared;
-        let before = shared.health.set_mongo(state, shared.clock.now().wall_ms);
+        shared.health.set_mongo(state, shared.clock.now().wall_ms);
+        let before = shared.said.lock().unwrap_or_else(PoisonError::into_inner).replace(state);
         if before == Some(state) {
             return;
         }

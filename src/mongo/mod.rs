@@ -21,4 +21,4 @@ pub use documents::VenueNote;
 pub use examine::{Examined, examine};
 pub use link::MongoLink;
 pub use settings::{MongoSettings, SettingsError, UriSource, settings_from};
-pub use sink::{MongoSink, WINDOW_MAX};
+pub use sink::{MongoSink, Venues, WINDOW_MAX};

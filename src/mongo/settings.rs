@@ -68,6 +68,9 @@ const NOT_OURS: [(&str, &str); 6] = [
     ("readpreferencetags", "what was just written must be seen"),
     ("readconcernlevel", "what was just written must be seen"),
 ];
+/// Which say what holds anyway.
+const HARMLESS: [(&str, &str); 4] =
+    [("w", "majority"), ("journal", "true"), ("readpreference", "primary"), ("readconcernlevel", "majority")];
 /// Options by which the other end is not the one that is meant.
 const UNSAFE: [&str; 3] = ["tlsinsecure", "tlsallowinvalidcertificates", "tlsallowinvalidhostnames"];
 
@@ -111,6 +114,9 @@ pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsE
         // The driver itself uses TLS for mongodb+srv.
         None => from.uri.starts_with("mongodb+srv://"),
     };
+    if let Some(file) = from.ca_file.as_ref().filter(|file| !file.is_file()) {
+        return Err(SettingsError { key: "[mongo] ca_file", why: format!("{} is not there", file.display()) });
+    }
     if from.ca_file.is_some() && !tls {
         return refuse("[mongo] ca_file", "would not be used: the URI does not say tls=true");
     }
@@ -146,13 +152,7 @@ fn check_options(uri: &str) -> Result<(), SettingsError> {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         let (name, value) = (name.to_lowercase(), value.to_lowercase());
         if let Some((_, why)) = NOT_OURS.iter().find(|it| it.0 == name) {
-            let harmless = matches!(
-                (name.as_str(), value.as_str()),
-                ("w", "majority")
-                    | ("journal", "true")
-                    | ("readpreference", "primary")
-                    | ("readconcernlevel", "majority")
-            );
+            let harmless = HARMLESS.contains(&(name.as_str(), value.as_str()));
             if !harmless {
                 return refuse(format!("may not set {name}: {why}"));
             }
@@ -202,7 +202,8 @@ mod tests {
             change(&mut source);
             settings_from(source).map_err(|it| it.key)
         };
-        let ca: fn(&mut UriSource) = |it| it.ca_file = Some("ca.pem".into());
+        let ca: fn(&mut UriSource) = |it| it.ca_file = Some("Cargo.toml".into());
+        let lost: fn(&mut UriSource) = |it| it.ca_file = Some("ca.pem".into());
         let tls: fn(&mut UriSource) = |it| it.tls = true;
         assert_eq!(with(ca, "").unwrap_err(), "[mongo] tls");
         assert_eq!(with(tls, "").unwrap_err(), "[mongo] tls");
@@ -210,6 +211,7 @@ mod tests {
         assert_eq!(with(tls, "mongodb://a").unwrap_err(), "[mongo] tls");
         assert_eq!(with(tls, "mongodb+srv://a.example.net/?tls=false").unwrap_err(), "[mongo] tls");
         assert!(with(ca, "mongodb://a/?tls=true").is_ok());
+        assert_eq!(with(lost, "mongodb://a/?tls=true").unwrap_err(), "[mongo] ca_file");
         assert!(with(tls, "mongodb+srv://a.example.net").is_ok());
         assert_eq!(with(|it| it.window = 0, "mongodb://a").unwrap_err(), "[mongo] window");
         assert_eq!(with(|it| it.timeout = Duration::ZERO, "mongodb://a").unwrap_err(), "[mongo] timeout");

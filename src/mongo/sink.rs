@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::FindOptions;
-use tokio::sync::watch;
 
 use super::documents::{self, Concern, Origin, VenueNote, date};
 use super::doors::{self, Seen};
@@ -31,10 +30,15 @@ const USUAL_GAP: Duration = Duration::from_mins(5);
 pub struct MongoSink {
     link: MongoLink,
     origin: Origin,
-    venues: watch::Receiver<Arc<[VenueNote]>>,
-    /// Whether MongoDB knows the venues as they are now.
-    venues_told: bool,
+    venues: Venues,
+    /// As they were at the last delivery.
+    current: Vec<VenueNote>,
+    /// As MongoDB knows them.
+    told: Option<Vec<VenueNote>>,
 }
+
+/// Gives the venues as they are now.
+pub type Venues = Arc<dyn Fn() -> Vec<VenueNote> + Send + Sync>;
 
 /// What became of each row of a batch; acknowledged unless something is known against it.
 struct Outcomes(Vec<Delivery>);
@@ -55,18 +59,20 @@ impl Outcomes {
     }
 }
 
+/// Names that a venue is to hold, and the rows they come from with their attempts so far.
+type Named<'a> = (BTreeSet<&'a str>, Vec<(usize, u32)>);
+
 /// Rows as they stand in the batch, with their places in it.
 type Rows<'a> = [(usize, &'a OutboxRow)];
 
 impl MongoSink {
-    pub fn new(link: MongoLink, site: &str, device: &str, venues: watch::Receiver<Arc<[VenueNote]>>) -> Self {
+    pub fn new(link: MongoLink, site: &str, device: &str, venues: Venues) -> Self {
         let origin = Origin { site: site.to_owned(), device: device.to_owned() };
-        Self { link, origin, venues, venues_told: false }
+        Self { link, origin, venues, current: Vec::new(), told: None }
     }
 
     fn gap(&self, venue: &str) -> Duration {
-        let venues = self.venues.borrow();
-        venues.iter().find(|it| it.id == venue).map_or(USUAL_GAP, |it| it.re_entry_gap)
+        self.current.iter().find(|it| it.id == venue).map_or(USUAL_GAP, |it| it.re_entry_gap)
     }
 
     async fn deliver_all(&mut self, batch: &[OutboxRow], outcomes: &mut Outcomes) -> Result<(), (usize, Fault)> {
@@ -220,7 +226,7 @@ impl MongoSink {
 
     /// One statement for each venue of the batch.
     async fn names(&self, rows: &[(usize, &OutboxRow, Document)], outcomes: &mut Outcomes) -> Result<(), Fault> {
-        let mut venues: BTreeMap<&str, (BTreeSet<&str>, Vec<(usize, u32)>)> = BTreeMap::new();
+        let mut venues: BTreeMap<&str, Named<'_>> = BTreeMap::new();
         for (at, row, _) in rows {
             let Some(event) = row.event.as_ref().filter(|_| outcomes.is_well(*at)) else { continue };
             if let (Some(venue), Some(subject)) = (event.body.venue(), event.body.subject()) {
@@ -239,17 +245,20 @@ impl MongoSink {
             // Two devices that make the same venue at the same moment: the next round finds it.
             let verdict = if fault.code == Some(DUPLICATE_KEY) { Verdict::Retry } else { fault.verdict };
             let fault = Fault { verdict, code: fault.code, why };
-            rows.iter().for_each(|(row, attempts)| outcomes.fail(*row, *attempts, &fault));
+            for (row, attempts) in rows {
+                outcomes.fail(*row, *attempts, &fault);
+            }
         }
         Ok(())
     }
 
-    /// Venues as they are configured now, once for each change.
+    /// Venues as they are now, once for each change; with the next event.
     async fn tell_venues(&mut self) -> Result<(), Fault> {
-        if self.venues_told && !self.venues.has_changed().unwrap_or(false) {
+        self.current = (self.venues)();
+        if self.told.as_ref() == Some(&self.current) {
             return Ok(());
         }
-        let statements: Vec<Document> = self.venues.borrow_and_update().iter().map(documents::venue).collect();
+        let statements: Vec<Document> = self.current.iter().map(documents::venue).collect();
         let faults = self.link.update("venues", &statements, false).await?;
         for (_, fault) in &faults {
             match fault.verdict {
@@ -259,7 +268,7 @@ impl MongoSink {
                 Verdict::Retry | Verdict::Refused => return Err(fault.clone()),
             }
         }
-        self.venues_told = true;
+        self.told = Some(self.current.clone());
         Ok(())
     }
 
@@ -336,7 +345,7 @@ impl Sink for MongoSink {
     async fn deliver(&mut self, batch: &[OutboxRow]) -> Vec<Delivery> {
         let mut outcomes = Outcomes(vec![Delivery::Acknowledged; batch.len()]);
         let outcome = self.deliver_all(batch, &mut outcomes).await;
-        self.link.note(outcome.as_ref().map(|()| ()).map_err(|(_, fault)| fault));
+        self.link.note(outcome.as_ref().map_err(|(_, fault)| fault));
         if let Err((from, fault)) = outcome {
             // Nothing is known of these, or not everything they need was done: all of it may be done again.
             for (row, owed) in batch.iter().enumerate().skip(from) {

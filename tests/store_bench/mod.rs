@@ -74,6 +74,17 @@ pub fn append(store: &Store, event: &NewEvent) -> i64 {
     store.write(move |tx| tx.append_event(&event)).unwrap()
 }
 
+/// MongoDB has carried the erasures out that it was owed; until then they name the subject's id.
+pub fn erasures_carried_out(store: &Store) -> usize {
+    let tell = store.write(|tx| {
+        let owed = tx.outbox_batch(SinkName::MONGO, 0, 10_000)?;
+        let erasures: Vec<i64> = owed.iter().filter(|it| it.reply.is_some()).map(|it| it.id).collect();
+        tx.acknowledge(&erasures)?;
+        Ok(erasures.len())
+    });
+    tell.unwrap()
+}
+
 pub fn subject(id: &str) -> SubjectId {
     SubjectId::new(id).unwrap()
 }

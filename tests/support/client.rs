@@ -40,9 +40,14 @@ pub struct Client {
 impl Client {
     /// With a session that the broker keeps: what is said while the broker is down, or this client, is heard later.
     pub fn connect(port: u16) -> Self {
-        let mut wanted = LinkSettings::new("127.0.0.1", port, "observer", "observer/status".into());
+        Self::connect_as(port, "observer")
+    }
+
+    /// Another beside it.
+    pub fn connect_as(port: u16, id: &str) -> Self {
+        let mut wanted = LinkSettings::new("127.0.0.1", port, id, format!("{id}/status"));
         wanted.subscriptions = vec![format!("{BASE}/event/+"), format!("{BASE}/reply/+")];
-        wanted.subscriptions.extend([format!("{BASE}/status"), format!("{BASE}/health")]);
+        wanted.subscriptions.extend(["status", "health", "watermark"].map(|part| format!("{BASE}/{part}")));
         wanted.packet_bytes_max_out = 64 << 20;
         wanted.retry.shortest = Duration::from_millis(20);
         wanted.retry.longest = Duration::from_millis(200);

@@ -3,12 +3,13 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rollcall::clock::{Clock as _, SimulatedClock, Stopwatch};
 use rollcall::health::{Health, MongoState};
-use rollcall::mongo::{MongoLink, MongoSettings, MongoSink, UriSource, VenueNote, settings_from};
+use rollcall::mongo::{MongoLink, MongoSettings, MongoSink, UriSource, VenueNote, Venues, settings_from};
 use rollcall::recognise::face::{Name, SubjectId};
 use rollcall::record::event::{Attendance, Body, Direction, NewEvent, Status, SubjectRef};
 use rollcall::record::outbox::{Backoff, RelaySettings, relay};
@@ -42,8 +43,8 @@ pub struct Door {
     pub health: Arc<Health>,
     pub settings: MongoSettings,
     pub window: usize,
-    pub venues: watch::Sender<Arc<[VenueNote]>>,
-    _dir: tempfile::TempDir,
+    pub venues: Arc<Mutex<Vec<VenueNote>>>,
+    dir: tempfile::TempDir,
 }
 
 pub struct Running {
@@ -96,9 +97,13 @@ impl Door {
             schedule: Some(serde_json::json!({"sessions": [{"start": "08:00"}]})),
             re_entry_gap: Duration::from_mins(5),
         };
-        let (venues, _) = watch::channel(Arc::from([room]));
+        let venues = Arc::new(Mutex::new(vec![room]));
         let health = Arc::new(Health::default());
-        Self { name: name.into(), clock, store, health, settings, window: 500, venues, _dir: dir }
+        Self { name: name.into(), clock, store, health, settings, window: 500, venues, dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     pub fn append(&self, event: &NewEvent) -> i64 {
@@ -134,7 +139,9 @@ impl Door {
     /// Relay and sink, in a thread with a runtime of its own, until stopped.
     pub fn start(&self) -> Running {
         let (stop, stopped) = watch::channel(false);
-        let sink = MongoSink::new(self.link(), "hq", &self.name, self.venues.subscribe());
+        let venues = Arc::clone(&self.venues);
+        let venues: Venues = Arc::new(move || venues.lock().unwrap().clone());
+        let sink = MongoSink::new(self.link(), "hq", &self.name, venues);
         let store = self.store.clone();
         let backoff = Backoff { least: Duration::from_millis(50), most: Duration::from_millis(400) };
         let settings = RelaySettings { window: self.window, backoff };
@@ -153,6 +160,10 @@ impl Door {
 
     pub fn buried(&self) -> Vec<String> {
         self.store.write(|tx| tx.buried(100)).unwrap().into_iter().map(|it| it.reason).collect()
+    }
+
+    pub fn retry_buried(&self) -> u64 {
+        self.store.write(|tx| Ok(tx.retry_buried()? as u64)).unwrap()
     }
 
     pub fn until_nothing_is_owed(&self) {

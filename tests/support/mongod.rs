@@ -73,6 +73,32 @@ impl Mongod {
         server
     }
 
+    /// With TLS, by a certificate of an authority of its own: `ca.pem` in its folder.
+    pub fn start_with_tls() -> Self {
+        let mut server = Self::prepared(1, |dir| {
+            let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+            fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+            openssl(dir, &format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=ca -days 2"));
+            openssl(dir, &format!("req -x509 {key} -keyout other.key -out other.pem -subj /CN=other -days 2"));
+            openssl(dir, &format!("req {key} -keyout server.key -out server.csr -subj /CN=server"));
+            let serial = "-CAkey ca.key -CAcreateserial -days 2 -extfile san";
+            openssl(dir, &format!("x509 -req -in server.csr -CA ca.pem {serial} -out server.crt"));
+            let both = ["server.crt", "server.key"].map(|name| fs::read_to_string(dir.join(name)).unwrap());
+            fs::write(dir.join("server.pem"), both.concat()).unwrap();
+            let path = |name: &str| dir.join(name).display().to_string();
+            let options = ["--tlsMode", "requireTLS", "--tlsAllowConnectionsWithoutCertificates"].map(str::to_owned);
+            let files = ["--tlsCertificateKeyFile".into(), path("server.pem"), "--tlsCAFile".into(), path("ca.pem")];
+            [&options[..], &files[..]].concat()
+        });
+        server.tls = format!("&tls=true&tlsCAFile={}", server.path("ca.pem").display());
+        server.initiate();
+        server
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     pub fn start_with(nodes: usize, options: impl Fn(&Path) -> Vec<String>) -> Self {
         let mut server = Self::prepared(nodes, options);
         server.initiate();
@@ -141,6 +167,10 @@ impl Mongod {
             }
         }
         self.until_primary();
+    }
+
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
     }
 
     pub fn port(&self, at: usize) -> u16 {
@@ -222,6 +252,12 @@ impl Drop for Mongod {
     fn drop(&mut self) {
         self.kill_all();
     }
+}
+
+fn openssl(dir: &Path, args: &str) {
+    let mut command = Command::new("openssl");
+    let output = command.args(args.split_whitespace()).current_dir(dir).output().expect("apt-get install -y openssl");
+    assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 async fn direct(port: u16, who: &str, tls: &str) -> Client {

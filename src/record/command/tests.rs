@@ -29,7 +29,7 @@ fn good() -> Vec<(&'static str, Value)> {
             json!({"request_id": "r-1", "venue": "room-a", "from": "2026-11-23T00:00:00Z",
                    "to": "2026-11-24T00:00:00+01:00", "after": 7, "limit": 10}),
         ),
-        ("sync", json!({"request_id": "r-1", "expires_at": "2026-11-23T08:00:00Z"})),
+        ("sync", json!({"request_id": "r-1", "expires_at": "2026-11-23T08:00:00Z", "retry_buried": true})),
         (
             "venue_put",
             json!({"request_id": "r-1", "venue": "room-a", "name": "Room A", "time_zone": "Europe/Berlin",

@@ -149,7 +149,7 @@ fn gaps(conn: &Connection, from_ms: i64, to_ms: i64) -> Result<Vec<Unwatched>, S
     let mut camera = conn.prepare(sql)?;
     let mut gaps = Vec::with_capacity(found.len());
     for gap in found {
-        let near = params![gap.from_ms - CAMERA_NEAR_MS, gap.to_ms + CAMERA_NEAR_MS];
+        let near = params![gap.from_ms.saturating_sub(CAMERA_NEAR_MS), gap.to_ms.saturating_add(CAMERA_NEAR_MS)];
         let camera_lost = camera.query_row(near, |row| row.get(0))?;
         gaps.push(Unwatched { from_ms: gap.from_ms, to_ms: gap.to_ms, camera_lost });
     }
