@@ -9,10 +9,10 @@ PHOTOS_DONE := .cache/photos/complete
 MONGOD := .cache/mongod/mongod
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
-.PHONY: help demo test setup build lint fp32 bench compare clean
+.PHONY: help demo test test-camera setup build lint fp32 bench compare clean
 
 help: ## this list
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):[^#]*## /  make \1|/' | tr '|' '\t'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## /  make \1|/' | tr '|' '\t'
 
 demo: setup ## the main job before your eyes: enrol by MQTT, visitors pass, attendance recorded (KEEP=1: goes on)
 	$(CARGO) build --release
@@ -26,6 +26,10 @@ ifdef NEXTEST
 else
 	$(CARGO) test
 endif
+
+test-camera: setup ## the daemon with a real kernel camera in a virtual machine; installs Debian packages (CYCLES=200 STALLS=50)
+	$(CARGO) build
+	python3 tests/camera_vm/run.py --program target/debug/rollcall --cycles $(or $(CYCLES),10) --stalls $(or $(STALLS),3)
 
 setup: $(RUNTIME) $(PHOTOS_DONE) ## fetch the ONNX Runtime library and the demo's photographs (pinned packages, checked by sha256)
 

@@ -115,17 +115,7 @@ impl View {
 
     /// A picture as the camera gave it, made into what may be seen.
     pub fn apply(&self, picture: Picture) -> Picture {
-        let layout = self.layout(picture.width(), picture.height());
-        let upright = if layout.is_straight() {
-            picture
-        } else {
-            let (rgb, width) = (picture.rgb(), picture.width());
-            layout.picture(1, |x, y| {
-                let at = (y * width + x) * 3;
-                [rgb[at], rgb[at + 1], rgb[at + 2]]
-            })
-        };
-        layout.masked(upright, 1)
+        self.layout(picture.width(), picture.height()).apply(picture)
     }
 }
 
@@ -140,9 +130,23 @@ impl Layout {
         self.raw
     }
 
-    /// Nothing is turned, mirrored or cut.
-    pub fn is_straight(&self) -> bool {
-        self.size() == self.raw && self.origin == (0, 0) && self.right == (1, 0)
+    /// A whole picture as the camera gave it, of the size that this layout is for, made into what may be seen.
+    pub fn apply(&self, picture: Picture) -> Picture {
+        // Nothing turned, mirrored or cut: the usual camera.
+        let straight = self.size() == self.raw && self.origin == (0, 0) && self.right == (1, 0);
+        self.masked(if straight { picture } else { self.turned(&picture) }, 1)
+    }
+
+    fn turned(&self, picture: &Picture) -> Picture {
+        let (pixels, pitch) = (picture.rgb().as_chunks::<3>().0, picture.width() as isize);
+        let place = |(x, y): (isize, isize)| y * pitch + x;
+        let (width, height) = self.size();
+        let mut turned: Vec<[u8; 3]> = Vec::with_capacity(width * height);
+        for y in 0..height as isize {
+            let first = place(self.origin) + y * place(self.down);
+            turned.extend((0..width as isize).map(|x| pixels[(first + x * place(self.right)) as usize]));
+        }
+        Picture::from_rgb(width, height, turned.into_flattened()).expect("three bytes were written for each pixel")
     }
 
     /// The largest step at which a picture thinned by it still has a longer side of `side_px`.
@@ -151,36 +155,34 @@ impl Layout {
         (width.max(height) / side_px.max(1)).max(1)
     }
 
-    /// The upright picture from a source of pixels in the camera's own coordinates, each the mean of `step` by `step`.
-    /// The mask is not yet on it.
-    fn picture(&self, step: usize, pixel: impl Fn(usize, usize) -> [u8; 3]) -> Picture {
+    /// The upright, masked picture thinned by `step`: each pixel the mean of `step` by `step` of the source, which are
+    /// given in the camera's own coordinates and in whatever `colour` makes into red, green and blue.
+    pub fn reduced(
+        &self,
+        step: usize,
+        source: impl Fn(usize, usize) -> [u8; 3],
+        colour: impl Fn([u8; 3]) -> [u8; 3],
+    ) -> Picture {
         let (width, height) = self.size();
         let (width, height) = ((width / step).max(1), (height / step).max(1));
-        let mut rgb = Vec::with_capacity(width * height * 3);
+        let mut rgb = Vec::with_capacity(width * height);
         for y in 0..height {
             let row = along(self.origin, self.down, (y * step) as isize);
-            if step == 1 {
-                let mut at = row;
-                for _ in 0..width {
-                    rgb.extend_from_slice(&pixel(at.0 as usize, at.1 as usize));
-                    at = along(at, self.right, 1);
-                }
-                continue;
-            }
             for x in 0..width {
-                rgb.extend_from_slice(&self.mean(along(row, self.right, (x * step) as isize), step, &pixel));
+                rgb.push(colour(self.mean(along(row, self.right, (x * step) as isize), step, &source)));
             }
         }
-        Picture::from_rgb(width, height, rgb).expect("three bytes were written for each pixel")
+        let picture = Picture::from_rgb(width, height, rgb.into_flattened());
+        self.masked(picture.expect("three bytes were written for each pixel"), step)
     }
 
-    fn mean(&self, corner: (isize, isize), step: usize, pixel: &impl Fn(usize, usize) -> [u8; 3]) -> [u8; 3] {
+    fn mean(&self, corner: (isize, isize), step: usize, source: &impl Fn(usize, usize) -> [u8; 3]) -> [u8; 3] {
         let mut sums = [0u32; 3];
         for dy in 0..step {
             let mut at = along(corner, self.down, dy as isize);
             for _ in 0..step {
-                let [r, g, b] = pixel(at.0 as usize, at.1 as usize);
-                sums = [sums[0] + u32::from(r), sums[1] + u32::from(g), sums[2] + u32::from(b)];
+                let [a, b, c] = source(at.0 as usize, at.1 as usize);
+                sums = [sums[0] + u32::from(a), sums[1] + u32::from(b), sums[2] + u32::from(c)];
                 at = along(at, self.right, 1);
             }
         }
@@ -188,13 +190,8 @@ impl Layout {
         sums.map(|sum| ((sum + count / 2) / count) as u8)
     }
 
-    /// The upright, masked picture, thinned by `step`.
-    pub fn render(&self, step: usize, pixel: impl Fn(usize, usize) -> [u8; 3]) -> Picture {
-        self.masked(self.picture(step, pixel), step)
-    }
-
     /// Paints the mask on an upright picture thinned by `step`.
-    pub fn masked(&self, picture: Picture, step: usize) -> Picture {
+    fn masked(&self, picture: Picture, step: usize) -> Picture {
         if self.mask.is_empty() {
             return picture;
         }
@@ -296,7 +293,7 @@ mod tests {
                 let view = View { turn, mirror, mask: mask.clone(), region: Area::ALL };
                 let layout = view.layout(640, 480);
                 let full = view.apply(bright.clone());
-                let small = layout.render(2, |_, _| [200; 3]);
+                let small = layout.reduced(2, |_, _| [200; 3], |colour| colour);
                 for picture in [&full, &small] {
                     let at = |x: f32, y: f32| {
                         let (x, y) = (picture.width() as f32 * x, picture.height() as f32 * y);

@@ -109,3 +109,65 @@ fn exposure(text: &str) -> Result<Option<Duration>, ConfigError> {
     let time = time.into_inner();
     if (Duration::from_micros(100)..=Duration::from_secs(10)).contains(&time) { Ok(Some(time)) } else { Err(wrong()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(keys: &str) -> Result<CameraSettings, ConfigError> {
+        let raw: RawCamera = toml::from_str(keys).expect("keys of [camera]");
+        camera(&raw, Path::new("/etc/rollcall"))
+    }
+
+    #[test]
+    fn a_camera_of_the_kernel_is_configured_in_full() {
+        let all = "source = \"v4l2\"\ndevice = \"usb-Maker-index0\"\nformat = \"yuyv\"\nwidth = 1280\nheight = 720\nfps = 7.5\n\
+            stall_after = \"2s\"\nauto_exposure = \"off\"\nexposure = \"10ms\"\ngain = \"-3\"\npower_line = \"50hz\"\n\
+            rotate = 180\nmirror = true\nmask = [[0.0, 0.0, 0.5, 1.0]]\nregion = [0.0, 0.25, 1.0, 1.0]";
+        let CameraSettings::V4l2(camera) = set(all).unwrap() else { panic!("it is a camera") };
+        let expected = V4l2Settings {
+            device: Choice::Stable("usb-Maker-index0".into()),
+            format: Some(*b"YUYV"),
+            width: 1280,
+            height: 720,
+            fps: 7.5,
+            stall_after: Duration::from_secs(2),
+            controls: ControlSettings {
+                auto_exposure: Some(false),
+                exposure: Some(Duration::from_millis(10)),
+                gain: Some(-3),
+                brightness: None,
+                power_line: Some(PowerLine::Hz50),
+            },
+            view: View {
+                turn: Turn::Half,
+                mirror: true,
+                mask: vec![Area::new([0.0, 0.0, 0.5, 1.0]).unwrap()],
+                region: Area::new([0.0, 0.25, 1.0, 1.0]).unwrap(),
+            },
+        };
+        assert_eq!(camera, expected);
+    }
+
+    #[test]
+    fn a_mistake_is_refused_by_name_whatever_the_source_is() {
+        for (keys, named) in [
+            ("rotate = 45", "[camera] rotate"),
+            ("mask = [[0.5, 0.0, 0.2, 1.0]]", "[camera] mask"),
+            ("region = [0.0, 0.0, 1.0, 1.5]", "[camera] region"),
+            ("region = [0.0, 0.0, nan, 1.0]", "[camera] region"),
+            ("device = \"../video0\"", "[camera] device"),
+            ("width = 9000", "[camera] width"),
+            ("stall_after = \"1ms\"", "[camera] stall_after"),
+            ("gain = \"much\"", "[camera] gain"),
+            ("auto_exposure = \"maybe\"", "[camera] auto_exposure"),
+            ("exposure = \"10ms\"", "[camera] exposure"),
+            ("auto_exposure = \"off\"\nexposure = \"1h\"", "[camera] exposure"),
+            ("auto_exposure = \"off\"\nexposure = \"soon\"", "[camera] exposure"),
+            ("power_line = \"55hz\"", "[camera] power_line"),
+        ] {
+            let said = set(keys).expect_err(keys).to_string();
+            assert!(said.contains(named), "{keys}: {said}");
+        }
+    }
+}

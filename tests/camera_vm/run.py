@@ -7,7 +7,8 @@ guest what to do line by line and judges by what the daemon publishes and logs.
 
     run.py [--program FILE] [--cycles N] [--stalls N] [--only PART]
 
-Parts: recognise (enrol, attend, loss and return, damage, YUYV), endure (unplug and stall again and again).
+Parts: recognise (enrol, attend, loss and return, damage, YUYV), formats (the kernel's own test driver: YUYV, NV12, GREY,
+controls, the error flag, errors of the stream), endure (unplug and stall again and again).
 Needs ../shared/testbed and ../shared/faces-open beside the project; installs the rest (Debian packages) and keeps it in
 .cache/camera-vm.
 """
@@ -35,6 +36,10 @@ BASE = "rollcall/vm/door"
 # Two people: one photograph to enrol from, another one to show.
 FIRST = ("first", "nuaa_0001/1.jpg", "nuaa_0001/7.jpg")
 SECOND = ("second", "stock_a/1.jpg", "stock_a/2.jpg")
+
+# The parts, with the drivers that each loads.
+USB = ["vhci-hcd", "uvcvideo"]
+PARTS = {"recognise": USB, "formats": ["vivid n_devs=1 node_types=1 num_inputs=1 input_types=0"], "endure": USB}
 
 # Emulated processors are slow, and other work may run beside: reaching this is a failure, not a pause.
 PATIENCE = 90
@@ -77,7 +82,7 @@ def prepare(program):
     subprocess.run([target / "release" / "pictures", pictures, *shown], check=True)
     stripped = CACHE / "rollcall"
     subprocess.run(["strip", "-o", stripped, program], check=True)
-    return target / "release" / "vcam", pictures, stripped
+    return [target / "release" / "vcam", target / "release" / "control", stripped], pictures
 
 
 def which(name):
@@ -154,7 +159,7 @@ class Broker:
 class Guest:
     """The machine, told what to do through a socket; what it prints is kept and shown."""
 
-    def __init__(self, folder, vcam, pictures, program, config, timeout):
+    def __init__(self, folder, programs, pictures, config, modules, timeout):
         self.lines, self.printed = [], threading.Condition()
         door = socket.socket()
         door.bind(("127.0.0.1", 0))
@@ -162,8 +167,10 @@ class Guest:
         runtime = ROOT / ".cache" / "onnxruntime" / "x86_64" / "libonnxruntime.so"
         (folder / "config.toml").write_text(config)
         command = [sys.executable, BED / "vmrun.py", "--kernel", CACHE / "x86_64" / "kernel", "--cache", CACHE]
-        command += ["--mod", "vhci-hcd", "--mod", "uvcvideo", "--net", "--mem", "1400"]
-        command += ["--bin", vcam, "--bin", program, "--bin", f"{runtime}:/lib/libonnxruntime.so"]
+        command += ["--net", "--mem", "1400", "--bin", f"{runtime}:/lib/libonnxruntime.so"]
+        for flag, values in (("--mod", modules), ("--bin", programs)):
+            for value in values:
+                command += [flag, value]
         command += ["--file", f"{pictures}:/img", "--file", f"{folder / 'config.toml'}:/etc/rollcall/config.toml"]
         for model in sorted((ROOT / "models").iterdir()):
             if model.is_file():
@@ -267,14 +274,14 @@ def recognise(broker, guest):
     for verb, back, reason in (("unplug", "plug", "unplugged"), ("stall", "resume", "stalled")):
         since, lines = broker.mark(), guest.mark()
         guest.tell(f"vcam {verb}")
-        lost = broker.event("camera", f"{verb}: lost", since, lambda it: it["state"] == "lost", 30)
+        lost = broker.event("camera", f"{verb}: lost", since, lambda it: it["state"] == "lost")
         if reason not in lost["reason"]:
             raise Failed(f"the reason of the loss is {lost['reason']!r}")
-        health(broker, f"{verb}: lost in health", lambda it: it["camera"]["state"] == "lost", since, 30)
+        health(broker, f"{verb}: lost in health", lambda it: it["camera"]["state"] == "lost", since)
         guest.tell(f"vcam {back}")
-        returned = broker.event("camera", f"{verb}: back", since, lambda it: it["state"] == "back", 30)
+        returned = broker.event("camera", f"{verb}: back", since, lambda it: it["state"] == "back")
         guest.until("camera back", lines)
-        health(broker, f"{verb}: streaming again", lambda it: it["camera"]["state"] == "streaming", since, 30)
+        health(broker, f"{verb}: streaming again", lambda it: it["camera"]["state"] == "streaming", since)
         say(f"{verb}: lost ({lost['reason']}), back after {returned['lost_ms']} ms")
 
     damage(broker, guest)
@@ -303,12 +310,12 @@ def damage(broker, guest):
         # with a flag by later ones.
         counters = ("frames_unreadable", "frames_missed") if kind == "errbit" else ("frames_unreadable",)
         total = lambda camera: sum(camera[counter] for counter in counters)
-        seen = health(broker, f"{kind}: counted", lambda it: total(it["camera"]) >= total(before) + 4, since, 40)
+        seen = health(broker, f"{kind}: counted", lambda it: total(it["camera"]) >= total(before) + 4, since)
         say(f"{kind}: {total(seen['camera']) - total(before)} of 4 frames counted as damaged or missed")
     since = broker.mark()
     guest.tell("vcam truncate 1000000")
     guest.tell("vcam mjpg 640x480:/img/second.jpg")
-    lost = broker.event("camera", "nothing but damage: lost", since, lambda it: it["state"] == "lost", 40)
+    lost = broker.event("camera", "nothing but damage: lost", since, lambda it: it["state"] == "lost")
     say(f"nothing but damage: {lost['reason']}")
     if broker.count("attendance", since) or broker.count("unknown", since):
         raise Failed("somebody was recognised in damaged frames")
@@ -332,10 +339,10 @@ def endure(broker, guest, cycles, stalls):
         verb, back = ("unplug", "plug") if number < cycles else ("stall", "resume")
         lines = guest.mark()
         guest.tell(f"vcam {verb}")
-        guest.until("camera lost", lines, 30)
+        guest.until("camera lost", lines)
         again = time.monotonic()
         guest.tell(f"vcam {back}")
-        guest.until("camera back", lines, 30)
+        guest.until("camera back", lines)
         slowest = max(slowest, time.monotonic() - again)
     ended = guest.measure()
     say(f"{cycles} times unplugged, {stalls} times stalled: back every time, the slowest {slowest:.1f} s after the cable was in")
@@ -345,6 +352,55 @@ def endure(broker, guest, cycles, stalls):
     # The allocator's own coming and going is below this; one leaked frame a cycle would be 200 x 600 KiB.
     if ended[0] > begun[0] + 8 * 1024:
         raise Failed("memory grows")
+    guest.ask("stop", "VM ended 0")
+
+
+def formats(broker, guest):
+    """Formats and faults that the webcam in user space has not: those of the kernel's test driver."""
+    settings = ["GAIN=77", "BRIGHTNESS=33", "POWER_LINE=50hz", "AUTO_EXPOSURE=off", "EXPOSURE=10ms"]
+    lines = guest.mark()
+    guest.tell("start " + " ".join(f"ROLLCALL_CAMERA_{setting}" for setting in settings))
+    guest.until("camera streaming", lines)
+    guest.until('format="YUYV"', lines)
+    guest.until("power_line: the camera has no such control", lines)
+    listed = json.loads(guest.ask("run rollcall --config /etc/rollcall/config.toml cameras --json", '{"cameras"'))
+    camera = listed["cameras"][0]
+    values = {control["name"]: control["value"] for control in camera["controls"]}
+    if not camera["chosen"] or (values["Gain"], values["Brightness"]) != (77, 33):
+        raise Failed(f"the controls are not as configured: {values}")
+    say(f"{camera['card']}: controls set, those that it lacks are named")
+
+    before = [it for topic, it in broker.messages if topic == "health"][-1]["camera"]["frames_unreadable"]
+    since = broker.mark()
+    guest.ask("run control /dev/video0 'Inject V4L2_BUF_FLAG_ERROR' 1", "VM ran 0")
+    health(broker, "the error flag: counted", lambda it: it["camera"]["frames_unreadable"] > before, since)
+    if broker.count("camera", since):
+        raise Failed("one damaged frame is no loss")
+    for fault in ("Inject Fatal Streaming Error", "Inject VIDIOC_STREAMON Error"):
+        if "STREAMON" in fault:
+            # Felt at the next start of the stream, which another error brings about.
+            guest.ask(f"run control /dev/video0 '{fault}' 1", "VM ran 0")
+        since = broker.mark()
+        guest.ask("run control /dev/video0 'Inject Fatal Streaming Error' 1", "VM ran 0")
+        lost = broker.event("camera", f"{fault}: lost", since, lambda it: it["state"] == "lost")
+        back = broker.event("camera", f"{fault}: back", since, lambda it: it["state"] == "back")
+        say(f"{fault}: lost ({lost['reason']}), back after {back['lost_ms']} ms")
+    guest.ask("stop", "VM ended 0")
+
+    for name in ("nv12", "grey"):
+        lines, since = guest.mark(), broker.mark()
+        guest.tell(f"start ROLLCALL_CAMERA_FORMAT={name} ROLLCALL_CAMERA_GAIN=999 ROLLCALL_CAMERA_ROTATE=90")
+        guest.until(f'format="{name.upper()}"', lines)
+        guest.until("999 is not within 0 to 255", lines)
+        seen = health(broker, f"{name}: frames are looked at", lambda it: it["camera"]["frames_analysed"] >= 2, since)
+        if seen["camera"]["frames_unreadable"]:
+            raise Failed(f"{name}: {seen['camera']}")
+        say(f"{name}: {seen['camera']['frames_analysed']} frames looked at, none damaged")
+        guest.ask("stop", "VM ended 0")
+    lines, since = guest.mark(), broker.mark()
+    guest.tell("start ROLLCALL_CAMERA_FORMAT=mjpg")
+    refused = broker.event("camera", "a format that it lacks: lost", since, lambda it: it["state"] == "lost")
+    say(f"mjpg: {refused['reason']}")
     guest.ask("stop", "VM ended 0")
 
 
@@ -384,24 +440,27 @@ def main():
     parser.add_argument("--program", default=ROOT / "target" / "debug" / "rollcall", type=pathlib.Path)
     parser.add_argument("--cycles", default=10, type=int)
     parser.add_argument("--stalls", default=3, type=int)
-    parser.add_argument("--only", choices=["recognise", "endure"])
+    parser.add_argument("--only", choices=list(PARTS))
     options = parser.parse_args()
     if not options.program.is_file():
         raise Failed(f"{options.program} is not built")
     parts = prepare(options.program)
     say("everything is there")
     passed = []
-    for name in ("recognise", "endure"):
+    for name, modules in PARTS.items():
         if options.only not in (None, name) or (name == "endure" and options.cycles + options.stalls == 0):
             continue
         with tempfile.TemporaryDirectory() as folder:
             folder, broker, guest = pathlib.Path(folder), None, None
             try:
                 broker = Broker(folder)
-                mask = "" if name == "recognise" else "mask = [[0.0, 0.0, 1.0, 1.0]]"
-                guest = Guest(folder, *parts, config(broker.port, mask), 300 + 12 * (options.cycles + options.stalls))
+                mask = "mask = [[0.0, 0.0, 1.0, 1.0]]" if name == "endure" else ""
+                limit = 400 + 12 * (options.cycles + options.stalls)
+                guest = Guest(folder, *parts, config(broker.port, mask), modules, limit)
                 if name == "recognise":
                     recognise(broker, guest)
+                elif name == "formats":
+                    formats(broker, guest)
                 else:
                     endure(broker, guest, options.cycles, options.stalls)
                 passed.append(name)

@@ -456,7 +456,9 @@ fn words(bytes: &[u8]) -> String {
 
 /// As people write it: "MJPG", "Y8  " without the blanks.
 pub fn fourcc_name(fourcc: FourCc) -> String {
-    words(&fourcc)
+    // The highest bit says that bytes stand the other way round.
+    let [a, b, c, d] = fourcc;
+    words(&[a, b, c, d & 0x7F]) + if d & 0x80 == 0 { "" } else { "-BE" }
 }
 
 #[cfg(test)]
@@ -468,6 +470,11 @@ mod tests {
         assert_eq!(words(b"Kamera \xC3\xBCber alles\0rest"), "Kamera über alles");
         assert_eq!(words(b"cut \xC3"), "cut \u{FFFD}");
         assert_eq!(words(b"\x1b[31mred\n\0"), "[31mred");
+    }
+
+    #[test]
+    fn formats_are_named_as_people_write_them() {
+        assert_eq!([*b"MJPG", *b"Y8  ", [b'Y', b'1', b'6', 0xA0]].map(fourcc_name), ["MJPG", "Y8", "Y16-BE"]);
     }
 
     #[test]

@@ -48,6 +48,8 @@ const SLICE: Duration = Duration::from_millis(100);
 const BUFFERS: u32 = 4;
 /// A frame older than this when it arrives has a timestamp that cannot be right.
 const AGE_MAX: Duration = Duration::from_secs(2);
+/// Formats named in a reason: events are short.
+const NAMED_MAX: usize = 8;
 /// A camera may be this much early and still have the rate asked for.
 const EARLY: f32 = 0.7;
 
@@ -128,7 +130,7 @@ impl V4l2Camera {
             .collect();
         let exact = candidates.iter().find(|got| (got.width, got.height) == (width, height));
         let Some(chosen) = exact.or(candidates.first()) else {
-            let names: Vec<String> = offered.into_iter().map(fourcc_name).collect();
+            let names: Vec<String> = offered.into_iter().take(NAMED_MAX).map(fourcc_name).collect();
             let wanted = format.map_or("MJPG, YUYV, NV12, GREY".into(), fourcc_name);
             return Err(format!("format refused: the camera has {}, wanted is {wanted}", names.join(", ")));
         };

@@ -1,0 +1,31 @@
+//! The daemon and a camera that is not there: a state, not a reason to stop. With a real camera: `make test-camera`.
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+use daemon::{Home, until};
+
+/// A port that nobody serves: no broker is needed.
+const NO_BROKER: u16 = 9;
+const ABSENT: &str = "[camera]\nsource = \"v4l2\"\ndevice = \"usb-nothing-of-that-name\"\n[log]\nlevel = \"debug\"\n";
+
+#[test]
+fn a_camera_that_is_not_there_is_waited_for_and_told_once() {
+    let home = Home::new(NO_BROKER, ABSENT);
+    let mut daemon = home.start();
+    until("it was tried again and again", || (home.log().matches("not back yet").count() >= 3).then_some(()));
+    let kinds: Vec<String> = home.events().into_iter().map(|(_, _, kind)| kind).collect();
+    assert_eq!(kinds, ["camera"]);
+    assert!(daemon.is_alive());
+    assert!(daemon.terminate().success());
+    assert_eq!(home.log().matches("camera lost").count(), 1, "{}", home.log());
+}
+
+#[test]
+fn cameras_are_listed_even_when_there_are_none() {
+    let home = Home::new(NO_BROKER, ABSENT);
+    let listed = home.json(&["cameras", "--json"]);
+    assert!(listed["cameras"].is_array(), "{listed}");
+    let text = String::from_utf8(home.output(&["cameras"]).stdout).unwrap();
+    assert!(text.contains("No camera") || text.contains("/dev/video"), "{text}");
+}
