@@ -29,7 +29,36 @@ impl Stamp {
     pub fn since(&self, earlier: &Stamp) -> Duration {
         Duration::from_millis(self.boottime_ms.saturating_sub(earlier.boottime_ms))
     }
+
+    /// By how much the wall clock was set since `earlier`, of the same boot; none when both clocks agree but for what NTP
+    /// slews.
+    pub fn step_since(&self, earlier: &Stamp) -> Option<i64> {
+        let step_ms = self.at_boottime(earlier.boottime_ms).wall_ms.saturating_sub(earlier.wall_ms);
+        (step_ms.abs() > STEP_MS).then_some(step_ms)
+    }
+
+    /// Another moment of the same boot, by the wall clock as it is set now.
+    #[must_use]
+    pub fn at_boottime(&self, boottime_ms: u64) -> Stamp {
+        let age_ms = (self.boottime_ms as i64).saturating_sub(boottime_ms as i64);
+        Stamp { wall_ms: self.wall_ms.saturating_sub(age_ms), boottime_ms, trusted: self.trusted }
+    }
+
+    /// The moment so long before.
+    #[must_use]
+    pub fn before(&self, by: Duration) -> Self {
+        let by_ms = by.as_millis() as u64;
+        Self {
+            wall_ms: self.wall_ms.saturating_sub_unsigned(by_ms),
+            boottime_ms: self.boottime_ms.saturating_sub(by_ms),
+            ..*self
+        }
+    }
 }
+
+/// A wall clock that moved this much against the other was set. NTP slews at most 1 ms in 2 s, or 30 ms in a minute;
+/// chrony in a hurry a few seconds in a minute, which may count as a step.
+const STEP_MS: i64 = 2_000;
 
 /// The kernel's id of this boot: `boottime_ms` of two events may be compared only when it is the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,9 +217,22 @@ pub fn process_cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// `CLOCK_MONOTONIC`, by which drivers stamp frames: since boot, time asleep left out.
+pub fn since_boot_awake() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// RFC 3339 in UTC with milliseconds, as every contract of the project writes time.
 pub fn rfc3339(wall_ms: i64) -> String {
     jiff::Timestamp::from_millisecond(wall_ms).map_or_else(|_| "invalid".to_owned(), |at| format!("{at:.3}"))
+}
+
+/// A zone by its name in the IANA database: the system's, or the one built in where the system has none.
+pub fn time_zone(name: &str) -> Option<jiff::tz::TimeZone> {
+    let zone = jiff::tz::TimeZone::get(name).ok()?;
+    // What has no name cannot be stored and found again.
+    zone.iana_name().is_some().then_some(zone)
 }
 
 #[cfg(test)]
@@ -210,5 +252,13 @@ mod tests {
         clock.set_wall(1_795_420_683_412, true);
         clock.advance(Duration::from_millis(250));
         assert_eq!(clock.now().since(&before), Duration::from_millis(250));
+    }
+
+    #[test]
+    fn a_frame_was_taken_before_it_arrived_by_both_clocks() {
+        let now = SimulatedClock::at(5_000).now();
+        let taken = now.before(Duration::from_millis(40));
+        assert_eq!((taken.wall_ms, taken.boottime_ms, taken.trusted), (4_960, 960, true));
+        assert_eq!(now.before(Duration::from_mins(1)).boottime_ms, 0);
     }
 }

@@ -29,6 +29,17 @@ impl CameraHealth {
     }
 }
 
+/// How we stand with MongoDB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MongoState {
+    Connected,
+    /// Not reached, or ill: it will be tried again.
+    Away,
+    /// It does not take what we bring until somebody puts something right.
+    Refused,
+}
+
 /// A number that one stage counts up.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -51,11 +62,16 @@ pub struct Health {
     pub frames_captured: Counter,
     pub frames_analysed: Counter,
     pub frames_replaced: Counter,
+    /// Damaged on the way from the camera, or not to be decoded.
     pub frames_unreadable: Counter,
     /// Of those analysed, the ones that the detector was shown.
     pub frames_detected: Counter,
     /// How far the pace is lowered because the processor is hot; 0 is not at all.
     pub pace_step: Counter,
+    /// Lost between the camera and us, by the driver's own count.
+    pub frames_missed: Counter,
+    /// How often the camera was lost.
+    pub camera_losses: Counter,
     pub faces_seen: Counter,
     pub templates_made: Counter,
     pub identified: Counter,
@@ -71,6 +87,8 @@ pub struct Health {
     pub events_published: Counter,
     /// Refused commands by error code.
     refused: Mutex<BTreeMap<&'static str, u64>>,
+    /// And since when, by the wall clock; none where no MongoDB is configured.
+    mongo: Mutex<Option<(MongoState, i64)>>,
 }
 
 impl Health {
@@ -86,6 +104,20 @@ impl Health {
     pub fn set_camera(&self, state: CameraHealth) -> CameraHealth {
         let before = self.camera();
         self.camera.store(state as u8, Ordering::Relaxed);
+        before
+    }
+
+    pub fn mongo(&self) -> Option<(MongoState, i64)> {
+        *self.mongo.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what it was before.
+    pub fn set_mongo(&self, state: MongoState, at_ms: i64) -> Option<MongoState> {
+        let mut mongo = self.mongo.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = mongo.map(|(state, _)| state);
+        if before != Some(state) {
+            *mongo = Some((state, at_ms));
+        }
         before
     }
 

@@ -24,6 +24,11 @@ pub mod enrol;
 pub mod record;
 
 pub mod camera;
+#[cfg(feature = "mongo")]
+pub mod mongo;
+#[cfg(not(feature = "mongo"))]
+#[path = "mongo/absent.rs"]
+pub mod mongo;
 pub mod mqtt;
 pub mod vision;
 

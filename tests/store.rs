@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
+use rollcall::attend::venue::Venue;
 use rollcall::clock::{Clock as _, Stamp};
 use rollcall::record::event::{Body, ClockState, Direction, NewEvent};
 use rollcall::record::store::{AttendanceQuery, SinkName, Store, StoreError, StoreOptions};
@@ -106,7 +107,7 @@ fn reading_beside_the_daemon() {
         let reader = Store::open_read_only(bench.path(), None).unwrap();
         let subjects = reader.subjects(None, 10).unwrap();
         assert_eq!((subjects[0].id.as_str(), subjects[0].references), ("jdoe", 1));
-        let query = AttendanceQuery { venue: None, from_ms: 0, to_ms: i64::MAX, after_seq: 0, limit: 10 };
+        let query = AttendanceQuery { venue: None, from_ms: 0, to_ms: i64::MAX, after_seq: 0, limit: 10, all: false };
         assert_eq!(reader.attendance(&query).unwrap().len(), 1);
         assert_eq!(reader.outbox_depth(SinkName::MQTT).unwrap().rows, 1);
         let mut seen = 0;
@@ -260,6 +261,7 @@ fn attendance_is_found_by_venue_and_time_in_pages() {
             to_ms: START_MS + to_min * 60_000,
             after_seq,
             limit,
+            all: false,
         };
         let found = store.write(move |tx| tx.attendance(&query)).unwrap();
         found.into_iter().map(|it| it.seq).collect::<Vec<_>>()
@@ -268,11 +270,21 @@ fn attendance_is_found_by_venue_and_time_in_pages() {
     assert_eq!(ask("room-a", 1, 3, 0, 9), [3, 5]);
     assert_eq!(ask("room-a", 0, 9, 3, 2), [5, 7]);
     assert_eq!(ask("room-b", 0, 9, 0, 9), [0_i64; 0]);
-    let last = |direction| {
-        let find = store.write(move |tx| tx.last_attendance("room-a", &subject("jdoe"), direction));
-        find.unwrap().map(|it| it.seq)
+    let now = bench.clock.now();
+    let records = store.write(move |tx| tx.records_for(&Venue::plain("room-a"), &subject("jdoe"), &now)).unwrap();
+    assert_eq!(records.iter().map(|it| it.seq).collect::<Vec<_>>(), [1, 3, 5, 7, 9]);
+    let reader = Store::open_read_only(bench.path(), None).unwrap();
+    let mut told = Vec::new();
+    let query = AttendanceQuery {
+        venue: None,
+        from_ms: START_MS + 60_000,
+        to_ms: i64::MAX,
+        after_seq: 0,
+        limit: 0,
+        all: false,
     };
-    assert_eq!([last(None), last(Some(Direction::In)), last(Some(Direction::Out))], [Some(9), Some(9), Some(7)]);
+    reader.attendance_by_time(&query, |event| told.push(event.seq)).unwrap();
+    assert_eq!(told, [3, 5, 7, 9]);
 }
 
 #[test]
@@ -283,13 +295,13 @@ fn the_time_of_events_is_corrected_once_it_is_known() {
     let event = bench.attendance("jdoe", "Jane Doe", Direction::In);
     append(&store, &event);
     let untrusted = bench.clock.now();
-    assert_eq!(store.write(move |tx| tx.correct_times(&untrusted)).unwrap(), 0);
+    assert_eq!(store.write(move |tx| tx.correct_times(&untrusted, &[])).unwrap(), 0);
 
     bench.clock.advance(Duration::from_secs(10));
     bench.clock.set_wall(START_MS, true);
     let now = bench.clock.now();
-    assert_eq!(store.write(move |tx| tx.correct_times(&now)).unwrap(), 1);
-    assert_eq!(store.write(move |tx| tx.correct_times(&now)).unwrap(), 0);
+    assert_eq!(store.write(move |tx| tx.correct_times(&now, &[])).unwrap(), 1);
+    assert_eq!(store.write(move |tx| tx.correct_times(&now, &[])).unwrap(), 0);
     let [first, second] = [1, 2].map(|seq| store.write(move |tx| tx.event(seq)).unwrap().unwrap());
     assert_eq!((first.occurred_ms, first.clock), (START_MS - 10_000, ClockState::Corrected));
     assert_eq!((second.occurred_ms, second.boottime_ms), (first.occurred_ms, first.boottime_ms));

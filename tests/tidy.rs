@@ -19,7 +19,7 @@ const FLOW: &[&[&str]] = &[
     &["record::seal", "record::command"],
     &["record::store"],
     &["record::outbox"],
-    &["camera", "vision", "mqtt"],
+    &["camera", "vision", "mqtt", "mongo"],
     &["config"],
     &["app"],
     &["cli"],

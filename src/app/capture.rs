@@ -1,13 +1,18 @@
-//! The capture thread: frames from the source into the one-place slot, at the source's pace.
+//! The capture thread: frames from the source into the one-place slot, at the source's pace; and the camera's state, told
+//! when it changes.
+//!
+//! What must hold: the thread ends only when it is asked to, or when the store is of no use; a camera that is away is a
+//! state (`health`, an event), and the source is asked again for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::app::camera_events::CameraEvents;
 use crate::app::supervise::StageResult;
-use crate::camera::{FrameSource, Next, SourceFrame};
-use crate::clock::{Clock, Stopwatch};
+use crate::camera::{CameraError, FrameSource, Next, SourceFrame, When};
+use crate::clock::{Clock, Stamp, Stopwatch};
 use crate::health::{CameraHealth, Health};
 use crate::recognise::frame::{Frame, Latest};
 
@@ -16,6 +21,7 @@ pub struct Capture {
     pub slot: Arc<Latest<Frame>>,
     pub clock: Arc<dyn Clock>,
     pub health: Arc<Health>,
+    pub events: CameraEvents,
     pub stop: watch::Receiver<bool>,
     /// As fast as the networks take the frames, none replaced.
     pub patient: bool,
@@ -25,19 +31,27 @@ pub struct Capture {
 
 /// Longest sleep at a stretch, so that a stop is heard.
 const NAP_MAX: Duration = Duration::from_millis(100);
+/// Damaged frames are counted in health; a bad cable must not fill the journal too.
+const TELL_DAMAGE_EVERY: Duration = Duration::from_mins(1);
 
 impl Capture {
     pub fn run(mut self) -> StageResult {
         let watch = Stopwatch::start();
-        self.health.set_camera(CameraHealth::Streaming);
-        tracing::info!(source = self.source.describe(), "camera streaming");
-        while !*self.stop.borrow() {
+        tracing::info!(source = self.source.describe(), "camera starting");
+        let (mut ended, mut damage_told) = (false, None);
+        while !*self.stop.borrow() && !ended {
             match self.source.next() {
-                Ok(Next::Frame(frame)) => self.deliver(frame, &watch),
+                Ok(Next::Frame(frame)) => {
+                    self.streaming()?;
+                    self.deliver(frame, &watch);
+                }
+                Ok(Next::Nothing) => self.events.remind(&self.clock.now())?,
                 Ok(Next::End) => {
                     self.finish();
-                    break;
+                    ended = true;
                 }
+                Err(CameraError::Lost { reason }) => self.lost(&reason)?,
+                Err(CameraError::Damaged { why }) => self.damaged(&why, &mut damage_told),
                 Err(error) => {
                     self.health.frames_unreadable.add(1);
                     tracing::warn!(error = format!("{:#}", anyhow::Error::new(error)), "a picture was left out");
@@ -45,25 +59,69 @@ impl Capture {
                 }
             }
         }
-        self.wait_for_stop();
+        // The camera is given back before the others have finished.
+        drop(self.source);
+        while !*self.stop.borrow() {
+            std::thread::sleep(NAP_MAX);
+        }
         self.slot.close();
         Ok(())
     }
 
-    fn deliver(&mut self, frame: SourceFrame, watch: &Stopwatch) {
-        if !self.patient {
-            while watch.elapsed() < frame.at && !*self.stop.borrow() {
-                std::thread::sleep((frame.at.saturating_sub(watch.elapsed())).min(NAP_MAX));
+    fn streaming(&mut self) -> StageResult {
+        match self.health.set_camera(CameraHealth::Streaming) {
+            CameraHealth::Streaming => {}
+            CameraHealth::Absent => tracing::info!("camera streaming"),
+            CameraHealth::Lost => {
+                let lost_ms = self.events.back(&self.clock.now())?.as_millis() as u64;
+                tracing::info!(lost_ms, "camera back");
             }
         }
+        Ok(())
+    }
+
+    fn lost(&mut self, reason: &str) -> StageResult {
+        // Each failed attempt to get it back says so too; the edge is the first.
+        if self.health.set_camera(CameraHealth::Lost) == CameraHealth::Lost {
+            tracing::debug!(reason, "the camera is not back yet");
+            return Ok(());
+        }
+        self.health.camera_losses.add(1);
+        tracing::warn!(reason, hint = self.source.hint(), "camera lost");
+        Ok(self.events.lost(&self.clock.now(), reason)?)
+    }
+
+    fn damaged(&self, why: &str, told: &mut Option<Stamp>) {
+        self.health.frames_unreadable.add(1);
+        let now = self.clock.now();
+        if told.is_none_or(|at| now.since(&at) >= TELL_DAMAGE_EVERY) {
+            *told = Some(now);
+            tracing::warn!(why, frames = self.health.frames_unreadable.get(), "a damaged frame was left out");
+        }
+    }
+
+    fn deliver(&mut self, frame: SourceFrame, watch: &Stopwatch) {
+        let (taken, media_ms) = match frame.when {
+            When::At(at) => {
+                if !self.patient {
+                    while watch.elapsed() < at && !*self.stop.borrow() {
+                        std::thread::sleep((at.saturating_sub(watch.elapsed())).min(NAP_MAX));
+                    }
+                }
+                (self.clock.now(), at.as_millis() as u64)
+            }
+            When::Ago(ago) => {
+                let taken = self.clock.now().before(ago);
+                (taken, taken.boottime_ms)
+            }
+        };
+        self.health.frames_missed.add(frame.missed.into());
         let seq = self.health.frames_captured.get();
-        let media_ms = frame.at.as_millis() as u64;
-        let frame = Frame { seq, taken: self.clock.now(), media_ms, pixels: frame.picture };
         self.health.frames_captured.add(1);
         if self.patient {
             while !*self.stop.borrow() && !self.slot.wait_free(NAP_MAX) {}
         }
-        let replaced = self.slot.put(frame);
+        let replaced = self.slot.put(Frame { seq, taken, media_ms, pixels: frame.pixels });
         self.health.frames_replaced.set(replaced);
     }
 
@@ -73,10 +131,142 @@ impl Capture {
         tracing::info!(frames = self.health.frames_captured.get(), "the replay has ended");
         self.ended.send_replace(true);
     }
+}
 
-    fn wait_for_stop(&mut self) {
-        while !*self.stop.borrow() {
-            std::thread::sleep(NAP_MAX);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SimulatedClock;
+    use crate::recognise::picture::Picture;
+    use crate::record::event::{Body, Camera, CameraState};
+    use crate::record::store::{Store, StoreOptions};
+    use std::sync::Mutex;
+
+    /// Plays a script, and asks for the end when it is over.
+    struct Script {
+        steps: Vec<Step>,
+        clock: Arc<SimulatedClock>,
+        stop: watch::Sender<bool>,
+        seen: Arc<Mutex<Vec<CameraHealth>>>,
+        health: Arc<Health>,
+    }
+
+    enum Step {
+        Frame(Duration),
+        Wait(Duration),
+        Damaged,
+        Lost(&'static str),
+    }
+
+    impl FrameSource for Script {
+        fn next(&mut self) -> Result<Next, CameraError> {
+            self.seen.lock().unwrap().push(self.health.camera());
+            if self.steps.is_empty() {
+                self.stop.send_replace(true);
+                return Ok(Next::Nothing);
+            }
+            match self.steps.remove(0) {
+                Step::Frame(ago) => {
+                    let pixels = Arc::new(Picture::plain(4, 4, [9; 3]));
+                    Ok(Next::Frame(SourceFrame { pixels, when: When::Ago(ago), missed: 2 }))
+                }
+                Step::Wait(time) => {
+                    self.clock.advance(time);
+                    Ok(Next::Nothing)
+                }
+                Step::Damaged => Err(CameraError::Damaged { why: "torn".into() }),
+                Step::Lost(reason) => Err(CameraError::Lost { reason: reason.into() }),
+            }
         }
+
+        fn describe(&self) -> String {
+            "a script".into()
+        }
+    }
+
+    struct Played {
+        events: Vec<Camera>,
+        health: Arc<Health>,
+        states: Vec<CameraHealth>,
+        last: Option<Frame>,
+    }
+
+    fn play(steps: Vec<Step>) -> Played {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(SimulatedClock::at(1_000_000));
+        let shared: Arc<dyn Clock> = clock.clone();
+        let opened = Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared))).unwrap();
+        let (health, slot, seen) = (Arc::new(Health::default()), Arc::new(Latest::default()), Arc::default());
+        let (stopper, stop) = watch::channel(false);
+        let script = Script { steps, clock, stop: stopper, seen: Arc::clone(&seen), health: Arc::clone(&health) };
+        let capture = Capture {
+            source: Box::new(script),
+            slot: Arc::clone(&slot),
+            clock: shared,
+            health: Arc::clone(&health),
+            events: CameraEvents::new(opened.store.clone(), Arc::clone(&health)),
+            stop,
+            patient: false,
+            ended: watch::channel(false).0,
+        };
+        capture.run().unwrap();
+        let event = |seq| opened.store.write(move |tx| tx.event(seq)).unwrap();
+        let events = (1..).map_while(event).filter_map(|event| match event.body {
+            Body::Camera(camera) => Some(camera),
+            _ => None,
+        });
+        let states = seen.lock().unwrap().clone();
+        Played { events: events.collect(), health, states, last: slot.take(Duration::ZERO) }
+    }
+
+    fn told(state: CameraState, reason: Option<&str>, lost_ms: Option<u64>) -> Camera {
+        Camera { state, reason: reason.map(Into::into), lost_ms }
+    }
+
+    #[test]
+    fn a_loss_and_the_return_are_one_event_each_however_many_attempts_lie_between() {
+        let (frame, second) = (|| Step::Frame(Duration::ZERO), Duration::from_secs(1));
+        let lost = || Step::Lost("unplugged");
+        let played = play(vec![
+            frame(),
+            frame(),
+            lost(),
+            Step::Wait(second),
+            lost(),
+            Step::Wait(second),
+            lost(),
+            frame(),
+            frame(),
+        ]);
+        let expected = [told(CameraState::Lost, Some("unplugged"), None), told(CameraState::Back, None, Some(2000))];
+        assert_eq!(played.events, expected);
+        assert_eq!((played.health.camera_losses.get(), played.health.frames_missed.get()), (1, 8));
+        assert_eq!(played.states[3..6], [CameraHealth::Lost; 3]);
+        assert_eq!(played.health.camera(), CameraHealth::Streaming);
+    }
+
+    #[test]
+    fn a_camera_that_is_not_there_at_the_start_is_lost_and_comes_back() {
+        let none = || Step::Lost("there is no camera");
+        let played = play(vec![none(), none(), Step::Frame(Duration::ZERO)]);
+        let states: Vec<_> = played.events.iter().map(|event| event.state).collect();
+        assert_eq!(states, [CameraState::Lost, CameraState::Back]);
+        assert_eq!(played.states[0], CameraHealth::Absent);
+    }
+
+    #[test]
+    fn a_frame_bears_the_time_at_which_it_was_taken() {
+        let played = play(vec![Step::Wait(Duration::from_secs(9)), Step::Frame(Duration::from_millis(70))]);
+        let frame = played.last.unwrap();
+        assert_eq!((frame.taken.wall_ms, frame.taken.boottime_ms), (1_008_930, 9_930));
+        assert_eq!(frame.media_ms, 9_930);
+        assert!(played.events.is_empty(), "a start is no return");
+    }
+
+    #[test]
+    fn damage_is_counted_and_goes_no_further() {
+        let played = play(vec![Step::Damaged, Step::Damaged]);
+        assert_eq!((played.health.frames_unreadable.get(), played.health.frames_captured.get()), (2, 0));
+        assert!(played.last.is_none() && played.events.is_empty());
     }
 }

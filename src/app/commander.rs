@@ -6,6 +6,7 @@
 //! that the same request may be sent again.
 
 pub mod carry_out;
+mod records;
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -16,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::Job;
 use crate::app::supervise::StageResult;
-use crate::attend::Venue;
+use crate::app::venues::VenueBook;
 use crate::clock::{Clock, Stamp};
 use crate::health::Health;
 use crate::mqtt::link::{Inbound, Link, LinkEvent, Message, Oversized};
@@ -24,7 +25,7 @@ use crate::mqtt::topics::Topics;
 use crate::recognise::face::ModelDigest;
 use crate::record::command::answer::NotEnrolled;
 use crate::record::command::{self, Command, ErrorCode, Limits, Refusal, Verb, answer};
-use crate::record::store::{SinkName, Store, StoreError, Tx};
+use crate::record::store::{Store, StoreError, Tx};
 
 /// A command waits this long for the networks.
 const JOB_PATIENCE: Duration = Duration::from_secs(20);
@@ -33,8 +34,7 @@ pub struct Commander {
     pub topics: Topics,
     pub limits: Limits,
     pub per_minute_max: u32,
-    pub venues: Vec<Venue>,
-    pub sinks: Vec<SinkName>,
+    pub venues: Arc<VenueBook>,
     pub store: Store,
     pub gallery: Arc<GalleryCell>,
     pub embedder: ModelDigest,

@@ -3,19 +3,24 @@
 //! The order of stopping is that of the flow: camera, networks, commands, deliveries, link, store; so that nothing that
 //! was seen is dropped on the way. A crash at any point loses nothing that was recorded; this only saves work.
 
+pub mod camera_events;
 pub mod capture;
 pub mod commander;
 pub mod gallery;
 pub mod inference;
 pub mod mqtt_sink;
+pub mod observer;
 pub mod power;
 pub mod recorder;
+pub mod report;
 pub mod scene;
 pub mod serve;
 pub mod supervise;
 pub mod upkeep;
+pub mod venues;
 pub mod vitals;
 pub mod watch;
+pub mod watermark;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -24,6 +29,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::app::serve::{Daemon, sinks};
+use crate::app::venues::VenueBook;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Settings;
 use crate::recognise::engine::FaceEngine;
@@ -61,10 +67,13 @@ pub struct RunOptions {
 /// The daemon, from start to stop.
 pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
     let watch = Stopwatch::start();
+    settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
     let store = open_store(&settings, &clock)?;
     let vision = load_vision(&settings)?;
     let gallery = load_gallery(&store, &vision)?;
+    let stored = store.write(|tx| tx.venues()).map_err(storage)?;
+    let venues = VenueBook::new(settings.venues.clone(), settings.door.clone(), &stored);
     tracing::info!(
         subjects = gallery.subjects(),
         references = gallery.references(),
@@ -77,8 +86,8 @@ pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome =
-        runtime.block_on(Daemon::new(settings, clock, store.clone(), &vision, gallery).serve(vision, options, watch));
+    let daemon = Daemon::new(settings, clock, store.clone(), &vision, gallery, venues);
+    let outcome = runtime.block_on(daemon.serve(vision, options, watch));
     let closed = store.close();
     outcome.and(closed.map_err(storage))
 }

@@ -3,19 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::attend::{self, LastRecord, Venue};
+use crate::app::venues::VenueBook;
+use crate::attend::judge::{Moment, judge};
+use crate::attend::venue::Venue;
 use crate::clock::{Clock, Stamp};
 use crate::health::Health;
 use crate::recognise::decision::{Decision, Identification};
 use crate::recognise::live::{Attack, Outcome};
-use crate::record::event::{self, Attendance, Body, Direction, NewEvent, Status, StoredEvent, SubjectRef, Unknown};
+use crate::record::event::{self, Attendance, Body, Direction, NewEvent, SubjectRef, Unknown};
 use crate::record::store::{Store, StoreError, Tx};
 
 pub struct Recorder {
     pub store: Store,
     pub clock: Arc<dyn Clock>,
     pub health: Arc<Health>,
-    pub venue: Venue,
+    pub venues: Arc<VenueBook>,
     /// At most one event for an unknown face in this time, and one for an attack with a face that is nobody's.
     pub unknown_every: Duration,
     pub last_unknown: Option<Stamp>,
@@ -56,16 +58,17 @@ impl Recorder {
     fn identified(&mut self, outcome: &Outcome, found: &Identification) -> Result<(), StoreError> {
         self.health.identified.add(1);
         let subject = SubjectRef { id: found.subject.id.clone(), name: found.subject.name.clone() };
+        let venue = self.venues.door();
         let visit = Visit {
             subject,
-            direction: Direction::In,
+            direction: None,
             score: found.score,
             threshold: found.threshold,
             frames: found.samples as u32,
             track_ms: outcome.track_age.as_millis() as u64,
             latency_ms: self.clock.now().since(&outcome.decided_at).as_millis() as u64,
         };
-        let (venue, at, clock) = (self.venue.clone(), outcome.decided_at, Arc::clone(&self.clock));
+        let (at, clock) = (outcome.decided_at, Arc::clone(&self.clock));
         let recorded = self.store.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()))?;
         if let Some(event) = recorded {
             self.health.recorded.add(1);
@@ -90,7 +93,7 @@ impl Recorder {
             self.last_nameless_attack = Some(at);
         }
         let body = event::Attack {
-            venue: Some(self.venue.id.clone()),
+            venue: Some(self.venues.door().id.clone()),
             subject,
             scores: attack.scores.clone(),
             threshold: attack.threshold,
@@ -125,7 +128,7 @@ impl Recorder {
             return Ok(());
         }
         let track_ms = outcome.track_age.as_millis() as u64;
-        let venue = Some(self.venue.id.clone());
+        let venue = Some(self.venues.door().id.clone());
         let body = Body::Unknown(Unknown { venue, score, threshold, frames: samples as u32, track_ms });
         let event = NewEvent::new(at, body);
         self.store.write(move |tx| tx.append_event(&event))?;
@@ -138,7 +141,8 @@ impl Recorder {
 #[derive(Clone, Debug)]
 pub struct Visit {
     pub subject: SubjectRef,
-    pub direction: Direction,
+    /// None: as the venue has it.
+    pub direction: Option<Direction>,
     pub score: f32,
     pub threshold: f32,
     pub frames: u32,
@@ -146,8 +150,7 @@ pub struct Visit {
     pub latency_ms: u64,
 }
 
-/// Records the visit unless one within the re-entry gap was recorded before. The question and the record are one
-/// transaction.
+/// Records the visit unless it is recorded already. The question and the record are one transaction.
 pub fn record_visit(
     tx: &mut Tx<'_>,
     venue: &Venue,
@@ -159,16 +162,16 @@ pub fn record_visit(
     let Some(known) = tx.subject(&visit.subject.id)? else {
         return Ok(None);
     };
-    let last = tx.last_attendance(&venue.id, &visit.subject.id, Some(visit.direction))?;
-    if !attend::is_due(last.map(last_record).as_ref(), &at, &clock.boot_id(), venue.re_entry_gap) {
+    let recent = tx.records_for(venue, &known.id, &at)?;
+    let Some(entry) = judge(venue, &Moment::new(&at, clock.boot_id()), visit.direction, &recent) else {
         return Ok(None);
-    }
+    };
     let body = Body::Attendance(Attendance {
         venue: venue.id.clone(),
-        session: None,
+        session: entry.session,
         subject: Some(SubjectRef { id: known.id, name: known.name }),
-        direction: visit.direction,
-        status: Status::Present,
+        direction: entry.direction,
+        status: entry.status,
         score: visit.score,
         threshold: visit.threshold,
         frames: visit.frames,
@@ -176,10 +179,6 @@ pub fn record_visit(
         latency_ms: visit.latency_ms,
     });
     let event = NewEvent::new(at, body);
-    tx.append_event(&event)?;
+    tx.append_attendance(venue, &event)?;
     Ok(Some(event))
-}
-
-fn last_record(event: StoredEvent) -> LastRecord {
-    LastRecord { wall_ms: event.occurred_ms, boottime_ms: event.boottime_ms, boot_id: event.boot_id }
 }

@@ -9,25 +9,31 @@ use anyhow::{Context, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::app::camera_events::CameraEvents;
 use crate::app::capture::Capture;
 use crate::app::commander::Commander;
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
+use crate::app::observer::Observer;
 use crate::app::power::Power;
 use crate::app::recorder::Recorder;
 use crate::app::scene::Scenes;
 use crate::app::supervise::Stages;
 use crate::app::upkeep::Upkeep;
+use crate::app::venues::VenueBook;
 use crate::app::vitals::Vitals;
 use crate::app::watch::WatchServer;
+use crate::app::watermark::Watermark;
 use crate::app::{RunOptions, config, storage};
 use crate::camera::FrameSource;
 use crate::camera::replay::Replay;
+use crate::camera::v4l2::V4l2Camera;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::raw::RawPace;
 use crate::config::{CameraSettings, MqttSettings, Settings};
 use crate::health::{CameraHealth, Health};
+use crate::mongo::{MongoLink, MongoSink};
 use crate::mqtt::broker::{BrokerError, BrokerProcess, BrokerSettings};
 use crate::mqtt::link::{self, Link, LinkSettings};
 use crate::mqtt::topics::Topics;
@@ -55,6 +61,7 @@ pub(super) struct Daemon {
     pub store: Store,
     pub gallery: Arc<GalleryCell>,
     pub health: Arc<Health>,
+    pub venues: Arc<VenueBook>,
     /// Told when the vital signs changed in a way worth publishing at once.
     pub changed: Arc<Notify>,
     pub embedder: ModelDigest,
@@ -69,6 +76,7 @@ impl Daemon {
         store: Store,
         vision: &Vision,
         gallery: Gallery,
+        venues: VenueBook,
     ) -> Self {
         Self {
             settings,
@@ -76,6 +84,7 @@ impl Daemon {
             store,
             gallery: Arc::new(GalleryCell::new(gallery)),
             health: Arc::new(Health::default()),
+            venues: Arc::new(venues),
             changed: Arc::new(Notify::new()),
             embedder: vision.embedder(),
             networks: vision.digests(),
@@ -103,6 +112,8 @@ impl Daemon {
         if let Some(broker) = &broker {
             watch_broker(&mut stages, broker, broker_settings(&self.settings));
         }
+        let mongo = self.start_mongo(&mut stages);
+        self.start_watermark(&mut stages, link.clone(), mongo)?;
         self.start_vitals(&mut stages, link)?;
         let (site, device) = (&self.settings.site, &self.settings.device);
         tracing::info!(site, device, elapsed_ms = watch.elapsed().as_millis() as u64, "ready");
@@ -130,7 +141,8 @@ impl Daemon {
         };
         let (slot, clock, health) = (Arc::clone(slot), Arc::clone(&self.clock), Arc::clone(&self.health));
         let (stop, ended) = (stages.stop_signal(), ended.clone());
-        let capture = Capture { source, slot, clock, health, stop, patient, ended };
+        let events = CameraEvents::new(self.store.clone(), Arc::clone(&health));
+        let capture = Capture { source, slot, clock, health, events, stop, patient, ended };
         stages.thread("camera", move || capture.run())
     }
 
@@ -148,7 +160,7 @@ impl Daemon {
             store: self.store.clone(),
             clock: Arc::clone(&self.clock),
             health: Arc::clone(&self.health),
-            venue: self.settings.venue.clone(),
+            venues: Arc::clone(&self.venues),
             unknown_every: self.settings.unknown_every,
             last_unknown: None,
             last_nameless_attack: None,
@@ -186,8 +198,7 @@ impl Daemon {
             topics: topics.clone(),
             limits: limits(settings),
             per_minute_max: settings.commands.per_minute_max,
-            venues: settings.venues.clone(),
-            sinks: sinks(settings),
+            venues: Arc::clone(&self.venues),
             store: self.store.clone(),
             gallery: Arc::clone(&self.gallery),
             embedder: self.embedder,
@@ -216,11 +227,32 @@ impl Daemon {
         Ok(link)
     }
 
+    fn start_mongo(&self, stages: &mut Stages) -> Option<MongoLink> {
+        let mongo = self.settings.mongo.clone()?;
+        let window = mongo.window();
+        let link = MongoLink::new(mongo, Arc::clone(&self.clock), Arc::clone(&self.health));
+        let (site, device) = (&self.settings.site, &self.settings.device);
+        let sink = MongoSink::new(link.clone(), site, device, self.venues.notes());
+        let settings = RelaySettings { window, ..RelaySettings::default() };
+        let relay = relay(self.store.clone(), sink, stages.last_signal(), settings);
+        stages.last_task("relay to mongodb", async move { relay.await.map_err(storage) });
+        Some(link)
+    }
+
+    fn start_watermark(&self, stages: &mut Stages, link: Option<Link>, mongo: Option<MongoLink>) -> anyhow::Result<()> {
+        let (site, device) = (self.settings.site.clone(), self.settings.device.clone());
+        let topic = Topics::new(&site, &device).map_err(config)?.watermark();
+        let (store, clock, health) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));
+        let watermark = Watermark { store, clock, site, device, link, topic, mongo, health };
+        let stop = stages.stop_signal();
+        stages.task("watermark", watermark.run(stop));
+        Ok(())
+    }
+
     fn start_vitals(&self, stages: &mut Stages, link: Option<Link>) -> anyhow::Result<()> {
         let vitals = Vitals {
             health: Arc::clone(&self.health),
             store: self.store.clone(),
-            sinks: sinks(&self.settings),
             gallery: Arc::clone(&self.gallery),
             clock: Arc::clone(&self.clock),
             link,
@@ -233,8 +265,8 @@ impl Daemon {
         };
         let stop = stages.stop_signal();
         stages.task("vitals", vitals.run(stop));
-        let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
-        let upkeep = Upkeep { store, clock, keep_days: self.settings.keep_days };
+        let (store, clock, venues) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.venues));
+        let upkeep = Upkeep { store, clock, venues, keep_days: self.settings.keep_days };
         let stop = stages.stop_signal();
         stages.task("upkeep", upkeep.run(stop));
         if let Some(celsius_max) = self.settings.celsius_max {
@@ -242,6 +274,11 @@ impl Daemon {
             let stop = stages.stop_signal();
             stages.task("power", power.run(stop));
         }
+        let (store, clock, health) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));
+        let has_camera = !matches!(self.settings.camera, CameraSettings::None);
+        let observer = Observer { store, clock, health, has_camera };
+        let stop = stages.stop_signal();
+        stages.task("observer", observer.run(stop));
         Ok(())
     }
 
@@ -269,7 +306,8 @@ impl Daemon {
 
 /// To whom events are owed.
 pub fn sinks(settings: &Settings) -> Vec<SinkName> {
-    settings.mqtt.iter().map(|_| SinkName::MQTT).collect()
+    let mqtt = settings.mqtt.iter().map(|_| SinkName::MQTT);
+    mqtt.chain(settings.mongo.iter().map(|_| SinkName::MONGO)).collect()
 }
 
 fn open_camera(settings: &Settings) -> anyhow::Result<Option<(Box<dyn FrameSource>, bool)>> {
@@ -279,6 +317,7 @@ fn open_camera(settings: &Settings) -> anyhow::Result<Option<(Box<dyn FrameSourc
             let source = Replay::open(replay.clone()).map_err(config)?;
             Ok(Some((Box::new(source), *pace == RawPace::Networks)))
         }
+        CameraSettings::V4l2(settings) => Ok(Some((Box::new(V4l2Camera::new(settings.clone())), false))),
     }
 }
 

@@ -10,14 +10,13 @@ use tokio::sync::{Notify, watch};
 use crate::app::gallery::GalleryCell;
 use crate::app::supervise::StageResult;
 use crate::clock::{Clock, Stamp, rfc3339};
-use crate::health::{self, CameraHealth, Health};
+use crate::health::{self, CameraHealth, Health, MongoState};
 use crate::mqtt::link::Link;
-use crate::record::store::{SinkName, Store, StoreError};
+use crate::record::store::{SinkStanding, Standing, Store, StoreError};
 
 pub struct Vitals {
     pub health: Arc<Health>,
     pub store: Store,
-    pub sinks: Vec<SinkName>,
     pub gallery: Arc<GalleryCell>,
     pub clock: Arc<dyn Clock>,
     pub link: Option<Link>,
@@ -48,6 +47,9 @@ struct Message {
     commands: u64,
     commands_refused: BTreeMap<&'static str, u64>,
     outbox: Vec<Owed>,
+    watermark: Watermark,
+    /// Null where no MongoDB is configured.
+    mongo: Option<Mongo>,
     store: Storage,
     cpu_celsius: Option<f32>,
     rss_bytes: Option<u64>,
@@ -61,6 +63,8 @@ struct Camera {
     frames_detected: u64,
     frames_replaced: u64,
     frames_unreadable: u64,
+    frames_missed: u64,
+    losses: u64,
 }
 
 #[derive(Serialize)]
@@ -96,6 +100,25 @@ struct Owed {
     oldest_age_s: Option<u64>,
 }
 
+#[derive(Default, Serialize)]
+struct Watermark {
+    complete_through: Option<String>,
+    /// An event that was set aside as undeliverable, and holds it back.
+    held_back_by: Option<HeldBack>,
+}
+
+#[derive(Serialize)]
+struct HeldBack {
+    sink: &'static str,
+    seq: i64,
+}
+
+#[derive(Serialize)]
+struct Mongo {
+    state: MongoState,
+    since: String,
+}
+
 #[derive(Serialize)]
 struct Storage {
     database_bytes: u64,
@@ -107,12 +130,13 @@ struct Storage {
 impl Vitals {
     pub async fn run(self, mut stop: watch::Receiver<bool>) -> StageResult {
         let started = self.clock.now();
-        let mut published: Option<(Stamp, CameraHealth)> = None;
+        let mut published: Option<(Stamp, CameraHealth, Option<MongoState>)> = None;
         loop {
             let now = self.clock.now();
-            let state = (now, self.health.camera());
-            let due = published.is_none_or(|(at, camera)| {
-                now.since(&at) >= self.every || camera != state.1 || now.trusted != at.trusted
+            let state = (now, self.health.camera(), self.health.mongo().map(|(state, _)| state));
+            let due = published.is_none_or(|(at, camera, mongo)| {
+                let changed = camera != state.1 || mongo != state.2 || now.trusted != at.trusted;
+                changed || now.since(&at) >= self.every
             });
             if due {
                 let told = published.is_none() && self.link.as_ref().is_some_and(Link::is_online);
@@ -135,33 +159,20 @@ impl Vitals {
     }
 
     async fn publish(&self, started: &Stamp, now: &Stamp) -> Result<(), StoreError> {
-        let sinks = self.sinks.clone();
-        let owed = self.store.write_async(move |tx| {
-            sinks.iter().map(|sink| Ok((*sink, tx.outbox_depth(*sink)?))).collect::<Result<Vec<_>, StoreError>>()
-        });
-        let owed = match owed.await {
-            Ok(owed) => owed,
+        let standing = match self.store.write_async(|tx| tx.standing()).await {
+            Ok(standing) => Some(standing),
             Err(error) if error.is_fatal() => return Err(error),
-            Err(_) => Vec::new(),
+            Err(_) => None,
         };
-        let outbox = owed
-            .into_iter()
-            .map(|(sink, depth)| Owed {
-                sink: sink.as_str(),
-                rows: depth.rows,
-                buried: depth.buried,
-                oldest_age_s: depth.oldest_created_ms.map(|ms| ((now.wall_ms - ms) / 1000).max(0) as u64),
-            })
-            .collect();
         if let Some(link) = &self.link {
-            let message = self.message(started, now, outbox);
+            let message = self.message(started, now, standing.as_ref());
             let payload = serde_json::to_vec(&message).expect("plain numbers and strings");
             link.publish_latest(&self.topic, payload, true);
         }
         Ok(())
     }
 
-    fn message(&self, started: &Stamp, now: &Stamp, outbox: Vec<Owed>) -> Message {
+    fn message(&self, started: &Stamp, now: &Stamp, standing: Option<&Standing>) -> Message {
         let (health, gallery, store) = (&self.health, self.gallery.snapshot(), self.store.vitals());
         Message {
             schema: 1,
@@ -176,6 +187,8 @@ impl Vitals {
                 frames_detected: health.frames_detected.get(),
                 frames_replaced: health.frames_replaced.get(),
                 frames_unreadable: health.frames_unreadable.get(),
+                frames_missed: health.frames_missed.get(),
+                losses: health.camera_losses.get(),
             },
             recognition: Recognition {
                 faces: health.faces_seen.get(),
@@ -200,7 +213,9 @@ impl Vitals {
             events_published: health.events_published.get(),
             commands: health.commands.get(),
             commands_refused: health.refusals(),
-            outbox,
+            outbox: standing.into_iter().flat_map(|it| &it.sinks).map(|it| owed(it, now)).collect(),
+            watermark: standing.map(watermark).unwrap_or_default(),
+            mongo: health.mongo().map(|(state, since_ms)| Mongo { state, since: rfc3339(since_ms) }),
             store: Storage {
                 database_bytes: store.database_bytes,
                 free_bytes: store.free_bytes,
@@ -211,4 +226,19 @@ impl Vitals {
             rss_bytes: health::resident_bytes(),
         }
     }
+}
+
+fn owed(standing: &SinkStanding, now: &Stamp) -> Owed {
+    let depth = &standing.depth;
+    Owed {
+        sink: standing.sink.as_str(),
+        rows: depth.rows,
+        buried: depth.buried,
+        oldest_age_s: depth.oldest_created_ms.map(|ms| ((now.wall_ms - ms) / 1000).max(0) as u64),
+    }
+}
+
+fn watermark(standing: &Standing) -> Watermark {
+    let held_back_by = standing.held_back_by().map(|(sink, held)| HeldBack { sink: sink.as_str(), seq: held.seq });
+    Watermark { complete_through: standing.complete_through(None), held_back_by }
 }

@@ -12,7 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::camera::{CameraError, FrameSource, Next, SourceFrame};
+use crate::camera::encoded::{Buffers, Coding, Encoded};
+use crate::camera::view::View;
+use crate::camera::{CameraError, FrameSource, Next, SourceFrame, When};
+use crate::recognise::frame::Pixels;
 use crate::recognise::picture::{Picture, PictureLimits};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +28,7 @@ pub struct ReplaySettings {
     pub gap: Duration,
     /// Begin again at the end.
     pub repeat: bool,
+    pub view: View,
 }
 
 /// One thing to play.
@@ -42,6 +46,8 @@ pub struct Replay {
     next_item: usize,
     /// Frames of the item being played that are still to come, last first.
     pending: Vec<Pending>,
+    /// Memory of a clip's frames.
+    buffers: Arc<Buffers>,
     frames: u64,
 }
 
@@ -65,7 +71,7 @@ impl Replay {
             let why = "there is no photograph or clip in it".to_owned();
             return Err(CameraError::Unusable { what: settings.path.display().to_string(), why });
         }
-        Ok(Self { settings, items, next_item: 0, pending: Vec::new(), frames: 0 })
+        Ok(Self { settings, items, next_item: 0, pending: Vec::new(), buffers: Arc::default(), frames: 0 })
     }
 
     /// What is being played, for logs: a file's name may be a person's.
@@ -101,13 +107,15 @@ impl Replay {
             return Ok(true);
         }
         if item.path.as_os_str() == NOBODY {
-            let scene = Arc::new(Picture::plain(640, 480, EMPTY));
-            self.pending.push(Pending::Picture(scene, self.frames_in(item.show)));
+            let scene = self.settings.view.apply(Picture::plain(640, 480, EMPTY));
+            self.pending.push(Pending::Picture(Arc::new(scene), self.frames_in(item.show)));
             return Ok(true);
         }
         let label = self.label();
         let picture = decode(&read(&item.path, &label, PICTURE_LIMITS.bytes as u64)?, &label)?;
-        let empty = Picture::plain(picture.width(), picture.height(), EMPTY);
+        let view = &self.settings.view;
+        let empty = view.apply(Picture::plain(picture.width(), picture.height(), EMPTY));
+        let picture = view.apply(picture);
         if !item.gap.is_zero() {
             self.pending.push(Pending::Picture(Arc::new(empty), self.frames_in(item.gap)));
         }
@@ -115,7 +123,7 @@ impl Replay {
         Ok(true)
     }
 
-    fn take_pending(&mut self) -> Option<Result<Arc<Picture>, CameraError>> {
+    fn take_pending(&mut self) -> Option<Result<Arc<dyn Pixels>, CameraError>> {
         match self.pending.pop()? {
             Pending::Picture(picture, times) => {
                 if times > 1 {
@@ -123,7 +131,14 @@ impl Replay {
                 }
                 Some(Ok(picture))
             }
-            Pending::Encoded(bytes) => Some(decode(&bytes, &self.label()).map(Arc::new)),
+            // As from a camera: decoded by whoever looks at it.
+            Pending::Encoded(bytes) => {
+                let frame = Encoded::new(&bytes, Coding::Jpeg, &self.settings.view, &self.buffers);
+                Some(match frame {
+                    Ok(frame) => Ok(Arc::new(frame)),
+                    Err(error) => Err(CameraError::Unusable { what: self.label(), why: error.to_string() }),
+                })
+            }
         }
     }
 }
@@ -131,10 +146,10 @@ impl Replay {
 impl FrameSource for Replay {
     fn next(&mut self) -> Result<Next, CameraError> {
         loop {
-            if let Some(picture) = self.take_pending() {
+            if let Some(pixels) = self.take_pending() {
                 let at = Duration::from_secs_f64(self.frames as f64 / f64::from(self.settings.fps));
                 self.frames += 1;
-                return Ok(Next::Frame(SourceFrame { picture: picture?, at }));
+                return Ok(Next::Frame(SourceFrame { pixels: pixels?, when: When::At(at), missed: 0 }));
             }
             if !self.load_next()? {
                 return Ok(Next::End);
@@ -242,6 +257,7 @@ fn clip_frames(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::camera::view::{Area, Turn};
 
     fn write_picture(path: &Path, shade: u8) {
         image::RgbImage::from_pixel(16, 8, image::Rgb([shade; 3])).save(path).unwrap();
@@ -249,7 +265,7 @@ mod tests {
 
     fn settings(path: &Path) -> ReplaySettings {
         let (show, gap) = (Duration::from_millis(200), Duration::from_millis(100));
-        ReplaySettings { path: path.to_owned(), fps: 10.0, show, gap, repeat: false }
+        ReplaySettings { path: path.to_owned(), fps: 10.0, show, gap, repeat: false, view: View::default() }
     }
 
     /// The first byte of each frame until the end; `None` for a frame that failed.
@@ -257,8 +273,9 @@ mod tests {
         let mut seen = Vec::new();
         while seen.len() < frames_max {
             match replay.next() {
-                Ok(Next::Frame(frame)) => seen.push(Some(frame.picture.rgb()[0])),
+                Ok(Next::Frame(frame)) => seen.push(Some(frame.pixels.full().unwrap().rgb()[0])),
                 Ok(Next::End) => break,
+                Ok(Next::Nothing) => panic!("a replay always has something"),
                 Err(_) => seen.push(None),
             }
         }
@@ -305,6 +322,24 @@ mod tests {
         fs::write(&path, clip).unwrap();
         let mut replay = Replay::open(settings(&path)).unwrap();
         assert_eq!(play(&mut replay, 9), [Some(30), Some(200)]);
+    }
+
+    #[test]
+    fn photographs_and_clips_are_seen_as_the_camera_hangs() {
+        let dir = tempfile::tempdir().unwrap();
+        let photo = dir.path().join("a.jpg");
+        write_picture(&photo, 200);
+        fs::copy(&photo, dir.path().join("b.mjpeg")).unwrap();
+        let mask = vec![Area::new([0.0, 0.0, 1.0, 0.5]).unwrap()];
+        let view = View { turn: Turn::Quarter, mask, ..View::default() };
+        let mut replay = Replay::open(ReplaySettings { view, ..settings(dir.path()) }).unwrap();
+        let mut shades = Vec::new();
+        while let Next::Frame(frame) = replay.next().unwrap() {
+            let full = frame.pixels.full().unwrap();
+            assert_eq!((full.width(), full.height()), (8, 16));
+            shades.push((full.row(0)[0], full.row(15)[0]));
+        }
+        assert_eq!(shades, [(0, 200), (0, 200), (0, 118), (0, 200)]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::camera::replay::Replay;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{CameraSettings, Settings};
 use crate::health;
+use crate::mongo::{self, Examined};
 use crate::record::store::{DATABASE, Store, StoreError};
 use crate::vision::{self, Vision, runtime};
 
@@ -75,13 +76,14 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
 
 fn look(settings: &Settings) -> Vec<Finding> {
     type Check = fn(&Settings) -> (State, String);
-    let checks: [(&'static str, Check); 8] = [
+    let checks: [(&'static str, Check); 9] = [
         ("networks", networks),
         ("library", library),
         ("camera", camera),
         ("storage", storage),
         ("disk", disk),
         ("broker", broker),
+        ("mongodb", mongodb),
         ("clock", clock),
         ("processor", processor),
     ];
@@ -123,6 +125,10 @@ fn camera(settings: &Settings) -> (State, String) {
         CameraSettings::Replay { replay, .. } => match Replay::open(replay.clone()) {
             Ok(_) => (State::Warning, "a replay stands in for a camera ([camera] source)".into()),
             Err(error) => (State::Fault, format!("{:#}", anyhow::Error::new(error))),
+        },
+        CameraSettings::V4l2(camera) => match camera.device.resolve() {
+            Ok(node) => (State::Good, format!("{} is there; `rollcall cameras` tells what it can", node.display())),
+            Err(error) => (State::Warning, format!("{error}; the daemon waits for it ([camera] device)")),
         },
     }
 }
@@ -176,6 +182,27 @@ fn broker(settings: &Settings) -> (State, String) {
     match std::net::TcpStream::connect_timeout(&address, Duration::from_secs(3)) {
         Ok(_) => (State::Good, format!("{name} answers")),
         Err(error) => (State::Warning, format!("{name} does not answer ({error}); events wait on disk until it does")),
+    }
+}
+
+fn mongodb(settings: &Settings) -> (State, String) {
+    let Some(mongo) = &settings.mongo else {
+        return (State::Good, "none configured: the record is kept here ([mongo] uri)".into());
+    };
+    if let Some(warning) = settings.warnings.iter().find(|it| it.starts_with("[mongo]")) {
+        return (State::Warning, warning.clone());
+    }
+    let now_ms = SystemClock::new(settings.trust).now().wall_ms;
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return (State::Fault, format!("cannot start the runtime: {error}")),
+    };
+    let examined = runtime.block_on(mongo::examine(mongo, now_ms));
+    runtime.shutdown_background();
+    match examined {
+        Examined::Good(words) => (State::Good, words),
+        Examined::Warning(words) => (State::Warning, words),
+        Examined::Fault(words) => (State::Fault, words),
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod attendance;
 pub mod bench;
+pub mod cameras;
 mod canvas;
 pub mod console;
 pub mod demo;
@@ -10,9 +11,11 @@ pub mod doctor;
 pub mod evaluate;
 pub mod people;
 pub mod plot;
+pub mod prune;
 pub mod recognise;
 mod scratch;
 pub mod snapshot;
+pub mod sync;
 pub mod table;
 pub mod watch;
 
@@ -72,16 +75,24 @@ enum Command {
     Enrol(people::EnrolArgs),
     /// List who is enrolled
     Subjects(people::SubjectsArgs),
-    /// Show the attendance recorded here
+    /// Show the attendance recorded here, or sum it up per person and session
     Attendance(attendance::Args),
     /// Live in the terminal: what the running daemon sees and decides
     Watch(watch::Args),
     /// One annotated picture from the running daemon, for setting up the camera
     Snapshot(snapshot::Args),
+    /// List the venues that this device records for, with their sessions
+    Venues(attendance::VenuesArgs),
+    /// Delete old events that owe nothing; the daemon does it by itself with [storage] keep_days
+    Prune(prune::Args),
+    /// Deliver now what is owed to broker and MongoDB, or tell what is owed
+    Sync(sync::Args),
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
     /// Measure speed and memory on this device
     Bench(bench::Args),
+    /// List the cameras that are connected, with their formats, sizes, rates and controls
+    Cameras(cameras::Args),
     /// Look at everything the daemon needs, and say what is wrong and what to do
     Doctor(doctor::Args),
     /// The embedded broker's own process; started by `run`
@@ -148,12 +159,16 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Attendance(args) => attendance::run(&args, &settings()?),
         Command::Watch(args) => watch::run(&args, &settings()?),
         Command::Snapshot(args) => snapshot::run(&args, &settings()?),
+        Command::Venues(args) => attendance::venues(&args, &settings()?),
+        Command::Prune(args) => prune::run(&args, &settings()?),
+        Command::Sync(args) => sync::run(&args, &settings()?),
         Command::Evaluate(args) => {
             let settings = settings()?;
             let pad = settings.recognition.pad();
             evaluate::run(&args, &settings.vision, pad, |spec| settings.recognition.threshold(spec))
         }
         Command::Bench(args) => bench(&args, &settings()?),
+        Command::Cameras(args) => cameras::run(&args, &settings()?),
         Command::Doctor(args) => doctor::run(&args, path.as_deref()),
         Command::BrokerChild => unreachable!("handled before"),
     }
@@ -198,6 +213,9 @@ fn check_config(path: Option<&Path>, show: bool) -> anyhow::Result<()> {
     let settings = load(path)?;
     let which = path.map_or("the built-in defaults".into(), |path| path.display().to_string());
     println!("{which}: good");
+    for warning in &settings.warnings {
+        println!("warning: {warning}");
+    }
     if show {
         println!("{settings:#?}");
     }

@@ -3,6 +3,7 @@
 //! Unknown keys and impossible values are refused by name: a typo in a security setting must never become the default.
 //! Relative paths are relative to the folder of config.toml.
 
+mod camera;
 pub mod raw;
 
 use std::collections::BTreeMap;
@@ -10,11 +11,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::attend::Venue;
+use crate::attend::venue::{self, DirectionMode, Door, SessionSpec, Venue, VenueError, VenueSpec};
 use crate::camera::replay::ReplaySettings;
-use crate::clock::Trust;
-use crate::config::raw::{RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSource};
+use crate::camera::v4l2::V4l2Settings;
+use crate::clock::{self, Trust};
+use crate::config::raw::{RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawVenue};
 use crate::enrol::EnrolSettings;
+use crate::mongo::{self, MongoSettings};
 use crate::mqtt::link::Credentials;
 use crate::mqtt::tls::{self, TlsSettings};
 use crate::recognise::attention::PaceSettings;
@@ -62,9 +65,12 @@ pub struct Settings {
     pub camera: CameraSettings,
     pub vision: VisionSettings,
     pub recognition: RecognitionSettings,
+    /// Those of the file; more may be put by command.
     pub venues: Vec<Venue>,
-    /// The door's own venue, one of `venues`.
-    pub venue: Venue,
+    /// The device's own place; its venue is one of `venues`, if there are any.
+    pub door: Door,
+    /// What is allowed, but hardly meant.
+    pub warnings: Vec<String>,
     /// At most one event for an unknown face in this time.
     pub unknown_every: Duration,
     pub mqtt: Option<MqttSettings>,
@@ -74,6 +80,7 @@ pub struct Settings {
     /// Whether a picture may leave the daemon for setting up the camera.
     pub snapshot: bool,
     pub broker: Option<BrokerSettings>,
+    pub mongo: Option<MongoSettings>,
     pub commands: CommandSettings,
     pub trust: Trust,
     pub level: RawLevel,
@@ -83,6 +90,7 @@ pub struct Settings {
 pub enum CameraSettings {
     None,
     Replay { replay: ReplaySettings, pace: RawPace },
+    V4l2(V4l2Settings),
 }
 
 /// All that recognition needs but the embedder's threshold, which the manifest holds.
@@ -203,7 +211,14 @@ pub fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) -> Resu
         None => (String::new(), PathBuf::from("(built-in defaults)")),
     };
     let folder = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
-    check(&parse(&text, &named, environment)?, &folder)
+    let raw = parse(&text, &named, environment)?;
+    let mut settings = check(&raw, &folder)?;
+    let in_clear = !raw.mongo.uri.is_empty() && settings.mongo.as_ref().is_some_and(MongoSettings::has_password);
+    if in_clear && path.is_some_and(is_open_to_others) {
+        let why = "holds a password, and others may read the file: chmod 600 it, or use uri_file";
+        settings.warnings.push(format!("[mongo] uri in {} {why}", named.display()));
+    }
+    Ok(settings)
 }
 
 /// The environment variables that concern the configuration.
@@ -265,10 +280,9 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
     if device == "all" {
         return Err(value("[device] name", "= \"all\" stands for every device of the site"));
     }
-    let venues = venues(raw)?;
-    let venue = venues.iter().find(|venue| venue.id == raw.attendance.venue).cloned();
-    let venue =
-        venue.ok_or_else(|| value("[attendance] venue", format!("{:?} is none of [[venue]]", raw.attendance.venue)))?;
+    let mut warnings = Vec::new();
+    let venues = venues(raw, &mut warnings)?;
+    let door = door(raw, &venues)?;
     let broker = broker(raw)?;
     let mqtt = mqtt(raw, &device, broker.as_ref(), folder)?;
     Ok(Settings {
@@ -276,11 +290,12 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         device,
         state_dir: folder.join(&raw.storage.directory),
         keep_days: (raw.storage.keep_days > 0).then_some(raw.storage.keep_days),
-        camera: camera(raw, folder)?,
+        camera: camera::camera(&raw.camera, folder)?,
         vision: vision(raw, folder)?,
         recognition: recognition(raw)?,
         venues,
-        venue,
+        door,
+        warnings,
         unknown_every: raw.attendance.unknown_every,
         health_every: at_least_a_second("[mqtt] health_every", raw.mqtt.health_every)?,
         celsius_max: celsius_max(raw)?,
@@ -288,6 +303,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         commands: commands(raw)?,
         mqtt,
         broker,
+        mongo: mongo(raw, folder)?,
         trust: raw.clock.trust,
         level: raw.log.level,
     })
@@ -336,36 +352,86 @@ fn host_name() -> String {
     if name.is_empty() { "device".into() } else { name }
 }
 
-fn venues(raw: &RawConfig) -> Result<Vec<Venue>, ConfigError> {
-    let mut venues: Vec<Venue> = Vec::new();
-    for venue in &raw.venue {
-        id("[[venue]] id", &venue.id)?;
-        if venues.iter().any(|other| other.id == venue.id) {
-            return Err(value("[[venue]] id", format!("{:?} stands twice", venue.id)));
-        }
-        let name = if venue.name.is_empty() { venue.id.clone() } else { venue.name.clone() };
-        venues.push(Venue { id: venue.id.clone(), name, re_entry_gap: venue.re_entry_gap });
+fn door(raw: &RawConfig, venues: &[Venue]) -> Result<Door, ConfigError> {
+    let RawAttendance { venue, direction, .. } = &raw.attendance;
+    id("[attendance] venue", venue)?;
+    if !venues.is_empty() && venues.iter().all(|it| it.id != *venue) {
+        return Err(value("[attendance] venue", format!("{venue:?} is none of [[venue]]")));
     }
-    if venues.is_empty() {
-        let id = raw.attendance.venue.clone();
-        self::id("[attendance] venue", &id)?;
-        venues.push(Venue { name: id.clone(), id, re_entry_gap: Duration::from_mins(5) });
+    let wrong = || value("[attendance] direction", "is none of \"\", \"in\", \"out\", \"alternate\"");
+    let direction = text(direction).map(|it| DirectionMode::parse(&it).ok_or_else(wrong)).transpose()?;
+    Ok(Door { venue: venue.clone(), direction })
+}
+
+fn venues(raw: &RawConfig, warnings: &mut Vec<String>) -> Result<Vec<Venue>, ConfigError> {
+    count("[[venue]]", raw.venue.len(), 0, venue::VENUES_MAX)?;
+    let mut venues: Vec<Venue> = Vec::new();
+    for it in &raw.venue {
+        id("[[venue]] id", &it.id)?;
+        if venues.iter().any(|other| other.id == it.id) {
+            return Err(value("[[venue]] id", format!("{:?} stands twice", it.id)));
+        }
+        // The names of JSON, made those of this file.
+        let wrong = |error: VenueError| {
+            let said = error.to_string().replace("sessions[", "session[").replace("_ms ", " ");
+            value("[[venue]]", format!("{:?}: {said}", it.id))
+        };
+        if it.time_zone.is_empty() && !it.session.is_empty() {
+            warnings.push(format!("[[venue]] {:?} has sessions but no time_zone: their times are taken as UTC", it.id));
+        }
+        let spec = venue_spec(it).map_err(wrong)?;
+        VenueSpec::check_zone_name(&spec.time_zone).map_err(wrong)?;
+        let zone = clock::time_zone(&spec.time_zone);
+        let zone = zone.ok_or_else(|| wrong(VenueError::new("time_zone", "is not in the time zone database")))?;
+        venues.push(Venue::new(&spec, zone).map_err(wrong)?);
     }
     Ok(venues)
 }
 
-fn camera(raw: &RawConfig, folder: &Path) -> Result<CameraSettings, ConfigError> {
-    let camera = &raw.camera;
-    within("[camera] fps", camera.fps, 0.1, 240.0)?;
-    match camera.source {
-        RawSource::None => Ok(CameraSettings::None),
-        RawSource::Replay => {
-            let path = path(folder, &camera.path)
-                .ok_or_else(|| value("[camera] path", "is empty; source = \"replay\" needs something to play"))?;
-            let (fps, show, gap, repeat) = (camera.fps, camera.show, camera.gap, camera.repeat);
-            Ok(CameraSettings::Replay { replay: ReplaySettings { path, fps, show, gap, repeat }, pace: camera.pace })
-        }
+fn venue_spec(raw: &RawVenue) -> Result<VenueSpec, VenueError> {
+    let mut sessions = Vec::with_capacity(raw.session.len());
+    for (at, session) in raw.session.iter().enumerate() {
+        let late_after_ms = late_after_ms(session)
+            .map_err(|error| VenueError { field: format!("sessions[{at}].{}", error.field), ..error })?;
+        sessions.push(SessionSpec {
+            id: session.id.clone(),
+            weekdays: session.weekdays.clone(),
+            dates: session.dates.clone(),
+            start: session.start.clone(),
+            end: session.end.clone(),
+            late_after_ms,
+            early_ms: Some(milliseconds(session.early)),
+        });
     }
+    Ok(VenueSpec {
+        venue: raw.id.clone(),
+        name: text(&raw.name).unwrap_or_else(|| raw.id.clone()),
+        time_zone: text(&raw.time_zone).unwrap_or_else(|| venue::ZONE.to_owned()),
+        direction: raw.direction,
+        re_entry_gap_ms: milliseconds(raw.re_entry_gap),
+        sessions,
+    })
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `10m` after the start, or at `08:10`.
+fn late_after_ms(session: &RawSession) -> Result<Option<u64>, VenueError> {
+    let Some(text) = text(&session.late_after) else {
+        return Ok(None);
+    };
+    if text.contains(':') {
+        let start = venue::time_of_day("start", &session.start)?;
+        let late = venue::time_of_day("late_after", &text)?;
+        let minutes = |time: jiff::civil::Time| i64::from(time.hour()) * 60 + i64::from(time.minute());
+        let after = (minutes(late) - minutes(start)).rem_euclid(24 * 60);
+        return Ok(Some(after as u64 * 60_000));
+    }
+    let wrong = || VenueError::new("late_after", "is neither a duration like `10m` nor a time like `08:10`");
+    let duration = humantime_serde::re::humantime::parse_duration(&text).map_err(|_| wrong())?;
+    Ok(Some(milliseconds(duration)))
 }
 
 fn vision(raw: &RawConfig, folder: &Path) -> Result<VisionSettings, ConfigError> {
@@ -532,6 +598,35 @@ fn tls(raw: &RawConfig, folder: &Path) -> Result<Option<TlsSettings>, ConfigErro
     let (ca, cert, key) =
         (path(folder, &it.ca_file), path(folder, &it.client_cert_file), path(folder, &it.client_key_file));
     tls::settings_from(it.tls, ca, cert, key).map_err(|error| value("[mqtt] tls", format!("= {}: {error}", it.tls)))
+}
+
+/// systemd's name for the URI, where neither key is set.
+const MONGO_CREDENTIAL: &str = "mongo_uri";
+
+fn mongo(raw: &RawConfig, folder: &Path) -> Result<Option<MongoSettings>, ConfigError> {
+    let it = &raw.mongo;
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| Path::new(&dir).join(MONGO_CREDENTIAL));
+    let uri = match (text(&it.uri), path(folder, &it.uri_file), credential.filter(|path| path.is_file())) {
+        (Some(_), Some(_), _) => return Err(value("[mongo] uri", "and uri_file exclude each other")),
+        (Some(uri), None, _) => uri,
+        (None, Some(file), _) if is_open_to_others(&file) => {
+            return Err(value("[mongo] uri_file", format!("{} may be read by others: chmod 600 it", file.display())));
+        }
+        (None, Some(file), _) | (None, None, Some(file)) => {
+            let read = fs::read_to_string(&file).map_err(|source| ConfigError::Read { path: file, source })?;
+            read.trim().to_owned()
+        }
+        (None, None, None) => String::new(),
+    };
+    let (database, ca_file) = (it.database.clone(), path(folder, &it.ca_file));
+    let (tls, timeout, window) = (it.tls, it.timeout, it.window);
+    mongo::settings_from(mongo::UriSource { uri, database, ca_file, tls, timeout, window })
+        .map_err(|error| ConfigError::Value { key: error.key, why: error.why })
+}
+
+fn is_open_to_others(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(path).is_ok_and(|it| it.mode() & 0o077 != 0)
 }
 
 fn commands(raw: &RawConfig) -> Result<CommandSettings, ConfigError> {

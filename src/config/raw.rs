@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::attend::venue::{self, DirectionMode};
 use crate::clock::Trust;
 use crate::vision::manifest::Precision;
 
@@ -23,6 +24,7 @@ pub struct RawConfig {
     pub venue: Vec<RawVenue>,
     pub mqtt: RawMqtt,
     pub broker: RawBroker,
+    pub mongo: RawMongo,
     pub commands: RawCommands,
     pub clock: RawClock,
     pub log: RawLog,
@@ -60,6 +62,19 @@ pub enum RawSource {
     #[default]
     None,
     Replay,
+    V4l2,
+}
+
+/// Pixel formats of a camera, by their usual names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawFormat {
+    #[default]
+    Auto,
+    Mjpg,
+    Yuyv,
+    Nv12,
+    Grey,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +97,23 @@ pub struct RawCamera {
     pub gap: Duration,
     pub repeat: bool,
     pub pace: RawPace,
+    pub device: String,
+    pub format: RawFormat,
+    pub width: usize,
+    pub height: usize,
+    #[serde(with = "humantime_serde")]
+    pub stall_after: Duration,
+    pub rotate: u32,
+    pub mirror: bool,
+    /// Left, top, right, bottom in fractions of the picture.
+    pub mask: Vec<[f32; 4]>,
+    pub region: [f32; 4],
+    // Texts, so that an empty one can leave the camera's own value.
+    pub auto_exposure: String,
+    pub exposure: String,
+    pub gain: String,
+    pub brightness: String,
+    pub power_line: String,
 }
 
 impl Default for RawCamera {
@@ -94,6 +126,20 @@ impl Default for RawCamera {
             gap: Duration::from_millis(1500),
             repeat: false,
             pace: RawPace::Real,
+            device: "auto".into(),
+            format: RawFormat::Auto,
+            width: 640,
+            height: 480,
+            stall_after: Duration::from_secs(4),
+            rotate: 0,
+            mirror: false,
+            mask: Vec::new(),
+            region: [0.0, 0.0, 1.0, 1.0],
+            auto_exposure: String::new(),
+            exposure: String::new(),
+            gain: String::new(),
+            brightness: String::new(),
+            power_line: String::new(),
         }
     }
 }
@@ -248,13 +294,14 @@ impl Default for RawEnrolment {
 #[serde(default, deny_unknown_fields)]
 pub struct RawAttendance {
     pub venue: String,
+    pub direction: String,
     #[serde(with = "humantime_serde")]
     pub unknown_every: Duration,
 }
 
 impl Default for RawAttendance {
     fn default() -> Self {
-        Self { venue: "main".into(), unknown_every: Duration::from_secs(10) }
+        Self { venue: "main".into(), direction: String::new(), unknown_every: Duration::from_secs(10) }
     }
 }
 
@@ -264,12 +311,40 @@ pub struct RawVenue {
     pub id: String,
     #[serde(default)]
     pub name: String,
+    /// Empty: not set.
+    #[serde(default)]
+    pub time_zone: String,
+    #[serde(default)]
+    pub direction: DirectionMode,
     #[serde(default = "re_entry_gap", with = "humantime_serde")]
     pub re_entry_gap: Duration,
+    #[serde(default)]
+    pub session: Vec<RawSession>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawSession {
+    pub id: String,
+    #[serde(default)]
+    pub weekdays: Vec<String>,
+    #[serde(default)]
+    pub dates: Vec<String>,
+    pub start: String,
+    pub end: String,
+    /// A duration or a time of day; empty: nobody is late.
+    #[serde(default)]
+    pub late_after: String,
+    #[serde(default = "early", with = "humantime_serde")]
+    pub early: Duration,
 }
 
 fn re_entry_gap() -> Duration {
-    Duration::from_mins(5)
+    venue::RE_ENTRY_GAP
+}
+
+fn early() -> Duration {
+    venue::EARLY
 }
 
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -331,6 +406,39 @@ pub struct RawBroker {
 impl Default for RawBroker {
     fn default() -> Self {
         Self { enabled: false, listen: "127.0.0.1:1883".into(), websocket: String::new() }
+    }
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawMongo {
+    pub uri: String,
+    pub uri_file: PathBuf,
+    pub database: String,
+    pub tls: bool,
+    pub ca_file: PathBuf,
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    pub window: usize,
+}
+
+impl std::fmt::Debug for RawMongo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RawMongo(database {}, tls {})", self.database, self.tls)
+    }
+}
+
+impl Default for RawMongo {
+    fn default() -> Self {
+        Self {
+            uri: String::new(),
+            uri_file: PathBuf::new(),
+            database: "rollcall".into(),
+            tls: false,
+            ca_file: PathBuf::new(),
+            timeout: Duration::from_secs(10),
+            window: 500,
+        }
     }
 }
 

@@ -54,6 +54,10 @@ fn what_is_wrong_is_refused_by_name() {
         ("[mqtt]\nhost = \"h\"\npassword = \"p\"", "[mqtt] user"),
         ("[mqtt]\nhost = \"h\"\n[broker]\nenabled = true", "[mqtt] host"),
         ("[broker]\nenabled = true\nlisten = \"0.0.0.0:1883\"", "[broker] listen"),
+        ("[mongo]\nuri = \"localhost\"", "[mongo] uri"),
+        ("[mongo]\nuri = \"mongodb://a/?w=0\"", "[mongo] uri"),
+        ("[mongo]\nca_file = \"ca.pem\"", "[mongo]"),
+        ("[mongo]\nuri = \"mongodb://a\"\nuri_file = \"b\"", "[mongo] uri"),
         ("[commands]\nimage_bytes_max = 1", "[commands] image_bytes_max"),
     ] {
         let said = set(text).expect_err(text).to_string();
@@ -86,4 +90,27 @@ fn the_embedded_broker_is_where_the_link_goes() {
     let settings = set("[broker]\nenabled = true\nlisten = \"127.0.0.1:2883\"").unwrap();
     assert_eq!(settings.mqtt.unwrap().port, 2883);
     assert!(set("").unwrap().mqtt.is_none());
+}
+
+#[cfg(feature = "mongo")]
+#[test]
+fn the_uri_of_mongodb_is_kept_where_others_cannot_read_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str, mode| {
+        fs::write(dir.path().join(name), text).unwrap();
+        fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let load = || load(Some(&dir.path().join("config.toml")), &BTreeMap::new());
+    write("config.toml", "[mongo]\nuri = \"mongodb://door:s3cret@host/?replicaSet=rs0\"\n", 0o644);
+    assert!(load().unwrap().warnings[0].contains("[mongo] uri"));
+    write("config.toml", "[mongo]\nuri = \"mongodb://host\"\n", 0o644);
+    assert!(load().unwrap().warnings.is_empty());
+    write("config.toml", "[mongo]\nuri_file = \"uri\"\n", 0o644);
+    write("uri", "mongodb://door:s3cret@host/?replicaSet=rs0\n", 0o640);
+    assert!(load().unwrap_err().to_string().contains("chmod 600"));
+    write("uri", "mongodb://door:s3cret@host/?replicaSet=rs0\n", 0o600);
+    let settings = load().unwrap();
+    assert!(settings.warnings.is_empty());
+    assert!(!format!("{settings:?}").contains("s3cret"));
 }

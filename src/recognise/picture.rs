@@ -34,7 +34,7 @@ impl Default for PictureLimits {
     }
 }
 
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     #[error("the picture has {bytes} bytes; at most {limit} are accepted")]
     TooManyBytes { bytes: usize, limit: usize },

@@ -11,6 +11,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::attend::{Direction, Status};
 use crate::clock;
 use crate::recognise::face::{Name, SubjectId};
 
@@ -165,38 +166,6 @@ pub enum Body {
 pub struct SubjectRef {
     pub id: SubjectId,
     pub name: Name,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Direction {
-    In,
-    Out,
-}
-
-impl Direction {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::In => "in",
-            Self::Out => "out",
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    Present,
-    Late,
-}
-
-impl Status {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Present => "present",
-            Self::Late => "late",
-        }
-    }
 }
 
 /// A subject was seen at a venue (schema 1).
@@ -383,6 +352,13 @@ impl Body {
             Self::Unknown(it) => it.venue.as_deref(),
             Self::Attack(it) => it.venue.as_deref(),
             Self::Camera(_) | Self::Enrolment(_) | Self::Correction(_) | Self::Security(_) => None,
+        }
+    }
+
+    pub fn session(&self) -> Option<&str> {
+        match self {
+            Self::Attendance(it) => it.session.as_deref(),
+            _ => None,
         }
     }
 

@@ -20,6 +20,8 @@ pub enum Delivery {
     Acknowledged,
     /// Not now; the reason is logged.
     Retry(String),
+    /// Not until somebody has put something right on either side: tried at the slowest pace.
+    Refused(String),
     /// Never; the reason is stored.
     Poison(String),
 }
@@ -99,7 +101,7 @@ pub async fn relay<S: Sink>(
         // Not raced against `stop`.
         let outcome = sort(&batch, sink.deliver(&batch).await);
         let progress = outcome.settled() > 0;
-        let retry = outcome.retry_reason.clone();
+        let (retry, refused) = (outcome.retry_reason.clone(), outcome.refused);
         if let Err(error) = settle(&store, outcome).await {
             // What was acknowledged stands in the outbox still and is sent again: twice is harmless.
             survive(name, error)?;
@@ -111,7 +113,7 @@ pub async fn relay<S: Sink>(
             continue;
         };
         failures = if progress { 1 } else { failures + 1 };
-        let pause = settings.backoff.pause(failures, rand_bits());
+        let pause = settings.backoff.pause(if refused { u32::MAX } else { failures }, rand_bits());
         if failures == 1 {
             // The edge only: an hour without the broker is one line.
             tracing::warn!(sink = name.as_str(), reason, ?pause, "delivery failed, will retry");
@@ -150,6 +152,7 @@ struct Outcome {
     poison: Vec<(i64, String)>,
     retry: Vec<i64>,
     retry_reason: Option<String>,
+    refused: bool,
 }
 
 impl Outcome {
@@ -162,10 +165,11 @@ fn sort(batch: &[OutboxRow], deliveries: Vec<Delivery>) -> Outcome {
     let mut outcome = Outcome::default();
     let unanswered = std::iter::repeat_with(|| Delivery::Retry("the sink gave no answer".into()));
     for (row, delivery) in batch.iter().zip(deliveries.into_iter().chain(unanswered)) {
+        outcome.refused |= matches!(delivery, Delivery::Refused(_));
         match delivery {
             Delivery::Acknowledged => outcome.acknowledged.push(row.id),
             Delivery::Poison(reason) => outcome.poison.push((row.id, reason)),
-            Delivery::Retry(reason) => {
+            Delivery::Retry(reason) | Delivery::Refused(reason) => {
                 outcome.retry.push(row.id);
                 outcome.retry_reason.get_or_insert(reason);
             }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Commander, Fault, JOB_PATIENCE, not_now, refuse};
 use crate::app::inference::{Job, LookError, Seen};
 use crate::app::recorder::{Visit, record_visit};
-use crate::attend::Venue;
+use crate::attend::venue::Venue;
 use crate::clock::{Stamp, Stopwatch, rfc3339};
 use crate::enrol::{Judged, Judgement, Reason};
 use crate::recognise::decision::Decision;
@@ -19,14 +19,34 @@ use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use crate::recognise::gallery;
 use crate::recognise::quality::Flaw;
 use crate::record::command::answer::{
-    self, AttendanceEntry, AttendanceList, Attended, Enrolled, FaceEntry, ImageOutcome, ImageReason, NotEnrolled, Owed,
-    Recognised, Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
+    self, Attended, Buried, Enrolled, FaceEntry, ImageOutcome, ImageReason, NotEnrolled, Owed, Recognised, Renamed,
+    SubjectEntry, SubjectList, Synced, Withdrawn,
 };
 use crate::record::command::{
-    Attend, Attendance, Command, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw,
+    Attend, Command, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw,
 };
-use crate::record::event::{Body, Direction, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
-use crate::record::store::{AttendanceQuery, NewReference, StoreError, Tx};
+use crate::record::event::{Body, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
+use crate::record::store::{BuriedRow, NewReference, SinkStanding, Standing, StoreError, Tx};
+
+/// How many of those that were set aside are told one by one.
+pub const BURIED_TOLD: u32 = 20;
+
+/// What `sync` answers, here and on the command line.
+pub fn synced(standing: &Standing, buried: &[BuriedRow], retried: u64) -> Synced {
+    let owed = |it: &SinkStanding| Owed {
+        sink: it.sink.as_str().into(),
+        rows: it.depth.rows,
+        oldest_at: it.depth.oldest_created_ms.map(rfc3339),
+        buried: it.depth.buried,
+    };
+    let entry = |row: &BuriedRow| Buried { sink: row.sink.clone(), seq: row.event_seq, reason: row.reason.clone() };
+    Synced {
+        owed: standing.sinks.iter().map(owed).collect(),
+        buried: buried.iter().map(entry).collect(),
+        complete_through: standing.complete_through(None),
+        retried,
+    }
+}
 
 impl Commander {
     pub(super) async fn carry_out(&self, command: Command) -> Result<(), Fault> {
@@ -39,7 +59,10 @@ impl Commander {
             Verb::Recognise(recognise) => self.recognise(request_id, &recognise.image).await,
             Verb::Attend(attend) => self.attend(request_id, attend).await,
             Verb::Attendance(attendance) => self.attendance(request_id, attendance).await,
-            Verb::Sync => self.sync(request_id).await,
+            Verb::VenuePut(venue) => self.venue_put(request_id, venue).await,
+            Verb::VenueDelete(delete) => self.venue_delete(request_id, delete.venue).await,
+            Verb::Venues(page) => self.venue_list(request_id, page).await,
+            Verb::Sync(sync) => self.sync(request_id, sync.retry_buried).await,
         }
     }
 
@@ -154,7 +177,7 @@ impl Commander {
         let (watch, at) = (Stopwatch::start(), self.clock.now());
         let faces = self.look(&attend.image).await?;
         let latency_ms = watch.elapsed().as_millis() as u64;
-        let direction = attend.direction.unwrap_or(Direction::In);
+        let direction = attend.direction;
         let mut visits: Vec<Visit> = Vec::new();
         for seen in &faces {
             if let Decision::Identified(found) = &seen.decision {
@@ -185,46 +208,21 @@ impl Commander {
         Ok(())
     }
 
-    async fn attendance(&self, request_id: String, wanted: Attendance) -> Result<(), Fault> {
-        self.venue(&wanted.venue)?;
+    async fn sync(&self, request_id: String, retry_buried: bool) -> Result<(), Fault> {
         let write = move |tx: &mut Tx<'_>| {
-            let query = AttendanceQuery {
-                venue: Some(wanted.venue.clone()),
-                from_ms: wanted.from_ms,
-                to_ms: wanted.to_ms,
-                after_seq: wanted.after_seq,
-                limit: wanted.limit + 1,
-            };
-            let mut found = tx.attendance(&query)?;
-            let more = found.len() > wanted.limit as usize;
-            found.truncate(wanted.limit as usize);
-            let next_after = found.last().filter(|_| more).map(|last| last.seq);
-            let attendance = found.iter().filter_map(AttendanceEntry::of).collect();
-            let list = AttendanceList { venue: wanted.venue.clone(), attendance, next_after };
-            answer(tx, &request_id, "attendance", &list)
+            let retried = if retry_buried { tx.retry_buried()? as u64 } else { 0 };
+            let synced = synced(&tx.standing()?, &tx.buried(BURIED_TOLD)?, retried);
+            answer(tx, &request_id, "sync", &synced)
         };
-        Ok(self.store.write_async(write).await?)
-    }
-
-    async fn sync(&self, request_id: String) -> Result<(), Fault> {
+        self.store.write_async(write).await?;
         self.store.deliver_now();
-        let sinks = self.sinks.clone();
-        let write = move |tx: &mut Tx<'_>| {
-            let mut owed = Vec::with_capacity(sinks.len());
-            for sink in &sinks {
-                let depth = tx.outbox_depth(*sink)?;
-                let oldest_at = depth.oldest_created_ms.map(rfc3339);
-                owed.push(Owed { sink: sink.as_str().into(), rows: depth.rows, oldest_at, buried: depth.buried });
-            }
-            answer(tx, &request_id, "sync", &Synced { owed })
-        };
-        Ok(self.store.write_async(write).await?)
+        Ok(())
     }
 
-    fn venue(&self, id: &str) -> Result<Venue, Fault> {
-        let known = self.venues.iter().find(|venue| venue.id == id).cloned();
-        known.ok_or_else(|| {
-            refuse(ErrorCode::UnknownVenue, "this device does not know the venue: see [[venue]] in its config.toml")
+    pub(super) fn venue(&self, id: &str) -> Result<Venue, Fault> {
+        self.venues.find(id).ok_or_else(|| {
+            let message = "this device does not know the venue: `venue_put` it, or add a [[venue]] to its config.toml";
+            refuse(ErrorCode::UnknownVenue, message)
         })
     }
 
@@ -324,7 +322,7 @@ impl NewEnrolment {
     }
 }
 
-fn answer(tx: &mut Tx<'_>, request_id: &str, verb: &str, body: &impl Serialize) -> Result<(), StoreError> {
+pub(super) fn answer(tx: &mut Tx<'_>, request_id: &str, verb: &str, body: &impl Serialize) -> Result<(), StoreError> {
     let reply = answer::accepted(request_id, verb, body);
     tx.put_answer(request_id, verb, &answer::topic_part(Some(request_id)), &reply)?;
     Ok(())

@@ -17,7 +17,8 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
 use crate::camera::replay::{Replay, ReplaySettings};
-use crate::camera::{FrameSource as _, Next};
+use crate::camera::view::View;
+use crate::camera::{FrameSource as _, Next, When};
 use crate::cli::bench::scene::{People, Scenery};
 use crate::cli::bench::{Args, Commit, Cost, cost, cpu_ms_since, timed, warm_up};
 use crate::cli::evaluate::measure::progress;
@@ -142,7 +143,7 @@ impl Clip {
 
     fn play(&self, fps: f32, repeat: bool) -> anyhow::Result<Replay> {
         let (path, show, gap) = (self.path.clone(), Duration::ZERO, Duration::ZERO);
-        Ok(Replay::open(ReplaySettings { path, fps, show, gap, repeat })?)
+        Ok(Replay::open(ReplaySettings { path, fps, show, gap, repeat, view: View::default() })?)
     }
 }
 
@@ -321,9 +322,10 @@ fn next(source: &mut Replay, spent: Option<&Arc<Mutex<Spent>>>) -> anyhow::Resul
         None => source.next(),
     };
     let Next::Frame(frame) = read(source)? else { return Ok(None) };
-    let media_ms = frame.at.as_millis() as u64;
+    let When::At(at) = frame.when else { return Ok(None) };
+    let media_ms = at.as_millis() as u64;
     let taken = Stamp { wall_ms: 0, boottime_ms: media_ms, trusted: true };
-    let pixels: Arc<dyn Pixels> = frame.picture;
+    let pixels = frame.pixels;
     let pixels = match spent {
         Some(spent) => Arc::new(TimedPixels { pixels, spent: Arc::clone(spent) }),
         None => pixels,

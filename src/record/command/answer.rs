@@ -7,6 +7,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{ErrorCode, Refusal, SCHEMA};
+use crate::attend::venue::VenueSpec;
 use crate::recognise::face::{Name, SubjectId};
 use crate::record::event::{ClockState, Direction, Status, StoredEvent, SubjectRef};
 
@@ -203,6 +204,8 @@ pub struct AttendanceEntry {
     pub status: Status,
     pub occurred_at: String,
     pub clock: ClockState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<Uuid>,
 }
 
 impl AttendanceEntry {
@@ -220,13 +223,136 @@ impl AttendanceEntry {
             status: body.status,
             occurred_at: crate::clock::rfc3339(event.occurred_ms),
             clock: event.clock,
+            superseded_by: event.superseded_by,
         })
+    }
+}
+
+/// What the record of a period comes to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AttendanceSummary {
+    pub venue: String,
+    pub time_zone: String,
+    pub from: String,
+    pub to: String,
+    pub rows: Vec<SummaryRow>,
+    /// Sessions of which it is not known who was absent; on the first page, when absence is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_known: Option<Vec<NotKnown>>,
+    /// What to send as `after` for the next page; none on the last one.
+    pub next_after: Option<i64>,
+}
+
+/// A subject in a session; or on a local day, for what belongs to no session.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SummaryRow {
+    pub date: String,
+    pub session: Option<String>,
+    pub subject: SubjectRef,
+    pub status: SummaryStatus,
+    pub first_in: Option<String>,
+    pub last_out: Option<String>,
+    pub late_ms: Option<i64>,
+    pub present_ms: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SummaryStatus {
+    Present,
+    Late,
+    Absent,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NotKnown {
+    pub session: String,
+    pub starts_at: String,
+    pub ends_at: String,
+    /// When the door was not watching, the first few times.
+    pub not_watching: Vec<Period>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Period {
+    pub from: String,
+    pub to: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VenuePut {
+    pub venue: String,
+    /// Whether it took the place of another of this id.
+    pub replaced: bool,
+    /// The session that runs or comes next, so that a wrong time zone is seen.
+    pub next_session: Option<SessionEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SessionEntry {
+    pub session: String,
+    pub starts_at: String,
+    pub ends_at: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VenueDeleted {
+    pub venue: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VenueList {
+    pub venues: Vec<VenueEntry>,
+    /// What to send as `after` for the next page; none on the last one.
+    pub next_after: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VenueEntry {
+    #[serde(flatten)]
+    pub spec: VenueSpec,
+    pub source: VenueSource,
+    /// Whether this device's camera records for it.
+    pub door: bool,
+}
+
+/// Who said what a venue is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VenueSource {
+    Config,
+    Command,
+    /// Nobody: it is this device's own, with nothing set.
+    Default,
+}
+
+impl VenueSource {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Command => "command",
+            Self::Default => "default",
+        }
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Synced {
     pub owed: Vec<Owed>,
+    /// The first of those that were set aside.
+    pub buried: Vec<Buried>,
+    /// Everything this device saw up to then has been delivered; null when that cannot be said.
+    pub complete_through: Option<String>,
+    /// How many were put back among what is owed.
+    pub retried: u64,
+}
+
+/// What its sink will never take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Buried {
+    pub sink: String,
+    pub seq: Option<i64>,
+    pub reason: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

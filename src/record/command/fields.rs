@@ -6,6 +6,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 use serde_json::{Map, Value};
 
 use super::{EncodedImage, ErrorCode, Limits, PAGE_DEFAULT, PAGE_MAX, Refusal, over};
+use crate::attend::venue::DirectionMode;
 use crate::recognise::face::{Name, SubjectId, check_id};
 use crate::record::event::Direction;
 
@@ -34,8 +35,8 @@ impl Fault {
 /// The members of one JSON object, taken out one by one.
 pub(super) struct Fields {
     members: Map<String, Value>,
-    /// Where this object stands, as a prefix of its fields' names: empty or `subject.`.
-    path: &'static str,
+    /// Where this object stands, as a prefix of its fields' names: empty, `subject.` or `sessions[2].`.
+    path: String,
 }
 
 /// The request id of a payload that is refused as a whole, if it can be had without trusting the rest: it stands once,
@@ -86,7 +87,7 @@ pub(super) fn read(payload: &[u8], limits: &Limits) -> Result<Fields, Fault> {
         };
         Fault::whole(ErrorCode::BadJson, message)
     })?;
-    Ok(Fields { members, path: "" })
+    Ok(Fields { members, path: String::new() })
 }
 
 /// Depth and number of values, by counting brackets and commas outside strings: no memory, one pass, before any
@@ -186,7 +187,7 @@ impl Fields {
         read(self, key).map(Some)
     }
 
-    fn text(&mut self, key: &str) -> Result<String, Fault> {
+    pub(super) fn text(&mut self, key: &str) -> Result<String, Fault> {
         match self.take(key)? {
             Value::String(text) => Ok(text),
             other => Err(self.wrong_type(key, "a string", &other)),
@@ -206,11 +207,61 @@ impl Fields {
     }
 
     pub(super) fn object(&mut self, key: &'static str) -> Result<Fields, Fault> {
-        debug_assert_eq!((self.path, key), ("", "subject"), "the one nested object there is");
-        match self.take(key)? {
-            Value::Object(members) => Ok(Fields { members, path: "subject." }),
+        let value = self.take(key)?;
+        self.nested(key, value)
+    }
+
+    fn nested(&self, key: &str, value: Value) -> Result<Fields, Fault> {
+        match value {
+            Value::Object(members) => Ok(Fields { members, path: format!("{}{key}.", self.path) }),
             other => Err(self.wrong_type(key, "an object", &other)),
         }
+    }
+
+    fn list(&mut self, key: &str, most: usize) -> Result<Vec<Value>, Fault> {
+        match self.take(key)? {
+            Value::Array(list) if list.len() > most => {
+                Err(self.fault(ErrorCode::TooMany, key, format!("has {} values; at most {most}", list.len())))
+            }
+            Value::Array(list) => Ok(list),
+            other => Err(self.wrong_type(key, "a list", &other)),
+        }
+    }
+
+    /// A list of objects, each read by `read`.
+    pub(super) fn objects<T>(
+        &mut self,
+        key: &str,
+        most: usize,
+        mut read: impl FnMut(&mut Self) -> Result<T, Fault>,
+    ) -> Result<Vec<T>, Fault> {
+        let list = self.list(key, most)?;
+        let one = |(at, value)| {
+            let mut fields = self.nested(&format!("{key}[{at}]"), value)?;
+            let it = read(&mut fields)?;
+            fields.finish()?;
+            Ok(it)
+        };
+        list.into_iter().enumerate().map(one).collect()
+    }
+
+    pub(super) fn texts(&mut self, key: &str, most: usize) -> Result<Vec<String>, Fault> {
+        let list = self.list(key, most)?;
+        let text = |(at, value)| match value {
+            Value::String(text) => Ok(text),
+            other => Err(self.wrong_type(&format!("{key}[{at}]"), "a string", &other)),
+        };
+        list.into_iter().enumerate().map(text).collect()
+    }
+
+    pub(super) fn milliseconds(&mut self, key: &str) -> Result<u64, Fault> {
+        let ms = self.whole(key)?;
+        u64::try_from(ms).map_err(|_| self.fault(ErrorCode::BadValue, key, "must not be negative"))
+    }
+
+    pub(super) fn direction_mode(&mut self, key: &str) -> Result<DirectionMode, Fault> {
+        let mode = DirectionMode::parse(&self.text(key)?);
+        mode.ok_or_else(|| self.fault(ErrorCode::BadValue, key, "must be `in`, `out` or `alternate`"))
     }
 
     pub(super) fn id(&mut self, key: &str) -> Result<String, Fault> {

@@ -14,6 +14,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::attend::venue::{DATES_MAX, SESSIONS_MAX, SessionSpec, VenueSpec};
 use crate::recognise::face::{Name, SubjectId};
 use crate::record::event::Direction;
 use fields::Fields;
@@ -60,7 +61,10 @@ pub enum Verb {
     Recognise(Recognise),
     Attend(Attend),
     Attendance(Attendance),
-    Sync,
+    VenuePut(VenueSpec),
+    VenueDelete(VenueDelete),
+    Venues(Venues),
+    Sync(Sync),
 }
 
 impl Verb {
@@ -73,9 +77,19 @@ impl Verb {
             Self::Recognise(_) => "recognise",
             Self::Attend(_) => "attend",
             Self::Attendance(_) => "attendance",
-            Self::Sync => "sync",
+            Self::VenuePut(_) => "venue_put",
+            Self::VenueDelete(_) => "venue_delete",
+            Self::Venues(_) => "venues",
+            Self::Sync(_) => "sync",
         }
     }
+}
+
+/// Deliver now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sync {
+    /// What was set aside as undeliverable is tried again.
+    pub retry_buried: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -128,8 +142,29 @@ pub struct Attendance {
     pub from_ms: i64,
     /// Up to here, which is no longer included.
     pub to_ms: i64,
-    /// Only events with a greater `seq`.
-    pub after_seq: i64,
+    /// Only events with a greater `seq`; of a summary, only rows after so many.
+    pub after: i64,
+    pub limit: u32,
+    /// Those too in whose stead another counts.
+    pub all: bool,
+    /// Per subject and session or day.
+    pub summary: bool,
+    /// And who was not there.
+    pub absent: bool,
+}
+
+/// The longest period of a summary; a page of it looks at all of it.
+pub const SUMMARY_DAYS_MAX: i64 = 62;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VenueDelete {
+    pub venue: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Venues {
+    /// Only venues whose id sorts after this one.
+    pub after: Option<String>,
     pub limit: u32,
 }
 
@@ -283,11 +318,10 @@ pub fn parse(verb: &str, retained: bool, payload: &[u8], limits: &Limits, now_ms
 
 fn is_supported(verb: &str) -> Result<(), (ErrorCode, String)> {
     match verb {
-        "enrol" | "withdraw" | "rename" | "subjects" | "recognise" | "attend" | "attendance" | "sync" => Ok(()),
-        // In the contract, and to be read in `read_verb` when they come.
-        "enrol_from_camera" | "venue_put" | "venue_delete" | "venues" => {
-            Err((ErrorCode::NotSupported, "this version does not know the command yet".into()))
-        }
+        "enrol" | "withdraw" | "rename" | "subjects" | "recognise" | "attend" | "attendance" | "venue_put"
+        | "venue_delete" | "venues" | "sync" => Ok(()),
+        // In the contract, and to be read in `read_verb` when it comes.
+        "enrol_from_camera" => Err((ErrorCode::NotSupported, "this version does not know the command yet".into())),
         _ => Err((ErrorCode::UnknownVerb, "there is no such command".into())),
     }
 }
@@ -320,7 +354,10 @@ fn read_verb(
             direction: fields.optional("direction", Fields::direction)?,
         }),
         "attendance" => attendance(fields).map(Verb::Attendance)?,
-        _ => Verb::Sync,
+        "venue_put" => venue_put(fields).map(Verb::VenuePut)?,
+        "venue_delete" => Verb::VenueDelete(VenueDelete { venue: fields.id("venue")? }),
+        "venues" => Verb::Venues(Venues { after: fields.optional("after", Fields::id)?, limit: fields.page()? }),
+        _ => Verb::Sync(Sync { retry_buried: fields.flag("retry_buried")? }),
     };
     fields.finish()?;
     // Last, so that a command with a fault is told of the fault however late it is.
@@ -349,16 +386,52 @@ fn attendance(fields: &mut Fields) -> Result<Attendance, fields::Fault> {
         from_ms: fields.optional("from", Fields::time)?.unwrap_or(0),
         // Without an end: all there is, whatever the clock was.
         to_ms: fields.optional("to", Fields::time)?.unwrap_or(i64::MAX),
-        after_seq: fields.optional("after", Fields::whole)?.unwrap_or(0),
+        after: fields.optional("after", Fields::whole)?.unwrap_or(0),
         limit: fields.page()?,
+        all: fields.optional("all", Fields::flag)?.unwrap_or(false),
+        summary: fields.optional("summary", Fields::flag)?.unwrap_or(false),
+        absent: fields.optional("absent", Fields::flag)?.unwrap_or(false),
     };
-    if attendance.after_seq < 0 {
+    if attendance.absent && !attendance.summary {
+        return Err(fields.fault(ErrorCode::BadValue, "absent", "is part of a summary"));
+    }
+    if attendance.all && attendance.summary {
+        return Err(fields.fault(ErrorCode::BadValue, "all", "has no meaning in a summary"));
+    }
+    if attendance.after < 0 {
         return Err(fields.fault(ErrorCode::BadValue, "after", "must not be negative"));
     }
     if attendance.to_ms < attendance.from_ms {
         return Err(fields.fault(ErrorCode::BadValue, "to", "must not be before `from`"));
     }
     Ok(attendance)
+}
+
+/// Read, not yet checked: that takes the time zone database.
+fn venue_put(fields: &mut Fields) -> Result<VenueSpec, fields::Fault> {
+    let venue = fields.id("venue")?;
+    let plain = VenueSpec::plain(&venue);
+    let session = |fields: &mut Fields| {
+        Ok(SessionSpec {
+            id: fields.id("id")?,
+            weekdays: fields.optional("weekdays", |fields, key| fields.texts(key, 7))?.unwrap_or_default(),
+            dates: fields.optional("dates", |fields, key| fields.texts(key, DATES_MAX))?.unwrap_or_default(),
+            start: fields.text("start")?,
+            end: fields.text("end")?,
+            late_after_ms: fields.optional("late_after_ms", Fields::milliseconds)?,
+            early_ms: fields.optional("early_ms", Fields::milliseconds)?,
+        })
+    };
+    Ok(VenueSpec {
+        name: fields.optional("name", Fields::name)?.map_or(plain.name, |it| it.as_str().to_owned()),
+        time_zone: fields.optional("time_zone", Fields::text)?.unwrap_or(plain.time_zone),
+        direction: fields.optional("direction", Fields::direction_mode)?.unwrap_or(plain.direction),
+        re_entry_gap_ms: fields.optional("re_entry_gap_ms", Fields::milliseconds)?.unwrap_or(plain.re_entry_gap_ms),
+        sessions: fields
+            .optional("sessions", |fields, key| fields.objects(key, SESSIONS_MAX, session))?
+            .unwrap_or_default(),
+        venue,
+    })
 }
 
 /// `what is 9.1 MB; at most 4 MB`, to two digits and by 1024².

@@ -30,6 +30,15 @@ fn good() -> Vec<(&'static str, Value)> {
                    "to": "2026-11-24T00:00:00+01:00", "after": 7, "limit": 10}),
         ),
         ("sync", json!({"request_id": "r-1", "expires_at": "2026-11-23T08:00:00Z"})),
+        (
+            "venue_put",
+            json!({"request_id": "r-1", "venue": "room-a", "name": "Room A", "time_zone": "Europe/Berlin",
+                   "direction": "alternate", "re_entry_gap_ms": 60000, "sessions": [
+                     {"id": "mon-am", "weekdays": ["mon"], "start": "08:00", "end": "12:00", "late_after_ms": 600_000},
+                     {"id": "exam", "dates": ["2026-11-24"], "start": "09:00", "end": "11:00", "early_ms": 0}]}),
+        ),
+        ("venue_delete", json!({"request_id": "r-1", "venue": "room-a"})),
+        ("venues", json!({"request_id": "r-1", "after": "room-a", "limit": 10})),
     ]
 }
 
@@ -49,7 +58,7 @@ fn good_commands_are_read() {
     let (verb, body) = &good()[6];
     let Verb::Attendance(attendance) = read(verb, body).unwrap().verb else { panic!("an attendance") };
     assert_eq!(
-        (attendance.from_ms, attendance.to_ms, attendance.after_seq, attendance.limit),
+        (attendance.from_ms, attendance.to_ms, attendance.after, attendance.limit),
         (1_795_392_000_000, 1_795_474_800_000, 7, 10)
     );
     assert_eq!(read("sync", &good()[7].1).unwrap().expires_ms, Some(1_795_420_800_000));
@@ -62,7 +71,7 @@ fn what_is_left_out_has_a_default() {
     else {
         panic!("an attendance")
     };
-    assert_eq!((all.from_ms, all.after_seq, all.limit), (0, 0, PAGE_DEFAULT));
+    assert_eq!((all.from_ms, all.after, all.limit), (0, 0, PAGE_DEFAULT));
     assert!(all.to_ms > NOW_MS);
 }
 
@@ -81,6 +90,16 @@ fn check(verb: &str, change: impl FnOnce(&mut Value), code: ErrorCode, field: &s
 fn each_fault_is_named_with_its_field() {
     use ErrorCode::{BadImage, BadValue, Expired, MissingField, TooMany, UnknownField, WrongType};
     check("sync", |it| it["extra"] = json!(1), UnknownField, "extra");
+    check("venue_put", |it| it["sessions"][1]["room"] = json!(1), UnknownField, "sessions[1].room");
+    check("venue_put", |it| it["sessions"][1]["start"] = json!(9), WrongType, "sessions[1].start");
+    check("venue_put", |it| it["sessions"][0]["weekdays"] = json!([1]), WrongType, "sessions[0].weekdays[0]");
+    check("venue_put", |it| it["sessions"][0]["weekdays"] = json!(vec!["mon"; 8]), TooMany, "sessions[0].weekdays");
+    check("venue_put", |it| it["sessions"] = json!(vec![json!({}); 51]), TooMany, "sessions");
+    check("venue_put", |it| it["sessions"] = json!({}), WrongType, "sessions");
+    check("venue_put", |it| it["re_entry_gap_ms"] = json!(-1), BadValue, "re_entry_gap_ms");
+    check("venue_put", |it| it["direction"] = json!("both"), BadValue, "direction");
+    check("venue_put", |it| it["venue"] = json!("a/b"), BadValue, "venue");
+    check("attendance", |it| it["absent"] = json!(true), BadValue, "absent");
     check("enrol", |it| it["subject"]["vip"] = json!(true), UnknownField, "subject.vip");
     check("sync", |it| it["request_id"] = json!("a/b"), BadValue, "request_id");
     check("sync", |it| it["request_id"] = json!(7), WrongType, "request_id");
@@ -141,7 +160,7 @@ fn a_message_that_is_wrong_as_a_whole_is_refused() {
     let filled = |with: &str| format!(r#"{{"request_id":"r-1","x":{with}}}"#);
     check("sync", true, sync, ErrorCode::Retained, Some("r-1"));
     check("format_disk", false, sync, ErrorCode::UnknownVerb, Some("r-1"));
-    check("venue_put", false, sync, ErrorCode::NotSupported, Some("r-1"));
+    check("enrol_from_camera", false, sync, ErrorCode::NotSupported, Some("r-1"));
     check("sync", false, &" ".repeat(50_001), ErrorCode::TooLarge, None);
     check("sync", false, &filled(&"[".repeat(16)), ErrorCode::TooDeep, None);
     check("sync", false, &filled(&["[".repeat(16), "]".repeat(16)].concat()), ErrorCode::TooDeep, Some("r-1"));

@@ -12,10 +12,14 @@
 //! Budget: a group of up to 64 writes costs one commit, that is one fsync; a Raspberry Pi's card does 20 to 100 a
 //! second.
 
+mod attendance;
 mod files;
+mod observation;
 mod people;
 mod read;
+mod retention;
 mod schema;
+mod standing;
 mod tx;
 mod writer;
 
@@ -35,9 +39,13 @@ use crate::record::seal::SealError;
 use tx::Tx as Transaction;
 use writer::{Job, Message, Task, wait};
 
+pub use attendance::StoredVenue;
 pub use files::DATABASE;
-pub use people::{Erased, NewReference};
+pub use observation::Observation;
+pub use people::{Erased, Erasure, NewReference};
 pub use read::{AttendanceQuery, Reader};
+pub use retention::Prunable;
+pub use standing::{Held, SinkStanding, Standing, Unwatched};
 pub use tx::Tx;
 
 /// Where events are owed. The name stands in the database: it is never given another meaning.

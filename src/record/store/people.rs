@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 
 use rusqlite::params;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::read;
 use super::tx::Tx;
-use super::{Reference, ReferenceCount, StoreError, Subject};
+use super::{Reference, ReferenceCount, SinkName, StoreError, Subject};
 use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use crate::record::command::answer;
 use crate::record::event::{Body, id_at};
@@ -34,6 +35,21 @@ pub struct Erased {
     /// Stored answers, and replies on their way.
     pub replies: u32,
 }
+
+/// What other records are told of an erasure: whose, and up to which of this device's events. It stands in the outbox
+/// until they have done the same, and nowhere else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erasure {
+    pub subject_id: SubjectId,
+    /// The newest event at that moment.
+    pub seq: i64,
+    pub at_ms: i64,
+    /// Whether the wall clock was trusted then.
+    pub trusted: bool,
+}
+
+/// Where an erasure stands in the outbox.
+pub(super) const ERASURE: &str = "erasure";
 
 impl Tx<'_> {
     /// Enrols a subject, or gives one a new name; the time of the first enrolment stays.
@@ -143,9 +159,31 @@ impl Tx<'_> {
             references: self.delete_references(id)?,
         };
         self.conn.execute("delete from subject where id = ?1", [id.as_str()])?;
+        self.owe_erasure(id)?;
+        self.owe_scrub()?;
+        Ok(erased)
+    }
+
+    /// MongoDB holds what this device delivered.
+    fn owe_erasure(&mut self, id: &SubjectId) -> Result<(), StoreError> {
+        if !self.setting.sinks.contains(&SinkName::MONGO) {
+            return Ok(());
+        }
+        let now = self.now();
+        let seq = self.conn.query_row("select coalesce(max(seq), 0) from event", [], |row| row.get(0))?;
+        let erasure = Erasure { subject_id: id.clone(), seq, at_ms: now.wall_ms, trusted: now.trusted };
+        let payload = serde_json::to_string(&erasure).expect("plain strings and numbers");
+        let sql = "insert into outbox (sink, topic, payload, created_ms) values (?1, ?2, ?3, ?4)";
+        self.conn.prepare(sql)?.execute(params![SinkName::MONGO.as_str(), ERASURE, payload, now.wall_ms])?;
+        self.effects.outbox_grew = true;
+        Ok(())
+    }
+
+    /// The database is written anew once this is on the disk.
+    pub(super) fn owe_scrub(&mut self) -> Result<(), StoreError> {
         self.put_meta("scrub_owed", b"")?;
         self.effects.erased = true;
-        Ok(erased)
+        Ok(())
     }
 
     fn erase_from_events(&self, id: &SubjectId) -> Result<u32, StoreError> {
@@ -176,7 +214,7 @@ impl Tx<'_> {
         for (select, update) in [
             ("select row, reply from command", "update command set reply = ?2 where row = ?1"),
             (
-                "select id, payload from outbox where payload is not null",
+                "select id, payload from outbox where payload is not null and topic <> 'erasure'",
                 "update outbox set payload = ?2 where id = ?1",
             ),
         ] {

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use rusqlite::{Connection, OpenFlags, Row, params};
 use uuid::Uuid;
 
-use super::{BuriedRow, OutboxDepth, Reference, ReferenceCount, SinkName, StoreError, Subject, files, schema};
+use super::{
+    BuriedRow, OutboxDepth, Reference, ReferenceCount, SinkName, StoreError, Subject, files, observation, schema,
+};
+use crate::attend::watched::Watched;
 use crate::clock::BootId;
 use crate::recognise::face::{ModelDigest, Name, SubjectId};
 use crate::record::event::{Body, ClockState, StoredEvent};
@@ -29,6 +32,14 @@ pub struct AttendanceQuery {
     pub to_ms: i64,
     pub after_seq: i64,
     pub limit: u32,
+    /// Those too in whose stead another counts.
+    pub all: bool,
+}
+
+impl AttendanceQuery {
+    pub(super) fn counting(&self) -> &'static str {
+        if self.all { "" } else { "and superseded_by is null" }
+    }
 }
 
 /// A connection that only reads, beside the daemon. Takes no lock and never waits for the writer.
@@ -51,12 +62,40 @@ impl Reader {
         Ok(Self { conn, key })
     }
 
+    pub(super) fn connection(&self) -> &Connection {
+        &self.conn
+    }
+
     pub fn subjects(&self, after: Option<&SubjectId>, limit: u32) -> Result<Vec<Subject>, StoreError> {
         subjects(&self.conn, after, limit)
     }
 
     pub fn attendance(&self, query: &AttendanceQuery) -> Result<Vec<StoredEvent>, StoreError> {
         attendance(&self.conn, query)
+    }
+
+    /// Shows the attendances of a period in the order of time, whatever their number. Of the query, `after_seq` and
+    /// `limit` are not looked at.
+    pub fn attendance_by_time(
+        &self,
+        query: &AttendanceQuery,
+        visit: impl FnMut(StoredEvent),
+    ) -> Result<(), StoreError> {
+        super::attendance::by_time(&self.conn, query, visit)
+    }
+
+    /// What `Tx::retention` would find old at `now_ms`, and what of it must stay.
+    pub fn prunable(&self, now_ms: i64, days: u32) -> Result<super::Prunable, StoreError> {
+        super::retention::prunable(&self.conn, now_ms, days)
+    }
+
+    pub fn venues(&self) -> Result<Vec<super::StoredVenue>, StoreError> {
+        super::attendance::venues(&self.conn)
+    }
+
+    /// When this device was watching, as far as the time is known: all stretches that touch the period.
+    pub fn watched(&self, from_ms: i64, to_ms: i64) -> Result<Watched, StoreError> {
+        observation::watched(&self.conn, from_ms, to_ms)
     }
 
     pub fn all_references(
@@ -102,8 +141,9 @@ pub(super) fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
 pub(super) fn attendance(conn: &Connection, wanted: &AttendanceQuery) -> Result<Vec<StoredEvent>, StoreError> {
     // Two statements, as `?1 is null or venue = ?1` would not use the index.
     let venue = if wanted.venue.is_some() { "venue = ?1" } else { "?1 is null" };
+    let counting = wanted.counting();
     let sql = event_sql(&format!(
-        "where kind = 'attendance' and {venue} and occurred_ms >= ?2 and occurred_ms < ?3 and seq > ?4 \
+        "where kind = 'attendance' and {venue} and occurred_ms >= ?2 and occurred_ms < ?3 and seq > ?4 {counting} \
          order by seq limit ?5"
     ));
     let mut query = conn.prepare(&sql)?;

@@ -25,7 +25,9 @@ create table event (
 ) strict;
 create index event_by_venue on event (venue, occurred_ms) where kind = 'attendance';
 create index event_by_session on event (subject_id, venue, session, direction) where kind = 'attendance' and session is not null;
+create index event_of_camera on event (occurred_ms) where kind = 'camera';
 create index event_by_subject on event (subject_id, seq) where subject_id is not null;
+create index event_superseding on event (superseded_by) where superseded_by is not null;
 create index event_unsynced on event (seq) where clock = 'unsynced';
 
 -- What is still owed to whom: an event, or a reply with its topic. Rows leave only when acknowledged.

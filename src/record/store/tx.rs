@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
-use uuid::Uuid;
 
-use super::{BuriedRow, OutboxDepth, OutboxRow, SinkName, StoreError, StoredAnswer, read};
-use crate::clock::{BootId, Clock, Stamp, rfc3339};
+use super::people::ERASURE;
+use super::{BuriedRow, OutboxDepth, OutboxRow, SinkName, StoreError, StoredAnswer, attendance, read, retention};
+use crate::clock::{BootId, Clock, Stamp};
 use crate::recognise::face::SubjectId;
-use crate::record::event::{Body, ClockState, Correction, Direction, NewEvent, StoredEvent, id_at};
+use crate::record::event::{ClockState, Direction, NewEvent, StoredEvent};
 use crate::record::seal::SealKey;
 
 /// For how long, how many and how large the answers are that are kept for repeated commands. A broker that keeps a
@@ -22,7 +22,7 @@ const ANSWERS_KEPT_BYTES: i64 = 32 << 20;
 const ANSWERS_SIZED_EVERY: i64 = 100;
 
 /// How much is deleted or corrected in one write, so that others are not kept waiting.
-const BATCH: i64 = 1_000;
+pub(super) const BATCH: i64 = 1_000;
 
 /// A reason for burial is for people.
 const REASON_CHARS: usize = 500;
@@ -72,9 +72,14 @@ impl<'a> Tx<'a> {
         self.insert_event(event, clock, &self.setting.clock.boot_id())
     }
 
-    fn insert_event(&mut self, event: &NewEvent, clock: ClockState, boot_id: &BootId) -> Result<i64, StoreError> {
+    pub(super) fn insert_event(
+        &mut self,
+        event: &NewEvent,
+        clock: ClockState,
+        boot_id: &BootId,
+    ) -> Result<i64, StoreError> {
         let sql = "insert into event (event_id, kind, occurred_ms, boot_id, boottime_ms, clock, venue, subject_id, \
-                   direction, body) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+                   direction, body, session) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
         self.conn.prepare(sql)?.execute(params![
             event.event_id.as_bytes(),
             event.body.kind().as_str(),
@@ -86,6 +91,7 @@ impl<'a> Tx<'a> {
             event.body.subject().map(|it| it.id.as_str()),
             event.body.direction().map(Direction::as_str),
             event.body.to_stored(),
+            event.body.session(),
         ])?;
         let seq = self.conn.last_insert_rowid();
         let sql = "insert into outbox (sink, event_seq, created_ms) values (?1, ?2, ?3)";
@@ -98,25 +104,18 @@ impl<'a> Tx<'a> {
         Ok(seq)
     }
 
-    /// The last time a subject was recorded at a venue, in one direction or in any.
-    pub fn last_attendance(
-        &self,
-        venue: &str,
-        subject_id: &SubjectId,
-        direction: Option<Direction>,
-    ) -> Result<Option<StoredEvent>, StoreError> {
-        let sql = read::event_sql(
-            "where subject_id = ?1 and kind = 'attendance' and venue = ?2 and (?3 is null or direction = ?3) \
-             order by seq desc limit 1",
-        );
-        let mut query = self.conn.prepare(&sql)?;
-        let mut rows = query.query(params![subject_id.as_str(), venue, direction.map(Direction::as_str)])?;
-        rows.next()?.map(read::event).transpose()
-    }
-
     /// See `Reader::attendance`.
     pub fn attendance(&self, query: &read::AttendanceQuery) -> Result<Vec<StoredEvent>, StoreError> {
         read::attendance(self.conn, query)
+    }
+
+    /// See `Reader::attendance_by_time`.
+    pub fn attendance_by_time(
+        &self,
+        query: &read::AttendanceQuery,
+        visit: impl FnMut(StoredEvent),
+    ) -> Result<(), StoreError> {
+        attendance::by_time(self.conn, query, visit)
     }
 
     pub fn event(&self, seq: i64) -> Result<Option<StoredEvent>, StoreError> {
@@ -126,48 +125,22 @@ impl<'a> Tx<'a> {
         rows.next()?.map(read::event).transpose()
     }
 
-    /// Now that the wall clock is trusted: works out when this boot's unsynced events occurred, and stores a
-    /// correction for each. Gives how many; to be called again until there are none.
-    pub fn correct_times(&mut self, now: &Stamp) -> Result<usize, StoreError> {
-        if !now.trusted {
-            return Ok(0);
-        }
-        let boot_id = self.setting.clock.boot_id();
-        let sql = "select seq, event_id, occurred_ms, boottime_ms from event \
-                   where clock = 'unsynced' and boot_id = ?1 order by seq limit ?2";
-        let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
-        let unsynced: Vec<(i64, [u8; 16], i64, i64)> =
-            self.conn.prepare(sql)?.query_map(params![boot_id.as_str(), BATCH], read)?.collect::<Result<_, _>>()?;
-        for (seq, event_id, occurred_ms, boottime_ms) in &unsynced {
-            let age_ms = (now.boottime_ms as i64).saturating_sub(*boottime_ms);
-            let occurred = Stamp { wall_ms: now.wall_ms - age_ms, boottime_ms: *boottime_ms as u64, trusted: true };
-            self.conn
-                .prepare("update event set occurred_ms = ?1, clock = 'corrected' where seq = ?2")?
-                .execute(params![occurred.wall_ms, seq])?;
-            let corrects = Uuid::from_bytes(*event_id);
-            let (session, status, superseded_by) = (None, None, None);
-            let was = rfc3339(*occurred_ms);
-            let body = Body::Correction(Correction { corrects, was, session, status, superseded_by });
-            let event = NewEvent { event_id: id_at(now), occurred, body };
-            self.insert_event(&event, ClockState::Corrected, &boot_id)?;
-        }
-        Ok(unsynced.len())
-    }
-
     /// Deletes delivered events older than `days`, oldest first, at most a thousand; gives how many. Nothing owed or
-    /// buried is deleted, nothing by a clock that is not trusted, and an event with a time that was not trusted only
-    /// after later events with a trusted one.
+    /// buried is deleted, nothing by a clock that is not trusted, an event with a time that was not trusted only
+    /// after later events with a trusted one, and an attendance only when no later one rests on it: one of a session
+    /// that may still run, or one that counts in the stead of another that stays.
     pub fn retention(&mut self, days: u32) -> Result<usize, StoreError> {
         let now = self.now();
         if !now.trusted {
             return Ok(0);
         }
         let before_ms = now.wall_ms.saturating_sub(i64::from(days) * 86_400_000);
-        let sql = "delete from event where seq in (\
-                     select seq from event where (clock = 'unsynced' or occurred_ms < ?1) \
-                     and seq <= (select max(seq) from event where clock = 'synced' and occurred_ms < ?1) \
-                     and not exists (select 1 from outbox where event_seq = event.seq) order by seq limit ?2)";
-        Ok(self.conn.prepare(sql)?.execute(params![before_ms, BATCH])?)
+        self.trim_observations(before_ms)?;
+        let sql = format!(
+            "delete from event where seq in (select seq from event where {} order by seq limit ?3)",
+            retention::OLD
+        );
+        Ok(self.conn.prepare(&sql)?.execute(params![before_ms, retention::settled_before(now.wall_ms), BATCH])?)
     }
 
     // Answers to commands
@@ -260,9 +233,14 @@ impl<'a> Tx<'a> {
 
     /// Delivered: the rows leave the outbox.
     pub fn acknowledge(&mut self, ids: &[i64]) -> Result<(), StoreError> {
-        let mut delete = self.conn.prepare("delete from outbox where id = ?1")?;
-        ids.iter().try_for_each(|id| delete.execute([id]).map(|_| ()))?;
-        Ok(())
+        let mut delete = self.conn.prepare("delete from outbox where id = ?1 returning topic")?;
+        let mut erased = false;
+        for id in ids {
+            let topic: Option<Option<String>> = delete.query_row([id], |row| row.get(0)).optional()?;
+            erased |= topic.flatten().as_deref() == Some(ERASURE);
+        }
+        // It held the id of the person who is nowhere else any more.
+        if erased { self.owe_scrub() } else { Ok(()) }
     }
 
     /// Never to be delivered: the row stays, out of the way, with the reason.

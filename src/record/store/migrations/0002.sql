@@ -3,6 +3,8 @@
 alter table event add column session text;
 alter table event add column superseded_by blob check (length(superseded_by) = 16);
 create index event_by_session on event (subject_id, venue, session, direction) where kind = 'attendance' and session is not null;
+create index event_superseding on event (superseded_by) where superseded_by is not null;
+create index event_of_camera on event (occurred_ms) where kind = 'camera';
 
 create table venue (
   id text primary key not null,

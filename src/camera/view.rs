@@ -1,0 +1,334 @@
+//! How the camera hangs, and what of its picture may be looked at: turned, mirrored, cut to the region of interest, and
+//! blank where the privacy mask lies.
+//!
+//! Everything downstream sees only what comes out of here. The mask and the region are fractions of the upright picture,
+//! so that they stay right at another size and can be read off a snapshot. The region is cut out, not painted around:
+//! the detector then spends all its pixels on it and sees faces farther away.
+
+use crate::recognise::frame::Luma;
+use crate::recognise::picture::Picture;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    pub turn: Turn,
+    /// Left and right swapped, after turning.
+    pub mirror: bool,
+    /// Painted blank.
+    pub mask: Vec<Area>,
+    /// What is looked at.
+    pub region: Area,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self { turn: Turn::None, mirror: false, mask: Vec::new(), region: Area::ALL }
+    }
+}
+
+/// Clockwise, to make the picture upright.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    None,
+    Quarter,
+    Half,
+    ThreeQuarters,
+}
+
+/// A rectangle in fractions of the picture. Invariant: `0 <= left < right <= 1`, the same from top to bottom.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Area {
+    left: f32,
+    top: f32,
+    right: f32,
+    bottom: f32,
+}
+
+impl Area {
+    pub const ALL: Self = Self { left: 0.0, top: 0.0, right: 1.0, bottom: 1.0 };
+
+    /// `None` when it is no rectangle within the picture.
+    pub fn new([left, top, right, bottom]: [f32; 4]) -> Option<Self> {
+        let ordered = |from: f32, to: f32| (0.0..=1.0).contains(&from) && from < to && to <= 1.0;
+        (ordered(left, right) && ordered(top, bottom)).then_some(Self { left, top, right, bottom })
+    }
+
+    /// Every pixel that it touches.
+    fn pixels(&self, width: usize, height: usize) -> Pixels {
+        let along = |from: f32, to: f32, all: usize| {
+            let from = ((from * all as f32).floor() as usize).min(all.saturating_sub(1));
+            (from, ((to * all as f32).ceil() as usize).clamp(from + 1, all.max(from + 1)))
+        };
+        let ((left, right), (top, bottom)) =
+            (along(self.left, self.right, width), along(self.top, self.bottom, height));
+        Pixels { left, top, right, bottom }
+    }
+}
+
+/// A rectangle in pixels, the far edges outside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pixels {
+    left: usize,
+    top: usize,
+    right: usize,
+    bottom: usize,
+}
+
+/// What stands in the place of what must not be seen.
+const BLANK: [u8; 3] = [0; 3];
+
+/// A view of pictures of one size. Knows where in the camera's picture each pixel of the upright one comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    raw: (usize, usize),
+    region: Pixels,
+    /// In pixels of the region.
+    mask: Vec<Pixels>,
+    /// Of the region's first pixel in the raw picture, and one step right and down from there.
+    origin: (isize, isize),
+    right: (isize, isize),
+    down: (isize, isize),
+}
+
+impl View {
+    /// The view of pictures `width` x `height` as the camera gives them.
+    pub fn layout(&self, width: usize, height: usize) -> Layout {
+        let (w, h) = (width as isize, height as isize);
+        // Where the upright picture's first pixel comes from, and where one step right and down lead.
+        let (origin, mut right, down) = match self.turn {
+            Turn::None => ((0, 0), (1, 0), (0, 1)),
+            Turn::Quarter => ((0, h - 1), (0, -1), (1, 0)),
+            Turn::Half => ((w - 1, h - 1), (-1, 0), (0, -1)),
+            Turn::ThreeQuarters => ((w - 1, 0), (0, 1), (-1, 0)),
+        };
+        let (upright_width, upright_height) =
+            if matches!(self.turn, Turn::Quarter | Turn::ThreeQuarters) { (height, width) } else { (width, height) };
+        let mut origin = origin;
+        if self.mirror {
+            origin = along(origin, right, upright_width as isize - 1);
+            right = (-right.0, -right.1);
+        }
+        let region = self.region.pixels(upright_width, upright_height);
+        origin = along(along(origin, right, region.left as isize), down, region.top as isize);
+        let mask = self.mask.iter().filter_map(|area| within(area.pixels(upright_width, upright_height), region));
+        Layout { raw: (width, height), region, mask: mask.collect(), origin, right, down }
+    }
+
+    /// A picture as the camera gave it, made into what may be seen.
+    pub fn apply(&self, picture: Picture) -> Picture {
+        let layout = self.layout(picture.width(), picture.height());
+        let upright = if layout.is_straight() {
+            picture
+        } else {
+            let (rgb, width) = (picture.rgb(), picture.width());
+            layout.picture(1, |x, y| {
+                let at = (y * width + x) * 3;
+                [rgb[at], rgb[at + 1], rgb[at + 2]]
+            })
+        };
+        layout.masked(upright, 1)
+    }
+}
+
+impl Layout {
+    /// Width and height of what comes out.
+    pub fn size(&self) -> (usize, usize) {
+        (self.region.right - self.region.left, self.region.bottom - self.region.top)
+    }
+
+    /// Width and height of what goes in.
+    pub fn raw_size(&self) -> (usize, usize) {
+        self.raw
+    }
+
+    /// Nothing is turned, mirrored or cut.
+    pub fn is_straight(&self) -> bool {
+        self.size() == self.raw && self.origin == (0, 0) && self.right == (1, 0)
+    }
+
+    /// The largest step at which a picture thinned by it still has a longer side of `side_px`.
+    pub fn step_for(&self, side_px: usize) -> usize {
+        let (width, height) = self.size();
+        (width.max(height) / side_px.max(1)).max(1)
+    }
+
+    /// The upright picture from a source of pixels in the camera's own coordinates, each the mean of `step` by `step`.
+    /// The mask is not yet on it.
+    fn picture(&self, step: usize, pixel: impl Fn(usize, usize) -> [u8; 3]) -> Picture {
+        let (width, height) = self.size();
+        let (width, height) = ((width / step).max(1), (height / step).max(1));
+        let mut rgb = Vec::with_capacity(width * height * 3);
+        for y in 0..height {
+            let row = along(self.origin, self.down, (y * step) as isize);
+            if step == 1 {
+                let mut at = row;
+                for _ in 0..width {
+                    rgb.extend_from_slice(&pixel(at.0 as usize, at.1 as usize));
+                    at = along(at, self.right, 1);
+                }
+                continue;
+            }
+            for x in 0..width {
+                rgb.extend_from_slice(&self.mean(along(row, self.right, (x * step) as isize), step, &pixel));
+            }
+        }
+        Picture::from_rgb(width, height, rgb).expect("three bytes were written for each pixel")
+    }
+
+    fn mean(&self, corner: (isize, isize), step: usize, pixel: &impl Fn(usize, usize) -> [u8; 3]) -> [u8; 3] {
+        let mut sums = [0u32; 3];
+        for dy in 0..step {
+            let mut at = along(corner, self.down, dy as isize);
+            for _ in 0..step {
+                let [r, g, b] = pixel(at.0 as usize, at.1 as usize);
+                sums = [sums[0] + u32::from(r), sums[1] + u32::from(g), sums[2] + u32::from(b)];
+                at = along(at, self.right, 1);
+            }
+        }
+        let count = (step * step) as u32;
+        sums.map(|sum| ((sum + count / 2) / count) as u8)
+    }
+
+    /// The upright, masked picture, thinned by `step`.
+    pub fn render(&self, step: usize, pixel: impl Fn(usize, usize) -> [u8; 3]) -> Picture {
+        self.masked(self.picture(step, pixel), step)
+    }
+
+    /// Paints the mask on an upright picture thinned by `step`.
+    pub fn masked(&self, picture: Picture, step: usize) -> Picture {
+        if self.mask.is_empty() {
+            return picture;
+        }
+        let (width, height) = (picture.width(), picture.height());
+        let mut rgb = picture.into_rgb();
+        for area in &self.mask {
+            let (left, right) = ((area.left / step).min(width), area.right.div_ceil(step).min(width));
+            for y in area.top / step..area.bottom.div_ceil(step).min(height) {
+                let row = &mut rgb[(y * width + left) * 3..(y * width + right) * 3];
+                row.as_chunks_mut::<3>().0.fill(BLANK);
+            }
+        }
+        Picture::from_rgb(width, height, rgb).expect("painting changes no size")
+    }
+
+    /// Brightness on the coarse grid, from a source of brightness in the camera's own coordinates.
+    pub fn luma(&self, brightness: impl Fn(usize, usize) -> u8) -> Luma {
+        let (width, height) = self.size();
+        let cell = width.max(height).div_ceil(Luma::SIDE).max(1);
+        let step = cell.div_ceil(4);
+        let (columns, rows) = (width.div_ceil(cell), height.div_ceil(cell));
+        let mut values = Vec::with_capacity(columns * rows);
+        for row in 0..rows {
+            let ys = row * cell..((row + 1) * cell).min(height);
+            for column in 0..columns {
+                let (mut sum, mut count) = (0u32, 0u32);
+                for y in ys.clone().step_by(step) {
+                    for x in (column * cell..((column + 1) * cell).min(width)).step_by(step) {
+                        let hidden = self.mask.iter().any(|area| area.holds(x, y));
+                        let at = along(along(self.origin, self.down, y as isize), self.right, x as isize);
+                        sum += if hidden { 0 } else { u32::from(brightness(at.0 as usize, at.1 as usize)) };
+                        count += 1;
+                    }
+                }
+                values.push((sum / count.max(1)) as u8);
+            }
+        }
+        Luma::from_rows(columns, values).expect("whole rows were written")
+    }
+}
+
+impl Pixels {
+    fn holds(&self, x: usize, y: usize) -> bool {
+        (self.left..self.right).contains(&x) && (self.top..self.bottom).contains(&y)
+    }
+}
+
+/// The part of `area` inside `region`, in the region's own pixels.
+fn within(area: Pixels, region: Pixels) -> Option<Pixels> {
+    let (left, right) = (area.left.max(region.left), area.right.min(region.right));
+    let (top, bottom) = (area.top.max(region.top), area.bottom.min(region.bottom));
+    let moved = |at: usize, by: usize| at.saturating_sub(by);
+    (left < right && top < bottom).then(|| Pixels {
+        left: moved(left, region.left),
+        top: moved(top, region.top),
+        right: moved(right, region.left),
+        bottom: moved(bottom, region.top),
+    })
+}
+
+fn along(from: (isize, isize), step: (isize, isize), times: isize) -> (isize, isize) {
+    (from.0 + step.0 * times, from.1 + step.1 * times)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three by two: the red part counts the columns, the green part the rows.
+    fn numbered() -> Picture {
+        let pixel = |at: usize| [(at % 3) as u8, (at / 3) as u8, 9];
+        Picture::from_rgb(3, 2, (0..6).flat_map(pixel).collect()).unwrap()
+    }
+
+    /// Column and row of each pixel in the original.
+    fn seen(view: &View) -> (usize, usize, Vec<(u8, u8)>) {
+        let picture = view.apply(numbered());
+        let pairs = picture.rgb().as_chunks::<3>().0.iter().map(|pixel| (pixel[0], pixel[1])).collect();
+        (picture.width(), picture.height(), pairs)
+    }
+
+    #[test]
+    fn a_camera_that_hangs_otherwise_gives_an_upright_picture() {
+        let view = |turn, mirror| seen(&View { turn, mirror, ..View::default() });
+        assert_eq!(view(Turn::None, false).2, [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]);
+        assert_eq!(view(Turn::None, true).2, [(2, 0), (1, 0), (0, 0), (2, 1), (1, 1), (0, 1)]);
+        assert_eq!(view(Turn::Half, false).2, [(2, 1), (1, 1), (0, 1), (2, 0), (1, 0), (0, 0)]);
+        assert_eq!(view(Turn::Quarter, false), (2, 3, vec![(0, 1), (0, 0), (1, 1), (1, 0), (2, 1), (2, 0)]));
+        assert_eq!(view(Turn::ThreeQuarters, false), (2, 3, vec![(2, 0), (2, 1), (1, 0), (1, 1), (0, 0), (0, 1)]));
+        assert_eq!(view(Turn::Quarter, true), (2, 3, vec![(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]));
+    }
+
+    #[test]
+    fn every_way_of_looking_masks_the_same_place_of_the_upright_picture() {
+        let bright = Picture::plain(640, 480, [200; 3]);
+        let mask = vec![Area::new([0.5, 0.0, 1.0, 0.25]).unwrap()];
+        for turn in [Turn::None, Turn::Quarter, Turn::Half, Turn::ThreeQuarters] {
+            for mirror in [false, true] {
+                let view = View { turn, mirror, mask: mask.clone(), region: Area::ALL };
+                let layout = view.layout(640, 480);
+                let full = view.apply(bright.clone());
+                let small = layout.render(2, |_, _| [200; 3]);
+                for picture in [&full, &small] {
+                    let at = |x: f32, y: f32| {
+                        let (x, y) = (picture.width() as f32 * x, picture.height() as f32 * y);
+                        picture.row(y as usize)[x as usize * 3]
+                    };
+                    let corners = [at(0.49, 0.1), at(0.51, 0.01), at(0.99, 0.24), at(0.99, 0.27), at(0.1, 0.9)];
+                    assert_eq!(corners, [200, 0, 0, 200, 200], "{turn:?} {mirror}");
+                }
+                let luma = layout.luma(|_, _| 200);
+                assert_eq!(luma, Luma::of(&full), "{turn:?} {mirror}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_region_is_cut_out_and_the_mask_stays_in_place() {
+        let region = Area::new([0.34, 0.0, 1.0, 1.0]).unwrap();
+        let mask = vec![Area::new([0.0, 0.5, 0.5, 1.0]).unwrap()];
+        let view = View { mask, region, ..View::default() };
+        assert_eq!(seen(&view), (2, 2, vec![(1, 0), (2, 0), (0, 0), (2, 1)]));
+        assert_eq!(view.layout(640, 480).size(), (423, 480));
+        let nothing = View { mask: vec![Area::ALL], ..View::default() };
+        assert_eq!(nothing.apply(Picture::plain(9, 9, [7; 3])), Picture::plain(9, 9, [0; 3]));
+    }
+
+    #[test]
+    fn an_area_outside_the_picture_or_inside_out_is_refused() {
+        for wrong in [[0.5, 0.0, 0.5, 1.0], [0.6, 0.0, 0.5, 1.0], [-0.1, 0.0, 1.0, 1.0], [0.0, 0.0, 1.1, 1.0]] {
+            assert_eq!(Area::new(wrong), None, "{wrong:?}");
+        }
+        assert_eq!(Area::new([f32::NAN, 0.0, 1.0, 1.0]), None);
+        let sliver = Area::new([0.999, 0.999, 1.0, 1.0]).unwrap();
+        assert_eq!(View { region: sliver, ..View::default() }.layout(4, 3).size(), (1, 1));
+    }
+}

@@ -1,0 +1,117 @@
+//! In place of `mongo` in a program built without it: a configuration with MongoDB is refused, and nothing else exists.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::health::Health;
+use crate::record::outbox::{Delivery, Sink};
+use crate::record::store::{OutboxRow, SinkName};
+
+pub const WINDOW_MAX: usize = 2_000;
+
+pub struct UriSource {
+    pub uri: String,
+    pub database: String,
+    pub ca_file: Option<PathBuf>,
+    pub tls: bool,
+    pub timeout: Duration,
+    pub window: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key} {why}")]
+pub struct SettingsError {
+    pub key: &'static str,
+    pub why: String,
+}
+
+/// There are none: nothing here makes one.
+#[derive(Clone, Debug)]
+pub struct MongoSettings(());
+
+impl MongoSettings {
+    pub fn window(&self) -> usize {
+        WINDOW_MAX
+    }
+
+    pub fn has_password(&self) -> bool {
+        false
+    }
+}
+
+pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsError> {
+    if from.uri.is_empty() && !from.tls && from.ca_file.is_none() {
+        return Ok(None);
+    }
+    let why = "is set, but this program was built without MongoDB (cargo feature `mongo`)".into();
+    Err(SettingsError { key: "[mongo] uri", why })
+}
+
+pub struct VenueNote {
+    pub id: String,
+    pub name: String,
+    pub schedule: Option<serde_json::Value>,
+    pub re_entry_gap: Duration,
+}
+
+pub struct Gap {
+    pub from_ms: i64,
+    pub to_ms: i64,
+    pub reason: &'static str,
+}
+
+pub struct DeviceNote {
+    pub site: String,
+    pub device: String,
+    pub complete_through_ms: Option<i64>,
+    pub last_seen_ms: i64,
+    pub seq: i64,
+    pub gaps: Vec<Gap>,
+}
+
+#[derive(Clone)]
+pub struct MongoLink(MongoSettings);
+
+impl MongoLink {
+    pub fn new(settings: MongoSettings, _: Arc<dyn Clock>, _: Arc<Health>) -> Self {
+        Self(settings)
+    }
+
+    pub async fn put_device(&self, _: &DeviceNote) -> Result<(), String> {
+        std::future::ready(Err(ABSENT.into())).await
+    }
+}
+
+pub struct MongoSink(MongoLink);
+
+impl MongoSink {
+    pub fn new(link: MongoLink, _: &str, _: &str, _: watch::Receiver<Arc<[VenueNote]>>) -> Self {
+        Self(link)
+    }
+}
+
+impl Sink for MongoSink {
+    fn name(&self) -> SinkName {
+        SinkName::MONGO
+    }
+
+    async fn deliver(&mut self, batch: &[OutboxRow]) -> Vec<Delivery> {
+        vec![Delivery::Refused(ABSENT.into()); batch.len()]
+    }
+}
+
+pub enum Examined {
+    Good(String),
+    Warning(String),
+    Fault(String),
+}
+
+pub async fn examine(_: &MongoSettings, _: i64) -> Examined {
+    std::future::ready(Examined::Fault(ABSENT.into())).await
+}
+
+const ABSENT: &str = "this program was built without MongoDB";

@@ -1,0 +1,181 @@
+//! Events as documents and update statements. Only computes.
+//!
+//! Each statement may be carried out any number of times. `_id` of an attendance is the event's id as a string, as MQTT
+//! has it, so that both can be joined.
+
+use std::time::Duration;
+
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{Bson, DateTime, Document, doc};
+
+use crate::record::event::{
+    Attendance, Body, Correction, EXPIRES_AFTER_MS, Enrolment, EnrolmentAction, SCHEMA, StoredEvent, SubjectRef,
+};
+
+/// A venue, as far as MongoDB's readers are told of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VenueNote {
+    pub id: String,
+    pub name: String,
+    /// As in `venue_put`; none where there is none.
+    pub schedule: Option<serde_json::Value>,
+    pub re_entry_gap: Duration,
+}
+
+/// Who writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) site: String,
+    pub(super) device: String,
+}
+
+pub(super) fn date(wall_ms: i64) -> Bson {
+    Bson::DateTime(DateTime::from_millis(wall_ms))
+}
+
+/// Without the noise that a float gains on its way to a double.
+fn decimal(value: f32) -> f64 {
+    (f64::from(value) * 1e6).round() / 1e6
+}
+
+fn optional(value: Option<impl Into<Bson>>) -> Bson {
+    value.map_or(Bson::Null, Into::into)
+}
+
+fn subject(subject: Option<&SubjectRef>) -> Bson {
+    optional(subject.map(|it| doc! { "id": it.id.as_str(), "name": it.name.as_str() }))
+}
+
+/// Inserts an attendance unless it is there. The filter holds a sharded cluster's whole key.
+pub(super) fn attendance(event: &StoredEvent, body: &Attendance, origin: &Origin) -> Document {
+    let mut fields = doc! {
+        "schema": i64::from(SCHEMA),
+        "seq": event.seq,
+        "kind": event.body.kind().as_str(),
+        "device": &origin.device,
+        "venue": &body.venue,
+        "session": optional(body.session.as_deref()),
+        "subject": subject(body.subject.as_ref()),
+        "direction": body.direction.as_str(),
+        "status": body.status.as_str(),
+        "occurred_at": date(event.occurred_ms),
+        "clock": event.clock.as_str(),
+        "boot_id": event.boot_id.as_str(),
+        "boottime_ms": event.boottime_ms as i64,
+        "score": decimal(body.score),
+        "threshold": decimal(body.threshold),
+        "frames": i64::from(body.frames),
+        "track_ms": body.track_ms as i64,
+        "latency_ms": body.latency_ms as i64,
+        "expires_at": date(event.occurred_ms.saturating_add(EXPIRES_AFTER_MS)),
+    };
+    if let Some(other) = event.superseded_by {
+        fields.insert("superseded_by", other.to_string());
+    }
+    let id = doc! { "_id": event.event_id.to_string(), "site": &origin.site };
+    doc! { "q": id, "u": { "$setOnInsert": fields }, "upsert": true }
+}
+
+/// Puts the time of an attendance right. Where there is none (the correction is of another kind of event, or the
+/// attendance was buried and comes later, with its right time), nothing is done.
+pub(super) fn correction(event: &StoredEvent, body: &Correction) -> Document {
+    let mut fields = doc! {
+        "occurred_at": date(event.occurred_ms),
+        "expires_at": date(event.occurred_ms.saturating_add(EXPIRES_AFTER_MS)),
+        "clock": "corrected",
+    };
+    if let Some(session) = &body.session {
+        fields.insert("session", session);
+    }
+    if let Some(status) = body.status {
+        fields.insert("status", status.as_str());
+    }
+    if let Some(other) = body.superseded_by {
+        fields.insert("superseded_by", other.to_string());
+    }
+    doc! { "q": { "_id": body.corrects.to_string() }, "u": { "$set": fields } }
+}
+
+/// A venue's `_id`: what looks like an ObjectId is one, as in the former service's database.
+pub(super) fn venue_id(id: &str) -> Bson {
+    former_id(id).map_or_else(|| id.into(), Bson::ObjectId)
+}
+
+fn former_id(id: &str) -> Option<ObjectId> {
+    ObjectId::parse_str(id).ok()
+}
+
+/// Adds names to those who were ever at a venue, for readers of the former service.
+pub(super) fn venue_names<'a>(id: &str, names: impl IntoIterator<Item = &'a str>) -> Document {
+    let names: Vec<&str> = names.into_iter().collect();
+    doc! { "q": { "_id": venue_id(id) }, "u": { "$addToSet": { "attendance": { "$each": names } } }, "upsert": true }
+}
+
+/// JSON as it is; the driver would take `{"$oid": …}` for something else.
+fn plain(value: &serde_json::Value) -> Bson {
+    use serde_json::Value;
+    match value {
+        Value::Null => Bson::Null,
+        Value::Bool(it) => Bson::Boolean(*it),
+        Value::Number(it) => it.as_i64().map_or_else(|| Bson::Double(it.as_f64().unwrap_or_default()), Bson::Int64),
+        Value::String(it) => Bson::String(it.clone()),
+        Value::Array(it) => Bson::Array(it.iter().map(plain).collect()),
+        Value::Object(it) => Bson::Document(it.iter().map(|(key, it)| (key.clone(), plain(it))).collect()),
+    }
+}
+
+/// What a venue is called and when it is open. A document of the former service keeps its own name.
+pub(super) fn venue(note: &VenueNote) -> Document {
+    let schedule = note.schedule.as_ref().map_or(Bson::Null, plain);
+    let set = doc! { "schedule": schedule, "re_entry_gap_ms": note.re_entry_gap.as_millis() as i64 };
+    let update = if former_id(&note.id).is_some() {
+        doc! { "$set": set, "$setOnInsert": { "name": &note.name, "attendance": [] } }
+    } else {
+        let mut set = set;
+        set.insert("name", &note.name);
+        doc! { "$set": set, "$setOnInsert": { "attendance": [] } }
+    };
+    doc! { "q": { "_id": venue_id(&note.id) }, "u": update, "upsert": true }
+}
+
+/// What an enrolment changes among the subjects. None: nothing (the person was erased since).
+pub(super) fn subject_change(event: &StoredEvent, body: &Enrolment, device: &str) -> Option<Document> {
+    let person = body.subject.as_ref()?;
+    let q = doc! { "_id": person.id.as_str() };
+    match body.action {
+        EnrolmentAction::Enrolled | EnrolmentAction::Updated | EnrolmentAction::Renamed => {
+            let at = date(event.occurred_ms);
+            // The newest name counts, whichever door delivers last. `$literal`: a name may begin with a dollar sign.
+            let newer = doc! { "$lte": [{ "$ifNull": ["$named_at", DateTime::MIN] }, &at] };
+            let name = doc! { "$cond": [newer, { "$literal": person.name.as_str() }, "$name"] };
+            let set = doc! {
+                "name": name,
+                "named_at": { "$max": ["$named_at", &at] },
+                "enrolled_at": { "$min": ["$enrolled_at", &at] },
+                "devices": { "$setUnion": [{ "$ifNull": ["$devices", []] }, [{ "$literal": device }]] },
+            };
+            Some(doc! { "q": q, "u": [{ "$set": set }], "upsert": true })
+        }
+        EnrolmentAction::Withdrawn => Some(doc! { "q": q, "u": { "$pull": { "devices": device } } }),
+        EnrolmentAction::Erased => None,
+    }
+}
+
+/// The body of a row, as far as it concerns MongoDB: other kinds have no collection there.
+pub(super) enum Concern<'a> {
+    Attendance(&'a Attendance),
+    Correction(&'a Correction),
+    Enrolment(&'a Enrolment),
+    None,
+}
+
+impl<'a> Concern<'a> {
+    pub(super) fn of(body: &'a Body) -> Self {
+        match body {
+            Body::Attendance(it) => Self::Attendance(it),
+            Body::Correction(it) => Self::Correction(it),
+            Body::Enrolment(it) => Self::Enrolment(it),
+            Body::Unknown(_) | Body::Attack(_) | Body::Camera(_) | Body::Security(_) => Self::None,
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Two doors, one venue: each door's event stays as evidence, the record counts one. Only computes.
+//!
+//! The rule: an attendance is *superseded* when another device has an earlier one (by `occurred_at`, then `_id`) of the
+//! same subject, venue and direction; with a session anywhere in the same session, without one within the venue's
+//! re-entry gap before it. It gets `superseded_by`: the earliest such one. Marks are only ever added, each by whichever
+//! device looks after both were written, so that the order of arrival does not matter. An `unsynced` time says nothing:
+//! such an attendance is looked at once it is corrected.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mongodb::bson::{Document, doc};
+
+use super::documents::date;
+
+/// An attendance, as far as the rule asks.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Seen {
+    pub(super) occurred_ms: i64,
+    pub(super) id: String,
+    pub(super) device: String,
+    pub(super) venue: String,
+    pub(super) subject: String,
+    pub(super) direction: String,
+    pub(super) session: Option<String>,
+    pub(super) marked: bool,
+}
+
+/// No session is longer than a day; the rest is for clocks and for those who come early.
+const SESSION_SPAN_MS: i64 = 36 * 3_600_000;
+/// Times further apart than this are asked for one by one, so that a batch that spans years does not ask for all of them.
+const STRETCH_MS: i64 = 2 * 86_400_000;
+
+impl Seen {
+    /// From a document of `attendance`; none where its time or its subject is not known (any more).
+    pub(super) fn read(found: &Document) -> Option<Self> {
+        if found.get_str("clock").ok()? == "unsynced" {
+            return None;
+        }
+        let text = |key: &str| found.get_str(key).map(str::to_owned).ok();
+        Some(Self {
+            occurred_ms: found.get_datetime("occurred_at").ok()?.timestamp_millis(),
+            id: text("_id")?,
+            device: text("device")?,
+            venue: text("venue")?,
+            subject: found.get_document("subject").ok()?.get_str("id").ok()?.to_owned(),
+            direction: text("direction")?,
+            session: text("session"),
+            marked: found.get_str("superseded_by").is_ok(),
+        })
+    }
+
+    /// How far around it others may be that concern it.
+    fn span_ms(&self, gap: impl Fn(&str) -> Duration) -> i64 {
+        if self.session.is_some() { SESSION_SPAN_MS } else { gap(&self.venue).as_millis() as i64 }
+    }
+}
+
+pub(super) fn projection() -> Document {
+    let fields = ["device", "venue", "subject.id", "direction", "session", "occurred_at", "clock", "superseded_by"];
+    fields.iter().map(|field| ((*field).to_owned(), 1.into())).collect()
+}
+
+/// Everything that may concern `new`, in one query that the index on subject and time serves: a stretch of time with
+/// the subjects that were seen in it.
+pub(super) fn query(new: &[Seen], gap: impl Fn(&str) -> Duration) -> Option<Document> {
+    let mut sorted: Vec<&Seen> = new.iter().collect();
+    sorted.sort();
+    let mut stretches: Vec<(i64, i64, BTreeSet<&str>)> = Vec::new();
+    for seen in sorted {
+        let span = seen.span_ms(&gap);
+        let (from, to) = (seen.occurred_ms.saturating_sub(span), seen.occurred_ms.saturating_add(span));
+        match stretches.last_mut() {
+            Some(last) if seen.occurred_ms.saturating_sub(last.1) < STRETCH_MS => {
+                last.0 = last.0.min(from);
+                last.1 = last.1.max(to);
+                last.2.insert(&seen.subject);
+            }
+            _ => stretches.push((from, to, BTreeSet::from([seen.subject.as_str()]))),
+        }
+    }
+    let clauses: Vec<Document> = stretches
+        .into_iter()
+        .map(|(from, to, subjects)| {
+            let subjects: Vec<&str> = subjects.into_iter().collect();
+            doc! { "subject.id": { "$in": subjects }, "occurred_at": { "$gte": date(from), "$lte": date(to) } }
+        })
+        .collect();
+    (!clauses.is_empty()).then(|| doc! { "$or": clauses })
+}
+
+/// Which of `found` are superseded and not marked so yet, and by which.
+pub(super) fn marks(found: Vec<Seen>, gap: impl Fn(&str) -> Duration) -> Vec<(String, String)> {
+    type Key = (String, String, String, Option<String>);
+    let mut groups: BTreeMap<Key, Vec<Seen>> = BTreeMap::new();
+    for seen in found {
+        let key = (seen.venue.clone(), seen.subject.clone(), seen.direction.clone(), seen.session.clone());
+        groups.entry(key).or_default().push(seen);
+    }
+    let mut marks = Vec::new();
+    for ((venue, _, _, session), mut group) in groups {
+        group.sort();
+        let gap_ms = gap(&venue).as_millis() as i64;
+        // Where those begin that are still within the gap.
+        let mut first = 0;
+        for at in 0..group.len() {
+            let seen = &group[at];
+            while session.is_none() && seen.occurred_ms - group[first].occurred_ms >= gap_ms && first < at {
+                first += 1;
+            }
+            let earlier = group[first..at].iter().find(|other| other.device != seen.device);
+            if let Some(earlier) = earlier.filter(|_| !seen.marked) {
+                marks.push((seen.id.clone(), earlier.id.clone()));
+            }
+        }
+    }
+    marks
+}
+
+/// The mark as an update statement. One that is there stays.
+pub(super) fn mark((id, by): &(String, String)) -> Document {
+    doc! { "q": { "_id": id, "superseded_by": null }, "u": { "$set": { "superseded_by": by } } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIN: i64 = 60_000;
+
+    fn gap(_: &str) -> Duration {
+        Duration::from_mins(5)
+    }
+
+    /// `A0` is door A at minute 0; `A0:in:s1` adds direction and session.
+    fn seen(text: &str) -> Seen {
+        let mut parts = text.split(':');
+        let what = parts.next().unwrap();
+        Seen {
+            occurred_ms: what[1..].parse::<i64>().unwrap() * MIN,
+            id: what.into(),
+            device: what[..1].into(),
+            venue: "room".into(),
+            subject: "ada".into(),
+            direction: parts.next().unwrap_or("in").into(),
+            session: parts.next().map(Into::into),
+            marked: false,
+        }
+    }
+
+    fn check(found: &[&str], expected: &[&str]) {
+        let mut of: Vec<String> = marks(found.iter().map(|it| seen(it)).collect(), gap)
+            .into_iter()
+            .map(|(id, by)| format!("{id}<{by}"))
+            .collect();
+        of.sort();
+        assert_eq!(of, expected, "{found:?}");
+    }
+
+    #[test]
+    fn the_earliest_counts() {
+        check(&["A0", "B0"], &["B0<A0"]); // the same moment: by id
+        check(&["A0", "B4"], &["B4<A0"]);
+        check(&["B4", "A0"], &["B4<A0"]); // whatever the order
+        check(&["A0", "B5"], &[]); // the gap is over
+        check(&["A0", "A1"], &[]); // one door judges for itself
+        check(&["A0", "B1", "C2"], &["B1<A0", "C2<A0"]);
+        check(&["A0", "B4", "C8"], &["B4<A0", "C8<B4"]); // each within the gap before it
+        check(&["A0:in", "B1:out"], &[]); // in and out are two
+    }
+
+    #[test]
+    fn a_session_counts_as_a_whole() {
+        check(&["A0:in:s1", "B90:in:s1"], &["B90<A0"]);
+        check(&["A0:in:s1", "B1:in:s2"], &[]);
+        check(&["A0:in:s1", "B1"], &[]);
+    }
+
+    #[test]
+    fn marks_stay_whatever_comes_later_and_do_not_depend_on_the_order() {
+        let doors = ["A0", "B3", "A6", "C7", "B20", "A21", "C23"];
+        let of = |found: Vec<Seen>| -> BTreeSet<String> { marks(found, gap).into_iter().map(|it| it.0).collect() };
+        let all = of(doors.iter().map(|it| seen(it)).collect());
+        // Every subset's marks are among the marks of all: to look early is never wrong.
+        for subset in 0..1_u32 << doors.len() {
+            let some = (0..doors.len()).filter(|at| subset & (1 << at) != 0).map(|at| seen(doors[at])).collect();
+            assert!(of(some).is_subset(&all), "{subset:b}");
+        }
+        // And every mark of all is found by whoever looks after the later of its two was written.
+        let mut arrived: Vec<Seen> = Vec::new();
+        let mut by_steps = BTreeSet::new();
+        for at in [3, 6, 0, 5, 2, 1, 4] {
+            arrived.push(seen(doors[at]));
+            by_steps.extend(of(arrived.clone()));
+        }
+        assert_eq!(by_steps, all);
+    }
+
+    #[test]
+    fn a_time_that_is_not_known_says_nothing() {
+        let mut found = doc! {
+            "_id": "1", "device": "a", "venue": "room", "subject": { "id": "ada" }, "direction": "in", "session": null,
+            "occurred_at": date(0), "clock": "unsynced",
+        };
+        assert_eq!(Seen::read(&found), None);
+        found.insert("clock", "corrected");
+        assert!(Seen::read(&found).is_some());
+        found.insert("subject", mongodb::bson::Bson::Null);
+        assert_eq!(Seen::read(&found), None);
+    }
+
+    #[test]
+    fn one_query_holds_a_batch() {
+        let batch: Vec<Seen> = (0..500).map(|at| seen(&format!("A{at}"))).collect();
+        let asked = query(&batch, gap).unwrap();
+        let clauses = asked.get_array("$or").unwrap();
+        assert_eq!(clauses.len(), 1);
+        let range = clauses[0].as_document().unwrap().get_document("occurred_at").unwrap();
+        assert_eq!(range.get_datetime("$gte").unwrap().timestamp_millis(), -5 * MIN);
+        assert_eq!(range.get_datetime("$lte").unwrap().timestamp_millis(), 504 * MIN);
+        let apart = query(&[seen("A0"), seen("A1000000")], gap).unwrap();
+        assert_eq!(apart.get_array("$or").unwrap().len(), 2);
+        assert_eq!(query(&[], gap), None);
+    }
+}

@@ -1,0 +1,212 @@
+//! The connection: made when first needed, each call bounded, its state told once per edge.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mongodb::bson::{Document, doc};
+use mongodb::options::{ClientOptions, Tls, TlsOptions};
+use mongodb::{Client, Database};
+use tokio::sync::Mutex;
+
+use super::fault::{self, Fault, Verdict};
+use super::settings::MongoSettings;
+use crate::clock::Clock;
+use crate::health::{Health, MongoState};
+
+/// Cheap to clone; all clones share one connection.
+#[derive(Clone)]
+pub struct MongoLink {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: MongoSettings,
+    clock: Arc<dyn Clock>,
+    health: Arc<Health>,
+    /// None until somebody needs it: a device starts without a network.
+    client: Mutex<Option<Client>>,
+    indexed: Mutex<bool>,
+    refused_aside: AtomicBool,
+}
+
+/// Statements in one `update` command, below what the server takes (100,000, and 48 MB).
+pub(super) const STATEMENTS_MAX: usize = 1_000;
+/// Why indexes are not made though the server is well: Unauthorized, too long for one call (a large collection that is
+/// older than we are), the same keys under another name or with other options.
+const INDEX_REFUSALS: [i32; 4] = [13, 50, 85, 86];
+/// The oldest server that is known to do all that is asked here: 4.4.
+pub(super) const WIRE_VERSION_MIN: i32 = 9;
+
+impl MongoLink {
+    pub fn new(settings: MongoSettings, clock: Arc<dyn Clock>, health: Arc<Health>) -> Self {
+        health.set_mongo(MongoState::Away, clock.now().wall_ms);
+        let (client, indexed, refused_aside) = (Mutex::new(None), Mutex::new(false), AtomicBool::new(false));
+        let shared = Shared { settings, clock, health, client, indexed, refused_aside };
+        Self { shared: Arc::new(shared) }
+    }
+
+    pub(super) async fn database(&self) -> Result<Database, Fault> {
+        let settings = &self.shared.settings;
+        let mut client = self.shared.client.lock().await;
+        if client.is_none() {
+            *client = Some(bounded("the look-up of the servers", settings.timeout, connect(settings)).await?);
+        }
+        let client = client.as_ref().expect("put there just now");
+        Ok(client.database(&settings.database))
+    }
+
+    /// A command, with its time bounded on both sides.
+    pub(super) async fn command(&self, what: &str, command: Document) -> Result<Document, Fault> {
+        let database = self.database().await?;
+        bounded(what, self.timeout(), database.run_command(command)).await
+    }
+
+    /// Update statements, all or in order; gives what failed by its place. `Err`: nothing is known of any.
+    pub(super) async fn update(
+        &self,
+        collection: &str,
+        statements: &[Document],
+        ordered: bool,
+    ) -> Result<Vec<(usize, Fault)>, Fault> {
+        let mut faults = Vec::new();
+        for (round, chunk) in statements.chunks(STATEMENTS_MAX).enumerate() {
+            let command = doc! {
+                "update": collection,
+                "updates": chunk,
+                "ordered": ordered,
+                "writeConcern": self.concern(),
+                "maxTimeMS": self.server_limit_ms(),
+            };
+            let written = fault::of_reply(&self.command(&format!("writing {collection}"), command).await?);
+            if let Some(concern) = written.concern {
+                return Err(concern);
+            }
+            let first = round * STATEMENTS_MAX;
+            faults.extend(written.faults.into_iter().map(|(at, fault)| (first + at, fault)));
+            if ordered && let Some((at, fault)) = faults.first().cloned() {
+                // Those behind it were not tried.
+                let rest =
+                    (at + 1..statements.len()).map(|at| (at, Fault { verdict: Verdict::Retry, ..fault.clone() }));
+                faults.extend(rest);
+                return Ok(faults);
+            }
+        }
+        Ok(faults)
+    }
+
+    pub(super) fn concern(&self) -> Document {
+        doc! { "w": "majority", "j": true, "wtimeout": self.server_limit_ms() }
+    }
+
+    /// The server gives up a little before we do, so that what it says can still be heard.
+    pub(super) fn server_limit_ms(&self) -> i64 {
+        self.timeout().mul_f32(0.8).as_millis() as i64
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.shared.settings.timeout
+    }
+
+    /// Makes the indexes, once for each start; a server that does not allow them is delivered to all the same.
+    pub(super) async fn ensure_indexes(&self) -> Result<(), Fault> {
+        let mut done = self.shared.indexed.lock().await;
+        if *done {
+            return Ok(());
+        }
+        let index = |name: &str, key: Document| doc! { "name": name, "key": key };
+        let command = doc! {
+            "createIndexes": "attendance",
+            "indexes": [
+                index("venue_1_occurred_at_1", doc! { "venue": 1, "occurred_at": 1 }),
+                index("subject.id_1_occurred_at_1", doc! { "subject.id": 1, "occurred_at": 1 }),
+            ],
+            "maxTimeMS": self.server_limit_ms(),
+        };
+        match self.command("making the indexes", command).await {
+            Ok(_) => {}
+            Err(fault) if fault.code.is_some_and(|code| INDEX_REFUSALS.contains(&code)) => tracing::error!(
+                reason = fault.why,
+                "MongoDB: the indexes of `attendance` cannot be made, queries will be slow (docs/operations.md, indexes)"
+            ),
+            Err(fault) => return Err(fault),
+        }
+        *done = true;
+        Ok(())
+    }
+
+    /// The same for what is not an event: where events are taken, a refusal of it is said once and changes no state.
+    pub(super) fn note_aside(&self, outcome: Result<(), &Fault>) {
+        let connected = self.shared.health.mongo().is_some_and(|(state, _)| state == MongoState::Connected);
+        match outcome {
+            Err(fault) if connected && fault.verdict == Verdict::Refused => {
+                if !self.shared.refused_aside.swap(true, Ordering::Relaxed) {
+                    let reason = fault.why.as_str();
+                    tracing::error!(
+                        reason,
+                        "MongoDB refuses what is said of this device in `devices` (docs/operations.md, roles)"
+                    );
+                }
+            }
+            other => self.note(other),
+        }
+    }
+
+    /// What became of a conversation; said in the log when it differs from what was.
+    pub(super) fn note(&self, outcome: Result<(), &Fault>) {
+        let state = match outcome {
+            Ok(()) => MongoState::Connected,
+            Err(fault) if fault.verdict == Verdict::Refused => MongoState::Refused,
+            Err(_) => MongoState::Away,
+        };
+        let shared = &self.shared;
+        let before = shared.health.set_mongo(state, shared.clock.now().wall_ms);
+        if before == Some(state) {
+            return;
+        }
+        let place = shared.settings.place.as_str();
+        match (state, outcome) {
+            (MongoState::Refused, Err(fault)) => tracing::error!(
+                place,
+                reason = fault.why,
+                "MongoDB refuses us: nothing is lost, but nothing is delivered until this is put right (`rollcall doctor` helps)"
+            ),
+            (_, Err(fault)) => tracing::warn!(place, reason = fault.why, "MongoDB is away: events wait on disk"),
+            _ => tracing::info!(place, "MongoDB connected"),
+        }
+    }
+}
+
+/// The driver has no limit for how long an answer may take.
+pub(super) async fn bounded<T>(
+    what: &str,
+    limit: Duration,
+    call: impl IntoFuture<Output = mongodb::error::Result<T>>,
+) -> Result<T, Fault> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(outcome) => outcome.map_err(|error| fault::of_error(&error)),
+        Err(_) => Err(fault::timed_out(what, limit)),
+    }
+}
+
+/// Looks the servers up (`mongodb+srv`) and starts the driver; does not yet talk to a server.
+pub(super) async fn connect(settings: &MongoSettings) -> mongodb::error::Result<Client> {
+    let mut options = ClientOptions::parse(&settings.uri).await?;
+    options.app_name.get_or_insert_with(|| "rollcall".into());
+    // Before our own limit, since the driver's error says which server it did not reach and why.
+    let patience = settings.timeout.mul_f32(0.6);
+    options.server_selection_timeout = Some(options.server_selection_timeout.map_or(patience, |it| it.min(patience)));
+    options.connect_timeout = Some(options.connect_timeout.map_or(patience, |it| it.min(patience)));
+    // A sink and a watermark: two conversations at a time.
+    options.max_pool_size.get_or_insert(2);
+    if let Some(ca_file) = &settings.ca_file
+        && let Some(Tls::Enabled(tls)) = &mut options.tls
+    {
+        tls.ca_file_path = Some(ca_file.clone());
+    } else if let Some(ca_file) = &settings.ca_file {
+        let mut tls = TlsOptions::default();
+        tls.ca_file_path = Some(ca_file.clone());
+        options.tls = Some(Tls::Enabled(tls));
+    }
+    Client::with_options(options)
+}

@@ -1,0 +1,49 @@
+# Runs in the guest: a webcam in user space, and whatever the test on the host says, line by line. Host: $HOST, port: $PORT.
+
+# Not straight to the console: the daemon would take it for a terminal and send colours.
+mkfifo /tmp/log
+cat /tmp/log &
+exec 3> /tmp/log
+vcam --ctl /run/vcam --fps 5 --serial 0042 --product "Door camera" \
+    --mjpg 640x480:/img/empty.jpg --yuyv 640x480:/img/first.yuyv > /tmp/log 2>&1 &
+webcam=$!
+# What udev does elsewhere: a name that stays, whatever number the camera comes back with.
+names() {
+    mkdir -p /dev/v4l/by-id
+    while :; do
+        for node in /sys/class/video4linux/*; do
+            if [ "$(cat "$node/index" 2> /dev/null)" = 0 ]; then ln -sfn "../../${node##*/}" /dev/v4l/by-id/usb-door; fi
+        done
+        sleep 0.3
+    done
+}
+names &
+namer=$!
+daemon=
+# Its input never ends, so nc stays until the host hangs up.
+mkfifo /tmp/never
+exec 4<> /tmp/never
+nc "$HOST" "$PORT" <&4 | while read -r word rest; do
+    case $word in
+    vcam) echo "$rest" > /run/vcam ;;
+    start)
+        # shellcheck disable=SC2086 # settings without blanks, one word each
+        env $rest rollcall --config /etc/rollcall/config.toml run > /tmp/log 2>&1 &
+        daemon=$!
+        echo "VM started $daemon"
+        ;;
+    stop)
+        kill -TERM "$daemon"
+        wait "$daemon"
+        echo "VM ended $?"
+        ;;
+    measure)
+        # shellcheck disable=SC2012 # the names are numbers
+        echo "VM measured $(awk '/VmRSS/{print $2}' "/proc/$daemon/status") $(ls "/proc/$daemon/fd" | wc -l) $(ls -d "/proc/$daemon/task/"* | wc -l)"
+        ;;
+    run) sh -c "$rest" 2>&1; echo "VM ran $?" ;;
+    quit) break ;;
+    esac
+done
+kill "$webcam" "$namer"
+exit 0
