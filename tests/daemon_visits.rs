@@ -20,7 +20,7 @@ mod mosquitto;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use client::Client;
 use daemon::{BASE, Home, scaled};
@@ -215,15 +215,21 @@ fn each_visit_is_recorded_and_published_once() {
     assert_eq!(after, subjects, "who passes the camera is not enrolled by it");
 }
 
+/// Of the people enrolled in all group photographs together, so many must be recorded; who is missed stands half cut or
+/// in profile, below the threshold.
+const IN_GROUPS_SHARE_MIN: f64 = 0.9;
+
 #[test]
 fn everybody_in_a_group_photograph_is_recorded_in_one_pass() {
     let faces = Faces::find();
-    let Some((picture, members)) = faces.groups.iter().find(|(_, members)| members.len() == 4) else {
+    let known = |id: &String| faces.people.iter().any(|it| it.id == *id);
+    let groups: Vec<_> = faces.groups.iter().filter(|(_, members)| members.iter().all(known)).collect();
+    if groups.is_empty() {
         println!("there is no group photograph here: nothing to see");
         return;
-    };
+    }
+    let members: HashSet<_> = groups.iter().flat_map(|(_, members)| members).collect();
     let people: Vec<_> = faces.people.iter().filter(|it| members.contains(&it.id)).cloned().collect();
-    assert_eq!(people.len(), members.len());
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "");
@@ -231,14 +237,24 @@ fn everybody_in_a_group_photograph_is_recorded_in_one_pass() {
     let answers = enrol(&broker, &client, &people);
     assert_eq!(enrolled(&answers).len(), people.len(), "{answers:#?}");
     assert!(running.terminate().success());
-    write_list(&home, &[Visit { file: Path::new(picture).to_owned(), subject: None }]);
     home.configure(broker.port(), REPLAY);
-    play(&home);
-    let recorded: Vec<_> =
-        check_record(&home, &client).iter().map(|it| it["subject"]["id"].as_str().unwrap().to_owned()).collect();
-    let mut expected = members.clone();
-    expected.sort();
-    let mut found = recorded.clone();
-    found.sort();
-    assert_eq!(found, expected);
+    let (mut expected, mut found, mut before) = (0, 0, 0);
+    for (picture, members) in groups {
+        write_list(&home, &[Visit { file: picture.clone(), subject: None }]);
+        play(&home);
+        let seen = check_record(&home, &client);
+        let attended: Vec<_> = seen.iter().filter(|it| it["kind"] == "attendance").collect();
+        let mut recorded: Vec<_> = attended[before..].iter().map(|it| it["subject"]["id"].as_str().unwrap()).collect();
+        before = attended.len();
+        let all = recorded.len();
+        println!("{} of {}: {}", all, members.len(), picture.file_name().unwrap().display());
+        recorded.sort_unstable();
+        recorded.dedup();
+        assert_eq!(recorded.len(), all, "nobody is recorded twice: {recorded:?}");
+        assert!(recorded.iter().all(|id| members.iter().any(|member| member == id)), "only who is there: {recorded:?}");
+        assert!(members.len() < 5 || all >= 4, "of five or more at most one is missed: {recorded:?} of {members:?}");
+        (expected, found) = (expected + members.len(), found + all);
+    }
+    println!("{found} of {expected} in group photographs");
+    assert!(found as f64 >= expected as f64 * IN_GROUPS_SHARE_MIN, "{found} of {expected}");
 }

@@ -68,37 +68,59 @@ pub struct Watcher {
     awake_until: Option<Stamp>,
     glanced: Option<Stamp>,
     looked: Option<Stamp>,
+    /// The frame was shown to the detector unseen: its brightness costs little once it is decoded.
+    glance_due: bool,
 }
 
 impl Watcher {
     pub fn new(settings: PaceSettings) -> Self {
-        Self { settings, change: ChangeDetector::default(), awake_until: None, glanced: None, looked: None }
+        Self {
+            settings,
+            change: ChangeDetector::default(),
+            awake_until: None,
+            glanced: None,
+            looked: None,
+            glance_due: false,
+        }
     }
 
     /// Decides on the frame. `slowed` is the least time between two frames that are looked at at all.
     pub fn regard(&mut self, frame: &Frame, presence: Presence, slowed: Duration) -> Result<Attention, DecodeError> {
         let now = frame.media();
         let slowed = slowed.min(self.settings.lost_after / 2);
-        let idle = presence == Presence::Nobody && !self.is_awake(&now);
+        let sure = presence == Presence::Deciding || self.is_awake(&now);
+        let idle = presence == Presence::Nobody && !sure;
         let pause = if idle { slowed.max(self.settings.idle_every) } else { slowed };
         if !is_due(self.glanced, &now, pause) {
             return Ok(Attention::Passed);
         }
         self.glanced = Some(now);
-        if self.change.look(&frame.pixels.luma()?, &now) {
-            self.awake_until = Some(later(now, AWAKE_FOR));
-        }
-        let every = match presence {
-            Presence::Deciding => Duration::ZERO,
-            _ if self.is_awake(&now) => Duration::ZERO,
-            Presence::Settled => SETTLED_EVERY.min(self.settings.lost_after / 2),
-            Presence::Nobody => LOOK_EVERY,
-        };
-        if !is_due(self.looked, &now, every) {
-            return Ok(Attention::Still);
+        self.glance_due = sure;
+        if !sure {
+            self.glance(frame)?;
+            let every = match presence {
+                Presence::Settled => SETTLED_EVERY.min(self.settings.lost_after / 2),
+                Presence::Deciding | Presence::Nobody => LOOK_EVERY,
+            };
+            if !self.is_awake(&now) && !is_due(self.looked, &now, every) {
+                return Ok(Attention::Still);
+            }
         }
         self.looked = Some(now);
         Ok(Attention::Full)
+    }
+
+    /// To be told when the detector has seen the frame, and so decoded it.
+    pub fn seen(&mut self, frame: &Frame) -> Result<(), DecodeError> {
+        if std::mem::take(&mut self.glance_due) { self.glance(frame) } else { Ok(()) }
+    }
+
+    fn glance(&mut self, frame: &Frame) -> Result<(), DecodeError> {
+        let now = frame.media();
+        if self.change.look(&frame.pixels.luma()?, &now) {
+            self.awake_until = Some(later(now, AWAKE_FOR));
+        }
+        Ok(())
     }
 
     fn is_awake(&self, now: &Stamp) -> bool {
@@ -147,6 +169,9 @@ mod tests {
         for n in from * fps..to * fps {
             let frame = frame(n * 1000 / fps, shade);
             let attention = watcher.regard(&frame, presence, Duration::from_millis(slowed)).unwrap();
+            if attention == Attention::Full {
+                watcher.seen(&frame).unwrap();
+            }
             counts[attention as usize] += 1;
         }
         counts

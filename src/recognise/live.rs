@@ -140,6 +140,7 @@ impl Live {
             return Ok(report);
         }
         let mut detections = detect(engine, frame, self.settings.reach)?;
+        self.watcher.seen(frame)?;
         detections.retain(|face| face.confidence >= self.settings.confidence_min);
         report.faces = detections.len();
         let indices = self.tracker.follow(&detections, &now);
@@ -383,3 +384,6 @@ fn is_news(before: &Decision, now: &Decision) -> bool {
         (_, Decision::Identified(_) | Decision::Unknown { .. }) => true,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@
 //! Not in it: the daemon's other threads, of which only the commit is measured.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -428,6 +429,7 @@ fn paced(
 fn live_pass(engine: &mut Vision, gallery: &Gallery, settings: LiveSettings, clip: &Clip) -> anyhow::Result<Timing> {
     let mut live = Live::new(settings);
     let mut timing = Timing::default();
+    let mut decided = HashSet::new();
     let watch = Stopwatch::start();
     // The capture moment of a frame by the pace: when it was due.
     let due_ms = |seq: usize| seq as f64 / f64::from(LIVE_FPS) * 1e3;
@@ -435,7 +437,11 @@ fn live_pass(engine: &mut Vision, gallery: &Gallery, settings: LiveSettings, cli
     let replaced = paced(clip.play(LIVE_FPS, false)?, LIVE_FPS, None, |frame| {
         let report: FrameReport = live.process(engine, gallery, frame, Duration::ZERO)?;
         let (seq, now) = (frame.seq as usize, watch.elapsed_ms());
-        for _ in &report.outcomes {
+        for outcome in &report.outcomes {
+            // The first word on somebody; a stranger who comes closer may still become somebody.
+            if !decided.insert(outcome.track_id) {
+                continue;
+            }
             timing.latencies.push(now - due_ms(seq));
             timing.from_first.push(now - due_ms(first_of(seq)));
         }

@@ -1,0 +1,200 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::recognise::align::REFERENCE_POINTS;
+use crate::recognise::decision::ThresholdRule;
+use crate::recognise::face::{ModelDigest, Name, Point, SubjectId, Template, Threshold};
+use crate::recognise::gallery::Subject;
+
+const SIDE: usize = 640;
+const FACE: usize = 60;
+const PEOPLE: usize = 16;
+
+/// Finds the faces it is told of; a face's shade says whose it is, and so its template and how live it looks.
+struct Scripted {
+    faces: Vec<Detection>,
+    liveness: f32,
+    detections: usize,
+}
+
+impl FaceEngine for Scripted {
+    fn detect(&mut self, _: &Picture, _: Reach) -> Result<Vec<Detection>, EngineError> {
+        self.detections += 1;
+        Ok(self.faces.clone())
+    }
+    fn refine(&mut self, _: &Picture, detection: &Detection) -> Result<Detection, EngineError> {
+        Ok(*detection)
+    }
+    fn template(&mut self, sample: &Sample) -> Result<Option<Template>, EngineError> {
+        let person = usize::from(sample.picture.clamped(56, 70)[0]) / 10;
+        Ok(Template::normalised((0..PEOPLE).map(|n| if n == person { 1.0 } else { 0.0 }).collect()))
+    }
+    fn liveness(&mut self, _: &Picture, _: &Detection) -> Result<Option<f32>, EngineError> {
+        Ok(Some(self.liveness))
+    }
+    fn embedder(&self) -> ModelDigest {
+        unreachable!("nobody asks")
+    }
+    fn dimension(&self) -> usize {
+        PEOPLE
+    }
+}
+
+/// A face in the nth of the places, four in a row.
+fn face(place: usize) -> Detection {
+    let (left, top) = ((place % 4 * 150) as f32, (place / 4 * 150) as f32);
+    let scale = FACE as f32 / 112.0;
+    let points = REFERENCE_POINTS.map(|p| Point { x: left + p.x * scale, y: top + p.y * scale });
+    let bounding_box = BoundingBox { left, top, right: left + FACE as f32, bottom: top + FACE as f32 };
+    Detection { bounding_box, confidence: 0.9, landmarks: Landmarks::from_points(points) }
+}
+
+/// The first so many places show person 0, 1, 2, …
+fn frame(ms: u64, faces: usize) -> Frame {
+    let mut rgb = vec![255; SIDE * SIDE * 3];
+    for place in 0..faces {
+        let (left, top) = (place % 4 * 150, place / 4 * 150);
+        for y in top..top + FACE {
+            let from = (y * SIDE + left) * 3;
+            rgb[from..from + FACE * 3].fill(place as u8 * 10 + 5);
+        }
+    }
+    let taken = Stamp { wall_ms: 0, boottime_ms: ms, trusted: true };
+    Frame { seq: 0, taken, media_ms: ms, pixels: Arc::new(Picture::from_rgb(SIDE, SIDE, rgb).unwrap()) }
+}
+
+fn settings(mode: PadMode) -> LiveSettings {
+    let rule = ThresholdRule { threshold: 0.5, subjects: 1.0, per_decade: 0.0, fpir: 0.01, fixed: Threshold::new(0.5) };
+    let lost_after = Duration::from_millis(700);
+    LiveSettings {
+        reach: Reach::Near,
+        track: TrackSettings { lost_after, overlap_min: 0.3 },
+        decision: DecisionSettings {
+            threshold: rule,
+            samples_min: 3,
+            early_margin: 0.1,
+            margin_min: 0.02,
+            unknown_samples: 5,
+        },
+        probe: QualityBounds {
+            eye_distance_px_min: 6.0,
+            luma_min: 0.0,
+            luma_max: 255.0,
+            sharpness_min: 0.0,
+            yaw_max: 1.0,
+            pitch_max: 1.0,
+        },
+        confidence_min: 0.6,
+        recheck_after: Duration::from_secs(2),
+        same_person_min: 0.3,
+        pad: PadSettings { mode, threshold: 0.4, samples: 2, eye_distance_px_min: 6.0 },
+        pace: PaceSettings { idle_every: Duration::from_millis(100), lost_after },
+    }
+}
+
+/// Everybody whose number is even is enrolled.
+fn gallery() -> Gallery {
+    (0..PEOPLE).step_by(2).fold(Gallery::new(PEOPLE), |gallery, n| {
+        let subject = Subject { id: SubjectId::new(&n.to_string()).unwrap(), name: Name::new("N").unwrap() };
+        gallery.with(
+            subject,
+            &[Template::normalised((0..PEOPLE).map(|it| f32::from(u8::from(it == n))).collect()).unwrap()],
+        )
+    })
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    identified: Vec<String>,
+    unknown: usize,
+    attacks: Vec<bool>,
+    too_far: usize,
+    templates: Vec<usize>,
+    detections: usize,
+}
+
+/// Ten frames a second with so many faces, then an empty scene until the tracks have ended.
+fn play(settings: LiveSettings, faces: usize, liveness: f32, frames: u64) -> Told {
+    let mut engine = Scripted { faces: (0..faces).map(face).collect(), liveness, detections: 0 };
+    let (mut live, gallery, mut told) = (Live::new(settings), gallery(), Told::default());
+    for n in 0..frames + 10 {
+        let shown = if n < frames { faces } else { 0 };
+        engine.faces.truncate(shown);
+        let report = live.process(&mut engine, &gallery, &frame(n * 100, shown), Duration::ZERO).unwrap();
+        assert!(report.failed.is_none());
+        for outcome in &report.outcomes {
+            match &outcome.decision {
+                Decision::Identified(it) => told.identified.push(it.subject.id.to_string()),
+                Decision::Unknown { .. } => told.unknown += 1,
+                Decision::Undecided => unreachable!("undecided is no news"),
+            }
+        }
+        told.attacks.extend(report.attacks.iter().map(|attack| attack.enforced));
+        told.too_far += report.too_far;
+        told.templates.push(report.templates);
+    }
+    told.identified.sort();
+    told.detections = engine.detections;
+    told
+}
+
+#[test]
+fn a_live_face_is_told_of_once_in_every_mode() {
+    for mode in [PadMode::Off, PadMode::Flag, PadMode::Enforce] {
+        let told = play(settings(mode), 1, 0.9, 30);
+        assert_eq!((told.identified, told.attacks), (vec!["0".to_owned()], vec![]), "{mode:?}");
+    }
+}
+
+#[test]
+fn a_picture_is_flagged_or_withheld() {
+    let off = play(settings(PadMode::Off), 1, 0.1, 30);
+    assert_eq!((off.identified.len(), off.attacks), (1, vec![]));
+    let flag = play(settings(PadMode::Flag), 1, 0.1, 30);
+    assert_eq!((flag.identified.len(), flag.attacks), (1, vec![false]));
+    let enforce = play(settings(PadMode::Enforce), 1, 0.1, 30);
+    assert_eq!((enforce.identified.len(), enforce.attacks), (0, vec![true]));
+}
+
+#[test]
+fn a_face_too_small_to_be_judged_is_no_attack_and_not_found_live() {
+    let mut small = settings(PadMode::Enforce);
+    small.pad.eye_distance_px_min = 30.0;
+    let told = play(small, 1, 0.1, 30);
+    assert_eq!((told.identified.len(), told.attacks), (0, vec![]));
+    small.pad.mode = PadMode::Flag;
+    let told = play(small, 1, 0.1, 30);
+    assert_eq!((told.identified.len(), told.attacks), (1, vec![]));
+}
+
+#[test]
+fn a_stranger_with_a_picture_is_unknown_and_an_attack() {
+    let told = play(settings(PadMode::Flag), 2, 0.1, 30);
+    assert_eq!((told.identified.len(), told.unknown, told.attacks.len()), (1, 1, 2));
+}
+
+#[test]
+fn a_crowd_takes_turns() {
+    let told = play(settings(PadMode::Off), 16, 0.9, 30);
+    assert_eq!((told.identified.len(), told.unknown), (8, 8));
+    assert_eq!(told.templates.iter().max(), Some(&TEMPLATES_PER_FRAME));
+    // Five samples for each stranger and two for everybody else, and not much more within these three seconds.
+    let all: usize = told.templates.iter().sum();
+    assert!((16 * 2 + 8 * 3..=90).contains(&all), "{all}");
+}
+
+#[test]
+fn who_is_too_far_away_is_counted_and_left_alone() {
+    let mut far = settings(PadMode::Flag);
+    far.probe.eye_distance_px_min = 30.0;
+    let told = play(far, 2, 0.9, 30);
+    assert_eq!((told.identified.len(), told.unknown, told.too_far), (0, 0, 2));
+}
+
+#[test]
+fn a_decided_face_that_stands_still_costs_little() {
+    let told = play(settings(PadMode::Flag), 1, 0.9, 100);
+    // Two samples, then one in two seconds.
+    assert!((2..=7).contains(&told.templates.iter().sum::<usize>()), "{:?}", told.templates);
+    assert!(told.detections < 60, "{}", told.detections);
+}
