@@ -188,8 +188,8 @@ impl Daemon {
     fn start_watch(&self, stages: &mut Stages, scenes: Arc<Scenes>) {
         let (state_dir, health) = (self.settings.state_dir.clone(), Arc::clone(&self.health));
         let server = WatchServer { state_dir, scenes, health, snapshot: self.settings.snapshot };
-        let stop = stages.stop_signal();
-        stages.task("watch", server.run(stop));
+        let (listener, stop) = (server.listen(), stages.stop_signal());
+        stages.task("watch", server.run(listener, stop));
     }
 
     fn start_mqtt(&self, stages: &mut Stages, mqtt: &MqttSettings, jobs: SyncSender<Job>) -> anyhow::Result<Link> {

@@ -61,16 +61,22 @@ pub struct WatchServer {
 }
 
 impl WatchServer {
-    pub async fn run(self, mut stop: watch::Receiver<bool>) -> StageResult {
+    /// The socket, there before the daemon says that it is ready; nothing where it cannot be made.
+    pub fn listen(&self) -> Option<UnixListener> {
         let path = self.state_dir.join(SOCKET);
-        let listener = match listen(&path) {
-            Ok(listener) => listener,
-            Err(error) => {
-                // Nobody's attendance depends on it.
-                tracing::warn!(path = %path.display(), %error, "`rollcall watch` is not served: the socket cannot be made");
-                stop.wait_for(|it| *it).await.map(drop)?;
-                return Ok(());
-            }
+        let listening = listen(&path);
+        if let Err(error) = &listening {
+            // Nobody's attendance depends on it.
+            tracing::warn!(path = %path.display(), %error, "`rollcall watch` is not served: the socket cannot be made");
+        }
+        listening.ok()
+    }
+
+    pub async fn run(self, listener: Option<UnixListener>, mut stop: watch::Receiver<bool>) -> StageResult {
+        let path = self.state_dir.join(SOCKET);
+        let Some(listener) = listener else {
+            stop.wait_for(|it| *it).await.map(drop)?;
+            return Ok(());
         };
         let mut serving = JoinSet::new();
         loop {
