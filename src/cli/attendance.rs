@@ -103,18 +103,17 @@ fn list(args: &Args, reader: &Reader, book: &VenueBook, venue: &Venue) -> anyhow
             Ok(value)
         };
         let list = entries.iter().map(with_venue).collect::<anyhow::Result<Vec<_>>>()?;
-        println!("{}", serde_json::Value::from(list));
-        return Ok(());
+        return put(&format!("{}\n", serde_json::Value::from(list)));
     }
     if args.csv {
         let rows: Vec<Vec<String>> = entries.iter().map(|(venue, local, entry)| csv_row(venue, local, entry)).collect();
-        print_csv(&CSV_HEADING, &rows);
+        put(&csv(&CSV_HEADING, &rows))?;
     } else if entries.is_empty() {
         println!("nothing recorded yet");
     } else {
         let rows: Vec<Vec<String>> =
             entries.iter().map(|(venue, local, entry)| table_row(venue, local, entry)).collect();
-        print!("{}", table::render(&TABLE_HEADING, &rows));
+        put(&table::render(&TABLE_HEADING, &rows))?;
     }
     Ok(())
 }
@@ -182,10 +181,21 @@ fn whose(entry: &AttendanceEntry) -> (String, String) {
     entry.subject.as_ref().map_or_else(erased, |it| (it.id.to_string(), it.name.as_str().to_owned()))
 }
 
-fn print_csv(heading: &[&str], rows: &[Vec<String>]) {
-    println!("{}", heading.join(","));
+fn csv(heading: &[&str], rows: &[Vec<String>]) -> String {
+    let mut text = heading.join(",") + "\n";
     for row in rows {
-        println!("{}", row.iter().map(|field| table::csv_field(field)).collect::<Vec<_>>().join(","));
+        text.push_str(&row.iter().map(|field| table::csv_field(field)).collect::<Vec<_>>().join(","));
+        text.push('\n');
+    }
+    text
+}
+
+/// A reader that has seen enough (`head`) is no mistake.
+fn put(text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -201,23 +211,21 @@ fn summary(args: &Args, settings: &Settings, reader: &Reader, venue: &Venue) -> 
     );
     let report = report::of(reader, venue, from_ms, to_ms, args.absent)?;
     if args.json {
-        println!("{}", serde_json::to_string(&report.page(0, u32::MAX, args.absent))?);
-        return Ok(());
+        return put(&format!("{}\n", serde_json::to_string(&report.page(0, u32::MAX, args.absent))?));
     }
     let rows: Vec<Vec<String>> = report.rows.iter().map(|row| summary_row(venue, row)).collect();
     if args.csv {
-        print_csv(&SUMMARY_HEADING, &rows);
+        put(&csv(&SUMMARY_HEADING, &rows))?;
         // Not among the rows, where somebody would count them.
         report.not_known.iter().for_each(|it| eprintln!("{}", not_known(venue, it)));
         return Ok(());
     }
-    if rows.is_empty() {
-        println!("nothing recorded in this period");
+    let table = if rows.is_empty() {
+        "nothing recorded in this period\n".to_owned()
     } else {
-        print!("{}", table::render(&SUMMARY_HEADING, &rows));
-    }
-    report.not_known.iter().for_each(|it| println!("{}", not_known(venue, it)));
-    Ok(())
+        table::render(&SUMMARY_HEADING, &rows)
+    };
+    put(&report.not_known.iter().fold(table, |text, it| text + &not_known(venue, it) + "\n"))
 }
 
 const SUMMARY_HEADING: [&str; 9] =
@@ -276,8 +284,7 @@ pub fn venues(args: &VenuesArgs, settings: &Settings) -> anyhow::Result<()> {
     };
     let entries: Vec<VenueEntry> = book.all().iter().map(entry).collect();
     if args.json {
-        println!("{}", serde_json::to_string(&entries)?);
-        return Ok(());
+        return put(&format!("{}\n", serde_json::to_string(&entries)?));
     }
     let mut rows = Vec::new();
     for it in &entries {
@@ -294,6 +301,5 @@ pub fn venues(args: &VenuesArgs, settings: &Settings) -> anyhow::Result<()> {
             rows.push(row(&session.id, &format!("{}–{} {}", session.start, session.end, days.join(" "))));
         }
     }
-    print!("{}", table::render(&["venue", "time_zone", "direction", "from", "session", "when"], &rows));
-    Ok(())
+    put(&table::render(&["venue", "time_zone", "direction", "from", "session", "when"], &rows))
 }

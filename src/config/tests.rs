@@ -49,6 +49,19 @@ fn what_is_wrong_is_refused_by_name() {
         ("[commands]\nper_minute_max = 0", "[commands] per_minute_max"),
         ("[attendance]\nvenue = \"x\"\n[[venue]]\nid = \"y\"", "[attendance] venue"),
         ("[[venue]]\nid = \"main\"\n[[venue]]\nid = \"main\"", "[[venue]] id"),
+        ("[[venue]]\nid = \"main\"\ntime_zone = \"Europe/Atlantis\"", "\"main\": time_zone"),
+        ("[[venue]]\nid = \"main\"\ntime_zone = \"/etc/localtime\"", "\"main\": time_zone"),
+        ("[[venue]]\nid = \"main\"\nre_entry_gap = \"25h\"", "\"main\": re_entry_gap is longer"),
+        ("[[venue]]\nid = \"main\"\ndirection = \"up\"", "up"),
+        (
+            "[[venue]]\nid = \"main\"\n[[venue.session]]\nid = \"am\"\nstart = \"08:00\"\nend = \"09:00\"",
+            "session[0].weekdays",
+        ),
+        (
+            "[[venue]]\nid = \"main\"\n[[venue.session]]\nid = \"am\"\nstart = \"08:00\"\nend = \"09:00\"\nlate = \"5m\"",
+            "late",
+        ),
+        ("[attendance]\ndirection = \"up\"", "[attendance] direction"),
         ("[mqtt]\nhost = \"h\"\nca_file = \"ca.pem\"", "[mqtt] tls"),
         ("[mqtt]\ntls = true", "[mqtt] tls"),
         ("[mqtt]\nhost = \"h\"\npassword = \"p\"", "[mqtt] user"),
@@ -63,6 +76,37 @@ fn what_is_wrong_is_refused_by_name() {
         let said = set(text).expect_err(text).to_string();
         assert!(said.contains(named), "{text}: {said}");
     }
+}
+
+#[test]
+fn a_venue_has_sessions_in_its_time_zone() {
+    let text = |late: &str, zone: &str| {
+        format!(
+            "[[venue]]\nid = \"main\"\n{zone}direction = \"alternate\"\n[[venue.session]]\nid = \"night\"\n\
+             weekdays = [\"mon\"]\nstart = \"23:55\"\nend = \"06:00\"\nlate_after = \"{late}\"\nearly = \"1h\"\n"
+        )
+    };
+    let zone = "time_zone = \"Europe/Berlin\"\n";
+    for (late, minutes) in [("10m", 10), ("00:05", 10), ("23:55", 0)] {
+        let settings = set(&text(late, zone)).unwrap();
+        let session = settings.venues[0].spec().sessions.remove(0);
+        assert_eq!((session.late_after_ms, session.early_ms), (Some(minutes * 60_000), Some(3_600_000)), "{late}");
+        assert_eq!(settings.venues[0].zone_name(), "Europe/Berlin");
+        assert!(settings.warnings.is_empty());
+    }
+    assert!(set(&text("06:05", zone)).unwrap_err().to_string().contains("session[0].late_after"));
+    assert!(set(&text("soon", zone)).unwrap_err().to_string().contains("session[0].late_after"));
+    assert!(set(&text("10m", "")).unwrap().warnings[0].contains("no time_zone"));
+}
+
+#[test]
+fn the_example_of_the_shipped_file_is_right() {
+    let shipped = shipped();
+    let example =
+        shipped.lines().skip_while(|line| !line.starts_with("# [[venue]]")).take_while(|line| !line.is_empty());
+    let example: Vec<_> = example.map(|line| line.trim_start_matches("# ")).collect();
+    let settings = set(&example.join("\n")).unwrap();
+    assert_eq!(settings.venues[0].sessions[0].id, "mon-am");
 }
 
 #[test]

@@ -214,6 +214,58 @@ fn answers_have_their_shape() {
 }
 
 #[test]
+fn answers_about_venues_and_attendance_have_their_shape() {
+    let subject =
+        crate::record::event::SubjectRef { id: SubjectId::new("jdoe").unwrap(), name: Name::new("J").unwrap() };
+    let row = answer::SummaryRow {
+        date: "2026-11-23".into(),
+        session: Some("s".into()),
+        subject,
+        status: answer::SummaryStatus::Absent,
+        first_in: None,
+        last_out: None,
+        late_ms: None,
+        present_ms: Some(1),
+    };
+    let period = || answer::Period { from: "f".into(), to: "t".into() };
+    let unknown = answer::NotKnown {
+        session: "s".into(),
+        starts_at: "a".into(),
+        ends_at: "b".into(),
+        not_watching: vec![period()],
+    };
+    let summary = answer::AttendanceSummary {
+        venue: "v".into(),
+        time_zone: "UTC".into(),
+        from: "f".into(),
+        to: "t".into(),
+        rows: vec![row],
+        not_known: Some(vec![unknown]),
+        next_after: Some(1),
+    };
+    let check = |body: &str, expected: &str| {
+        let begin = r#"{"schema":1,"request_id":"r-1","verb":"x","ok":true,"#;
+        assert_eq!(body, format!("{begin}{expected}}}"));
+    };
+    check(
+        &answer::accepted("r-1", "x", &summary),
+        r#""venue":"v","time_zone":"UTC","from":"f","to":"t","rows":[{"date":"2026-11-23","session":"s","subject":{"id":"jdoe","name":"J"},"status":"absent","first_in":null,"last_out":null,"late_ms":null,"present_ms":1}],"not_known":[{"session":"s","starts_at":"a","ends_at":"b","not_watching":[{"from":"f","to":"t"}]}],"next_after":1"#,
+    );
+    let session = answer::SessionEntry { session: "s".into(), starts_at: "a".into(), ends_at: "b".into() };
+    let put = answer::VenuePut { venue: "v".into(), replaced: true, next_session: Some(session) };
+    check(
+        &answer::accepted("r-1", "x", &put),
+        r#""venue":"v","replaced":true,"next_session":{"session":"s","starts_at":"a","ends_at":"b"}"#,
+    );
+    let Verb::VenuePut(spec) = read("venue_put", &good()[8].1).unwrap().verb else { panic!("a venue") };
+    let entry = answer::VenueEntry { spec, source: answer::VenueSource::Command, door: true };
+    check(
+        &answer::accepted("r-1", "x", &answer::VenueList { venues: vec![entry], next_after: None }),
+        r#""venues":[{"venue":"room-a","name":"Room A","time_zone":"Europe/Berlin","direction":"alternate","re_entry_gap_ms":60000,"sessions":[{"id":"mon-am","weekdays":["mon"],"start":"08:00","end":"12:00","late_after_ms":600000,"early_ms":null},{"id":"exam","dates":["2026-11-24"],"start":"09:00","end":"11:00","late_after_ms":null,"early_ms":0}],"source":"command","door":true}],"next_after":null"#,
+    );
+}
+
+#[test]
 fn every_error_code_is_documented() {
     let page = include_str!("../../../docs/wire.md");
     for code in ErrorCode::ALL {
@@ -224,13 +276,13 @@ fn every_error_code_is_documented() {
 
 proptest! {
     #[test]
-    fn arbitrary_bytes_never_panic(verb in 0..8_usize, payload in proptest::collection::vec(any::<u8>(), 0..2000)) {
+    fn arbitrary_bytes_never_panic(verb in 0..11_usize, payload in proptest::collection::vec(any::<u8>(), 0..2000)) {
         parse(good()[verb].0, false, &payload, &Limits::default(), NOW_MS).ok();
     }
 
     #[test]
     fn mutilated_commands_never_panic(
-        verb in 0..8_usize,
+        verb in 0..11_usize,
         cut in any::<prop::sample::Index>(),
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
     ) {
@@ -245,7 +297,7 @@ proptest! {
     }
 
     #[test]
-    fn any_json_in_any_field_is_refused_or_read(verb in 0..8_usize, field in any::<prop::sample::Index>(), text in ".{0,80}", number in any::<f64>()) {
+    fn any_json_in_any_field_is_refused_or_read(verb in 0..11_usize, field in any::<prop::sample::Index>(), text in ".{0,80}", number in any::<f64>()) {
         let (verb, body) = &good()[verb];
         let key = field.get(&body.as_object().unwrap().keys().cloned().collect::<Vec<_>>()).clone();
         for value in [json!(text), json!(number), json!([text]), json!({ "id": text })] {
