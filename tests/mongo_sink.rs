@@ -303,7 +303,7 @@ fn killed_again_and_again(mut server: Mongod) {
     for _ in 0..kills {
         let primary = server.until_primary();
         let still = kill_under_load(&mut server, &door, primary, share, &mut expected);
-        println!("a primary was killed under load; delivery stood still for {:.1} s", still.as_secs_f64());
+        println!("killed under load; until another took over: {:.1} s", still.as_secs_f64());
     }
     door.until_nothing_is_owed();
     running.stop();
