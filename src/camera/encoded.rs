@@ -45,8 +45,11 @@ pub enum Kind {
 }
 
 impl Raster {
-    /// The bytes that a whole frame has; `None` when the numbers do not fit together.
+    /// The bytes that a whole frame has; `None` when the numbers do not fit together, or are no camera's.
     pub fn bytes(&self) -> Option<usize> {
+        if self.width.checked_mul(self.height)? > PIXELS_MAX {
+            return None;
+        }
         let row = match self.kind {
             // The colours belong to pairs of pixels.
             Kind::Yuyv if self.width.is_multiple_of(2) => self.width.checked_mul(2)?,

@@ -190,6 +190,24 @@ fn cameras_leave_out_the_usual_huffman_tables() {
 }
 
 #[test]
+fn a_camera_without_colours_may_send_jpeg_too() {
+    let mut bytes = Vec::new();
+    let grey: Vec<u8> = (0..64 * 48).map(|at| (at % 64 * 4) as u8).collect();
+    JpegEncoder::new(&mut bytes).write_image(&grey, 64, 48, image::ExtendedColorType::L8).unwrap();
+    let seen = frame(&bytes, Coding::Jpeg, &View::default()).unwrap();
+    let full = seen.full().unwrap();
+    assert!(
+        full.row(9)
+            .as_chunks::<3>()
+            .0
+            .iter()
+            .enumerate()
+            .all(|(x, [r, g, b])| { r == g && g == b && r.abs_diff((x * 4) as u8) < 12 })
+    );
+    assert!(seen.luma().is_ok());
+}
+
+#[test]
 fn impossible_sizes_are_refused_before_memory_is_taken() {
     for (width, height, stride, kind) in [
         (641, 480, 1282, Kind::Yuyv),
@@ -197,6 +215,7 @@ fn impossible_sizes_are_refused_before_memory_is_taken() {
         (640, 480, 639, Kind::Grey),
         (0, 480, 640, Kind::Grey),
         (2, usize::MAX, 1 << 40, Kind::Grey),
+        (40_000, 40_000, 40_000, Kind::Grey),
     ] {
         assert_eq!(Raster { kind, width, height, stride, full_range: false }.bytes(), None, "{width} x {height}");
     }

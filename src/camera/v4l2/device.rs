@@ -8,7 +8,7 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use moq_v4l::sys;
 use moq_v4l::v4l2::vidioc;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
+use rustix::mm::{MapFlags, ProtFlags};
 
 /// A pixel format as four letters, as the kernel names it.
 pub type FourCc = [u8; 4];
@@ -392,9 +393,8 @@ impl Mapping {
         // SAFETY: QUERYBUF with memory MMAP wrote `offset`; a new mapping at an address of the kernel's choice touches
         // nothing that exists.
         let mapped = unsafe {
-            let offset = libc::off_t::from(buffer.m.offset);
-            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-            moq_v4l::v4l2::mmap(ptr::null_mut(), length, protection, flags, fd.as_fd().as_raw_fd(), offset)
+            let (protection, offset) = (ProtFlags::READ | ProtFlags::WRITE, u64::from(buffer.m.offset));
+            rustix::mm::mmap(ptr::null_mut(), length, protection, MapFlags::SHARED, fd, offset)
         }?;
         let start = NonNull::new(mapped).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { start, length })
@@ -412,7 +412,7 @@ impl Drop for Mapping {
     #[expect(unsafe_code, reason = "the counterpart of mapping")]
     fn drop(&mut self) {
         // SAFETY: exactly what `new` mapped; the borrow of `bytes` has ended.
-        unsafe { moq_v4l::v4l2::munmap(self.start.as_ptr(), self.length) }.ok();
+        unsafe { rustix::mm::munmap(self.start.as_ptr(), self.length) }.ok();
     }
 }
 

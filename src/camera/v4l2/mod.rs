@@ -56,16 +56,11 @@ const EARLY: f32 = 0.7;
 pub struct V4l2Camera {
     settings: V4l2Settings,
     buffers: Arc<Buffers>,
-    state: State,
+    /// `None` while the camera is lost: tried again when `retry` says so.
+    streaming: Option<Streaming>,
     retry: Retry,
     /// What could not be set is said once and not at every reopening.
     controls_told: bool,
-}
-
-enum State {
-    Streaming(Streaming),
-    /// Tried again when `retry` says so.
-    Lost,
 }
 
 struct Streaming {
@@ -79,6 +74,8 @@ struct Streaming {
     last_taken: Option<Duration>,
     /// Since the last usable frame.
     quiet: Stopwatch,
+    /// What was wrong with the last frame, if there was no usable one after it.
+    damage: Option<String>,
     /// Frames that the driver had no buffer for, since the last one passed on.
     missed: u32,
 }
@@ -86,7 +83,7 @@ struct Streaming {
 impl V4l2Camera {
     /// Opens nothing yet: a camera that is not there is a state and no reason not to start.
     pub fn new(settings: V4l2Settings) -> Self {
-        Self { settings, buffers: Arc::default(), state: State::Lost, retry: Retry::new(), controls_told: false }
+        Self { settings, buffers: Arc::default(), streaming: None, retry: Retry::new(), controls_told: false }
     }
 
     fn open(&mut self) -> Result<Streaming, String> {
@@ -111,8 +108,8 @@ impl V4l2Camera {
         }
         let stream = Stream::start(device, BUFFERS).map_err(|error| reason(&error))?;
         let quiet = Stopwatch::start();
-        let (last_sequence, last_taken, missed) = (None, None, 0);
-        Ok(Streaming { stream, coding, format, node, rate, last_sequence, last_taken, quiet, missed })
+        let (last_sequence, last_taken, damage, missed) = (None, None, None, 0);
+        Ok(Streaming { stream, coding, format, node, rate, last_sequence, last_taken, quiet, damage, missed })
     }
 
     /// The best format at the size asked for; if it comes at another size only, the best format at that.
@@ -140,7 +137,7 @@ impl V4l2Camera {
 
     /// Everything of the lost stream is gone before the next attempt.
     fn lose(&mut self, reason: String) -> CameraError {
-        self.state = State::Lost;
+        self.streaming = None;
         self.retry.failed();
         CameraError::Lost { reason }
     }
@@ -148,32 +145,34 @@ impl V4l2Camera {
 
 impl FrameSource for V4l2Camera {
     fn next(&mut self) -> Result<Next, CameraError> {
-        let State::Streaming(streaming) = &mut self.state else {
+        let Some(streaming) = &mut self.streaming else {
             if !self.retry.wait(SLICE) {
                 return Ok(Next::Nothing);
             }
             return match self.open() {
                 Ok(streaming) => {
                     streaming.tell();
-                    self.state = State::Streaming(streaming);
+                    self.streaming = Some(streaming);
                     Ok(Next::Nothing)
                 }
                 Err(reason) => Err(self.lose(reason)),
             };
         };
         let outcome = streaming.next(&self.settings, &self.buffers);
+        if let Err(Fault::Damaged(why)) = &outcome {
+            streaming.damage = Some(why.clone());
+        }
         let silent = streaming.quiet.elapsed() >= self.settings.stall_after;
-        let limit = self.settings.stall_after.as_millis();
         match outcome {
             Ok(Some(frame)) => {
                 self.retry.succeeded();
                 Ok(Next::Frame(frame))
             }
-            Ok(None) if silent => Err(self.lose(format!("stalled: no picture for {limit} ms"))),
-            Ok(None) => Ok(Next::Nothing),
-            Err(Fault::Damaged(why)) if silent => {
-                Err(self.lose(format!("nothing but damaged pictures for {limit} ms, the last: {why}")))
+            Ok(None) | Err(Fault::Damaged(_)) if silent => {
+                let reason = streaming.silence(self.settings.stall_after);
+                Err(self.lose(reason))
             }
+            Ok(None) => Ok(Next::Nothing),
             Err(Fault::Damaged(why)) => Err(CameraError::Damaged { why }),
             Err(Fault::Lost(error)) => Err(self.lose(reason(&error))),
         }
@@ -238,11 +237,20 @@ impl Streaming {
         self.fits(bytes.len())?;
         let encoded = Encoded::new(bytes, self.coding, &settings.view, buffers);
         let encoded = encoded.map_err(|error| Fault::Damaged(error.to_string()))?;
-        self.quiet = Stopwatch::start();
+        (self.quiet, self.damage) = (Stopwatch::start(), None);
         self.last_taken = filled.taken;
         let age = filled.taken.and_then(|taken| clock::since_boot_awake().checked_sub(taken));
         let when = When::Ago(age.filter(|age| *age <= AGE_MAX).unwrap_or_default());
         Ok(Some(SourceFrame { pixels: Arc::new(encoded), when, missed: std::mem::take(&mut self.missed) }))
+    }
+
+    /// Why there was nothing usable for so long.
+    fn silence(&self, long: Duration) -> String {
+        let ms = long.as_millis();
+        match &self.damage {
+            Some(why) => format!("nothing but damaged pictures for {ms} ms, the last: {why}"),
+            None => format!("stalled: no picture for {ms} ms"),
+        }
     }
 
     /// The camera is faster than was asked for.
