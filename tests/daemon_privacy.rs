@@ -108,7 +108,12 @@ fn add_template(needles: &mut Needles, template: &[f32]) {
 fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
-        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+        if path.is_dir() {
+            files.extend(files_below(&path));
+        } else if path.is_file() {
+            // The socket of `watch` holds nothing.
+            files.push(path);
+        }
     }
     files
 }
