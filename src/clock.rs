@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -104,12 +104,32 @@ const PLAUSIBLE_FROM_MS: i64 = 1_577_836_800_000;
 /// The real clocks of this machine.
 pub struct SystemClock {
     trust: Trust,
+    /// The last moment at which the kernel said that something keeps the clock right.
+    kept: Mutex<Option<Stamp>>,
 }
+
+/// How long a clock stays right by itself. The kernel gives up on it nine hours after the last word from a time server, but
+/// crystals drift by less than 100 ppm, a minute in a week: a door without internet for a few days is not without time.
+const HOLDOVER: Duration = Duration::from_hours(7 * 24);
 
 impl SystemClock {
     pub fn new(trust: Trust) -> Self {
-        Self { trust }
+        Self { trust, kept: Mutex::default() }
     }
+
+    fn is_kept(&self, now: &Stamp) -> bool {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kernel_time_is_disciplined() {
+            *kept = Some(*now);
+            return true;
+        }
+        kept.is_some_and(|kept| holds_over(&kept, now))
+    }
+}
+
+/// Whether a clock that was right at `kept` still is, with nothing to keep it so. One that was set in between is not.
+fn holds_over(kept: &Stamp, now: &Stamp) -> bool {
+    now.since(kept) < HOLDOVER && now.step_since(kept).is_none()
 }
 
 impl Clock for SystemClock {
@@ -122,11 +142,10 @@ impl Clock for SystemClock {
             Err(before) => -(before.duration().as_millis() as i64),
         };
         let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Stamp {
-            wall_ms,
-            boottime_ms: (boot.tv_sec * 1000 + boot.tv_nsec / 1_000_000) as u64,
-            trusted: wall_ms >= PLAUSIBLE_FROM_MS && (self.trust == Trust::Always || kernel_time_is_disciplined()),
-        }
+        let boottime_ms = (boot.tv_sec * 1000 + boot.tv_nsec / 1_000_000) as u64;
+        let now = Stamp { wall_ms, boottime_ms, trusted: true };
+        let trusted = wall_ms >= PLAUSIBLE_FROM_MS && (self.trust == Trust::Always || self.is_kept(&now));
+        Stamp { trusted, ..now }
     }
 
     fn boot_id(&self) -> BootId {
@@ -260,6 +279,18 @@ mod tests {
     fn time_is_written_with_milliseconds_in_utc() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(rfc3339(1_795_420_683_412), "2026-11-23T07:58:03.412Z");
+    }
+
+    #[test]
+    fn a_clock_that_nobody_keeps_any_more_stays_right_for_days_unless_it_is_set() {
+        let clock = SimulatedClock::at(1_795_420_683_412);
+        let kept = clock.now();
+        clock.advance(Duration::from_hours(6 * 24));
+        assert!(holds_over(&kept, &clock.now()));
+        let set = Stamp { wall_ms: clock.now().wall_ms + 3_600_000, ..clock.now() };
+        assert!(!holds_over(&kept, &set));
+        clock.advance(Duration::from_hours(24));
+        assert!(!holds_over(&kept, &clock.now()));
     }
 
     #[test]

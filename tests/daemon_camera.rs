@@ -17,7 +17,8 @@ fn a_camera_that_is_not_there_is_waited_for_and_told_once() {
     let kinds: Vec<String> = home.events().into_iter().map(|(_, _, kind)| kind).collect();
     assert_eq!(kinds, ["camera"]);
     assert!(daemon.is_alive());
-    assert!(daemon.terminate().success());
+    let status = daemon.terminate();
+    assert!(status.success(), "{status}: {}", home.log());
     assert_eq!(home.log().matches("camera lost").count(), 1, "{}", home.log());
 }
 

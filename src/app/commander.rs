@@ -93,7 +93,7 @@ fn not_now(code: ErrorCode, message: impl Into<String>) -> Fault {
 
 impl Commander {
     /// Takes the link's events until `stop`.
-    pub async fn run(self, mut events: mpsc::Receiver<LinkEvent>, mut stop: watch::Receiver<bool>) -> StageResult {
+    pub async fn run(self, events: &mut mpsc::Receiver<LinkEvent>, mut stop: watch::Receiver<bool>) -> StageResult {
         let mut pace = Pace::new(self.per_minute_max);
         loop {
             let event = tokio::select! {

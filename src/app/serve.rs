@@ -222,10 +222,21 @@ impl Daemon {
         let settings = RelaySettings { window, ..RelaySettings::default() };
         let relay = relay(self.store.clone(), sink, stages.last_signal(), settings);
         let stop = stages.stop_signal();
-        stages.task("commands", async move { commander.run(events, stop).await });
+        // The link goes on after the commands have stopped, and must not find its queue gone: it would take that for a failure.
+        let (leave, left) = oneshot::channel();
+        stages.task("commands", async move {
+            let mut events = events;
+            let outcome = commander.run(&mut events, stop).await;
+            leave.send(events).ok();
+            outcome
+        });
         stages.last_task("relay to mqtt", async move { relay.await.map_err(storage) });
         let stop = stages.last_signal();
-        stages.last_task("mqtt link", async move { driver.drive(stop).await.map_err(|e| anyhow!(e)) });
+        stages.last_task("mqtt link", async move {
+            let driven = driver.drive(stop).await;
+            drop(left);
+            driven.map_err(|e| anyhow!(e))
+        });
         Ok(link)
     }
 

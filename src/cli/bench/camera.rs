@@ -64,7 +64,7 @@ pub struct Case {
     pub width: usize,
     pub height: usize,
     pub faces: usize,
-    /// People shown, and how many of those visits were decided.
+    /// People shown, and how many tracks were decided: more where somebody was followed in two pieces.
     pub visits: usize,
     pub decided: usize,
     /// With people before the camera, all stages one after the other.
@@ -482,13 +482,21 @@ fn still(engine: &mut Vision, gallery: &Gallery, settings: LiveSettings, seconds
 
 impl Report {
     pub(crate) fn table(&self) -> String {
-        let heading =
-            ["picture, faces", "decided", "frames/s", "to decision", "p95", "since first frame", "p95", "replaced"];
+        let heading = [
+            "picture, faces",
+            "tracks decided",
+            "frames/s",
+            "to decision",
+            "p95",
+            "since first frame",
+            "p95",
+            "replaced",
+        ];
         let ms = |value: f64| format!("{value:.0} ms");
         let row = |case: &Case| {
             vec![
                 format!("{} x {}, {}", case.width, case.height, case.faces),
-                format!("{} of {}", case.decided, case.visits),
+                format!("{}, of {} people", case.decided, case.visits),
                 format!("{:.0}", case.frames_per_second),
                 ms(case.latency_ms.median),
                 ms(case.latency_ms.p95),
