@@ -233,9 +233,9 @@ impl Daemon {
         stages.last_task("relay to mqtt", async move { relay.await.map_err(storage) });
         let stop = stages.last_signal();
         stages.last_task("mqtt link", async move {
-            let driven = driver.drive(stop).await;
+            let outcome = driver.drive(stop).await;
             drop(left);
-            driven.map_err(|e| anyhow!(e))
+            outcome.map_err(|e| anyhow!(e))
         });
         Ok(link)
     }
