@@ -312,7 +312,7 @@ impl Device {
         clock.set_wall(wall_ms, false);
         let options = StoreOptions::new(vec![SinkName::MQTT], Arc::clone(&clock) as Arc<dyn Clock>);
         let store = Store::open(dir.path(), options).unwrap().store;
-        let door = Door { venue: venue.id.clone(), direction: None };
+        let door = Door { venue: venue.id.clone(), direction: None, has_camera: false };
         let venues = Arc::new(VenueBook::new(vec![venue], door, &[]));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (stop, stopped) = watch::channel(false);

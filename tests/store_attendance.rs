@@ -11,14 +11,16 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rollcall::app::recorder::{Visit, record_visit};
-use rollcall::app::report;
+use rollcall::app::report::{self, Absent};
 use rollcall::attend::venue::{DirectionMode, SessionSpec, Venue, VenueSpec};
 use rollcall::attend::{Direction, Status};
 use rollcall::clock::{Clock as _, SimulatedClock, Stamp, time_zone};
 use rollcall::recognise::face::Name;
 use rollcall::record::command::answer::SummaryStatus;
-use rollcall::record::event::{Body, ClockState, Correction, StoredEvent, SubjectRef};
-use rollcall::record::store::{AttendanceQuery, SinkName, Store};
+use rollcall::record::event::{
+    Body, ClockState, Correction, Enrolment, EnrolmentAction, NewEvent, StoredEvent, SubjectRef,
+};
+use rollcall::record::store::{AttendanceQuery, SinkName, Store, Tx};
 use store_bench::{Bench, DAY, START_MS, enrol, subject};
 
 /// Monday 09:00 to 12:00 in Berlin, which is 08:00 UTC; START_MS is two minutes before. Late after ten minutes.
@@ -192,6 +194,29 @@ fn ten_visits_in_1970_are_corrected_with_session_and_status() {
 }
 
 #[test]
+fn who_was_enrolled_in_1970_was_enrolled_when_it_really_was() {
+    let door = Door::new(&["old"]);
+    door.bench.clock.set_wall(0, false);
+    let at = door.bench.clock.now();
+    let enrolment = Enrolment {
+        action: EnrolmentAction::Enrolled,
+        subject: Some(SubjectRef { id: subject("new"), name: Name::new("New").unwrap() }),
+        references: 1,
+        request_id: None,
+    };
+    let enrolled = door.store.write(move |tx| {
+        tx.put_subject(&subject("new"), &Name::new("New").unwrap())?;
+        tx.append_event(&NewEvent::new(at, Body::Enrolment(enrolment.clone())))
+    });
+    enrolled.unwrap();
+    door.advance(600);
+    door.bench.clock.set_wall(START_MS + 600_000, true);
+    assert_eq!(door.correct(), 1);
+    let since = |id| door.store.write(move |tx| tx.subject(&subject(id))).unwrap().unwrap().enrolled_ms;
+    assert_eq!((since("new"), since("old")), (START_MS, START_MS));
+}
+
+#[test]
 fn who_passed_before_and_after_the_clock_was_set_counts_once() {
     let door = Door::new(&["a"]);
     door.bench.clock.set_wall(0, false);
@@ -291,7 +316,7 @@ fn the_summary_tells_who_was_there_and_who_was_not() {
     let report = |door: &Door| {
         let venue = door.venue.clone();
         let (from_ms, to_ms) = report::day_of(&venue, START_MS);
-        door.store.write(move |tx| report::of(tx, &venue, from_ms, to_ms, true)).unwrap()
+        door.store.write(move |tx| report::of(tx, &venue, from_ms, to_ms, Absent::Asked)).unwrap()
     };
     let unfinished = report(&door);
     assert_eq!(unfinished.rows.len(), 2);
@@ -305,6 +330,11 @@ fn the_summary_tells_who_was_there_and_who_was_not() {
         [("a", SummaryStatus::Present, None), ("b", SummaryStatus::Late, late_ms), ("c", SummaryStatus::Absent, None)];
     assert_eq!(told, expected);
     assert!(whole.not_known.is_empty());
+    let venue = door.venue.clone();
+    let (from_ms, to_ms) = report::day_of(&venue, START_MS);
+    let elsewhere = move |tx: &mut Tx<'_>| report::of(tx, &venue, from_ms, to_ms, Absent::AskedElsewhere);
+    let elsewhere = door.store.write(elsewhere).unwrap();
+    assert_eq!((elsewhere.rows.len(), elsewhere.not_known.len()), (2, 1), "this device does not see who is there");
     // Where the record of an hour is gone, nobody is called absent.
     door.bench.sqlite().execute("update observation set from_ms = from_ms + 3600000", []).unwrap();
     let holed = report(&door);

@@ -279,3 +279,16 @@ fn subjects_are_listed_in_pages() {
     assert_eq!(store.write(|tx| tx.delete_subject(&subject("b"))).unwrap(), 1);
     assert_eq!(ids(None, 9), ["a", "c"]);
 }
+
+#[test]
+fn an_erasure_knows_how_far_the_record_had_come_though_it_was_pruned() {
+    let bench = Bench::new();
+    let store = bench.open();
+    enrol(&store, "jdoe", "Jane Doe", &[template(1)]);
+    let seq = append(&store, &bench.attendance("jdoe", "Jane Doe", Direction::In));
+    bench.sqlite().execute_batch("delete from outbox; delete from event").unwrap();
+    store.write(|tx| tx.erase_subject(&subject("jdoe"))).unwrap();
+    let owed = store.write(|tx| tx.outbox_batch(SinkName::MONGO, 0, 10)).unwrap();
+    let (_, payload) = owed[0].reply.as_ref().unwrap();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(payload).unwrap()["seq"], seq);
+}

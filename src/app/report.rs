@@ -68,8 +68,27 @@ const PAGE: u32 = 500;
 /// More times than these that a door was not watching in one session are not listed.
 const GAPS_TOLD: usize = 10;
 
-/// The sessions that begin in a period, and what else was recorded in it. With `absent`, who was not there too.
-pub fn of(source: &impl Source, venue: &Venue, from_ms: i64, to_ms: i64, absent: bool) -> Result<Report, StoreError> {
+/// Whether it is asked who was not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    NotAsked,
+    Asked,
+    /// At a venue that this device does not watch: of none of its sessions it is known.
+    AskedElsewhere,
+}
+
+impl Absent {
+    pub fn new(asked: bool, is_watched: bool) -> Self {
+        match (asked, is_watched) {
+            (false, _) => Self::NotAsked,
+            (true, true) => Self::Asked,
+            (true, false) => Self::AskedElsewhere,
+        }
+    }
+}
+
+/// The sessions that begin in a period, and what else was recorded in it.
+pub fn of(source: &impl Source, venue: &Venue, from_ms: i64, to_ms: i64, absent: Absent) -> Result<Report, StoreError> {
     let query = AttendanceQuery {
         venue: Some(venue.id.clone()),
         from_ms: from_ms.saturating_sub(MARGIN_MS),
@@ -85,7 +104,7 @@ pub fn of(source: &impl Source, venue: &Venue, from_ms: i64, to_ms: i64, absent:
         found.extend(names.get(&row.subject_id).map(|(id, name)| summary_row(row, id, name)));
     }
     let mut not_known = Vec::new();
-    if absent {
+    if absent != Absent::NotAsked {
         let mut sessions = venue.sessions_between(from_ms, to_ms);
         sessions.retain(|it| it.start_ms >= from_ms);
         let subjects = all_subjects(source)?;
@@ -94,7 +113,10 @@ pub fn of(source: &impl Source, venue: &Venue, from_ms: i64, to_ms: i64, absent:
             .map(|it| Enrolled { subject_id: it.id.as_str().to_owned(), since_ms: it.enrolled_ms })
             .collect();
         names.extend(subjects.into_iter().map(|it| (it.id.as_str().to_owned(), (it.id, it.name))));
-        let watched = source.watched(query.from_ms, query.to_ms)?;
+        let watched = match absent {
+            Absent::AskedElsewhere => Watched::default(),
+            _ => source.watched(query.from_ms, query.to_ms)?,
+        };
         for (session, absence) in sessions.iter().zip(absences(&sessions, &seen, &enrolled, &watched)) {
             match absence {
                 Absence::Known(missing) => {

@@ -22,12 +22,11 @@ use crate::app::recorder::Recorder;
 use crate::app::scene::Scenes;
 use crate::app::supervise::Stages;
 use crate::app::upkeep::Upkeep;
-use crate::app::venues::VenueBook;
+use crate::app::venues::{Listed, VenueBook};
 use crate::app::vitals::Vitals;
 use crate::app::watch::WatchServer;
 use crate::app::watermark::Watermark;
 use crate::app::{RunOptions, config, storage};
-use crate::attend::venue::Venue;
 use crate::camera::FrameSource;
 use crate::camera::replay::Replay;
 use crate::camera::v4l2::V4l2Camera;
@@ -45,6 +44,7 @@ use crate::recognise::frame::{Frame, Latest};
 use crate::recognise::gallery::Gallery;
 use crate::recognise::live::Live;
 use crate::record::command::Limits;
+use crate::record::command::answer::VenueSource;
 use crate::record::outbox::{RelaySettings, relay};
 use crate::record::store::{SinkName, Store, StoreError};
 use crate::vision::Vision;
@@ -246,7 +246,7 @@ impl Daemon {
         let link = MongoLink::new(mongo, Arc::clone(&self.clock), Arc::clone(&self.health));
         let (site, device) = (&self.settings.site, &self.settings.device);
         let book = Arc::clone(&self.venues);
-        let venues: Venues = Arc::new(move || book.all().iter().map(|listed| venue_note(&listed.venue)).collect());
+        let venues: Venues = Arc::new(move || notes(&book));
         let sink = MongoSink::new(link.clone(), site, device, venues);
         let settings = RelaySettings { window, ..RelaySettings::default() };
         let relay = relay(self.store.clone(), sink, stages.last_signal(), settings);
@@ -325,10 +325,15 @@ pub fn sinks(settings: &Settings) -> Vec<SinkName> {
     mqtt.chain(settings.mongo.iter().map(|_| SinkName::MONGO)).collect()
 }
 
+/// A venue that this device knows by its id only is described by those who know more.
+fn notes(book: &VenueBook) -> Vec<VenueNote> {
+    book.all().iter().filter(|it| it.source != VenueSource::Default).map(venue_note).collect()
+}
+
 /// What MongoDB's readers are told of a venue.
-fn venue_note(venue: &Venue) -> VenueNote {
-    let spec = venue.spec();
-    let schedule = json!({"time_zone": spec.time_zone, "direction": spec.direction, "sessions": spec.sessions});
+fn venue_note(listed: &Listed) -> VenueNote {
+    let (spec, venue) = (listed.venue.spec(), &listed.venue);
+    let schedule = json!({"time_zone": spec.time_zone, "direction": listed.direction, "sessions": spec.sessions});
     VenueNote { id: spec.venue, name: spec.name, schedule: Some(schedule), re_entry_gap: venue.re_entry_gap }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::attend::venue::{Door, VENUES_MAX, Venue, VenueError, VenueSpec};
+use crate::attend::venue::{DirectionMode, Door, VENUES_MAX, Venue, VenueError, VenueSpec};
 use crate::clock;
 use crate::record::command::answer::VenueSource;
 use crate::record::store::StoredVenue;
@@ -18,7 +18,10 @@ pub struct VenueBook {
 /// A venue, and who said so.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listed {
+    /// As this device has it: a door may fix the direction.
     pub venue: Venue,
+    /// As the venue itself has it, at all of its doors.
+    pub direction: DirectionMode,
     pub source: VenueSource,
 }
 
@@ -44,7 +47,11 @@ impl VenueBook {
     /// Takes the stored venues as they are now.
     pub fn restore(&self, stored: &[StoredVenue]) {
         let mut listed: Vec<Listed> = Vec::new();
-        let listing = |venue: &Venue, source| Listed { venue: self.at_the_door(venue.clone()), source };
+        let listing = |venue: &Venue, source| Listed {
+            venue: self.at_the_door(venue.clone()),
+            direction: venue.direction,
+            source,
+        };
         listed.extend(self.configured.iter().map(|venue| listing(venue, VenueSource::Config)));
         for StoredVenue { id, body, .. } in stored {
             match read(body) {
@@ -75,6 +82,11 @@ impl VenueBook {
     /// The venue at which this device's camera records.
     pub fn door(&self) -> Venue {
         self.find(&self.door.venue).unwrap_or_else(|| self.at_the_door(Venue::plain(&self.door.venue)))
+    }
+
+    /// See [`Door::watches`].
+    pub fn is_watched(&self, id: &str) -> bool {
+        self.door.watches(id)
     }
 
     pub fn door_id(&self) -> &str {
@@ -110,7 +122,6 @@ fn read(body: &str) -> Result<Venue, VenueError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attend::venue::DirectionMode;
 
     fn stored(id: &str, zone: &str) -> StoredVenue {
         let spec = VenueSpec { time_zone: zone.into(), ..VenueSpec::plain(id) };
@@ -118,7 +129,7 @@ mod tests {
     }
 
     fn book(stored: &[StoredVenue]) -> VenueBook {
-        let door = Door { venue: "main".into(), direction: Some(DirectionMode::Out) };
+        let door = Door { venue: "main".into(), direction: Some(DirectionMode::Out), has_camera: true };
         VenueBook::new(vec![Venue::plain("configured")], door, stored)
     }
 

@@ -81,7 +81,11 @@ impl Watermark {
 
     /// To MQTT, where the broker keeps it.
     async fn tell(&self, standing: &Standing, told: &mut Option<Told>) {
-        let Some(link) = self.link.as_ref().filter(|link| link.is_online()) else { return };
+        let Some(link) = self.link.as_ref().filter(|link| link.is_online()) else {
+            // A broker that was started anew may have forgotten it.
+            *told = None;
+            return;
+        };
         let Some(complete_through) = standing.complete_through(None) else { return };
         let gap =
             |gap: &Unwatched| ToldGap { from: rfc3339(gap.from_ms), to: rfc3339(gap.to_ms), reason: gap.reason() };

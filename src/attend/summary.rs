@@ -149,8 +149,11 @@ pub enum Absence {
     NotKnown(Vec<Stretch>),
 }
 
-/// Of each session, who of the enrolled has no record in it.
+/// Of each session, who of the enrolled has no record in it, nor any other record in its time: the schedule may have been
+/// another one when they came.
 pub fn absences(sessions: &[Session], seen: &[Seen], enrolled: &[Enrolled], watched: &Watched) -> Vec<Absence> {
+    let mut by_time: Vec<&Seen> = seen.iter().collect();
+    by_time.sort_unstable_by_key(|it| it.at_ms);
     let mut present: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for it in seen {
         if let Some(session) = &it.session {
@@ -162,10 +165,13 @@ pub fn absences(sessions: &[Session], seen: &[Seen], enrolled: &[Enrolled], watc
         if !gaps.is_empty() {
             return Absence::NotKnown(gaps);
         }
-        let there = present.get(session.id.as_str());
-        let missing = enrolled.iter().filter(|it| {
-            it.since_ms <= session.start_ms && !there.is_some_and(|there| there.contains(it.subject_id.as_str()))
-        });
+        let from = by_time.partition_point(|it| it.at_ms < session.opens_ms);
+        let passed =
+            by_time[from..].iter().take_while(|it| it.at_ms <= session.end_ms).map(|it| it.subject_id.as_str());
+        let mut there: BTreeSet<&str> = passed.collect();
+        there.extend(present.get(session.id.as_str()).into_iter().flatten());
+        let missing =
+            enrolled.iter().filter(|it| it.since_ms <= session.start_ms && !there.contains(it.subject_id.as_str()));
         Absence::Known(missing.map(|it| it.subject_id.clone()).collect())
     };
     sessions.iter().map(of).collect()
@@ -270,5 +276,20 @@ mod tests {
         assert_eq!(judge(&[]), gap(whole.0, whole.1));
         let two = [(whole.0, "2026-11-23T08:00:00Z"), ("2026-11-23T08:01:00Z", whole.1)];
         assert_eq!(judge(&two), gap("2026-11-23T08:00:00Z", "2026-11-23T08:01:00Z"));
+    }
+
+    #[test]
+    fn who_came_before_the_schedule_was_changed_is_not_absent() {
+        let venue = venue();
+        let sessions = venue.sessions_between(ms("2026-11-23T00:00:00Z"), ms("2026-11-24T00:00:00Z"));
+        let mut seen = seen(&venue, "b", &[("2026-11-23T07:00:00Z", Direction::In)]);
+        seen[0].session = Some("2026-11-23T07:30Z/another".into());
+        let since_ms = 0;
+        let enrolled = ["a", "b"].map(|id| Enrolled { subject_id: id.into(), since_ms });
+        let day = Stretch { from_ms: ms("2026-11-23T00:00:00Z"), to_ms: ms("2026-11-24T00:00:00Z") };
+        let judged = |seen: &[Seen]| absences(&sessions, seen, &enrolled, &Watched::new(vec![day])).remove(0);
+        assert_eq!(judged(&seen), Absence::Known(vec!["a".into()]));
+        seen[0].session = None;
+        assert_eq!(judged(&seen), Absence::Known(vec!["a".into()]));
     }
 }

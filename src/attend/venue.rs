@@ -50,6 +50,16 @@ pub struct Door {
     pub venue: String,
     /// The direction of everybody who passes it; none: as the venue has it.
     pub direction: Option<DirectionMode>,
+    /// Whether a camera watches it.
+    pub has_camera: bool,
+}
+
+impl Door {
+    /// Whether this device would have seen who was at a venue: its camera is there, or it has none and is sent what it is to
+    /// see.
+    pub fn watches(&self, venue: &str) -> bool {
+        !self.has_camera || self.venue == venue
+    }
 }
 
 /// A session that takes place again and again, or on certain dates.

@@ -3,6 +3,7 @@
 
 use jiff::civil::Date;
 
+use crate::app::report::Absent;
 use crate::app::venues::VenueBook;
 use crate::app::{self, report};
 use crate::attend::venue::Venue;
@@ -209,7 +210,8 @@ fn summary(args: &Args, settings: &Settings, reader: &Reader, venue: &Venue) -> 
         to_ms.saturating_sub(from_ms) <= SUMMARY_DAYS_MAX * 86_400_000,
         "more than {SUMMARY_DAYS_MAX} days: name --from and --to"
     );
-    let report = report::of(reader, venue, from_ms, to_ms, args.absent)?;
+    let absent = Absent::new(args.absent, settings.door.watches(&venue.id));
+    let report = report::of(reader, venue, from_ms, to_ms, absent)?;
     if args.json {
         return put(&format!("{}\n", serde_json::to_string(&report.page(0, u32::MAX, args.absent))?));
     }

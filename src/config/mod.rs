@@ -15,7 +15,9 @@ use crate::attend::venue::{self, DirectionMode, Door, SessionSpec, Venue, VenueE
 use crate::camera::replay::ReplaySettings;
 use crate::camera::v4l2::V4l2Settings;
 use crate::clock::{self, Trust};
-use crate::config::raw::{RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawVenue};
+use crate::config::raw::{
+    RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawSource, RawVenue,
+};
 use crate::enrol::EnrolSettings;
 use crate::mongo::{self, MongoSettings};
 use crate::mqtt::link::Credentials;
@@ -360,7 +362,7 @@ fn door(raw: &RawConfig, venues: &[Venue]) -> Result<Door, ConfigError> {
     }
     let wrong = || value("[attendance] direction", "is none of \"\", \"in\", \"out\", \"alternate\"");
     let direction = text(direction).map(|it| DirectionMode::parse(&it).ok_or_else(wrong)).transpose()?;
-    Ok(Door { venue: venue.clone(), direction })
+    Ok(Door { venue: venue.clone(), direction, has_camera: raw.camera.source != RawSource::None })
 }
 
 fn venues(raw: &RawConfig, warnings: &mut Vec<String>) -> Result<Vec<Venue>, ConfigError> {

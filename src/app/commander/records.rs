@@ -2,7 +2,7 @@
 
 use super::carry_out::answer;
 use super::{Commander, Fault, refuse};
-use crate::app::report;
+use crate::app::report::{self, Absent};
 use crate::app::venues::{VenueRefusal, resolve};
 use crate::attend::venue::{VENUES_MAX, Venue, VenueError, VenueSpec};
 use crate::clock::rfc3339;
@@ -50,8 +50,9 @@ impl Commander {
         if to_ms.saturating_sub(from_ms) > SUMMARY_DAYS_MAX * 86_400_000 {
             return Err(named(ErrorCode::BadValue, "to", format!("is more than {SUMMARY_DAYS_MAX} days after `from`")));
         }
+        let absent = Absent::new(wanted.absent, self.venues.is_watched(&venue.id));
         let write = move |tx: &mut Tx<'_>| {
-            let report = report::of(tx, &venue, from_ms, to_ms, wanted.absent)?;
+            let report = report::of(tx, &venue, from_ms, to_ms, absent)?;
             let summary = report.page(wanted.after, wanted.limit, wanted.absent);
             answer(tx, &request_id, "attendance", &summary)
         };

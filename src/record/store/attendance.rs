@@ -20,6 +20,9 @@ use crate::record::event::{Attendance, Body, ClockState, Correction, NewEvent, S
 /// apart; in a session all its records are looked at besides.
 const RECENT: i64 = 64;
 
+/// A subject's time of enrolment is that of its row, and the event's that of the command: the networks' time lies between.
+const ENROLLED_WITHIN_MS: i64 = 120_000;
+
 /// A venue that was put by command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredVenue {
@@ -97,6 +100,7 @@ impl Tx<'_> {
             self.conn
                 .prepare("update event set occurred_ms = ?1, clock = 'corrected' where seq = ?2")?
                 .execute(params![event.occurred.wall_ms, event.seq])?;
+            self.correct_enrolment(event)?;
             let venue = event.venue.as_ref().and_then(|id| venues.iter().position(|it| it.id == *id));
             if let Some(at) = venue {
                 to_settle
@@ -124,6 +128,15 @@ impl Tx<'_> {
             self.tell_changed(seq)?;
         }
         Ok(unsynced.len())
+    }
+
+    /// Who was enrolled while the time was not known was so from the corrected time on: nobody is absent before.
+    fn correct_enrolment(&self, event: &Unsynced) -> Result<(), StoreError> {
+        let sql = "update subject set enrolled_ms = enrolled_ms + ?2 - ?3 where abs(enrolled_ms - ?3) <= ?4 \
+                   and id = (select subject_id from event where seq = ?1 and kind = 'enrolment')";
+        let shift = params![event.seq, event.occurred.wall_ms, event.was_ms, ENROLLED_WITHIN_MS];
+        self.conn.prepare(sql)?.execute(shift)?;
+        Ok(())
     }
 
     /// Gives an attendance the session of its right time. Gives the key under which its session's records are settled.

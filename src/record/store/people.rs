@@ -170,7 +170,7 @@ impl Tx<'_> {
             return Ok(());
         }
         let now = self.now();
-        let seq = self.conn.query_row("select coalesce(max(seq), 0) from event", [], |row| row.get(0))?;
+        let seq = read::last_seq(self.conn)?;
         let erasure = Erasure { subject_id: id.clone(), seq, at_ms: now.wall_ms, trusted: now.trusted };
         let payload = serde_json::to_string(&erasure).expect("plain strings and numbers");
         let sql = "insert into outbox (sink, topic, payload, created_ms) values (?1, ?2, ?3, ?4)";

@@ -118,6 +118,12 @@ impl Reader {
     }
 }
 
+/// The number of the event that was stored last, be it still here or not.
+pub(super) fn last_seq(conn: &Connection) -> Result<i64, StoreError> {
+    let sql = "select coalesce((select seq from sqlite_sequence where name = 'event'), 0)";
+    Ok(conn.query_row(sql, [], |row| row.get(0))?)
+}
+
 /// From a row that begins with `EVENT_COLUMNS`.
 pub(super) fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
     let seq = row.get("seq")?;

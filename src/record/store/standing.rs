@@ -118,7 +118,7 @@ fn standing(conn: &Connection, sinks: &[SinkName], now: &Stamp) -> Result<Standi
         _ => Vec::new(),
     };
     Ok(Standing {
-        seq: conn.query_row("select coalesce(max(seq), 0) from event", [], |row| row.get(0))?,
+        seq: read::last_seq(conn)?,
         sinks: sinks.iter().map(|sink| of_sink(conn, *sink)).collect::<Result<_, _>>()?,
         observed_to_ms,
         gaps,
