@@ -36,7 +36,7 @@ pub struct V4l2Settings {
     pub height: usize,
     /// Asked of the camera; what comes faster is thinned out.
     pub fps: f32,
-    /// No usable frame for this long is a stall.
+    /// No usable frame for this long is a stall. At least the time of two frames.
     pub stall_after: Duration,
     pub controls: ControlSettings,
     pub view: View,
@@ -72,7 +72,7 @@ struct Streaming {
     last_sequence: Option<u32>,
     /// When the last frame that was passed on was taken, by `CLOCK_MONOTONIC`.
     last_taken: Option<Duration>,
-    /// Since the last usable frame.
+    /// Since the last frame that was passed on.
     quiet: Stopwatch,
     /// What was wrong with the last frame, if there was no usable one after it.
     damage: Option<String>,
@@ -229,8 +229,8 @@ impl Streaming {
         if filled.error {
             return Err(Fault::Damaged("the driver marked the frame as damaged".into()));
         }
-        if self.too_soon(filled, settings.fps) {
-            self.quiet = Stopwatch::start();
+        // Not `quiet`'s business: enough frames are passed on to keep it short, unless the driver's clock hardly moves.
+        if too_soon(filled.taken, self.last_taken, settings.fps) {
             return Ok(None);
         }
         let bytes = self.stream.bytes(filled);
@@ -253,12 +253,6 @@ impl Streaming {
         }
     }
 
-    /// The camera is faster than was asked for.
-    fn too_soon(&self, filled: &Filled, fps: f32) -> bool {
-        let since = filled.taken.zip(self.last_taken).and_then(|(now, last)| now.checked_sub(last));
-        since.is_some_and(|since| since.as_secs_f32() * fps < EARLY)
-    }
-
     /// An uncompressed frame has exactly the bytes that were agreed, or a driver's rounded-up whole buffer.
     fn fits(&self, bytes: usize) -> Result<(), Fault> {
         let Coding::Raster(raster) = self.coding else {
@@ -270,6 +264,12 @@ impl Streaming {
         }
         Err(Fault::Damaged(format!("the frame has {bytes} bytes instead of {expected}")))
     }
+}
+
+/// The camera is faster than was asked for. Of a driver whose clock stands still every frame would be too soon.
+fn too_soon(taken: Option<Duration>, last_taken: Option<Duration>, fps: f32) -> bool {
+    let since = taken.zip(last_taken).and_then(|(now, last)| now.checked_sub(last));
+    since.is_some_and(|since| !since.is_zero() && since.as_secs_f32() * fps < EARLY)
 }
 
 fn coding(format: &Format) -> Result<Coding, String> {
@@ -299,4 +299,23 @@ fn reason(error: &io::Error) -> String {
         _ => "the camera cannot be used",
     };
     format!("{words} ({error})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fast_camera_is_thinned_and_one_whose_clock_stands_is_not() {
+        let at = |ms| Some(Duration::from_millis(ms));
+        // 30 frames a second where 10 are wanted.
+        assert!(too_soon(at(1033), at(1000), 10.0) && too_soon(at(1066), at(1000), 10.0));
+        assert!(!too_soon(at(1100), at(1000), 10.0));
+        assert!(!too_soon(at(1071), at(1000), 10.0), "a little early is in time");
+        for (taken, last) in
+            [(at(0), at(0)), (at(1000), at(1000)), (at(900), at(1000)), (None, at(1000)), (at(5), None)]
+        {
+            assert!(!too_soon(taken, last, 10.0), "{taken:?} {last:?}");
+        }
+    }
 }
