@@ -80,14 +80,17 @@ struct Streaming {
     missed: u32,
 }
 
-impl V4l2Camera {
-    /// Opens nothing yet: a camera that is not there is a state and no reason not to start.
-    pub fn new(settings: V4l2Settings) -> Self {
-        Self { settings, buffers: Arc::default(), streaming: None, retry: Retry::new(), controls_told: false }
+impl V4l2Settings {
+    /// Whether the camera is there, may be opened and has a format that is known; its node, or why not. Changes nothing,
+    /// and may be asked while another program streams.
+    pub fn examine(&self) -> Result<PathBuf, String> {
+        let (node, device) = self.camera()?;
+        self.best_format(&device)?;
+        Ok(node)
     }
 
-    fn open(&mut self) -> Result<Streaming, String> {
-        let node = self.settings.device.resolve().map_err(|error| error.to_string())?;
+    fn camera(&self) -> Result<(PathBuf, Device), String> {
+        let node = self.device.resolve().map_err(|error| error.to_string())?;
         let device = Device::open(&node).map_err(|error| reason(&error))?;
         let capability = device.capability().map_err(|error| reason(&error))?;
         if capability.only_multi_planar() {
@@ -96,25 +99,12 @@ impl V4l2Camera {
         if !capability.captures() {
             return Err("the device is no camera".into());
         }
-        let format = self.negotiate(&device)?;
-        let coding = coding(&format)?;
-        let rate = device.set_rate(self.settings.fps);
-        let faults = controls::apply(&device, &self.settings.controls);
-        if !self.controls_told {
-            for fault in faults {
-                tracing::warn!(fault, "a camera control was not set; `rollcall cameras` shows what there is");
-            }
-            self.controls_told = true;
-        }
-        let stream = Stream::start(device, BUFFERS).map_err(|error| reason(&error))?;
-        let quiet = Stopwatch::start();
-        let (last_sequence, last_taken, damage, missed) = (None, None, None, 0);
-        Ok(Streaming { stream, coding, format, node, rate, last_sequence, last_taken, quiet, damage, missed })
+        Ok((node, device))
     }
 
     /// The best format at the size asked for; if it comes at another size only, the best format at that.
-    fn negotiate(&self, device: &Device) -> Result<Format, String> {
-        let V4l2Settings { width, height, format, .. } = self.settings;
+    fn best_format(&self, device: &Device) -> Result<Format, String> {
+        let V4l2Settings { width, height, format, .. } = *self;
         let offered = device.formats();
         let wanted: Vec<FourCc> = match format {
             Some(format) => vec![format],
@@ -131,8 +121,38 @@ impl V4l2Camera {
             let wanted = format.map_or("MJPG, YUYV, NV12, GREY".into(), fourcc_name);
             return Err(format!("format refused: the camera has {}, wanted is {wanted}", names.join(", ")));
         };
+        Ok(*chosen)
+    }
+
+    fn negotiate(&self, device: &Device) -> Result<Format, String> {
+        let chosen = self.best_format(device)?;
         let got = device.set_format(chosen.fourcc, chosen.width, chosen.height).map_err(|error| reason(&error))?;
         if got.fourcc == chosen.fourcc { Ok(got) } else { Err("format refused".into()) }
+    }
+}
+
+impl V4l2Camera {
+    /// Opens nothing yet: a camera that is not there is a state and no reason not to start.
+    pub fn new(settings: V4l2Settings) -> Self {
+        Self { settings, buffers: Arc::default(), streaming: None, retry: Retry::new(), controls_told: false }
+    }
+
+    fn open(&mut self) -> Result<Streaming, String> {
+        let (node, device) = self.settings.camera()?;
+        let format = self.settings.negotiate(&device)?;
+        let coding = coding(&format)?;
+        let rate = device.set_rate(self.settings.fps);
+        let faults = controls::apply(&device, &self.settings.controls);
+        if !self.controls_told {
+            for fault in faults {
+                tracing::warn!(fault, "a camera control was not set; `rollcall cameras` shows what there is");
+            }
+            self.controls_told = true;
+        }
+        let stream = Stream::start(device, BUFFERS).map_err(|error| reason(&error))?;
+        let quiet = Stopwatch::start();
+        let (last_sequence, last_taken, damage, missed) = (None, None, None, 0);
+        Ok(Streaming { stream, coding, format, node, rate, last_sequence, last_taken, quiet, damage, missed })
     }
 
     /// Everything of the lost stream is gone before the next attempt.
@@ -292,6 +312,8 @@ fn reason(error: &io::Error) -> String {
     let words = match error.raw_os_error() {
         Some(libc::ENODEV | libc::ENXIO) => "unplugged",
         Some(libc::ENOENT) => "there is no camera of that name",
+        // What is no device of this kind does not know the question.
+        Some(libc::ENOTTY) => "the device is no camera",
         Some(libc::EBUSY) => "another program uses the camera",
         Some(libc::EACCES | libc::EPERM) => "permission denied: the daemon must be in the group video",
         Some(libc::EIO | libc::EPROTO | libc::EPIPE | libc::ETIMEDOUT | libc::ESHUTDOWN) => "the camera fails",
