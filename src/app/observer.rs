@@ -110,8 +110,8 @@ impl Observer {
             return Ok(());
         };
         let observe = move |tx: &mut Tx<'_>| {
-            let begun = || tx.observe(None, &seen.at_boottime(began.boottime_ms));
-            let row = row.map_or_else(begun, Ok)?;
+            let first = || tx.observe(None, &seen.at_boottime(began.boottime_ms));
+            let row = row.map_or_else(first, Ok)?;
             tx.observe(Some(row), &seen)
         };
         match self.store.write_async(observe).await {
