@@ -65,6 +65,8 @@ pub struct Health {
     pub frames_replaced: Counter,
     /// Damaged on the way from the camera, or not to be decoded.
     pub frames_unreadable: Counter,
+    /// Of those, the ones that only decoding showed to be damaged.
+    pub frames_undecodable: Counter,
     /// Lost between the camera and us, by the driver's own count.
     pub frames_missed: Counter,
     /// How often the camera was lost.

@@ -4,7 +4,7 @@
 //! sends nothing but damage for `stall_after` is `Lost`, which is told at once; stream and descriptor are dropped before
 //! it is opened again, so that the node may keep its number; it is tried again for ever, at once when something changes
 //! in `/dev` and otherwise every few seconds, and never faster than `RETRY_MIN`. A frame that is damaged never leaves
-//! this module, except for damage that only decoding shows (`camera::encoded`).
+//! this module, except for damage that only decoding shows (`camera::encoded`): of that we are told (`unreadable_for`).
 //!
 //! Budget: one copy of the frame out of the driver's buffer, which goes back to the driver at once.
 
@@ -196,6 +196,13 @@ impl FrameSource for V4l2Camera {
             Err(Fault::Damaged(why)) => Err(CameraError::Damaged { why }),
             Err(Fault::Lost(error)) => Err(self.lose(reason(&error))),
         }
+    }
+
+    fn unreadable_for(&mut self, long: Duration) -> Result<(), CameraError> {
+        if self.streaming.is_none() || long < self.settings.stall_after {
+            return Ok(());
+        }
+        Err(self.lose(format!("nothing but damaged pictures for {} ms: none can be decoded", long.as_millis())))
     }
 
     fn describe(&self) -> String {
