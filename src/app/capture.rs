@@ -66,6 +66,9 @@ impl Capture {
         let watch = Stopwatch::start();
         tracing::info!(source = self.source.describe(), "camera starting");
         let (mut ended, mut damage_told, mut legibility) = (false, None, Legibility::default());
+        if self.events.resume(self.clock.as_ref())? {
+            self.health.set_camera(CameraHealth::Lost);
+        }
         while !*self.stop.borrow() && !ended {
             let next = match legibility.unreadable_for(&self.health, &self.clock.now()) {
                 Some(long) => self.source.unreadable_for(long).inspect_err(|_| legibility.doubtful = true),
@@ -109,7 +112,7 @@ impl Capture {
             CameraHealth::Streaming => {}
             CameraHealth::Absent => tracing::info!("camera streaming"),
             CameraHealth::Lost => {
-                let lost_ms = self.events.back(&self.clock.now())?.as_millis() as u64;
+                let lost_ms = self.events.back(&self.clock.now())?.map(|away| away.as_millis() as u64);
                 tracing::info!(lost_ms, "camera back");
             }
         }
@@ -174,7 +177,7 @@ mod tests {
     use super::*;
     use crate::clock::SimulatedClock;
     use crate::recognise::picture::Picture;
-    use crate::record::event::{Body, Camera, CameraState};
+    use crate::record::event::{Body, Camera, CameraState, NewEvent};
     use crate::record::store::{Store, StoreOptions};
     use std::sync::Mutex;
 
@@ -242,10 +245,19 @@ mod tests {
     }
 
     fn play(steps: Vec<Step>) -> Played {
+        play_after(Vec::new(), steps)
+    }
+
+    /// With what the store has of an earlier run.
+    fn play_after(before: Vec<Camera>, steps: Vec<Step>) -> Played {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(SimulatedClock::at(1_000_000));
         let shared: Arc<dyn Clock> = clock.clone();
         let opened = Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared))).unwrap();
+        for camera in before {
+            let event = NewEvent::new(clock.now(), Body::Camera(camera));
+            opened.store.write(move |tx| tx.append_event(&event)).unwrap();
+        }
         let (health, slot, seen) = (Arc::new(Health::default()), Arc::new(Latest::default()), Arc::default());
         let (stopper, stop) = watch::channel(false);
         let script = Script { steps, clock, stop: stopper, seen: Arc::clone(&seen), health: Arc::clone(&health) };
@@ -318,6 +330,22 @@ mod tests {
         // Some of them can.
         let played = play((0..40).flat_map(|_| [undecodable(), frame()]).collect());
         assert_eq!(played.events, []);
+    }
+
+    #[test]
+    fn a_loss_told_before_the_start_has_its_return_told_after_it() {
+        let lost = || told(CameraState::Lost, Some("unplugged"), None);
+        let back = |ms| told(CameraState::Back, None, Some(ms));
+        let steps = || {
+            let away = Step::Lost("there is no camera");
+            vec![away, Step::Wait(Duration::from_secs(3)), Step::Frame(Duration::ZERO), Step::Frame(Duration::ZERO)]
+        };
+        let played = play_after(vec![lost()], steps());
+        assert_eq!(played.events, [lost(), back(3000)]);
+        assert_eq!(played.states[0], CameraHealth::Lost);
+        // One that was told to be back is not lost.
+        let played = play_after(vec![lost(), back(1)], vec![Step::Frame(Duration::ZERO)]);
+        assert_eq!(played.events, [lost(), back(1)]);
     }
 
     #[test]
