@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -64,6 +65,8 @@ pub struct Health {
     pub frames_replaced: Counter,
     /// Damaged on the way from the camera, or not to be decoded.
     pub frames_unreadable: Counter,
+    /// Of those, the ones that only decoding showed to be damaged.
+    pub frames_undecodable: Counter,
     /// Lost between the camera and us, by the driver's own count.
     pub frames_missed: Counter,
     /// How often the camera was lost.
@@ -137,14 +140,58 @@ pub fn resident_bytes() -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// The processor's temperature in degrees Celsius (the first thermal zone); `None` where there is no sensor.
+/// The processor's temperature in degrees Celsius; `None` where there is no sensor.
 pub fn cpu_celsius() -> Option<f32> {
-    let millidegrees = fs::read_to_string("/sys/class/thermal/thermal_zone0/temp").ok()?;
-    millidegrees.trim().parse::<f32>().ok().map(|value| value / 1000.0)
+    hottest_processor(Path::new("/sys/class/thermal"))
+}
+
+/// The first zone of a PC is often the mainboard's. So the hottest of those that are named as a processor's, and the first
+/// zone where none is.
+fn hottest_processor(zones: &Path) -> Option<f32> {
+    let is_processor = |zone: &Path| {
+        let kind = fs::read_to_string(zone.join("type")).unwrap_or_default().to_lowercase();
+        PROCESSOR_ZONES.iter().any(|part| kind.contains(part))
+    };
+    let all = fs::read_dir(zones).ok()?.flatten().map(|entry| entry.path());
+    let hottest = all.filter(|zone| is_processor(zone)).filter_map(|zone| celsius(&zone)).max_by(f32::total_cmp);
+    hottest.or_else(|| celsius(&zones.join("thermal_zone0")))
+}
+
+/// What the `type` of a processor's zone contains: `cpu-thermal`, `x86_pkg_temp`, `TCPU`, `soc-thermal`, `package-thermal`.
+const PROCESSOR_ZONES: [&str; 4] = ["cpu", "x86_pkg", "soc", "package"];
+
+fn celsius(zone: &Path) -> Option<f32> {
+    let millidegrees = fs::read_to_string(zone.join("temp")).ok()?.trim().parse::<f32>().ok()?;
+    millidegrees.is_finite().then_some(millidegrees / 1000.0)
 }
 
 /// Bytes free for the daemon on the file system of `path`.
-pub fn free_bytes(path: &std::path::Path) -> Option<u64> {
+pub fn free_bytes(path: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(path).ok()?;
     Some(stat.f_bavail * stat.f_frsize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_temperature_is_that_of_the_processor_whichever_zone_it_is() {
+        let celsius = |zones: &[(&str, &str)]| {
+            let dir = tempfile::tempdir().unwrap();
+            for (at, (kind, temp)) in zones.iter().enumerate() {
+                let zone = dir.path().join(format!("thermal_zone{at}"));
+                fs::create_dir(&zone).unwrap();
+                fs::write(zone.join("type"), format!("{kind}\n")).unwrap();
+                fs::write(zone.join("temp"), format!("{temp}\n")).unwrap();
+            }
+            hottest_processor(dir.path())
+        };
+        assert_eq!(celsius(&[("acpitz", "27800"), ("pch_skylake", "90000"), ("x86_pkg_temp", "71000")]), Some(71.0));
+        assert_eq!(celsius(&[("acpitz", "27800"), ("cpu0-thermal", "61000"), ("cpu1-thermal", "64500")]), Some(64.5));
+        assert_eq!(celsius(&[("acpitz", "27800"), ("TCPU", "not now"), ("soc-thermal", "50000")]), Some(50.0));
+        assert_eq!(celsius(&[("acpitz", "27800"), ("iwlwifi_1", "45000")]), Some(27.8));
+        assert_eq!(celsius(&[("acpitz", "nan")]), None);
+        assert_eq!(celsius(&[]), None);
+    }
 }

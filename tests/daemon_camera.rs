@@ -30,3 +30,25 @@ fn cameras_are_listed_even_when_there_are_none() {
     let text = String::from_utf8(home.output(&["cameras"]).stdout).unwrap();
     assert!(text.contains("No camera") || text.contains("/dev/video"), "{text}");
 }
+
+#[test]
+fn doctor_opens_the_camera_and_says_why_it_is_none() {
+    let told = |device: &str| {
+        let home = Home::new(NO_BROKER, &format!("[camera]\nsource = \"v4l2\"\ndevice = \"{device}\"\n"));
+        let told: serde_json::Value = serde_json::from_slice(&home.output(&["doctor", "--json"]).stdout).unwrap();
+        let findings = told["findings"].as_array().unwrap();
+        findings.iter().find(|finding| finding["part"] == "camera").unwrap().clone()
+    };
+    let home = Home::new(NO_BROKER, "");
+    let locked = home.path("locked");
+    std::fs::create_dir(&locked).unwrap();
+    for (device, why) in [
+        ("/dev/null", "no camera"),
+        ("/nowhere/video0", "no camera of that name"),
+        (locked.to_str().unwrap(), "cannot be used"),
+    ] {
+        let finding = told(device);
+        assert_eq!(finding["state"], "warning", "{device}: {finding}");
+        assert!(finding["words"].as_str().unwrap().contains(why), "{device}: {finding}");
+    }
+}

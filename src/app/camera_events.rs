@@ -8,9 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::Stamp;
+use crate::clock::{Clock, Stamp};
 use crate::health::Health;
-use crate::record::event::{Body, Camera, CameraState, NewEvent};
+use crate::record::event::{Body, Camera, CameraState, ClockState, NewEvent};
 use crate::record::store::{Store, StoreError};
 
 /// Losses told without a pause.
@@ -30,9 +30,28 @@ pub struct CameraEvents {
 }
 
 struct Loss {
-    since: Stamp,
+    since: Since,
     reason: String,
     told: bool,
+}
+
+enum Since {
+    ThisBoot(Stamp),
+    /// By the wall clock, if that was right.
+    EarlierBoot(Option<i64>),
+}
+
+impl Since {
+    /// `None` when the clocks do not tell.
+    fn passed(&self, now: &Stamp) -> Option<Duration> {
+        match self {
+            Self::ThisBoot(at) => Some(now.since(at)),
+            Self::EarlierBoot(at_ms) => {
+                let passed_ms = now.wall_ms.checked_sub(at_ms.filter(|_| now.trusted)?)?;
+                u64::try_from(passed_ms).ok().map(Duration::from_millis)
+            }
+        }
+    }
 }
 
 impl CameraEvents {
@@ -40,8 +59,36 @@ impl CameraEvents {
         Self { store, health, loss: None, left: BURST, added: None, untold: 0 }
     }
 
+    /// Goes on where the daemon ended: `true` when the camera was told to be lost and not to be back.
+    pub fn resume(&mut self, clock: &dyn Clock) -> Result<bool, StoreError> {
+        let newest = match self.store.write(|tx| tx.newest_camera_event()) {
+            Err(error) if !error.is_fatal() => {
+                self.health.store_errors.add(1);
+                tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a camera event could not be read");
+                None
+            }
+            other => other?,
+        };
+        let Some(event) = newest else {
+            return Ok(false);
+        };
+        let Body::Camera(Camera { state: CameraState::Lost, reason, .. }) = event.body else {
+            return Ok(false);
+        };
+        let trusted = event.clock != ClockState::Unsynced;
+        let since = if event.boot_id == clock.boot_id() {
+            Since::ThisBoot(Stamp { wall_ms: event.occurred_ms, boottime_ms: event.boottime_ms, trusted })
+        } else {
+            Since::EarlierBoot(trusted.then_some(event.occurred_ms))
+        };
+        let reason = reason.unwrap_or_default();
+        tracing::warn!(reason, "the camera was lost before the start");
+        self.loss = Some(Loss { since, reason, told: true });
+        Ok(true)
+    }
+
     pub fn lost(&mut self, now: &Stamp, reason: &str) -> Result<(), StoreError> {
-        self.loss = Some(Loss { since: *now, reason: reason.to_owned(), told: false });
+        self.loss = Some(Loss { since: Since::ThisBoot(*now), reason: reason.to_owned(), told: false });
         self.untold += 1;
         self.remind(now)
     }
@@ -52,27 +99,26 @@ impl CameraEvents {
         if all_told || !self.take_allowance(now) {
             return Ok(());
         }
-        let Some(loss) = &mut self.loss else {
+        let Some(Loss { since: Since::ThisBoot(since), reason, told }) = &mut self.loss else {
             return Ok(());
         };
-        loss.told = true;
+        *told = true;
+        let (since, mut reason) = (*since, reason.clone());
         let others = std::mem::take(&mut self.untold).saturating_sub(1);
-        let mut reason = loss.reason.clone();
         if others > 0 {
             reason = format!("{reason}; {others} more losses since the last event");
         }
-        let since = loss.since;
         self.record(since, Camera { state: CameraState::Lost, reason: Some(reason), lost_ms: None })
     }
 
-    /// How long it was away.
-    pub fn back(&mut self, now: &Stamp) -> Result<Duration, StoreError> {
+    /// How long it was away, if that is known.
+    pub fn back(&mut self, now: &Stamp) -> Result<Option<Duration>, StoreError> {
         let Some(loss) = self.loss.take() else {
-            return Ok(Duration::ZERO);
+            return Ok(None);
         };
-        let away = now.since(&loss.since);
+        let away = loss.since.passed(now);
         if loss.told {
-            let lost_ms = Some(away.as_millis() as u64);
+            let lost_ms = away.map(|away| away.as_millis() as u64);
             self.record(*now, Camera { state: CameraState::Back, reason: None, lost_ms })?;
         }
         Ok(away)
@@ -110,7 +156,7 @@ impl CameraEvents {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::{Clock, SimulatedClock};
+    use crate::clock::SimulatedClock;
     use crate::record::store::StoreOptions;
 
     #[test]
@@ -153,5 +199,14 @@ mod tests {
         }
         let pairs = states(&told());
         assert_eq!((pairs.len(), pairs.last()), (bodies.len() + 1, Some(&CameraState::Lost)));
+    }
+
+    #[test]
+    fn the_time_away_is_told_across_a_reboot_only_by_a_clock_that_is_right() {
+        let now = Stamp { wall_ms: 90_000, boottime_ms: 5, trusted: true };
+        assert_eq!(Since::EarlierBoot(Some(30_000)).passed(&now), Some(Duration::from_mins(1)));
+        assert_eq!(Since::EarlierBoot(Some(30_000)).passed(&Stamp { trusted: false, ..now }), None);
+        assert_eq!(Since::EarlierBoot(Some(90_001)).passed(&now), None);
+        assert_eq!(Since::EarlierBoot(None).passed(&now), None);
     }
 }

@@ -34,15 +34,51 @@ const NAP_MAX: Duration = Duration::from_millis(100);
 /// Damaged frames are counted in health; a bad cable must not fill the journal too.
 const TELL_DAMAGE_EVERY: Duration = Duration::from_mins(1);
 
+/// Whether the networks can read what is delivered: some damage shows only when a frame is decoded.
+#[derive(Default)]
+struct Legibility {
+    read: u64,
+    failed: u64,
+    /// The first of the frames that could not be read, with none since that could.
+    failing_since: Option<Stamp>,
+    /// The camera was lost for this: it is back when a frame was read, not when one comes.
+    doubtful: bool,
+}
+
+impl Legibility {
+    /// How long no frame could be read, each time when there was another of them.
+    fn unreadable_for(&mut self, health: &Health, now: &Stamp) -> Option<Duration> {
+        // A frame at which the networks fail was decoded.
+        let read = health.frames_analysed.get() + health.engine_errors.get();
+        let failed = health.frames_undecodable.get();
+        let (read_before, failed_before) = (self.read, self.failed);
+        (self.read, self.failed) = (read, failed);
+        if read != read_before {
+            (self.failing_since, self.doubtful) = (None, false);
+            return None;
+        }
+        (failed != failed_before).then(|| now.since(self.failing_since.get_or_insert(*now)))
+    }
+}
+
 impl Capture {
     pub fn run(mut self) -> StageResult {
         let watch = Stopwatch::start();
         tracing::info!(source = self.source.describe(), "camera starting");
-        let (mut ended, mut damage_told) = (false, None);
+        let (mut ended, mut damage_told, mut legibility) = (false, None, Legibility::default());
+        if self.events.resume(self.clock.as_ref())? {
+            self.health.set_camera(CameraHealth::Lost);
+        }
         while !*self.stop.borrow() && !ended {
-            match self.source.next() {
+            let next = match legibility.unreadable_for(&self.health, &self.clock.now()) {
+                Some(long) => self.source.unreadable_for(long).inspect_err(|_| legibility.doubtful = true),
+                None => Ok(()),
+            };
+            match next.and_then(|()| self.source.next()) {
                 Ok(Next::Frame(frame)) => {
-                    self.streaming()?;
+                    if !legibility.doubtful {
+                        self.streaming()?;
+                    }
                     self.deliver(frame, &watch);
                 }
                 Ok(Next::Nothing) => self.events.remind(&self.clock.now())?,
@@ -50,7 +86,10 @@ impl Capture {
                     self.finish();
                     ended = true;
                 }
-                Err(CameraError::Lost { reason }) => self.lost(&reason)?,
+                Err(CameraError::Lost { reason }) => {
+                    legibility.failing_since = None;
+                    self.lost(&reason)?;
+                }
                 Err(CameraError::Damaged { why }) => self.damaged(&why, &mut damage_told),
                 Err(error) => {
                     self.health.frames_unreadable.add(1);
@@ -73,7 +112,7 @@ impl Capture {
             CameraHealth::Streaming => {}
             CameraHealth::Absent => tracing::info!("camera streaming"),
             CameraHealth::Lost => {
-                let lost_ms = self.events.back(&self.clock.now())?.as_millis() as u64;
+                let lost_ms = self.events.back(&self.clock.now())?.map(|away| away.as_millis() as u64);
                 tracing::info!(lost_ms, "camera back");
             }
         }
@@ -138,7 +177,7 @@ mod tests {
     use super::*;
     use crate::clock::SimulatedClock;
     use crate::recognise::picture::Picture;
-    use crate::record::event::{Body, Camera, CameraState};
+    use crate::record::event::{Body, Camera, CameraState, NewEvent};
     use crate::record::store::{Store, StoreOptions};
     use std::sync::Mutex;
 
@@ -154,6 +193,8 @@ mod tests {
     enum Step {
         Frame(Duration),
         Wait(Duration),
+        /// A frame that cannot be decoded, and the time to the next.
+        Undecodable(Duration),
         Damaged,
         Lost(&'static str),
     }
@@ -167,6 +208,7 @@ mod tests {
             }
             match self.steps.remove(0) {
                 Step::Frame(ago) => {
+                    self.health.frames_analysed.add(1);
                     let pixels = Arc::new(Picture::plain(4, 4, [9; 3]));
                     Ok(Next::Frame(SourceFrame { pixels, when: When::Ago(ago), missed: 2 }))
                 }
@@ -174,9 +216,20 @@ mod tests {
                     self.clock.advance(time);
                     Ok(Next::Nothing)
                 }
+                Step::Undecodable(time) => {
+                    self.health.frames_undecodable.add(1);
+                    self.clock.advance(time);
+                    let pixels = Arc::new(Picture::plain(4, 4, [9; 3]));
+                    Ok(Next::Frame(SourceFrame { pixels, when: When::Ago(Duration::ZERO), missed: 0 }))
+                }
                 Step::Damaged => Err(CameraError::Damaged { why: "torn".into() }),
                 Step::Lost(reason) => Err(CameraError::Lost { reason: reason.into() }),
             }
+        }
+
+        fn unreadable_for(&mut self, long: Duration) -> Result<(), CameraError> {
+            let lost = || CameraError::Lost { reason: "damaged".into() };
+            if long < Duration::from_secs(4) { Ok(()) } else { Err(lost()) }
         }
 
         fn describe(&self) -> String {
@@ -192,10 +245,19 @@ mod tests {
     }
 
     fn play(steps: Vec<Step>) -> Played {
+        play_after(Vec::new(), steps)
+    }
+
+    /// With what the store has of an earlier run.
+    fn play_after(before: Vec<Camera>, steps: Vec<Step>) -> Played {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(SimulatedClock::at(1_000_000));
         let shared: Arc<dyn Clock> = clock.clone();
         let opened = Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared))).unwrap();
+        for camera in before {
+            let event = NewEvent::new(clock.now(), Body::Camera(camera));
+            opened.store.write(move |tx| tx.append_event(&event)).unwrap();
+        }
         let (health, slot, seen) = (Arc::new(Health::default()), Arc::new(Latest::default()), Arc::default());
         let (stopper, stop) = watch::channel(false);
         let script = Script { steps, clock, stop: stopper, seen: Arc::clone(&seen), health: Arc::clone(&health) };
@@ -252,6 +314,38 @@ mod tests {
         let states: Vec<_> = played.events.iter().map(|event| event.state).collect();
         assert_eq!(states, [CameraState::Lost, CameraState::Back]);
         assert_eq!(played.states[0], CameraHealth::Absent);
+    }
+
+    #[test]
+    fn a_camera_whose_frames_cannot_be_decoded_is_lost_until_one_can() {
+        let frame = || Step::Frame(Duration::ZERO);
+        let undecodable = || Step::Undecodable(Duration::from_millis(500));
+        let mut steps = vec![frame()];
+        steps.extend((0..12).map(|_| undecodable()));
+        steps.extend([frame(), frame()]);
+        let played = play(steps);
+        let expected = [told(CameraState::Lost, Some("damaged"), None), told(CameraState::Back, None, Some(1500))];
+        assert_eq!(played.events, expected);
+        assert_eq!(played.health.camera(), CameraHealth::Streaming);
+        // Some of them can.
+        let played = play((0..40).flat_map(|_| [undecodable(), frame()]).collect());
+        assert_eq!(played.events, []);
+    }
+
+    #[test]
+    fn a_loss_told_before_the_start_has_its_return_told_after_it() {
+        let lost = || told(CameraState::Lost, Some("unplugged"), None);
+        let back = |ms| told(CameraState::Back, None, Some(ms));
+        let steps = || {
+            let away = Step::Lost("there is no camera");
+            vec![away, Step::Wait(Duration::from_secs(3)), Step::Frame(Duration::ZERO), Step::Frame(Duration::ZERO)]
+        };
+        let played = play_after(vec![lost()], steps());
+        assert_eq!(played.events, [lost(), back(3000)]);
+        assert_eq!(played.states[0], CameraHealth::Lost);
+        // One that was told to be back is not lost.
+        let played = play_after(vec![lost(), back(1)], vec![Step::Frame(Duration::ZERO)]);
+        assert_eq!(played.events, [lost(), back(1)]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::app::power;
 use crate::app::recorder::Recorder;
 use crate::app::scene::{Scene, Scenes};
 use crate::app::supervise::StageResult;
+use crate::clock::Stamp;
 use crate::enrol::{self, EnrolSettings, Judged, Judgement};
 use crate::health::Health;
 use crate::recognise::attention::Attention;
@@ -88,18 +89,24 @@ pub struct Inference {
 
 impl Inference {
     pub fn run(mut self) -> StageResult {
-        let mut failing = false;
+        let (mut unreadable, mut failing) = (Complaint::default(), Complaint::default());
         while !*self.stop.borrow() {
             let job = if self.enrolling.is_none() { self.jobs.try_recv().ok() } else { None };
             let busy = job.is_some() || self.enrolling.is_some();
             let patience = if busy { Duration::ZERO } else { PATIENCE };
             if let Some(frame) = self.slot.take(patience) {
-                let outcome = self.look_live(&frame)?;
-                // The edge only: a network that fails on every frame would fill the journal.
-                if let (Err(error), false) = (&outcome, failing) {
-                    tracing::error!(error = chain(error), "recognition fails");
+                match self.look_live(&frame)? {
+                    // Not looked at: nothing is known of it.
+                    Ok(Attention::Passed) => {}
+                    Ok(_) => (unreadable.over, failing.over) = (true, true),
+                    Err(error @ FrameError::Pixels(_)) if unreadable.is_due(&frame.taken) => {
+                        tracing::warn!(error = chain(&error), "a frame was left out");
+                    }
+                    Err(error @ FrameError::Engine(_)) if failing.is_due(&frame.taken) => {
+                        tracing::error!(error = chain(&error), "recognition fails");
+                    }
+                    Err(_) => {}
                 }
-                failing = outcome.is_err();
             } else if !busy {
                 self.pause_when_closed();
             }
@@ -112,7 +119,7 @@ impl Inference {
     }
 
     /// The outer error is the store's, and ends the stage; the inner one is the networks'.
-    fn look_live(&mut self, frame: &Frame) -> anyhow::Result<Result<(), FrameError>> {
+    fn look_live(&mut self, frame: &Frame) -> anyhow::Result<Result<Attention, FrameError>> {
         let gallery = self.gallery.snapshot();
         let slowed = power::pause_of(self.health.pace_step.get());
         let report = match self.live.process(self.engine.as_mut(), &gallery, frame, slowed) {
@@ -140,7 +147,7 @@ impl Inference {
         for attack in &report.attacks {
             self.recorder.attack(attack)?;
         }
-        Ok(report.failed.map_or(Ok(()), |error| {
+        Ok(report.failed.map_or(Ok(report.attention), |error| {
             self.count(&error);
             Err(error)
         }))
@@ -148,7 +155,10 @@ impl Inference {
 
     fn count(&self, error: &FrameError) {
         match error {
-            FrameError::Pixels(_) => self.health.frames_unreadable.add(1),
+            FrameError::Pixels(_) => {
+                self.health.frames_unreadable.add(1);
+                self.health.frames_undecodable.add(1);
+            }
             FrameError::Engine(_) => self.health.engine_errors.add(1),
         }
     }
@@ -214,6 +224,30 @@ impl Inference {
     }
 }
 
+/// When a fault is said: once as long as it lasts, and seldom when it comes and goes. Every frame would fill the journal.
+struct Complaint {
+    over: bool,
+    said: Option<Stamp>,
+}
+
+const SAY_EVERY: Duration = Duration::from_mins(1);
+
+impl Default for Complaint {
+    fn default() -> Self {
+        Self { over: true, said: None }
+    }
+}
+
+impl Complaint {
+    fn is_due(&mut self, now: &Stamp) -> bool {
+        if !self.over || self.said.is_some_and(|said| now.since(&said) < SAY_EVERY) {
+            return false;
+        }
+        (self.over, self.said) = (false, Some(*now));
+        true
+    }
+}
+
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -222,4 +256,30 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         source = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often a fault is said in ten minutes of ten frames a second, every nth of which is good.
+    fn said(good_every: u64) -> usize {
+        let mut complaint = Complaint::default();
+        let frame = |at: u64| {
+            if at.is_multiple_of(good_every) {
+                complaint.over = true;
+                return false;
+            }
+            complaint.is_due(&Stamp { wall_ms: 0, boottime_ms: at * 100, trusted: false })
+        };
+        (1..=6000).map(frame).filter(|said| *said).count()
+    }
+
+    #[test]
+    fn a_fault_that_comes_and_goes_does_not_fill_the_journal() {
+        assert_eq!(said(10_000), 1, "it lasts");
+        assert_eq!(said(2), 10);
+        // It lasts, though it began within a minute of the one before: said late, not never.
+        assert_eq!(said(100), 10);
+    }
 }

@@ -66,6 +66,12 @@ pub trait FrameSource: Send {
     /// frame's time to come: the capture thread paces by [`When::At`].
     fn next(&mut self) -> Result<Next, CameraError>;
 
+    /// Told when whoever looks at the frames could read none of them for so long, though each was delivered as whole.
+    /// An error is that the camera is lost.
+    fn unreadable_for(&mut self, _long: Duration) -> Result<(), CameraError> {
+        Ok(())
+    }
+
     /// What it is, for logs: no path of a photograph, which may bear a name.
     fn describe(&self) -> String;
 

@@ -156,7 +156,8 @@ impl Layout {
     }
 
     /// The upright, masked picture thinned by `step`: each pixel the mean of `step` by `step` of the source, which are
-    /// given in the camera's own coordinates and in whatever `colour` makes into red, green and blue.
+    /// given in the camera's own coordinates and in whatever `colour` makes into red, green and blue. A region thinner than
+    /// `step` is thinned less: beside it there is nothing to take the mean of.
     pub fn reduced(
         &self,
         step: usize,
@@ -164,7 +165,8 @@ impl Layout {
         colour: impl Fn([u8; 3]) -> [u8; 3],
     ) -> Picture {
         let (width, height) = self.size();
-        let (width, height) = ((width / step).max(1), (height / step).max(1));
+        let step = step.clamp(1, width.min(height));
+        let (width, height) = (width / step, height / step);
         let mut rgb = Vec::with_capacity(width * height);
         for y in 0..height {
             let row = along(self.origin, self.down, (y * step) as isize);
@@ -317,6 +319,22 @@ mod tests {
         assert_eq!(view.layout(640, 480).size(), (423, 480));
         let nothing = View { mask: vec![Area::ALL], ..View::default() };
         assert_eq!(nothing.apply(Picture::plain(9, 9, [7; 3])), Picture::plain(9, 9, [0; 3]));
+    }
+
+    #[test]
+    fn a_region_thinner_than_the_step_is_looked_at_within_the_picture() {
+        for (edges, turn) in [([0.0, 0.997, 1.0, 1.0], Turn::None), ([0.999, 0.0, 1.0, 1.0], Turn::Quarter)] {
+            let view = View { turn, region: Area::new(edges).unwrap(), ..View::default() };
+            let layout = view.layout(1280, 720);
+            let step = layout.step_for(320);
+            assert!(step > 2, "{step}");
+            let inside = |x, y| {
+                assert!(x < 1280 && y < 720, "{x} {y}");
+                [7; 3]
+            };
+            let small = layout.reduced(step, inside, |colour| colour);
+            assert!(small.width() > 0 && small.height() > 0);
+        }
     }
 
     #[test]

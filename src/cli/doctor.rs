@@ -126,9 +126,9 @@ fn camera(settings: &Settings) -> (State, String) {
             Ok(_) => (State::Warning, "a replay stands in for a camera ([camera] source)".into()),
             Err(error) => (State::Fault, format!("{:#}", anyhow::Error::new(error))),
         },
-        CameraSettings::V4l2(camera) => match camera.device.resolve() {
-            Ok(node) => (State::Good, format!("{} is there; `rollcall cameras` tells what it can", node.display())),
-            Err(error) => (State::Warning, format!("{error}; the daemon waits for it ([camera] device)")),
+        CameraSettings::V4l2(camera) => match camera.examine() {
+            Ok(node) => (State::Good, format!("{} can be used; `rollcall cameras` tells what it can", node.display())),
+            Err(reason) => (State::Warning, format!("{reason}; the daemon waits for it ([camera] device)")),
         },
     }
 }

@@ -23,7 +23,15 @@ pub(super) fn camera(raw: &RawCamera, folder: &Path) -> Result<CameraSettings, C
             let RawCamera { show, gap, repeat, pace, .. } = *raw;
             Ok(CameraSettings::Replay { replay: ReplaySettings { path, fps, show, gap, repeat, view }, pace })
         }
-        RawSource::V4l2 => Ok(CameraSettings::V4l2(V4l2Settings { view, ..v4l2 })),
+        RawSource::V4l2 => {
+            // A camera that does as it is told would be lost between two frames.
+            let least = Duration::from_secs_f32(2.0 / fps);
+            if v4l2.stall_after < least {
+                let why = format!("= {:?} is less than the time of two frames ({least:?})", v4l2.stall_after);
+                return Err(value("[camera] stall_after", why));
+            }
+            Ok(CameraSettings::V4l2(V4l2Settings { view, ..v4l2 }))
+        }
     }
 }
 
@@ -147,6 +155,19 @@ mod tests {
             },
         };
         assert_eq!(camera, expected);
+    }
+
+    #[test]
+    fn a_camera_is_not_lost_between_two_frames() {
+        let v4l2 = |keys: &str| set(&format!("source = \"v4l2\"\n{keys}"));
+        for slow in ["fps = 0.25", "fps = 0.1", "fps = 1.0\nstall_after = \"1s\""] {
+            let said = v4l2(slow).expect_err(slow).to_string();
+            assert!(said.contains("[camera] stall_after"), "{slow}: {said}");
+        }
+        for good in ["fps = 0.5", "fps = 0.1\nstall_after = \"20s\"", "fps = 240.0\nstall_after = \"1s\""] {
+            assert!(v4l2(good).is_ok(), "{good}");
+        }
+        assert!(set("fps = 0.1").is_ok(), "the pace of a replay has no stall");
     }
 
     #[test]

@@ -28,7 +28,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BED = ROOT.parent / "shared" / "testbed" / "camera-vm"
-FACES = pathlib.Path(os.environ.get("FACES", ROOT.parent / "shared" / "faces-open"))
+FACES = pathlib.Path(os.environ.get("FACES_OPEN", ROOT.parent / "shared" / "faces-open"))
 CACHE = ROOT / ".cache" / "camera-vm"
 HERE = pathlib.Path(__file__).resolve().parent
 BASE = "rollcall/vm/door"

@@ -4,7 +4,7 @@
 //! sends nothing but damage for `stall_after` is `Lost`, which is told at once; stream and descriptor are dropped before
 //! it is opened again, so that the node may keep its number; it is tried again for ever, at once when something changes
 //! in `/dev` and otherwise every few seconds, and never faster than `RETRY_MIN`. A frame that is damaged never leaves
-//! this module, except for damage that only decoding shows (`camera::encoded`).
+//! this module, except for damage that only decoding shows (`camera::encoded`): of that we are told (`unreadable_for`).
 //!
 //! Budget: one copy of the frame out of the driver's buffer, which goes back to the driver at once.
 
@@ -36,7 +36,7 @@ pub struct V4l2Settings {
     pub height: usize,
     /// Asked of the camera; what comes faster is thinned out.
     pub fps: f32,
-    /// No usable frame for this long is a stall.
+    /// No usable frame for this long is a stall. At least the time of two frames.
     pub stall_after: Duration,
     pub controls: ControlSettings,
     pub view: View,
@@ -72,7 +72,7 @@ struct Streaming {
     last_sequence: Option<u32>,
     /// When the last frame that was passed on was taken, by `CLOCK_MONOTONIC`.
     last_taken: Option<Duration>,
-    /// Since the last usable frame.
+    /// Since the last frame that was passed on.
     quiet: Stopwatch,
     /// What was wrong with the last frame, if there was no usable one after it.
     damage: Option<String>,
@@ -80,14 +80,17 @@ struct Streaming {
     missed: u32,
 }
 
-impl V4l2Camera {
-    /// Opens nothing yet: a camera that is not there is a state and no reason not to start.
-    pub fn new(settings: V4l2Settings) -> Self {
-        Self { settings, buffers: Arc::default(), streaming: None, retry: Retry::new(), controls_told: false }
+impl V4l2Settings {
+    /// Whether the camera is there, may be opened and has a format that is known; its node, or why not. Changes nothing,
+    /// and may be asked while another program streams.
+    pub fn examine(&self) -> Result<PathBuf, String> {
+        let (node, device) = self.camera()?;
+        self.best_format(&device)?;
+        Ok(node)
     }
 
-    fn open(&mut self) -> Result<Streaming, String> {
-        let node = self.settings.device.resolve().map_err(|error| error.to_string())?;
+    fn camera(&self) -> Result<(PathBuf, Device), String> {
+        let node = self.device.resolve().map_err(|error| error.to_string())?;
         let device = Device::open(&node).map_err(|error| reason(&error))?;
         let capability = device.capability().map_err(|error| reason(&error))?;
         if capability.only_multi_planar() {
@@ -96,25 +99,12 @@ impl V4l2Camera {
         if !capability.captures() {
             return Err("the device is no camera".into());
         }
-        let format = self.negotiate(&device)?;
-        let coding = coding(&format)?;
-        let rate = device.set_rate(self.settings.fps);
-        let faults = controls::apply(&device, &self.settings.controls);
-        if !self.controls_told {
-            for fault in faults {
-                tracing::warn!(fault, "a camera control was not set; `rollcall cameras` shows what there is");
-            }
-            self.controls_told = true;
-        }
-        let stream = Stream::start(device, BUFFERS).map_err(|error| reason(&error))?;
-        let quiet = Stopwatch::start();
-        let (last_sequence, last_taken, damage, missed) = (None, None, None, 0);
-        Ok(Streaming { stream, coding, format, node, rate, last_sequence, last_taken, quiet, damage, missed })
+        Ok((node, device))
     }
 
     /// The best format at the size asked for; if it comes at another size only, the best format at that.
-    fn negotiate(&self, device: &Device) -> Result<Format, String> {
-        let V4l2Settings { width, height, format, .. } = self.settings;
+    fn best_format(&self, device: &Device) -> Result<Format, String> {
+        let V4l2Settings { width, height, format, .. } = *self;
         let offered = device.formats();
         let wanted: Vec<FourCc> = match format {
             Some(format) => vec![format],
@@ -131,8 +121,38 @@ impl V4l2Camera {
             let wanted = format.map_or("MJPG, YUYV, NV12, GREY".into(), fourcc_name);
             return Err(format!("format refused: the camera has {}, wanted is {wanted}", names.join(", ")));
         };
+        Ok(*chosen)
+    }
+
+    fn negotiate(&self, device: &Device) -> Result<Format, String> {
+        let chosen = self.best_format(device)?;
         let got = device.set_format(chosen.fourcc, chosen.width, chosen.height).map_err(|error| reason(&error))?;
         if got.fourcc == chosen.fourcc { Ok(got) } else { Err("format refused".into()) }
+    }
+}
+
+impl V4l2Camera {
+    /// Opens nothing yet: a camera that is not there is a state and no reason not to start.
+    pub fn new(settings: V4l2Settings) -> Self {
+        Self { settings, buffers: Arc::default(), streaming: None, retry: Retry::new(), controls_told: false }
+    }
+
+    fn open(&mut self) -> Result<Streaming, String> {
+        let (node, device) = self.settings.camera()?;
+        let format = self.settings.negotiate(&device)?;
+        let coding = coding(&format)?;
+        let rate = device.set_rate(self.settings.fps);
+        let faults = controls::apply(&device, &self.settings.controls);
+        if !self.controls_told {
+            for fault in faults {
+                tracing::warn!(fault, "a camera control was not set; `rollcall cameras` shows what there is");
+            }
+            self.controls_told = true;
+        }
+        let stream = Stream::start(device, BUFFERS).map_err(|error| reason(&error))?;
+        let quiet = Stopwatch::start();
+        let (last_sequence, last_taken, damage, missed) = (None, None, None, 0);
+        Ok(Streaming { stream, coding, format, node, rate, last_sequence, last_taken, quiet, damage, missed })
     }
 
     /// Everything of the lost stream is gone before the next attempt.
@@ -176,6 +196,13 @@ impl FrameSource for V4l2Camera {
             Err(Fault::Damaged(why)) => Err(CameraError::Damaged { why }),
             Err(Fault::Lost(error)) => Err(self.lose(reason(&error))),
         }
+    }
+
+    fn unreadable_for(&mut self, long: Duration) -> Result<(), CameraError> {
+        if self.streaming.is_none() || long < self.settings.stall_after {
+            return Ok(());
+        }
+        Err(self.lose(format!("nothing but damaged pictures for {} ms: none can be decoded", long.as_millis())))
     }
 
     fn describe(&self) -> String {
@@ -229,8 +256,8 @@ impl Streaming {
         if filled.error {
             return Err(Fault::Damaged("the driver marked the frame as damaged".into()));
         }
-        if self.too_soon(filled, settings.fps) {
-            self.quiet = Stopwatch::start();
+        // Not `quiet`'s business: enough frames are passed on to keep it short, unless the driver's clock hardly moves.
+        if too_soon(filled.taken, self.last_taken, settings.fps) {
             return Ok(None);
         }
         let bytes = self.stream.bytes(filled);
@@ -253,12 +280,6 @@ impl Streaming {
         }
     }
 
-    /// The camera is faster than was asked for.
-    fn too_soon(&self, filled: &Filled, fps: f32) -> bool {
-        let since = filled.taken.zip(self.last_taken).and_then(|(now, last)| now.checked_sub(last));
-        since.is_some_and(|since| since.as_secs_f32() * fps < EARLY)
-    }
-
     /// An uncompressed frame has exactly the bytes that were agreed, or a driver's rounded-up whole buffer.
     fn fits(&self, bytes: usize) -> Result<(), Fault> {
         let Coding::Raster(raster) = self.coding else {
@@ -270,6 +291,12 @@ impl Streaming {
         }
         Err(Fault::Damaged(format!("the frame has {bytes} bytes instead of {expected}")))
     }
+}
+
+/// The camera is faster than was asked for. Of a driver whose clock stands still every frame would be too soon.
+fn too_soon(taken: Option<Duration>, last_taken: Option<Duration>, fps: f32) -> bool {
+    let since = taken.zip(last_taken).and_then(|(now, last)| now.checked_sub(last));
+    since.is_some_and(|since| !since.is_zero() && since.as_secs_f32() * fps < EARLY)
 }
 
 fn coding(format: &Format) -> Result<Coding, String> {
@@ -292,6 +319,8 @@ fn reason(error: &io::Error) -> String {
     let words = match error.raw_os_error() {
         Some(libc::ENODEV | libc::ENXIO) => "unplugged",
         Some(libc::ENOENT) => "there is no camera of that name",
+        // What is no device of this kind does not know the question.
+        Some(libc::ENOTTY) => "the device is no camera",
         Some(libc::EBUSY) => "another program uses the camera",
         Some(libc::EACCES | libc::EPERM) => "permission denied: the daemon must be in the group video",
         Some(libc::EIO | libc::EPROTO | libc::EPIPE | libc::ETIMEDOUT | libc::ESHUTDOWN) => "the camera fails",
@@ -299,4 +328,23 @@ fn reason(error: &io::Error) -> String {
         _ => "the camera cannot be used",
     };
     format!("{words} ({error})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fast_camera_is_thinned_and_one_whose_clock_stands_is_not() {
+        let at = |ms| Some(Duration::from_millis(ms));
+        // 30 frames a second where 10 are wanted.
+        assert!(too_soon(at(1033), at(1000), 10.0) && too_soon(at(1066), at(1000), 10.0));
+        assert!(!too_soon(at(1100), at(1000), 10.0));
+        assert!(!too_soon(at(1071), at(1000), 10.0), "a little early is in time");
+        for (taken, last) in
+            [(at(0), at(0)), (at(1000), at(1000)), (at(900), at(1000)), (None, at(1000)), (at(5), None)]
+        {
+            assert!(!too_soon(taken, last, 10.0), "{taken:?} {last:?}");
+        }
+    }
 }

@@ -125,6 +125,16 @@ impl<'a> Tx<'a> {
         rows.next()?.map(read::event).transpose()
     }
 
+    /// The newest loss or return of the camera.
+    pub fn newest_camera_event(&self) -> Result<Option<StoredEvent>, StoreError> {
+        // Without its index every event might have to be looked at.
+        let newest = "select max(seq) from event indexed by event_of_camera where kind = 'camera'";
+        let sql = read::event_sql(&format!("where seq = ({newest})"));
+        let mut query = self.conn.prepare(&sql)?;
+        let mut rows = query.query([])?;
+        rows.next()?.map(read::event).transpose()
+    }
+
     /// Deletes delivered events older than `days`, oldest first, at most a thousand; gives how many. Nothing owed or
     /// buried is deleted, nothing by a clock that is not trusted, an event with a time that was not trusted only
     /// after later events with a trusted one, and an attendance only when no later one rests on it: one of a session
