@@ -211,7 +211,7 @@ impl Live {
         gallery: &Gallery,
         frame: &Frame,
         detection: &Detection,
-        mut index: usize,
+        index: usize,
         report: &mut FrameReport,
     ) -> Result<(), FrameError> {
         let wants = self.wants(&self.tracker.tracks()[index], &frame.media());
@@ -233,16 +233,28 @@ impl Live {
         let rank = quality::rank(&measured);
         let poor = rank < track.best_rank * RANK_SHARE_MIN;
         let recent = track.last_template.is_some_and(|last| frame.media().since(&last) < EASY);
-        if wants.template && !(poor && recent) {
-            let Some(moved) = self.take_template(engine, gallery, frame, &sample, index, rank)? else {
-                return Ok(());
-            };
-            index = moved;
-            report.templates += 1;
+        if poor && recent {
+            return Ok(());
         }
-        let looked = self.look_for_attack(engine, picture, &refined, &sample, index);
+        let figure = self.look_for_attack(engine, picture, &refined, &sample, index);
+        // Each frame that speaks for a live face is asked whose face it is: another one may have been put in its place.
+        if !wants.template && !matches!(figure, Ok(Some(_))) {
+            figure?;
+            return Ok(());
+        }
+        let Some(index) = self.take_template(engine, gallery, frame, &sample, index, rank)? else {
+            return Ok(());
+        };
+        report.templates += 1;
+        // Whoever took a judged face's place is not judged yet.
+        let figure =
+            if wants.liveness { figure } else { self.look_for_attack(engine, picture, &refined, &sample, index) };
+        if let Ok(Some(score)) = figure {
+            self.tracker.track_mut(index).liveness.add(score, &self.settings.pad);
+        }
         self.tell(index, frame, &refined, report);
-        looked
+        figure?;
+        Ok(())
     }
 
     /// Adds the sample to what is known of the track, or of a new one when the face has become another person's; gives
@@ -278,22 +290,20 @@ impl Live {
         Ok(Some(index))
     }
 
+    /// How live the face looks, where its track is not judged yet and the face is large enough.
     fn look_for_attack(
-        &mut self,
+        &self,
         engine: &mut dyn FaceEngine,
         picture: &Picture,
         refined: &Detection,
         sample: &Sample,
         index: usize,
-    ) -> Result<(), FrameError> {
-        let pad = self.settings.pad;
-        if !self.wants_pad(&self.tracker.tracks()[index]) || sample.eye_distance_px < pad.eye_distance_px_min {
-            return Ok(());
+    ) -> Result<Option<f32>, EngineError> {
+        let large_enough = sample.eye_distance_px >= self.settings.pad.eye_distance_px_min;
+        if !large_enough || !self.wants_pad(&self.tracker.tracks()[index]) {
+            return Ok(None);
         }
-        if let Some(score) = engine.liveness(picture, refined)? {
-            self.tracker.track_mut(index).liveness.add(score, &pad);
-        }
-        Ok(())
+        engine.liveness(picture, refined)
     }
 
     /// Reports what is ripe: a decision, unless it has to wait for a face found live; an attack, once.

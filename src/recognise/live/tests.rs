@@ -42,10 +42,14 @@ impl FaceEngine for Scripted {
 
 /// A face in the nth of the places, four in a row.
 fn face(place: usize) -> Detection {
-    let (left, top) = ((place % 4 * 150) as f32, (place / 4 * 150) as f32);
-    let scale = FACE as f32 / 112.0;
+    face_at(place % 4 * 150, place / 4 * 150, FACE)
+}
+
+fn face_at(left: usize, top: usize, side: usize) -> Detection {
+    let (left, top, side) = (left as f32, top as f32, side as f32);
+    let scale = side / 112.0;
     let points = REFERENCE_POINTS.map(|p| Point { x: left + p.x * scale, y: top + p.y * scale });
-    let bounding_box = BoundingBox { left, top, right: left + FACE as f32, bottom: top + FACE as f32 };
+    let bounding_box = BoundingBox { left, top, right: left + side, bottom: top + side };
     Detection { bounding_box, confidence: 0.9, landmarks: Landmarks::from_points(points) }
 }
 
@@ -59,6 +63,10 @@ fn frame(ms: u64, faces: usize) -> Frame {
             rgb[from..from + FACE * 3].fill(place as u8 * 10 + 5);
         }
     }
+    frame_of(ms, rgb)
+}
+
+fn frame_of(ms: u64, rgb: Vec<u8>) -> Frame {
     let taken = Stamp { wall_ms: 0, boottime_ms: ms, trusted: true };
     Frame { seq: 0, taken, media_ms: ms, pixels: Arc::new(Picture::from_rgb(SIDE, SIDE, rgb).unwrap()) }
 }
@@ -136,6 +144,69 @@ fn play(settings: LiveSettings, faces: usize, liveness: f32, frames: u64) -> Tol
     told.identified.sort();
     told.detections = engine.detections;
     told
+}
+
+/// One place at the top, frame by frame ten times a second: who is there, how far to the right, and how large.
+struct Place {
+    engine: Scripted,
+    live: Live,
+    gallery: Gallery,
+    frames: u64,
+    identified: Vec<String>,
+    templates: usize,
+}
+
+impl Place {
+    fn new(settings: LiveSettings) -> Self {
+        let engine = Scripted { faces: Vec::new(), liveness: 0.9, detections: 0 };
+        let (live, gallery) = (Live::new(settings), gallery());
+        Self { engine, live, gallery, frames: 0, identified: Vec::new(), templates: 0 }
+    }
+
+    fn show(&mut self, person: usize, left: usize, side: usize) {
+        let mut rgb = vec![255; SIDE * SIDE * 3];
+        for y in 0..side {
+            let from = (y * SIDE + left) * 3;
+            rgb[from..from + side * 3].fill(person as u8 * 10 + 5);
+        }
+        self.engine.faces = vec![face_at(left, 0, side)];
+        self.look(rgb);
+    }
+
+    fn show_nobody(&mut self) {
+        self.engine.faces.clear();
+        self.look(vec![255; SIDE * SIDE * 3]);
+    }
+
+    fn look(&mut self, rgb: Vec<u8>) {
+        let frame = frame_of(self.frames * 100, rgb);
+        self.frames += 1;
+        let report = self.live.process(&mut self.engine, &self.gallery, &frame, Duration::ZERO).unwrap();
+        self.templates += report.templates;
+        for outcome in report.outcomes {
+            if let Decision::Identified(it) = outcome.decision {
+                self.identified.push(it.subject.id.to_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_live_face_does_not_speak_for_another_that_was_there_before() {
+    let mut enforced = settings(PadMode::Enforce);
+    // Too far away to be judged at 52 pixels a side, and not at 60.
+    enforced.pad.eye_distance_px_min = 17.5;
+    for (other, expected) in [(1, vec![]), (2, vec!["2"])] {
+        let mut place = Place::new(enforced);
+        (0..5).for_each(|_| place.show(0, 0, 52));
+        assert_eq!(place.identified, [] as [&str; 0]);
+        (0..10).for_each(|_| place.show(other, 0, 60));
+        assert_eq!(place.identified, expected);
+    }
+    let mut place = Place::new(enforced);
+    (0..5).for_each(|_| place.show(0, 0, 52));
+    (0..5).for_each(|_| place.show(0, 0, 60));
+    assert_eq!(place.identified, ["0"], "who comes nearer is found live");
 }
 
 #[test]
