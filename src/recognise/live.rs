@@ -2,7 +2,7 @@
 //!
 //! Budget per frame at 640x480 with one undecided face: brightness 0.1 ms, detect 2 ms, refine 0.5 ms, align 0.2 ms,
 //! embed 2.3 ms, and for its first frames 2 ms of attack detection (x86, one thread; `docs/performance.md`). A decided
-//! face costs the detection only, an empty scene the brightness only.
+//! face costs the detection only, but twice a second or when it jumps a template; an empty scene the brightness only.
 //!
 //! Invariants: a track reports at most one `Identified`, at most one `Unknown` and at most one attack. Nobody is told of
 //! as identified whose face was not found live, where that is asked for.
@@ -31,7 +31,8 @@ pub struct LiveSettings {
     pub probe: QualityBounds,
     /// Least detection confidence.
     pub confidence_min: f32,
-    /// A decided track is looked at again this often: someone else may have stepped into its place.
+    /// A decided track is looked at again this often, and when its face jumps: someone else may have stepped into its
+    /// place.
     pub recheck_after: Duration,
     /// Score with the track's own earlier samples below which the face is another person's.
     pub same_person_min: f32,
@@ -44,6 +45,8 @@ const TEMPLATES_PER_FRAME: usize = 8;
 /// A track that is still undecided after so many templates gets the next ones at ease.
 const TEMPLATES_EAGER: usize = 8;
 const EASY: Duration = Duration::from_millis(300);
+/// A decided face that jumped is looked at again at once, but one that is in a hurry not in every frame.
+const DOUBT_AGAIN: Duration = Duration::from_millis(150);
 /// Beside its best sample, one this much poorer adds noise: it is passed over, unless there was none for a while.
 const RANK_SHARE_MIN: f32 = 0.6;
 /// A face that could not be decided upon within this time is looked at closely only when something moves.
@@ -193,7 +196,8 @@ impl Live {
         let since = track.last_template.map(|last| now.since(&last));
         let template = match &track.decision {
             Decision::Identified(_) | Decision::Unknown { .. } => {
-                since.is_none_or(|since| since >= self.settings.recheck_after)
+                let doubted = track.doubtful && track.doubt_cleared.is_none_or(|it| now.since(&it) >= DOUBT_AGAIN);
+                doubted || since.is_none_or(|since| since >= self.settings.recheck_after)
             }
             Decision::Undecided => track.templates < TEMPLATES_EAGER || since.is_none_or(|since| since >= EASY),
         };
@@ -282,6 +286,9 @@ impl Live {
         track.templates += 1;
         track.best_rank = track.best_rank.max(rank);
         track.last_template = Some(frame.media());
+        if std::mem::take(&mut track.doubtful) && !matches!(track.decision, Decision::Undecided) {
+            track.doubt_cleared = Some(frame.media());
+        }
         let decision = track.evidence.decide(gallery, &settings);
         if is_news(&track.decision, &decision) {
             track.decision = decision;

@@ -22,6 +22,8 @@ pub struct TrackSettings {
 /// Looks that must have missed a face before it counts as gone: where frames are further apart than `lost_after`, because
 /// the camera or the processor is slow, a face in each of them is one track all the same.
 const MISSED_MIN: usize = 2;
+/// A face's boxes of one look and the next overlap by more than this while it stands still.
+const STEADY_MIN: f32 = 0.7;
 /// After so much longer than `lost_after` a face counts as gone without a look: the camera was away. Longer than the
 /// slowest camera's frames are apart.
 const NOBODY_LOOKED: Duration = Duration::from_secs(30);
@@ -34,6 +36,10 @@ pub struct Track {
     pub last_seen: Stamp,
     /// Looks since then that did not find it.
     pub missed: usize,
+    /// The face jumped, or was missed by a look, since the last template: it may be another person's.
+    pub doubtful: bool,
+    /// When such a doubt about a decided face was last found to be for nothing.
+    pub doubt_cleared: Option<Stamp>,
     pub bounding_box: BoundingBox,
     pub landmarks: Landmarks,
     pub confidence: f32,
@@ -95,10 +101,12 @@ impl Tracker {
         pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
         let mut of_detection = vec![None; detections.len()];
         let mut taken = vec![false; self.tracks.len()];
-        for (_, d, t) in pairs {
+        for (overlap, d, t) in pairs {
             if of_detection[d].is_none() && !taken[t] {
                 of_detection[d] = Some(t);
                 taken[t] = true;
+                let track = &mut self.tracks[t];
+                track.doubtful |= track.missed > 0 || overlap < STEADY_MIN;
             }
         }
         for (track, taken) in self.tracks.iter_mut().zip(taken) {
@@ -135,6 +143,8 @@ impl Tracker {
             first_seen: *now,
             last_seen: *now,
             missed: 0,
+            doubtful: false,
+            doubt_cleared: None,
             bounding_box: BoundingBox::default(),
             landmarks: Landmarks::default(),
             confidence: 0.0,
