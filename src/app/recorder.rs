@@ -1,5 +1,6 @@
 //! Outcomes of tracks become events in the store.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,22 +10,34 @@ use crate::attend::venue::Venue;
 use crate::clock::{Clock, Stamp};
 use crate::health::Health;
 use crate::recognise::decision::{Decision, Identification};
+use crate::recognise::face::SubjectId;
 use crate::recognise::live::{Attack, Outcome};
 use crate::record::event::{self, Attendance, Body, Direction, NewEvent, SubjectRef, Unknown};
 use crate::record::store::{Store, StoreError, Tx};
 
 pub struct Recorder {
-    pub store: Store,
-    pub clock: Arc<dyn Clock>,
-    pub health: Arc<Health>,
-    pub venues: Arc<VenueBook>,
-    /// At most one event for an unknown face in this time, and one for an attack with a face that is nobody's.
-    pub unknown_every: Duration,
-    pub last_unknown: Option<Stamp>,
-    pub last_nameless_attack: Option<Stamp>,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    health: Arc<Health>,
+    venues: Arc<VenueBook>,
+    /// At most one event for an unknown face in this time, and one for an attack with the same face, or with nobody's.
+    unknown_every: Duration,
+    last_unknown: Option<Stamp>,
+    /// The attacks told within that time, by whose face was shown.
+    last_attacks: HashMap<Option<SubjectId>, Stamp>,
 }
 
 impl Recorder {
+    pub fn new(
+        store: Store,
+        clock: Arc<dyn Clock>,
+        health: Arc<Health>,
+        venues: Arc<VenueBook>,
+        unknown_every: Duration,
+    ) -> Self {
+        Self { store, clock, health, venues, unknown_every, last_unknown: None, last_attacks: HashMap::new() }
+    }
+
     /// A full disk is said, counted and survived; an error after which the store is of no use is returned.
     pub fn record(&mut self, outcome: &Outcome) -> Result<(), StoreError> {
         let done = match &outcome.decision {
@@ -37,7 +50,7 @@ impl Recorder {
         self.survive(done)
     }
 
-    /// An attack becomes an event, once a track; the attendance that it was meant for is recorded or not by `record`.
+    /// An attack becomes an event, once a track and not too often; the attendance that it was meant for is recorded or not by `record`.
     pub fn attack(&mut self, attack: &Attack) -> Result<(), StoreError> {
         self.health.attacks.add(1);
         let done = self.attacked(attack);
@@ -84,12 +97,11 @@ impl Recorder {
             }
             _ => None,
         };
-        if subject.is_none() {
-            // A poster on the wall is one attack, however often its track is lost and found.
-            if self.last_nameless_attack.is_some_and(|last| at.since(&last) < self.unknown_every) {
-                return Ok(());
-            }
-            self.last_nameless_attack = Some(at);
+        // A poster on the wall is one attack, however often its track is lost and found.
+        self.last_attacks.retain(|_, last| at.since(last) < self.unknown_every);
+        let shown = subject.as_ref().map(|it| it.id.clone());
+        if self.last_attacks.contains_key(&shown) {
+            return Ok(());
         }
         let body = event::Attack {
             venue: Some(self.venues.door_id().to_owned()),
@@ -110,6 +122,7 @@ impl Recorder {
             tx.append_event(&event)?;
             Ok(event.event_id)
         })?;
+        self.last_attacks.insert(shown, at);
         tracing::warn!(track_id = attack.track_id, enforced = attack.enforced, %event_id, "somebody seems to show a picture");
         Ok(())
     }
@@ -180,4 +193,63 @@ pub fn record_visit(
     let event = NewEvent::new(at, body);
     tx.append_attendance(venue, &event)?;
     Ok(Some(event))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attend::venue::Door;
+    use crate::clock::SimulatedClock;
+    use crate::recognise::face::Name;
+    use crate::recognise::gallery::Subject;
+    use crate::record::store::StoreOptions;
+
+    #[test]
+    fn a_photograph_on_the_wall_does_not_fill_the_disk_whoever_is_on_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(SimulatedClock::at(0));
+        let shared: Arc<dyn Clock> = clock.clone();
+        let store = Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared))).unwrap().store;
+        let venues = Arc::new(VenueBook::new(Vec::new(), Door { venue: "main".into(), direction: None }, &[]));
+        let every = Duration::from_secs(10);
+        let mut recorder = Recorder::new(store.clone(), shared, Arc::default(), venues, every);
+        let whose = [Some("ada"), Some("bob"), None];
+        for id in whose.into_iter().flatten() {
+            let (id, name) = (SubjectId::new(id).unwrap(), Name::new(id).unwrap());
+            store.write(move |tx| tx.put_subject(&id, &name)).unwrap();
+        }
+        // A minute in which each of them is lost and found twice a second.
+        for _ in 0..120 {
+            for id in whose {
+                recorder.attack(&attack(id, clock.now())).unwrap();
+            }
+            clock.advance(Duration::from_millis(500));
+        }
+        let event = |seq| store.write(move |tx| tx.event(seq)).unwrap();
+        let told: Vec<_> = (1..).map_while(event).map(|event| event.body).collect();
+        for id in whose {
+            let of =
+                |body: &&Body| matches!(body, Body::Attack(it) if it.subject.as_ref().map(|it| it.id.as_str()) == id);
+            assert_eq!(told.iter().filter(of).count(), 6, "{id:?}");
+        }
+        assert_eq!(told.len(), 18);
+        clock.advance(every);
+        recorder.attack(&attack(None, clock.now())).unwrap();
+        assert_eq!(recorder.last_attacks.len(), 1, "nobody is remembered for longer than it takes");
+    }
+
+    fn attack(id: Option<&str>, seen_at: Stamp) -> Attack {
+        let unknown = Decision::Unknown { best_score: None, threshold: 0.5, samples: 5 };
+        let decision = id.map_or(unknown, |id| {
+            let subject = Subject { id: SubjectId::new(id).unwrap(), name: Name::new(id).unwrap() };
+            Decision::Identified(Identification {
+                subject: Arc::new(subject),
+                score: 0.9,
+                second_score: None,
+                threshold: 0.5,
+                samples: 2,
+            })
+        });
+        Attack { track_id: 1, decision, seen_at, scores: vec![0.1, 0.1], threshold: 0.4, enforced: true }
+    }
 }

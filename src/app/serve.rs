@@ -158,15 +158,9 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let spec = vision.template_spec();
         let recognition = &self.settings.recognition;
-        let recorder = Recorder {
-            store: self.store.clone(),
-            clock: Arc::clone(&self.clock),
-            health: Arc::clone(&self.health),
-            venues: Arc::clone(&self.venues),
-            unknown_every: self.settings.unknown_every,
-            last_unknown: None,
-            last_nameless_attack: None,
-        };
+        let (health, venues) = (Arc::clone(&self.health), Arc::clone(&self.venues));
+        let clock = Arc::clone(&self.clock);
+        let recorder = Recorder::new(self.store.clone(), clock, health, venues, self.settings.unknown_every);
         let inference = Inference {
             engine: Box::new(vision),
             live: Live::new(recognition.live(&spec)),

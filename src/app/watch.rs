@@ -30,6 +30,8 @@ const QUESTION_BYTES_MAX: u64 = 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Without frames a line is sent all the same, so that whoever watches sees the camera's state.
 const LINE_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
+/// When the last who watched has gone, the last picture follows.
+const CLEARED_AFTER: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "lowercase", deny_unknown_fields)]
@@ -79,16 +81,25 @@ impl WatchServer {
             return Ok(());
         };
         let mut serving = JoinSet::new();
+        let mut kept = false;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => Some(accepted),
                 // Whoever hung up has gone; how does not matter.
                 Some(_) = serving.join_next() => None,
+                // Without another frame nobody else would clear it away. A moment later, because the networks may be
+                // putting in a scene just now.
+                () = tokio::time::sleep(CLEARED_AFTER), if kept && serving.is_empty() => {
+                    self.scenes.send_replace(None);
+                    kept = false;
+                    None
+                }
                 _ = stop.wait_for(|it| *it) => break,
             };
             match accepted {
                 Some(Ok((stream, _))) => {
                     let (server, free) = (self.clone(), serving.len() < WATCHERS_MAX);
+                    kept = true;
                     serving.spawn(async move { server.serve(stream, free).await });
                 }
                 // Out of descriptors: not a reason to spin.
@@ -194,4 +205,43 @@ async fn send_line(stream: &mut UnixStream, message: &impl Serialize) -> std::io
 
 async fn within<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
     tokio::time::timeout(PATIENCE, work).await.map_err(|_| std::io::ErrorKind::TimedOut.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Stamp;
+    use crate::recognise::attention::Attention;
+    use crate::recognise::frame::Frame;
+    use crate::recognise::picture::Picture;
+
+    #[tokio::test]
+    async fn no_picture_is_kept_when_nobody_watches_any_more_and_no_frame_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let scenes = Arc::new(Scenes::new(None));
+        let (state_dir, health) = (dir.path().to_owned(), Arc::default());
+        let server = WatchServer { state_dir, scenes: Arc::clone(&scenes), health, snapshot: true };
+        let listener = server.listen();
+        let (stop, stopped) = watch::channel(false);
+        let serving = tokio::spawn(server.run(listener, stopped));
+        let mut stream = UnixStream::connect(dir.path().join(SOCKET)).await.unwrap();
+        stream.write_all(b"{\"ask\":\"watch\",\"names\":false}\n").await.unwrap();
+        // Lines come even without frames: with the first, somebody is known to watch.
+        let mut lines = BufReader::new(stream).lines();
+        lines.next_line().await.unwrap().unwrap();
+        let pixels = Arc::new(Picture::from_rgb(2, 1, vec![0; 6]).unwrap());
+        let picture = Arc::downgrade(&pixels);
+        let taken = Stamp { wall_ms: 0, boottime_ms: 0, trusted: true };
+        let frame = Frame { seq: 7, taken, media_ms: 0, pixels };
+        scenes.send_replace(Some(Arc::new(Scene::new(&frame, Attention::Full, Vec::new()))));
+        drop(frame);
+        assert!(lines.next_line().await.unwrap().unwrap().contains("\"frame\":7"));
+        assert!(picture.upgrade().is_some());
+        drop(lines);
+        let cleared = scenes.subscribe().wait_for(Option::is_none).await.map(drop);
+        cleared.unwrap();
+        assert!(picture.upgrade().is_none());
+        stop.send_replace(true);
+        serving.await.unwrap().unwrap();
+    }
 }

@@ -334,6 +334,13 @@ fn count(key: &'static str, number: usize, least: usize, most: usize) -> Result<
     Err(value(key, format!("= {number} is not within {least} to {most}")))
 }
 
+fn time_within(key: &'static str, time: Duration, least: Duration, most: Duration) -> Result<Duration, ConfigError> {
+    if (least..=most).contains(&time) {
+        return Ok(time);
+    }
+    Err(value(key, format!("= {time:?} is not within {least:?} to {most:?}")))
+}
+
 fn at_least_a_second(key: &'static str, time: Duration) -> Result<Duration, ConfigError> {
     if time >= Duration::from_secs(1) { Ok(time) } else { Err(value(key, format!("= {time:?} is less than a second"))) }
 }
@@ -471,8 +478,8 @@ fn recognition(raw: &RawConfig) -> Result<RecognitionSettings, ConfigError> {
             RawReach::Near => Reach::Near,
             RawReach::Far => Reach::Far,
         },
-        track: TrackSettings { lost_after: it.lost_after, overlap_min: TRACK_OVERLAP_MIN },
-        recheck_after: it.recheck_after,
+        track: TrackSettings { lost_after: lost_after(raw)?, overlap_min: TRACK_OVERLAP_MIN },
+        recheck_after: recheck_after(raw)?,
         pad: pad(raw)?,
         pace: pace(raw)?,
         probe: QualityBounds {
@@ -500,6 +507,18 @@ fn recognition(raw: &RawConfig) -> Result<RecognitionSettings, ConfigError> {
     })
 }
 
+/// At nothing a missed look or two would be a visit; without an end everybody would be followed for ever.
+fn lost_after(raw: &RawConfig) -> Result<Duration, ConfigError> {
+    let (least, most) = (Duration::from_millis(100), Duration::from_mins(1));
+    time_within("[recognition] lost_after", raw.recognition.lost_after, least, most)
+}
+
+/// At nothing each frame of a decided face would cost a template; beyond a minute whoever takes a place is not noticed.
+fn recheck_after(raw: &RawConfig) -> Result<Duration, ConfigError> {
+    let (least, most) = (Duration::from_millis(100), Duration::from_mins(1));
+    time_within("[recognition] recheck_after", raw.recognition.recheck_after, least, most)
+}
+
 fn pad(raw: &RawConfig) -> Result<PadSettings, ConfigError> {
     let threshold = within("[recognition] pad_threshold", raw.recognition.pad_threshold, 0.0, 1.0)?;
     let mode = match raw.recognition.pad {
@@ -521,7 +540,7 @@ fn celsius_max(raw: &RawConfig) -> Result<Option<f32>, ConfigError> {
 
 fn pace(raw: &RawConfig) -> Result<PaceSettings, ConfigError> {
     let idle_fps = within("[power] idle_fps", raw.power.idle_fps, 0.5, 240.0)?;
-    let lost_after = raw.recognition.lost_after;
+    let lost_after = lost_after(raw)?;
     Ok(PaceSettings { idle_every: Duration::from_secs_f32(idle_fps.recip()), lost_after })
 }
 

@@ -204,7 +204,7 @@ impl Default for RawRecognition {
             unknown_samples: 5,
             confidence_min: 0.6,
             lost_after: Duration::from_millis(700),
-            recheck_after: Duration::from_secs(2),
+            recheck_after: Duration::from_millis(500),
             pad: RawPad::Flag,
             pad_threshold: 0.4,
             pad_samples: 2,

@@ -2,7 +2,7 @@
 //!
 //! Budget per frame at 640x480 with one undecided face: brightness 0.1 ms, detect 2 ms, refine 0.5 ms, align 0.2 ms,
 //! embed 2.3 ms, and for its first frames 2 ms of attack detection (x86, one thread; `docs/performance.md`). A decided
-//! face costs the detection only, an empty scene the brightness only.
+//! face costs the detection only, but twice a second or when it jumps a template; an empty scene the brightness only.
 //!
 //! Invariants: a track reports at most one `Identified`, at most one `Unknown` and at most one attack. Nobody is told of
 //! as identified whose face was not found live, where that is asked for.
@@ -31,7 +31,8 @@ pub struct LiveSettings {
     pub probe: QualityBounds,
     /// Least detection confidence.
     pub confidence_min: f32,
-    /// A decided track is looked at again this often: someone else may have stepped into its place.
+    /// A decided track is looked at again this often, and when its face jumps: someone else may have stepped into its
+    /// place.
     pub recheck_after: Duration,
     /// Score with the track's own earlier samples below which the face is another person's.
     pub same_person_min: f32,
@@ -44,6 +45,8 @@ const TEMPLATES_PER_FRAME: usize = 8;
 /// A track that is still undecided after so many templates gets the next ones at ease.
 const TEMPLATES_EAGER: usize = 8;
 const EASY: Duration = Duration::from_millis(300);
+/// A decided face that jumped is looked at again at once, but one that is in a hurry not in every frame.
+const DOUBT_AGAIN: Duration = Duration::from_millis(150);
 /// Beside its best sample, one this much poorer adds noise: it is passed over, unless there was none for a while.
 const RANK_SHARE_MIN: f32 = 0.6;
 /// A face that could not be decided upon within this time is looked at closely only when something moves.
@@ -193,7 +196,8 @@ impl Live {
         let since = track.last_template.map(|last| now.since(&last));
         let template = match &track.decision {
             Decision::Identified(_) | Decision::Unknown { .. } => {
-                since.is_none_or(|since| since >= self.settings.recheck_after)
+                let doubted = track.doubtful && track.doubt_cleared.is_none_or(|it| now.since(&it) >= DOUBT_AGAIN);
+                doubted || since.is_none_or(|since| since >= self.settings.recheck_after)
             }
             Decision::Undecided => track.templates < TEMPLATES_EAGER || since.is_none_or(|since| since >= EASY),
         };
@@ -211,7 +215,7 @@ impl Live {
         gallery: &Gallery,
         frame: &Frame,
         detection: &Detection,
-        mut index: usize,
+        index: usize,
         report: &mut FrameReport,
     ) -> Result<(), FrameError> {
         let wants = self.wants(&self.tracker.tracks()[index], &frame.media());
@@ -233,16 +237,28 @@ impl Live {
         let rank = quality::rank(&measured);
         let poor = rank < track.best_rank * RANK_SHARE_MIN;
         let recent = track.last_template.is_some_and(|last| frame.media().since(&last) < EASY);
-        if wants.template && !(poor && recent) {
-            let Some(moved) = self.take_template(engine, gallery, frame, &sample, index, rank)? else {
-                return Ok(());
-            };
-            index = moved;
-            report.templates += 1;
+        if poor && recent {
+            return Ok(());
         }
-        let looked = self.look_for_attack(engine, picture, &refined, &sample, index);
+        let figure = self.look_for_attack(engine, picture, &refined, &sample, index);
+        // Each frame that speaks for a live face is asked whose face it is: another one may have been put in its place.
+        if !wants.template && !matches!(figure, Ok(Some(_))) {
+            figure?;
+            return Ok(());
+        }
+        let Some(index) = self.take_template(engine, gallery, frame, &sample, index, rank)? else {
+            return Ok(());
+        };
+        report.templates += 1;
+        // Whoever took a judged face's place is not judged yet.
+        let figure =
+            if wants.liveness { figure } else { self.look_for_attack(engine, picture, &refined, &sample, index) };
+        if let Ok(Some(score)) = figure {
+            self.tracker.track_mut(index).liveness.add(score, &self.settings.pad);
+        }
         self.tell(index, frame, &refined, report);
-        looked
+        figure?;
+        Ok(())
     }
 
     /// Adds the sample to what is known of the track, or of a new one when the face has become another person's; gives
@@ -270,6 +286,9 @@ impl Live {
         track.templates += 1;
         track.best_rank = track.best_rank.max(rank);
         track.last_template = Some(frame.media());
+        if std::mem::take(&mut track.doubtful) && !matches!(track.decision, Decision::Undecided) {
+            track.doubt_cleared = Some(frame.media());
+        }
         let decision = track.evidence.decide(gallery, &settings);
         if is_news(&track.decision, &decision) {
             track.decision = decision;
@@ -278,22 +297,20 @@ impl Live {
         Ok(Some(index))
     }
 
+    /// How live the face looks, where its track is not judged yet and the face is large enough.
     fn look_for_attack(
-        &mut self,
+        &self,
         engine: &mut dyn FaceEngine,
         picture: &Picture,
         refined: &Detection,
         sample: &Sample,
         index: usize,
-    ) -> Result<(), FrameError> {
-        let pad = self.settings.pad;
-        if !self.wants_pad(&self.tracker.tracks()[index]) || sample.eye_distance_px < pad.eye_distance_px_min {
-            return Ok(());
+    ) -> Result<Option<f32>, EngineError> {
+        let large_enough = sample.eye_distance_px >= self.settings.pad.eye_distance_px_min;
+        if !large_enough || !self.wants_pad(&self.tracker.tracks()[index]) {
+            return Ok(None);
         }
-        if let Some(score) = engine.liveness(picture, refined)? {
-            self.tracker.track_mut(index).liveness.add(score, &pad);
-        }
-        Ok(())
+        engine.liveness(picture, refined)
     }
 
     /// Reports what is ripe: a decision, unless it has to wait for a face found live; an attack, once.

@@ -1,7 +1,7 @@
 //! One face over consecutive frames, so that a person is decided upon once and not thirty times a second.
 //!
 //! Faces are carried from frame to frame by overlap; whether the face in the same place is still the same *person* is
-//! asked of the templates (`live`). A track ends when its face was not seen for a while.
+//! asked of the templates (`live`). A track ends when its face was not seen for a while, and not only because nobody looked.
 
 use std::time::Duration;
 
@@ -13,11 +13,20 @@ use crate::recognise::quality::Flaw;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrackSettings {
-    /// A face not seen for this long has left.
+    /// A face not seen for this long has left, provided that it was looked for.
     pub lost_after: Duration,
     /// Least overlap (intersection over union) of a face's boxes in consecutive frames.
     pub overlap_min: f32,
 }
+
+/// Looks that must have missed a face before it counts as gone: where frames are further apart than `lost_after`, because
+/// the camera or the processor is slow, a face in each of them is one track all the same.
+const MISSED_MIN: usize = 2;
+/// A face's boxes of one look and the next overlap by more than this while it stands still.
+const STEADY_MIN: f32 = 0.7;
+/// After so much longer than `lost_after` a face counts as gone without a look: the camera was away. Longer than the
+/// slowest camera's frames are apart.
+const NOBODY_LOOKED: Duration = Duration::from_secs(30);
 
 /// A face being followed.
 #[derive(Debug)]
@@ -25,6 +34,12 @@ pub struct Track {
     pub id: u64,
     pub first_seen: Stamp,
     pub last_seen: Stamp,
+    /// Looks since then that did not find it.
+    pub missed: usize,
+    /// The face jumped, or was missed by a look, since the last template: it may be another person's.
+    pub doubtful: bool,
+    /// When such a doubt about a decided face was last found to be for nothing.
+    pub doubt_cleared: Option<Stamp>,
     pub bounding_box: BoundingBox,
     pub landmarks: Landmarks,
     pub confidence: f32,
@@ -64,7 +79,11 @@ impl Tracker {
     /// Ends the tracks that were not seen for too long and hands them over.
     pub fn end_lost(&mut self, now: &Stamp) -> Vec<Track> {
         let lost_after = self.settings.lost_after;
-        self.tracks.extract_if(.., |track| now.since(&track.last_seen) >= lost_after).collect()
+        let is_lost = |track: &mut Track| {
+            let unseen = now.since(&track.last_seen);
+            unseen >= lost_after && (track.missed >= MISSED_MIN || unseen >= lost_after + NOBODY_LOOKED)
+        };
+        self.tracks.extract_if(.., is_lost).collect()
     }
 
     /// Finds for each detection its track, greedily by overlap, and begins tracks for those without. The answer has one
@@ -82,11 +101,16 @@ impl Tracker {
         pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
         let mut of_detection = vec![None; detections.len()];
         let mut taken = vec![false; self.tracks.len()];
-        for (_, d, t) in pairs {
+        for (overlap, d, t) in pairs {
             if of_detection[d].is_none() && !taken[t] {
                 of_detection[d] = Some(t);
                 taken[t] = true;
+                let track = &mut self.tracks[t];
+                track.doubtful |= track.missed > 0 || overlap < STEADY_MIN;
             }
+        }
+        for (track, taken) in self.tracks.iter_mut().zip(taken) {
+            track.missed = if taken { 0 } else { track.missed + 1 };
         }
         let mut indices = Vec::with_capacity(detections.len());
         for (detection, found) in detections.iter().zip(of_detection) {
@@ -118,6 +142,9 @@ impl Tracker {
             id: self.next_id,
             first_seen: *now,
             last_seen: *now,
+            missed: 0,
+            doubtful: false,
+            doubt_cleared: None,
             bounding_box: BoundingBox::default(),
             landmarks: Landmarks::default(),
             confidence: 0.0,
@@ -169,11 +196,34 @@ mod tests {
         let mut tracker = tracker();
         tracker.follow(&[face(0.0)], &at(0));
         tracker.follow(&[face(300.0)], &at(40));
+        tracker.follow(&[face(300.0)], &at(80));
         assert_eq!(tracker.end_lost(&at(499)).len(), 0);
         let lost = tracker.end_lost(&at(500));
         assert_eq!(lost.iter().map(|track| track.id).collect::<Vec<_>>(), [1]);
         assert_eq!(tracker.follow(&[face(0.0)], &at(520)), [1]);
         assert_eq!(tracker.tracks()[1].id, 3);
+    }
+
+    #[test]
+    fn a_face_in_each_of_few_frames_is_one_track_until_it_was_looked_for() {
+        let mut tracker = tracker();
+        for second in 0..5 {
+            assert_eq!(tracker.end_lost(&at(second * 1000)).len(), 0);
+            let indices = tracker.follow(&[face(0.0)], &at(second * 1000));
+            assert_eq!(tracker.tracks()[indices[0]].id, 1);
+        }
+        tracker.follow(&[], &at(5000));
+        assert_eq!(tracker.end_lost(&at(6000)).len(), 0, "one look may miss a face");
+        tracker.follow(&[], &at(6000));
+        assert_eq!(tracker.end_lost(&at(6500)).len(), 1);
+    }
+
+    #[test]
+    fn a_track_does_not_outlive_a_camera_that_was_away() {
+        let mut tracker = tracker();
+        tracker.follow(&[face(0.0)], &at(0));
+        assert_eq!(tracker.end_lost(&at(30_499)).len(), 0);
+        assert_eq!(tracker.end_lost(&at(30_500)).len(), 1);
     }
 
     #[test]

@@ -42,10 +42,14 @@ impl FaceEngine for Scripted {
 
 /// A face in the nth of the places, four in a row.
 fn face(place: usize) -> Detection {
-    let (left, top) = ((place % 4 * 150) as f32, (place / 4 * 150) as f32);
-    let scale = FACE as f32 / 112.0;
+    face_at(place % 4 * 150, place / 4 * 150, FACE)
+}
+
+fn face_at(left: usize, top: usize, side: usize) -> Detection {
+    let (left, top, side) = (left as f32, top as f32, side as f32);
+    let scale = side / 112.0;
     let points = REFERENCE_POINTS.map(|p| Point { x: left + p.x * scale, y: top + p.y * scale });
-    let bounding_box = BoundingBox { left, top, right: left + FACE as f32, bottom: top + FACE as f32 };
+    let bounding_box = BoundingBox { left, top, right: left + side, bottom: top + side };
     Detection { bounding_box, confidence: 0.9, landmarks: Landmarks::from_points(points) }
 }
 
@@ -59,6 +63,10 @@ fn frame(ms: u64, faces: usize) -> Frame {
             rgb[from..from + FACE * 3].fill(place as u8 * 10 + 5);
         }
     }
+    frame_of(ms, rgb)
+}
+
+fn frame_of(ms: u64, rgb: Vec<u8>) -> Frame {
     let taken = Stamp { wall_ms: 0, boottime_ms: ms, trusted: true };
     Frame { seq: 0, taken, media_ms: ms, pixels: Arc::new(Picture::from_rgb(SIDE, SIDE, rgb).unwrap()) }
 }
@@ -85,7 +93,7 @@ fn settings(mode: PadMode) -> LiveSettings {
             pitch_max: 1.0,
         },
         confidence_min: 0.6,
-        recheck_after: Duration::from_secs(2),
+        recheck_after: Duration::from_millis(500),
         same_person_min: 0.3,
         pad: PadSettings { mode, threshold: 0.4, samples: 2, eye_distance_px_min: 6.0 },
         pace: PaceSettings { idle_every: Duration::from_millis(100), lost_after },
@@ -138,6 +146,99 @@ fn play(settings: LiveSettings, faces: usize, liveness: f32, frames: u64) -> Tol
     told
 }
 
+/// One place at the top, frame by frame ten times a second: who is there, how far to the right, and how large.
+struct Place {
+    engine: Scripted,
+    live: Live,
+    gallery: Gallery,
+    frames: u64,
+    identified: Vec<String>,
+    templates: usize,
+}
+
+impl Place {
+    fn new(settings: LiveSettings) -> Self {
+        let engine = Scripted { faces: Vec::new(), liveness: 0.9, detections: 0 };
+        let (live, gallery) = (Live::new(settings), gallery());
+        Self { engine, live, gallery, frames: 0, identified: Vec::new(), templates: 0 }
+    }
+
+    fn show(&mut self, person: usize, left: usize, side: usize) {
+        let mut rgb = vec![255; SIDE * SIDE * 3];
+        for y in 0..side {
+            let from = (y * SIDE + left) * 3;
+            rgb[from..from + side * 3].fill(person as u8 * 10 + 5);
+        }
+        self.engine.faces = vec![face_at(left, 0, side)];
+        self.look(rgb);
+    }
+
+    fn show_nobody(&mut self) {
+        self.engine.faces.clear();
+        self.look(vec![255; SIDE * SIDE * 3]);
+    }
+
+    fn look(&mut self, rgb: Vec<u8>) {
+        let frame = frame_of(self.frames * 100, rgb);
+        self.frames += 1;
+        let report = self.live.process(&mut self.engine, &self.gallery, &frame, Duration::ZERO).unwrap();
+        self.templates += report.templates;
+        for outcome in report.outcomes {
+            if let Decision::Identified(it) = outcome.decision {
+                self.identified.push(it.subject.id.to_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_live_face_does_not_speak_for_another_that_was_there_before() {
+    let mut enforced = settings(PadMode::Enforce);
+    // Too far away to be judged at 52 pixels a side, and not at 60.
+    enforced.pad.eye_distance_px_min = 17.5;
+    for (other, expected) in [(1, vec![]), (2, vec!["2"])] {
+        let mut place = Place::new(enforced);
+        (0..5).for_each(|_| place.show(0, 0, 52));
+        assert_eq!(place.identified, [] as [&str; 0]);
+        (0..10).for_each(|_| place.show(other, 0, 60));
+        assert_eq!(place.identified, expected);
+    }
+    let mut place = Place::new(enforced);
+    (0..5).for_each(|_| place.show(0, 0, 52));
+    (0..5).for_each(|_| place.show(0, 0, 60));
+    assert_eq!(place.identified, ["0"], "who comes nearer is found live");
+}
+
+#[test]
+fn whoever_takes_a_decided_face_s_place_is_noticed_within_two_frames() {
+    let mut settings = settings(PadMode::Flag);
+    settings.recheck_after = Duration::from_mins(1);
+    // The next stands a little to the side, or a moment passes, or both.
+    for (left, gap) in [(20, 0), (0, 1), (20, 3)] {
+        let mut place = Place::new(settings);
+        (0..2).for_each(|_| place.show(0, 0, 60));
+        (0..gap).for_each(|_| place.show_nobody());
+        (0..2).for_each(|_| place.show(2, left, 60));
+        assert_eq!(place.identified, ["0", "2"], "{left} to the side, {gap} frames later");
+    }
+}
+
+#[test]
+fn whoever_takes_a_decided_face_s_very_place_is_noticed_within_half_a_second() {
+    let mut place = Place::new(settings(PadMode::Flag));
+    (0..5).for_each(|_| place.show(0, 0, 60));
+    (0..8).for_each(|_| place.show(2, 0, 60));
+    assert_eq!(place.identified, ["0", "2"]);
+}
+
+#[test]
+fn a_decided_face_that_walks_by_does_not_cost_a_template_in_every_frame() {
+    let mut place = Place::new(settings(PadMode::Flag));
+    (0..24).for_each(|step| place.show(0, step * 20, 60));
+    assert_eq!(place.identified, ["0"]);
+    assert!(place.templates <= 13, "{}", place.templates);
+}
+
 #[test]
 fn a_live_face_is_told_of_once_in_every_mode() {
     for mode in [PadMode::Off, PadMode::Flag, PadMode::Enforce] {
@@ -178,9 +279,9 @@ fn a_crowd_takes_turns() {
     let told = play(settings(PadMode::Off), 16, 0.9, 30);
     assert_eq!((told.identified.len(), told.unknown), (8, 8));
     assert_eq!(told.templates.iter().max(), Some(&TEMPLATES_PER_FRAME));
-    // Five samples for each stranger and two for everybody else, and not much more within these three seconds.
+    // Five samples for each stranger and two for everybody else, and then not two a second within these three seconds.
     let all: usize = told.templates.iter().sum();
-    assert!((16 * 2 + 8 * 3..=90).contains(&all), "{all}");
+    assert!((16 * 2 + 8 * 3..=120).contains(&all), "{all}");
 }
 
 #[test]
@@ -194,7 +295,7 @@ fn who_is_too_far_away_is_counted_and_left_alone() {
 #[test]
 fn a_decided_face_that_stands_still_costs_little() {
     let told = play(settings(PadMode::Flag), 1, 0.9, 100);
-    // Two samples, then one in two seconds.
-    assert!((2..=7).contains(&told.templates.iter().sum::<usize>()), "{:?}", told.templates);
+    // Two samples, then less than two in a second.
+    assert!((2..=20).contains(&told.templates.iter().sum::<usize>()), "{:?}", told.templates);
     assert!(told.detections < 60, "{}", told.detections);
 }
