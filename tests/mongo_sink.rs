@@ -21,7 +21,7 @@ use mongod::Mongod;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use proxy::Proxy;
-use rollcall::attend::venue::Venue;
+use rollcall::attend::venue::{DirectionMode, Venue};
 use rollcall::clock::{Clock as _, Stopwatch};
 use rollcall::health::MongoState;
 use rollcall::mongo::{UriSource, settings_from};
@@ -161,6 +161,7 @@ fn a_database_of_the_former_service_is_used_in_place() {
         id: known.to_hex(),
         name: "as we call it".into(),
         schedule: None,
+        direction: DirectionMode::In,
         re_entry_gap: Duration::ZERO,
     };
     *door.venues.lock().unwrap() = vec![note];

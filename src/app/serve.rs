@@ -329,7 +329,8 @@ pub fn sinks(settings: &Settings) -> Vec<SinkName> {
 fn venue_note(venue: &Venue) -> VenueNote {
     let spec = venue.spec();
     let schedule = json!({"time_zone": spec.time_zone, "direction": spec.direction, "sessions": spec.sessions});
-    VenueNote { id: spec.venue, name: spec.name, schedule: Some(schedule), re_entry_gap: venue.re_entry_gap }
+    let (direction, re_entry_gap) = (venue.direction, venue.re_entry_gap);
+    VenueNote { id: spec.venue, name: spec.name, schedule: Some(schedule), direction, re_entry_gap }
 }
 
 fn open_camera(settings: &Settings) -> anyhow::Result<Option<(Box<dyn FrameSource>, bool)>> {

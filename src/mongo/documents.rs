@@ -8,6 +8,7 @@ use std::time::Duration;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 
+use crate::attend::venue::DirectionMode;
 use crate::record::event::{
     Attendance, Body, Correction, EXPIRES_AFTER_MS, Enrolment, EnrolmentAction, SCHEMA, StoredEvent, SubjectRef,
 };
@@ -19,6 +20,7 @@ pub struct VenueNote {
     pub name: String,
     /// As in `venue_put`; none where there is none.
     pub schedule: Option<serde_json::Value>,
+    pub direction: DirectionMode,
     pub re_entry_gap: Duration,
 }
 

@@ -12,9 +12,10 @@ use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::FindOptions;
 
 use super::documents::{self, Concern, Origin, VenueNote, date};
-use super::doors::{self, Seen};
+use super::doors::{self, Rule, Seen};
 use super::fault::{DUPLICATE_KEY, Fault, Verdict};
 use super::link::{MongoLink, bounded};
+use crate::attend::venue::DirectionMode;
 use crate::record::outbox::{Delivery, Sink};
 use crate::record::store::{Erasure, OutboxRow, SinkName};
 
@@ -23,9 +24,6 @@ pub const WINDOW_MAX: usize = 2_000;
 
 /// A document that fails for a reason we do not know, while its neighbours are taken, is tried so often.
 const ATTEMPTS_MAX: u32 = 8;
-
-/// The gap of a venue that is not known here any more.
-const USUAL_GAP: Duration = Duration::from_mins(5);
 
 pub struct MongoSink {
     link: MongoLink,
@@ -71,8 +69,10 @@ impl MongoSink {
         Self { link, origin, venues, current: Vec::new(), told: None }
     }
 
-    fn gap(&self, venue: &str) -> Duration {
-        self.current.iter().find(|it| it.id == venue).map_or(USUAL_GAP, |it| it.re_entry_gap)
+    fn rule(&self, venue: &str) -> Rule {
+        let rule_of =
+            |it: &VenueNote| Rule { gap: it.re_entry_gap, alternates: it.direction == DirectionMode::Alternate };
+        self.current.iter().find(|it| it.id == venue).map_or(Rule::USUAL, rule_of)
     }
 
     async fn deliver_all(&mut self, batch: &[OutboxRow], outcomes: &mut Outcomes) -> Result<(), (usize, Fault)> {
@@ -191,12 +191,12 @@ impl MongoSink {
             let found = self.find("attendance", doc! { "_id": { "$in": ids } }, doors::projection()).await?;
             new.extend(found.iter().filter_map(Seen::read));
         }
-        let gap = |venue: &str| self.gap(venue);
-        let Some(query) = doors::query(&new, gap) else {
+        let rule = |venue: &str| self.rule(venue);
+        let Some(query) = doors::query(&new, rule) else {
             return Ok(());
         };
         let found = self.find("attendance", query, doors::projection()).await?;
-        let marks = doors::marks(found.iter().filter_map(Seen::read).collect(), gap);
+        let marks = doors::marks(found.iter().filter_map(Seen::read).collect(), rule);
         let statements: Vec<Document> = marks.iter().map(doors::mark).collect();
         let faults = self.link.update("attendance", &statements, false).await?;
         // A mark that a rule of the collection does not let through is not worth holding up the record.
