@@ -379,6 +379,27 @@ fn a_venue_that_takes_no_names_holds_up_only_its_own() {
     assert!(door.buried()[0].starts_with("the venue hall does not take the name: code 2"), "{:?}", door.buried());
 }
 
+#[test]
+fn an_erasure_that_is_not_taken_is_set_aside_and_the_others_go_on() {
+    let server = Mongod::start();
+    let door = Door::new("door-1", &server.uri());
+    server.command(doc! { "create": "attendance", "validator": { "subject": { "$type": "object" } } });
+    let ada = door.visit("room", "ada");
+    enrolment(&door, EnrolmentAction::Enrolled, "ada", "Ada");
+    door.deliver();
+    door.clock.advance(Duration::from_mins(1));
+    door.store.write(|tx| tx.erase_subject(&SubjectId::new("ada").unwrap())).unwrap();
+    let bob = door.visit("room", "bob");
+    door.deliver();
+    assert_eq!(ids(&server.all("attendance")), [ada.clone(), bob]);
+    let buried = door.buried();
+    assert!(buried.len() == 1 && buried[0].contains("code 121"), "{buried:?}");
+    server.command(doc! { "collMod": "attendance", "validator": {} });
+    assert_eq!(door.retry_buried(), 1);
+    door.deliver();
+    assert_eq!(find(&server.all("attendance"), &ada).get("subject"), Some(&Bson::Null));
+}
+
 // A server that refuses, is ill, or says nothing
 
 /// The least that the daemon needs; `docs/operations.md` has the same.

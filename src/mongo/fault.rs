@@ -24,6 +24,13 @@ pub(super) struct Fault {
     pub(super) why: String,
 }
 
+impl Fault {
+    /// Whether others may fare better: the trouble is with one document.
+    pub(super) fn is_of_document(&self) -> bool {
+        matches!(self.verdict, Verdict::Poison | Verdict::Unknown)
+    }
+}
+
 pub(super) const DUPLICATE_KEY: i32 = 11000;
 
 /// Labels with which server or driver say that the same write may be sent again.

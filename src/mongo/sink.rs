@@ -22,8 +22,9 @@ use crate::record::store::{Erasure, OutboxRow, SinkName};
 /// The most rows that one batch may have.
 pub const WINDOW_MAX: usize = 2_000;
 
-/// A document that fails for a reason we do not know, while its neighbours are taken, is tried so often.
-const ATTEMPTS_MAX: u32 = 8;
+/// A document that fails for a reason we do not know is tried so often: about ten minutes where nothing else gets
+/// through either.
+const ATTEMPTS_MAX: u32 = 16;
 
 pub struct MongoSink {
     link: MongoLink,
@@ -48,7 +49,8 @@ impl Outcomes {
             Verdict::Poison => Delivery::Poison(why),
             Verdict::Unknown if attempts >= ATTEMPTS_MAX => Delivery::Poison(format!("{why} ({attempts} times)")),
             Verdict::Refused => Delivery::Refused(why),
-            Verdict::Retry | Verdict::Unknown => Delivery::Retry(why),
+            Verdict::Unknown => Delivery::Doubtful(why),
+            Verdict::Retry => Delivery::Retry(why),
         };
     }
 
@@ -94,14 +96,19 @@ impl MongoSink {
         Ok(())
     }
 
-    /// What is no event. `Err`: nothing is known of it and all behind it.
+    /// What is no event. `Err`: nothing is known of it and all behind it. An erasure that will never be taken is set
+    /// aside as any row is: to be tried again by whoever puts right what is in its way.
     async fn message(&self, at: usize, row: &OutboxRow, outcomes: &mut Outcomes) -> Result<(), Fault> {
         let read = row.reply.as_ref().and_then(|(_, payload)| serde_json::from_slice::<Erasure>(payload).ok());
         let Some(erasure) = read else {
             outcomes.0[at] = Delivery::Poison("this version does not know what it asks for".into());
             return Ok(());
         };
-        self.erase(&erasure).await
+        match self.erase(&erasure).await {
+            Err(fault) if fault.is_of_document() => outcomes.fail(at, row.attempts, &fault),
+            other => other?,
+        }
+        Ok(())
     }
 
     async fn events(&self, rows: &Rows<'_>, outcomes: &mut Outcomes) -> Result<(), Fault> {
@@ -200,7 +207,7 @@ impl MongoSink {
         let statements: Vec<Document> = marks.iter().map(doors::mark).collect();
         let faults = self.link.update("attendance", &statements, false).await?;
         // A mark that a rule of the collection does not let through is not worth holding up the record.
-        match faults.into_iter().find(|(_, fault)| matches!(fault.verdict, Verdict::Retry | Verdict::Refused)) {
+        match faults.into_iter().find(|(_, fault)| !fault.is_of_document()) {
             Some((_, fault)) => Err(fault),
             None => Ok(()),
         }
@@ -261,12 +268,10 @@ impl MongoSink {
         let statements: Vec<Document> = self.current.iter().map(documents::venue).collect();
         let faults = self.link.update("venues", &statements, false).await?;
         for (_, fault) in &faults {
-            match fault.verdict {
-                Verdict::Poison | Verdict::Unknown => {
-                    tracing::error!(reason = fault.why, "MongoDB does not take the description of a venue");
-                }
-                Verdict::Retry | Verdict::Refused => return Err(fault.clone()),
+            if !fault.is_of_document() {
+                return Err(fault.clone());
             }
+            tracing::error!(reason = fault.why, "MongoDB does not take the description of a venue");
         }
         self.told = Some(self.current.clone());
         Ok(())

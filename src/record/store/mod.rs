@@ -201,7 +201,7 @@ pub struct OutboxRow {
     /// The topic below `rollcall/{site}/{device}/`, and the payload.
     pub reply: Option<(String, Vec<u8>)>,
     pub created_ms: i64,
-    /// How often it failed while its neighbours were delivered.
+    /// How often it failed while its neighbours were delivered, or for a reason of its own.
     pub attempts: u32,
 }
 

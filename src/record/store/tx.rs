@@ -250,7 +250,7 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Counts a failure of rows whose neighbours were delivered.
+    /// Counts a failure of rows whose neighbours were delivered, or that failed for a reason of their own.
     pub fn count_attempt(&mut self, ids: &[i64]) -> Result<(), StoreError> {
         let mut count = self.conn.prepare("update outbox set attempts = attempts + 1 where id = ?1")?;
         ids.iter().try_for_each(|id| count.execute([id]).map(|_| ()))?;
