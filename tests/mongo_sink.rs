@@ -400,6 +400,43 @@ fn an_erasure_that_is_not_taken_is_set_aside_and_the_others_go_on() {
     assert_eq!(find(&server.all("attendance"), &ada).get("subject"), Some(&Bson::Null));
 }
 
+#[test]
+fn what_an_index_of_somebody_elses_keeps_out_is_set_aside_and_the_others_go_on() {
+    let server = Mongod::start();
+    let mut door = Door::new("door-1", &server.uri());
+    door.window = 2; // less than there is in the way
+    let once = || doc! { "name": "once", "key": { "name": 1 }, "unique": true };
+    for collection in ["subjects", "venues"] {
+        server.command(doc! { "createIndexes": collection, "indexes": [once()] });
+    }
+    enrolment(&door, EnrolmentAction::Enrolled, "ada-1", "Ada");
+    enrolment(&door, EnrolmentAction::Enrolled, "ada-2", "Ada");
+    enrolment(&door, EnrolmentAction::Withdrawn, "ada-2", "Ada");
+    enrolment(&door, EnrolmentAction::Enrolled, "ada-3", "Ada");
+    enrolment(&door, EnrolmentAction::Enrolled, "bob", "Bob");
+    // Venues without a name, of which the index lets in one.
+    for venue in ["one", "two", "two", "two"] {
+        door.clock.advance(Duration::from_mins(10));
+        door.visit(venue, "bob");
+    }
+    door.visit("room", "bob");
+    door.deliver();
+    let subjects: Vec<String> = ids(&server.all("subjects"));
+    assert_eq!(subjects, ["ada-1", "bob"]);
+    assert_eq!(server.count("attendance"), 5);
+    let buried = door.buried();
+    assert!(buried.len() == 5 && buried.iter().all(|it| it.contains("code 11000")), "{buried:?}");
+    assert!(buried.iter().all(|it| !it.contains("Ada")), "{buried:?}");
+    for collection in ["subjects", "venues"] {
+        server.command(doc! { "dropIndexes": collection, "index": "once" });
+    }
+    assert_eq!(door.retry_buried(), 5);
+    door.deliver();
+    assert!(door.buried().is_empty());
+    assert_eq!(server.all("subjects").len(), 4);
+    assert_eq!(server.all("venues").len(), 3);
+}
+
 // A server that refuses, is ill, or says nothing
 
 /// The least that the daemon needs; `docs/operations.md` has the same.

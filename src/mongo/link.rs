@@ -65,19 +65,14 @@ impl MongoLink {
         bounded(what, self.timeout(), database.run_command(command)).await
     }
 
-    /// Update statements, all or in order; gives what failed by its place. `Err`: nothing is known of any.
-    pub(super) async fn update(
-        &self,
-        collection: &str,
-        statements: &[Document],
-        ordered: bool,
-    ) -> Result<Vec<(usize, Fault)>, Fault> {
+    /// Update statements, each for itself; gives what failed by its place. `Err`: nothing is known of any.
+    pub(super) async fn update(&self, collection: &str, statements: &[Document]) -> Result<Vec<(usize, Fault)>, Fault> {
         let mut faults = Vec::new();
         for (round, chunk) in statements.chunks(STATEMENTS_MAX).enumerate() {
             let command = doc! {
                 "update": collection,
                 "updates": chunk,
-                "ordered": ordered,
+                "ordered": false,
                 "writeConcern": self.concern(),
                 "maxTimeMS": self.server_limit_ms(),
             };
@@ -87,13 +82,6 @@ impl MongoLink {
             }
             let first = round * STATEMENTS_MAX;
             faults.extend(written.faults.into_iter().map(|(at, fault)| (first + at, fault)));
-            if ordered && let Some((at, fault)) = faults.first().cloned() {
-                // Those behind it were not tried.
-                let rest =
-                    (at + 1..statements.len()).map(|at| (at, Fault { verdict: Verdict::Retry, ..fault.clone() }));
-                faults.extend(rest);
-                return Ok(faults);
-            }
         }
         Ok(faults)
     }

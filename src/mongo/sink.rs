@@ -129,15 +129,36 @@ impl MongoSink {
             }
         }
         self.insert(&attendances, outcomes).await?;
-        self.write("attendance", &corrections, false, outcomes).await?;
+        self.write("attendance", &corrections, outcomes).await?;
         self.look(&attendances, &corrections).await?;
         self.names(&attendances, outcomes).await?;
-        self.write("subjects", &subjects, true, outcomes).await
+        self.subjects(subjects, outcomes).await
+    }
+
+    /// Each person's in their order, a round for each further one; who fails does not keep the others waiting.
+    async fn subjects(
+        &self,
+        mut rows: Vec<(usize, &OutboxRow, Document)>,
+        outcomes: &mut Outcomes,
+    ) -> Result<(), Fault> {
+        let whose = |row: &OutboxRow| row.event.as_ref()?.body.subject().map(|it| it.id.clone());
+        while !rows.is_empty() {
+            let mut met = HashSet::new();
+            let (round, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|it| met.insert(whose(it.1)));
+            self.write("subjects", &round, outcomes).await?;
+            let failed: HashSet<_> = round.iter().filter(|it| !outcomes.is_well(it.0)).map(|it| whose(it.1)).collect();
+            let (held_up, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|it| failed.contains(&whose(it.1)));
+            for (at, ..) in held_up {
+                outcomes.0[at] = Delivery::Retry("what was before it of the same person is not there".into());
+            }
+            rows = rest;
+        }
+        Ok(())
     }
 
     async fn insert(&self, rows: &[(usize, &OutboxRow, Document)], outcomes: &mut Outcomes) -> Result<(), Fault> {
         let statements: Vec<Document> = rows.iter().map(|it| it.2.clone()).collect();
-        let faults = self.link.update("attendance", &statements, false).await?;
+        let faults = self.link.update("attendance", &statements).await?;
         let doubled: Vec<Bson> = faults
             .iter()
             .filter(|(_, fault)| fault.code == Some(DUPLICATE_KEY))
@@ -170,11 +191,10 @@ impl MongoSink {
         &self,
         collection: &str,
         rows: &[(usize, &OutboxRow, Document)],
-        ordered: bool,
         outcomes: &mut Outcomes,
     ) -> Result<(), Fault> {
         let statements: Vec<Document> = rows.iter().map(|it| it.2.clone()).collect();
-        for (at, fault) in self.link.update(collection, &statements, ordered).await? {
+        for (at, fault) in self.link.update(collection, &statements).await? {
             if let Some((row, owed, _)) = rows.get(at) {
                 outcomes.fail(*row, owed.attempts, &fault);
             }
@@ -205,7 +225,7 @@ impl MongoSink {
         let found = self.find("attendance", query, doors::projection()).await?;
         let marks = doors::marks(found.iter().filter_map(Seen::read).collect(), rule);
         let statements: Vec<Document> = marks.iter().map(doors::mark).collect();
-        let faults = self.link.update("attendance", &statements, false).await?;
+        let faults = self.link.update("attendance", &statements).await?;
         // A mark that a rule of the collection does not let through is not worth holding up the record.
         match faults.into_iter().find(|(_, fault)| !fault.is_of_document()) {
             Some((_, fault)) => Err(fault),
@@ -244,14 +264,14 @@ impl MongoSink {
         }
         let statements: Vec<Document> =
             venues.iter().map(|(id, (names, _))| documents::venue_names(id, names.iter().copied())).collect();
-        let faults = self.link.update("venues", &statements, false).await?;
+        let faults = self.link.update("venues", &statements).await?;
         let of: Vec<_> = venues.into_iter().collect();
         for (at, fault) in faults {
             let Some((id, (_, rows))) = of.get(at) else { continue };
             let why = format!("the venue {id} does not take the name: {}", fault.why);
-            // Two devices that make the same venue at the same moment: the next round finds it.
-            let verdict = if fault.code == Some(DUPLICATE_KEY) { Verdict::Retry } else { fault.verdict };
-            let fault = Fault { verdict, code: fault.code, why };
+            // A duplicate key among them: two devices that make the same venue at the same moment, which the next
+            // round finds; or an index of somebody else's that will never let it in.
+            let fault = Fault { why, ..fault };
             for (row, attempts) in rows {
                 outcomes.fail(*row, *attempts, &fault);
             }
@@ -266,7 +286,7 @@ impl MongoSink {
             return Ok(());
         }
         let statements: Vec<Document> = self.current.iter().map(documents::venue).collect();
-        let faults = self.link.update("venues", &statements, false).await?;
+        let faults = self.link.update("venues", &statements).await?;
         for (_, fault) in &faults {
             if !fault.is_of_document() {
                 return Err(fault.clone());
@@ -319,7 +339,7 @@ impl MongoSink {
     }
 
     async fn all_or_nothing(&self, collection: &str, statement: &Document) -> Result<(), Fault> {
-        let faults = self.link.update(collection, std::slice::from_ref(statement), true).await?;
+        let faults = self.link.update(collection, std::slice::from_ref(statement)).await?;
         faults.into_iter().next().map_or(Ok(()), |(_, fault)| Err(fault))
     }
 
