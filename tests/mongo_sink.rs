@@ -437,6 +437,25 @@ fn what_an_index_of_somebody_elses_keeps_out_is_set_aside_and_the_others_go_on()
     assert_eq!(server.all("venues").len(), 3);
 }
 
+#[test]
+fn a_collection_that_takes_no_more_indexes_is_delivered_to_all_the_same() {
+    let server = Mongod::start();
+    let door = Door::new("door-1", &server.uri());
+    // With that of `_id` as many as a collection may have.
+    let index = |number: i32| doc! { "name": format!("i{number}"), "key": { format!("f{number}"): 1 } };
+    server.command(doc! { "createIndexes": "attendance", "indexes": (0..63).map(index).collect::<Vec<_>>() });
+    let first = door.visit("room", "ada");
+    door.deliver();
+    // Too large to be looked through in the time of one call.
+    let data = doc! { "failCommands": ["find"], "errorCode": 50 };
+    server.admin(0, doc! { "configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data });
+    let second = door.visit("room", "bob");
+    door.deliver();
+    server.admin(0, doc! { "configureFailPoint": "failCommand", "mode": "off" });
+    assert_eq!(ids(&server.all("attendance")), [first, second]);
+    assert!(door.buried().is_empty());
+}
+
 // A server that refuses, is ill, or says nothing
 
 /// The least that the daemon needs; `docs/operations.md` has the same.

@@ -26,26 +26,41 @@ struct Shared {
     health: Arc<Health>,
     /// None until somebody needs it: a device starts without a network.
     client: Mutex<Option<Client>>,
-    indexed: Mutex<bool>,
+    indexes: Mutex<Indexes>,
+    /// Whether the log was told that other doors' attendances cannot be looked for.
+    slow_look_said: AtomicBool,
     refused_aside: AtomicBool,
     /// What the log was told last.
     said: std::sync::Mutex<Option<MongoState>>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Indexes {
+    /// Nobody asked yet, or the server was not well.
+    Unknown,
+    Made,
+    /// For a reason that will not pass by itself.
+    Missing,
+}
+
 /// Statements in one `update` command, below what the server takes (100,000, and 48 MB).
 pub(super) const STATEMENTS_MAX: usize = 1_000;
-/// Why indexes are not made though the server is well: Unauthorized, too long for one call (a large collection that is
-/// older than we are), the same keys under another name or with other options.
-const INDEX_REFUSALS: [i32; 4] = [13, 50, 85, 86];
 /// The oldest server that is known to do all that is asked here: 4.4.
 pub(super) const WIRE_VERSION_MIN: i32 = 9;
 
 impl MongoLink {
     pub fn new(settings: MongoSettings, clock: Arc<dyn Clock>, health: Arc<Health>) -> Self {
         health.set_mongo(MongoState::Away, clock.now().wall_ms);
-        let (client, indexed, refused_aside) = (Mutex::new(None), Mutex::new(false), AtomicBool::new(false));
-        let said = std::sync::Mutex::new(None);
-        let shared = Shared { settings, clock, health, client, indexed, refused_aside, said };
+        let shared = Shared {
+            settings,
+            clock,
+            health,
+            client: Mutex::new(None),
+            indexes: Mutex::new(Indexes::Unknown),
+            slow_look_said: AtomicBool::new(false),
+            refused_aside: AtomicBool::new(false),
+            said: std::sync::Mutex::new(None),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -99,10 +114,10 @@ impl MongoLink {
         self.shared.settings.timeout
     }
 
-    /// Makes the indexes, once for each start; a server that does not allow them is delivered to all the same.
+    /// Makes the indexes, once for each start; a server that does not make them is delivered to all the same.
     pub(super) async fn ensure_indexes(&self) -> Result<(), Fault> {
-        let mut done = self.shared.indexed.lock().await;
-        if *done {
+        let mut indexes = self.shared.indexes.lock().await;
+        if *indexes != Indexes::Unknown {
             return Ok(());
         }
         let index = |name: &str, key: Document| doc! { "name": name, "key": key };
@@ -114,16 +129,36 @@ impl MongoLink {
             ],
             "maxTimeMS": self.server_limit_ms(),
         };
-        match self.command("making the indexes", command).await {
-            Ok(_) => {}
-            Err(fault) if fault.code.is_some_and(|code| INDEX_REFUSALS.contains(&code)) => tracing::error!(
-                reason = fault.why,
-                "MongoDB: the indexes of `attendance` cannot be made, queries will be slow (docs/operations.md, indexes)"
-            ),
-            Err(fault) => return Err(fault),
-        }
-        *done = true;
+        *indexes = match self.command("making the indexes", command).await {
+            Ok(_) => Indexes::Made,
+            // A large collection that is older than we are takes longer than one call may.
+            Err(fault) if fault.passes_by_itself() && !fault.took_too_long() => return Err(fault),
+            Err(fault) => {
+                tracing::error!(
+                    reason = fault.why,
+                    "MongoDB: the indexes of `attendance` cannot be made, queries will be slow (docs/operations.md, \
+                     indexes)"
+                );
+                Indexes::Missing
+            }
+        };
         Ok(())
+    }
+
+    /// Whether a query failed since it had to go through the whole collection: it will the next time too.
+    pub(super) async fn lacks_index_for(&self, fault: &Fault) -> bool {
+        fault.took_too_long() && *self.shared.indexes.lock().await == Indexes::Missing
+    }
+
+    /// Said once.
+    pub(super) fn note_slow_look(&self, fault: &Fault) {
+        if !self.shared.slow_look_said.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                reason = fault.why,
+                "MongoDB: without its indexes `attendance` is too large to find who passed another door too: such \
+                 passages count twice (docs/operations.md, indexes)"
+            );
+        }
     }
 
     /// The same for what is not an event: where events are taken, a refusal of it is said once and changes no state.

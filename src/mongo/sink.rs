@@ -106,6 +106,9 @@ impl MongoSink {
         };
         match self.erase(&erasure).await {
             Err(fault) if fault.is_of_document() => outcomes.fail(at, row.attempts, &fault),
+            Err(fault) if self.link.lacks_index_for(&fault).await => {
+                outcomes.fail(at, row.attempts, &Fault { verdict: Verdict::Unknown, ..fault });
+            }
             other => other?,
         }
         Ok(())
@@ -222,7 +225,13 @@ impl MongoSink {
         let Some(query) = doors::query(&new, rule) else {
             return Ok(());
         };
-        let found = self.find("attendance", query, doors::projection()).await?;
+        let found = match self.find("attendance", query, doors::projection()).await {
+            Err(fault) if self.link.lacks_index_for(&fault).await => {
+                self.link.note_slow_look(&fault);
+                return Ok(());
+            }
+            other => other?,
+        };
         let marks = doors::marks(found.iter().filter_map(Seen::read).collect(), rule);
         let statements: Vec<Document> = marks.iter().map(doors::mark).collect();
         let faults = self.link.update("attendance", &statements).await?;
