@@ -21,12 +21,12 @@ use mongod::Mongod;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use proxy::Proxy;
-use rollcall::attend::venue::Venue;
-use rollcall::clock::{Clock as _, Stopwatch};
+use rollcall::attend::venue::{DirectionMode, SessionSpec, Venue, VenueSpec};
+use rollcall::clock::{Clock as _, Stopwatch, time_zone};
 use rollcall::health::MongoState;
 use rollcall::mongo::{UriSource, settings_from};
 use rollcall::recognise::face::{Name, SubjectId};
-use rollcall::record::event::{Body, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
+use rollcall::record::event::{Body, Camera, CameraState, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
 
 fn ids(documents: &[Document]) -> Vec<String> {
     documents.iter().map(|it| it.get_str("_id").unwrap().to_owned()).collect()
@@ -161,6 +161,7 @@ fn a_database_of_the_former_service_is_used_in_place() {
         id: known.to_hex(),
         name: "as we call it".into(),
         schedule: None,
+        direction: DirectionMode::In,
         re_entry_gap: Duration::ZERO,
     };
     *door.venues.lock().unwrap() = vec![note];
@@ -267,6 +268,48 @@ fn what_was_recorded_in_1970_is_corrected() {
     // Looked at again, now that its time is known.
     assert_eq!(find(&found, &visits[9]).get_str("superseded_by").unwrap(), earlier);
     assert!(find(&found, &visits[8]).get("superseded_by").is_none());
+}
+
+#[test]
+fn corrections_that_arrive_in_another_order_leave_what_is_so_now() {
+    let server = Mongod::start();
+    let door = Door::new("door-1", &server.uri());
+    // START_MS is two minutes before it begins.
+    let session = SessionSpec {
+        id: "mon-am".into(),
+        weekdays: vec!["mon".into()],
+        start: "08:00".into(),
+        end: "12:00".into(),
+        late_after_ms: Some(600_000),
+        ..SessionSpec::default()
+    };
+    let spec = VenueSpec { sessions: vec![session], time_zone: "UTC".into(), ..VenueSpec::plain("room") };
+    let venue = Venue::new(&spec, time_zone("UTC").unwrap()).unwrap();
+    door.clock.set_wall(912_345, false);
+    let later = door.visit("room", "ada");
+    door.deliver();
+    door.clock.advance(Duration::from_secs(60));
+    door.clock.set_wall(START_MS + 30 * 60_000, true);
+    let (now, venues) = (door.clock.now(), [venue.clone()]);
+    assert_eq!(door.store.write(move |tx| tx.correct_times(&now, &venues)).unwrap(), 1);
+    // Its time is put right, but that does not arrive.
+    server.command(doc! { "collMod": "attendance", "validator": { "clock": "unsynced" } });
+    door.deliver();
+    assert_eq!(door.buried().len(), 1);
+    server.command(doc! { "collMod": "attendance", "validator": {} });
+    // Then it turns out that she came earlier, so that the other counts: that arrives first.
+    let mut event = door::visit(&door.clock, "room", "ada");
+    event.occurred.wall_ms = START_MS + 4 * 60_000;
+    let Body::Attendance(body) = &mut event.body else { unreachable!() };
+    body.session = venue.session_at(event.occurred.wall_ms).map(|it| it.id);
+    let earlier = event.event_id.to_string();
+    door.store.write(move |tx| tx.append_attendance(&venue, &event)).unwrap();
+    door.deliver();
+    let check = || assert_eq!(find(&server.all("attendance"), &later).get_str("superseded_by").unwrap(), earlier);
+    check();
+    assert_eq!(door.retry_buried(), 1);
+    door.deliver();
+    check();
 }
 
 // Kills
@@ -378,6 +421,83 @@ fn a_venue_that_takes_no_names_holds_up_only_its_own() {
     assert!(door.buried()[0].starts_with("the venue hall does not take the name: code 2"), "{:?}", door.buried());
 }
 
+#[test]
+fn an_erasure_that_is_not_taken_is_set_aside_and_the_others_go_on() {
+    let server = Mongod::start();
+    let door = Door::new("door-1", &server.uri());
+    server.command(doc! { "create": "attendance", "validator": { "subject": { "$type": "object" } } });
+    let ada = door.visit("room", "ada");
+    enrolment(&door, EnrolmentAction::Enrolled, "ada", "Ada");
+    door.deliver();
+    door.clock.advance(Duration::from_mins(1));
+    door.store.write(|tx| tx.erase_subject(&SubjectId::new("ada").unwrap())).unwrap();
+    let bob = door.visit("room", "bob");
+    door.deliver();
+    assert_eq!(ids(&server.all("attendance")), [ada.clone(), bob]);
+    let buried = door.buried();
+    assert!(buried.len() == 1 && buried[0].contains("code 121"), "{buried:?}");
+    server.command(doc! { "collMod": "attendance", "validator": {} });
+    assert_eq!(door.retry_buried(), 1);
+    door.deliver();
+    assert_eq!(find(&server.all("attendance"), &ada).get("subject"), Some(&Bson::Null));
+}
+
+#[test]
+fn what_an_index_of_somebody_elses_keeps_out_is_set_aside_and_the_others_go_on() {
+    let server = Mongod::start();
+    let mut door = Door::new("door-1", &server.uri());
+    door.window = 2; // less than there is in the way
+    let once = || doc! { "name": "once", "key": { "name": 1 }, "unique": true };
+    for collection in ["subjects", "venues"] {
+        server.command(doc! { "createIndexes": collection, "indexes": [once()] });
+    }
+    enrolment(&door, EnrolmentAction::Enrolled, "ada-1", "Ada");
+    enrolment(&door, EnrolmentAction::Enrolled, "ada-2", "Ada");
+    enrolment(&door, EnrolmentAction::Withdrawn, "ada-2", "Ada");
+    enrolment(&door, EnrolmentAction::Enrolled, "ada-3", "Ada");
+    enrolment(&door, EnrolmentAction::Enrolled, "bob", "Bob");
+    // Venues without a name, of which the index lets in one.
+    for venue in ["one", "two", "two", "two"] {
+        door.clock.advance(Duration::from_mins(10));
+        door.visit(venue, "bob");
+    }
+    door.visit("room", "bob");
+    door.deliver();
+    let subjects: Vec<String> = ids(&server.all("subjects"));
+    assert_eq!(subjects, ["ada-1", "bob"]);
+    assert_eq!(server.count("attendance"), 5);
+    let buried = door.buried();
+    assert!(buried.len() == 5 && buried.iter().all(|it| it.contains("code 11000")), "{buried:?}");
+    assert!(buried.iter().all(|it| !it.contains("Ada")), "{buried:?}");
+    for collection in ["subjects", "venues"] {
+        server.command(doc! { "dropIndexes": collection, "index": "once" });
+    }
+    assert_eq!(door.retry_buried(), 5);
+    door.deliver();
+    assert!(door.buried().is_empty());
+    assert_eq!(server.all("subjects").len(), 4);
+    assert_eq!(server.all("venues").len(), 3);
+}
+
+#[test]
+fn a_collection_that_takes_no_more_indexes_is_delivered_to_all_the_same() {
+    let server = Mongod::start();
+    let door = Door::new("door-1", &server.uri());
+    // With that of `_id` as many as a collection may have.
+    let index = |number: i32| doc! { "name": format!("i{number}"), "key": { format!("f{number}"): 1 } };
+    server.command(doc! { "createIndexes": "attendance", "indexes": (0..63).map(index).collect::<Vec<_>>() });
+    let first = door.visit("room", "ada");
+    door.deliver();
+    // Too large to be looked through in the time of one call.
+    let data = doc! { "failCommands": ["find"], "errorCode": 50 };
+    server.admin(0, doc! { "configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data });
+    let second = door.visit("room", "bob");
+    door.deliver();
+    server.admin(0, doc! { "configureFailPoint": "failCommand", "mode": "off" });
+    assert_eq!(ids(&server.all("attendance")), [first, second]);
+    assert!(door.buried().is_empty());
+}
+
 // A server that refuses, is ill, or says nothing
 
 /// The least that the daemon needs; `docs/operations.md` has the same.
@@ -460,6 +580,29 @@ fn a_wrong_password_or_role_loses_nothing_and_buries_nothing() {
     running.until_state(MongoState::Connected);
     running.stop();
     assert_eq!(ids(&server.all("attendance"))[3..], more);
+}
+
+fn camera(door: &Door) -> i64 {
+    door.clock.advance(Duration::from_secs(1));
+    let body = Body::Camera(Camera { state: CameraState::Lost, reason: None, lost_ms: None });
+    door.append(&NewEvent::new(door.clock.now(), body))
+}
+
+#[test]
+fn what_is_no_business_of_mongodbs_says_nothing_about_it() {
+    let mut server = Mongod::start();
+    let door = Door::new("door-1", &server.uri());
+    let running = door.start();
+    door.visit("room", "ada");
+    running.until_state(MongoState::Connected);
+    door.until_nothing_is_owed();
+    server.kill_all();
+    // Somebody else finds out that it is away.
+    door.health.set_mongo(MongoState::Away, door.clock.now().wall_ms);
+    camera(&door);
+    door.until_nothing_is_owed();
+    assert_eq!(running.state(), Some(MongoState::Away));
+    running.stop();
 }
 
 #[test]

@@ -163,6 +163,31 @@ async fn what_failed_is_tried_again_and_poison_is_buried() {
 }
 
 #[tokio::test]
+async fn only_what_fails_for_a_reason_of_its_own_counts_as_tried_where_nothing_gets_through() {
+    let bench = Bench::new();
+    bench.append(2);
+    let doubtful = || Delivery::Doubtful("nobody knows why".into());
+    let sink = bench.sink(Script::from([vec![retry(), retry()], vec![doubtful(), retry()], vec![doubtful(), retry()]]));
+    let gate = Arc::new(Notify::new());
+    let sink = Scripted { gate: Some(Arc::clone(&gate)), ..sink };
+    let settings = RelaySettings { window: 3, backoff: SHORT };
+    let run = relay(bench.store.clone(), sink, bench.stop.subscribe(), settings);
+    let (outcome, ()) = tokio::join!(run, async {
+        for delivery in 0..4 {
+            bench.called.notified().await;
+            if delivery == 3 {
+                let batch = bench.store.write_async(|tx| tx.outbox_batch(SinkName::MQTT, 0, 3)).await.unwrap();
+                assert_eq!(batch.iter().map(|it| it.attempts).collect::<Vec<_>>(), [2, 0]);
+                bench.stop.send(true).unwrap();
+            }
+            gate.notify_one();
+        }
+    });
+    outcome.unwrap();
+    assert_eq!(bench.seen().len(), 4);
+}
+
+#[tokio::test]
 async fn the_pause_is_ended_by_deliver_now_but_not_by_new_rows() {
     let bench = Bench::new();
     bench.append(1);

@@ -328,7 +328,8 @@ fn notes(book: &VenueBook) -> Vec<VenueNote> {
 fn venue_note(listed: &Listed) -> VenueNote {
     let (spec, venue) = (listed.venue.spec(), &listed.venue);
     let schedule = json!({"time_zone": spec.time_zone, "direction": listed.direction, "sessions": spec.sessions});
-    VenueNote { id: spec.venue, name: spec.name, schedule: Some(schedule), re_entry_gap: venue.re_entry_gap }
+    let (direction, re_entry_gap) = (listed.direction, venue.re_entry_gap);
+    VenueNote { id: spec.venue, name: spec.name, schedule: Some(schedule), direction, re_entry_gap }
 }
 
 fn open_camera(settings: &Settings) -> anyhow::Result<Option<(Box<dyn FrameSource>, bool)>> {

@@ -634,7 +634,11 @@ fn mongo(raw: &RawConfig, folder: &Path) -> Result<Option<MongoSettings>, Config
             return Err(value("[mongo] uri_file", format!("{} may be read by others: chmod 600 it", file.display())));
         }
         (None, Some(file), _) | (None, None, Some(file)) => {
-            let read = fs::read_to_string(&file).map_err(|source| ConfigError::Read { path: file, source })?;
+            let read = fs::read_to_string(&file).map_err(|source| ConfigError::Read { path: file.clone(), source })?;
+            // Somebody wants MongoDB: without a word it would be as if nobody did.
+            if read.trim().is_empty() {
+                return Err(value("[mongo] uri_file", format!("{} is empty", file.display())));
+            }
             read.trim().to_owned()
         }
         (None, None, None) => String::new(),

@@ -157,6 +157,8 @@ fn the_uri_of_mongodb_is_kept_where_others_cannot_read_it() {
     write("config.toml", "[mongo]\nuri_file = \"uri\"\n", 0o644);
     write("uri", "mongodb://door:s3cret@host/?replicaSet=rs0\n", 0o640);
     assert!(load().unwrap_err().to_string().contains("chmod 600"));
+    write("uri", " \n", 0o600);
+    assert!(load().unwrap_err().to_string().contains("[mongo] uri_file"));
     write("uri", "mongodb://door:s3cret@host/?replicaSet=rs0\n", 0o600);
     let settings = load().unwrap();
     assert!(settings.warnings.is_empty());

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::attend::venue::DirectionMode;
 use crate::clock::Clock;
 use crate::health::Health;
 use crate::record::outbox::{Delivery, Sink};
@@ -54,6 +55,7 @@ pub struct VenueNote {
     pub id: String,
     pub name: String,
     pub schedule: Option<serde_json::Value>,
+    pub direction: DirectionMode,
     pub re_entry_gap: Duration,
 }
 

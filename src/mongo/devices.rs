@@ -30,11 +30,11 @@ impl MongoLink {
     /// Also serves to learn whether MongoDB is there while nothing is owed. The error is for people.
     pub async fn put_device(&self, note: &DeviceNote) -> Result<(), String> {
         let statement = statement(note);
-        let outcome = match self.update("devices", &[statement], false).await {
+        let outcome = match self.update("devices", &[statement]).await {
             Ok(faults) => faults.into_iter().next().map_or(Ok(()), |(_, fault)| Err(fault)),
             Err(fault) => Err(fault),
         };
-        self.note_aside(outcome.as_ref());
+        self.note_aside(outcome.as_ref().copied());
         outcome.map_err(|fault| fault.why)
     }
 }

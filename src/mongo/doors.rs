@@ -2,7 +2,8 @@
 //!
 //! The rule: an attendance is *superseded* when another device has an earlier one (by `occurred_at`, then `_id`) of the
 //! same subject, venue and direction; with a session anywhere in the same session, without one within the venue's
-//! re-entry gap before it. It gets `superseded_by`: the earliest such one. Marks are only ever added, each by whichever
+//! re-entry gap before it. Where directions alternate every passage counts, so that the gap decides in a session too.
+//! It gets `superseded_by`: the earliest such one. Marks are only ever added, each by whichever
 //! device looks after both were written, so that the order of arrival does not matter. An `unsynced` time says nothing:
 //! such an attendance is looked at once it is corrected.
 
@@ -24,6 +25,19 @@ pub(super) struct Seen {
     pub(super) direction: String,
     pub(super) session: Option<String>,
     pub(super) marked: bool,
+}
+
+/// What a venue says about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) gap: Duration,
+    /// Directions alternate: sessions do not matter.
+    pub(super) alternates: bool,
+}
+
+impl Rule {
+    /// Of a venue that is not known here any more.
+    pub(super) const USUAL: Self = Self { gap: Duration::from_mins(5), alternates: false };
 }
 
 /// No session is longer than a day, of 25 hours at most, and it opens half a day earlier at most.
@@ -51,8 +65,9 @@ impl Seen {
     }
 
     /// How far around it others may be that concern it.
-    fn span_ms(&self, gap: impl Fn(&str) -> Duration) -> i64 {
-        if self.session.is_some() { SESSION_SPAN_MS } else { gap(&self.venue).as_millis() as i64 }
+    fn span_ms(&self, rule: impl Fn(&str) -> Rule) -> i64 {
+        let rule = rule(&self.venue);
+        if self.session.is_some() && !rule.alternates { SESSION_SPAN_MS } else { rule.gap.as_millis() as i64 }
     }
 }
 
@@ -63,12 +78,12 @@ pub(super) fn projection() -> Document {
 
 /// Everything that may concern `new`, in one query that the index on subject and time serves: a stretch of time with
 /// the subjects that were seen in it.
-pub(super) fn query(new: &[Seen], gap: impl Fn(&str) -> Duration) -> Option<Document> {
+pub(super) fn query(new: &[Seen], rule: impl Fn(&str) -> Rule) -> Option<Document> {
     let mut sorted: Vec<&Seen> = new.iter().collect();
     sorted.sort();
     let mut stretches: Vec<(i64, i64, BTreeSet<&str>)> = Vec::new();
     for seen in sorted {
-        let span = seen.span_ms(&gap);
+        let span = seen.span_ms(&rule);
         let (from, to) = (seen.occurred_ms.saturating_sub(span), seen.occurred_ms.saturating_add(span));
         match stretches.last_mut() {
             Some(last) if seen.occurred_ms.saturating_sub(last.1) < STRETCH_MS => {
@@ -90,17 +105,18 @@ pub(super) fn query(new: &[Seen], gap: impl Fn(&str) -> Duration) -> Option<Docu
 }
 
 /// Which of `found` are superseded and not marked so yet, and by which.
-pub(super) fn marks(found: Vec<Seen>, gap: impl Fn(&str) -> Duration) -> Vec<(String, String)> {
+pub(super) fn marks(found: Vec<Seen>, rule: impl Fn(&str) -> Rule) -> Vec<(String, String)> {
     type Key = (String, String, String, Option<String>);
     let mut groups: BTreeMap<Key, Vec<Seen>> = BTreeMap::new();
     for seen in found {
-        let key = (seen.venue.clone(), seen.subject.clone(), seen.direction.clone(), seen.session.clone());
+        let session = seen.session.clone().filter(|_| !rule(&seen.venue).alternates);
+        let key = (seen.venue.clone(), seen.subject.clone(), seen.direction.clone(), session);
         groups.entry(key).or_default().push(seen);
     }
     let mut marks = Vec::new();
     for ((venue, _, _, session), mut group) in groups {
         group.sort();
-        let gap_ms = gap(&venue).as_millis() as i64;
+        let gap_ms = rule(&venue).gap.as_millis() as i64;
         // Where those begin that are still within the gap.
         let mut first = 0;
         for at in 0..group.len() {
@@ -129,8 +145,8 @@ mod tests {
 
     const MIN: i64 = 60_000;
 
-    fn gap(_: &str) -> Duration {
-        Duration::from_mins(5)
+    fn rule(venue: &str) -> Rule {
+        Rule { alternates: venue == "gate", ..Rule::USUAL }
     }
 
     /// `A0` is door A at minute 0; `A0:in:s1` adds direction and session.
@@ -150,7 +166,7 @@ mod tests {
     }
 
     fn check(found: &[&str], expected: &[&str]) {
-        let mut of: Vec<String> = marks(found.iter().map(|it| seen(it)).collect(), gap)
+        let mut of: Vec<String> = marks(found.iter().map(|it| seen(it)).collect(), rule)
             .into_iter()
             .map(|(id, by)| format!("{id}<{by}"))
             .collect();
@@ -178,9 +194,24 @@ mod tests {
     }
 
     #[test]
+    fn where_directions_alternate_every_passage_counts() {
+        let at_gate = |it: &&str| Seen { venue: "gate".into(), ..seen(it) };
+        let check = |found: &[&str], expected: &[(&str, &str)]| {
+            let expected: Vec<_> = expected.iter().map(|(id, by)| ((*id).to_owned(), (*by).to_owned())).collect();
+            assert_eq!(marks(found.iter().map(at_gate).collect(), rule), expected, "{found:?}");
+        };
+        check(&["A0:in:s1", "A60:out:s1", "B90:in:s1"], &[]); // left by one door, came back by the other
+        check(&["A0:in:s1", "B1:in:s1"], &[("B1", "A0")]); // one passage, seen by both
+        check(&["A0:in", "B1:in:s1"], &[("B1", "A0")]); // on the edge of a session
+        let asked = query(&[at_gate(&"A0:in:s1")], rule).unwrap();
+        let range = asked.get_array("$or").unwrap()[0].as_document().unwrap().get_document("occurred_at").unwrap();
+        assert_eq!(range.get_datetime("$lte").unwrap().timestamp_millis(), 5 * MIN);
+    }
+
+    #[test]
     fn marks_stay_whatever_comes_later_and_do_not_depend_on_the_order() {
         let doors = ["A0", "B3", "A6", "C7", "B20", "A21", "C23"];
-        let of = |found: Vec<Seen>| -> BTreeSet<String> { marks(found, gap).into_iter().map(|it| it.0).collect() };
+        let of = |found: Vec<Seen>| -> BTreeSet<String> { marks(found, rule).into_iter().map(|it| it.0).collect() };
         let all = of(doors.iter().map(|it| seen(it)).collect());
         // Every subset's marks are among the marks of all: to look early is never wrong.
         for subset in 0..1_u32 << doors.len() {
@@ -213,14 +244,14 @@ mod tests {
     #[test]
     fn one_query_holds_a_batch() {
         let batch: Vec<Seen> = (0..500).map(|at| seen(&format!("A{at}"))).collect();
-        let asked = query(&batch, gap).unwrap();
+        let asked = query(&batch, rule).unwrap();
         let clauses = asked.get_array("$or").unwrap();
         assert_eq!(clauses.len(), 1);
         let range = clauses[0].as_document().unwrap().get_document("occurred_at").unwrap();
         assert_eq!(range.get_datetime("$gte").unwrap().timestamp_millis(), -5 * MIN);
         assert_eq!(range.get_datetime("$lte").unwrap().timestamp_millis(), 504 * MIN);
-        let apart = query(&[seen("A0"), seen("A1000000")], gap).unwrap();
+        let apart = query(&[seen("A0"), seen("A1000000")], rule).unwrap();
         assert_eq!(apart.get_array("$or").unwrap().len(), 2);
-        assert_eq!(query(&[], gap), None);
+        assert_eq!(query(&[], rule), None);
     }
 }

@@ -24,6 +24,27 @@ pub(super) struct Fault {
     pub(super) why: String,
 }
 
+impl Fault {
+    /// Whether others may fare better: the trouble is with one document.
+    pub(super) fn is_of_document(&self) -> bool {
+        matches!(self.verdict, Verdict::Poison | Verdict::Unknown)
+    }
+
+    /// Of a command: whether it is the server's state or the way to it, and not what was asked.
+    pub(super) fn passes_by_itself(&self) -> bool {
+        // Without a code nobody answered, or nobody let us in; UserNotFound, AuthenticationFailed,
+        // ReauthenticationRequired mean the same.
+        self.code.is_none_or(|code| matches!(code, 11 | 18 | 391) || of_code(code) == Verdict::Retry)
+    }
+
+    /// The server itself gave up, for the limit of time that it was given.
+    pub(super) fn took_too_long(&self) -> bool {
+        self.code == Some(TOO_LONG)
+    }
+}
+
+/// MaxTimeMSExpired.
+const TOO_LONG: i32 = 50;
 pub(super) const DUPLICATE_KEY: i32 = 11000;
 
 /// Labels with which server or driver say that the same write may be sent again.

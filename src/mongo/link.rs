@@ -26,26 +26,44 @@ struct Shared {
     health: Arc<Health>,
     /// None until somebody needs it: a device starts without a network.
     client: Mutex<Option<Client>>,
-    indexed: Mutex<bool>,
+    indexes: Mutex<Indexes>,
+    /// Whether the log was told that other doors' attendances cannot be looked for.
+    slow_look_said: AtomicBool,
     refused_aside: AtomicBool,
+    /// Whether events were refused last: then nothing but their being taken says that all is well.
+    record_refused: AtomicBool,
     /// What the log was told last.
     said: std::sync::Mutex<Option<MongoState>>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Indexes {
+    /// Nobody asked yet, or the server was not well.
+    Unknown,
+    Made,
+    /// For a reason that will not pass by itself.
+    Missing,
+}
+
 /// Statements in one `update` command, below what the server takes (100,000, and 48 MB).
 pub(super) const STATEMENTS_MAX: usize = 1_000;
-/// Why indexes are not made though the server is well: Unauthorized, too long for one call (a large collection that is
-/// older than we are), the same keys under another name or with other options.
-const INDEX_REFUSALS: [i32; 4] = [13, 50, 85, 86];
 /// The oldest server that is known to do all that is asked here: 4.4.
 pub(super) const WIRE_VERSION_MIN: i32 = 9;
 
 impl MongoLink {
     pub fn new(settings: MongoSettings, clock: Arc<dyn Clock>, health: Arc<Health>) -> Self {
         health.set_mongo(MongoState::Away, clock.now().wall_ms);
-        let (client, indexed, refused_aside) = (Mutex::new(None), Mutex::new(false), AtomicBool::new(false));
-        let said = std::sync::Mutex::new(None);
-        let shared = Shared { settings, clock, health, client, indexed, refused_aside, said };
+        let shared = Shared {
+            settings,
+            clock,
+            health,
+            client: Mutex::new(None),
+            indexes: Mutex::new(Indexes::Unknown),
+            slow_look_said: AtomicBool::new(false),
+            refused_aside: AtomicBool::new(false),
+            record_refused: AtomicBool::new(false),
+            said: std::sync::Mutex::new(None),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -65,19 +83,14 @@ impl MongoLink {
         bounded(what, self.timeout(), database.run_command(command)).await
     }
 
-    /// Update statements, all or in order; gives what failed by its place. `Err`: nothing is known of any.
-    pub(super) async fn update(
-        &self,
-        collection: &str,
-        statements: &[Document],
-        ordered: bool,
-    ) -> Result<Vec<(usize, Fault)>, Fault> {
+    /// Update statements, each for itself; gives what failed by its place. `Err`: nothing is known of any.
+    pub(super) async fn update(&self, collection: &str, statements: &[Document]) -> Result<Vec<(usize, Fault)>, Fault> {
         let mut faults = Vec::new();
         for (round, chunk) in statements.chunks(STATEMENTS_MAX).enumerate() {
             let command = doc! {
                 "update": collection,
                 "updates": chunk,
-                "ordered": ordered,
+                "ordered": false,
                 "writeConcern": self.concern(),
                 "maxTimeMS": self.server_limit_ms(),
             };
@@ -87,13 +100,6 @@ impl MongoLink {
             }
             let first = round * STATEMENTS_MAX;
             faults.extend(written.faults.into_iter().map(|(at, fault)| (first + at, fault)));
-            if ordered && let Some((at, fault)) = faults.first().cloned() {
-                // Those behind it were not tried.
-                let rest =
-                    (at + 1..statements.len()).map(|at| (at, Fault { verdict: Verdict::Retry, ..fault.clone() }));
-                faults.extend(rest);
-                return Ok(faults);
-            }
         }
         Ok(faults)
     }
@@ -111,11 +117,12 @@ impl MongoLink {
         self.shared.settings.timeout
     }
 
-    /// Makes the indexes, once for each start; a server that does not allow them is delivered to all the same.
-    pub(super) async fn ensure_indexes(&self) -> Result<(), Fault> {
-        let mut done = self.shared.indexed.lock().await;
-        if *done {
-            return Ok(());
+    /// Makes the indexes, once for each start; a server that does not make them is delivered to all the same.
+    /// Gives whether the server was asked.
+    pub(super) async fn ensure_indexes(&self) -> Result<bool, Fault> {
+        let mut indexes = self.shared.indexes.lock().await;
+        if *indexes != Indexes::Unknown {
+            return Ok(false);
         }
         let index = |name: &str, key: Document| doc! { "name": name, "key": key };
         let command = doc! {
@@ -126,23 +133,52 @@ impl MongoLink {
             ],
             "maxTimeMS": self.server_limit_ms(),
         };
-        match self.command("making the indexes", command).await {
-            Ok(_) => {}
-            Err(fault) if fault.code.is_some_and(|code| INDEX_REFUSALS.contains(&code)) => tracing::error!(
-                reason = fault.why,
-                "MongoDB: the indexes of `attendance` cannot be made, queries will be slow (docs/operations.md, indexes)"
-            ),
-            Err(fault) => return Err(fault),
-        }
-        *done = true;
-        Ok(())
+        *indexes = match self.command("making the indexes", command).await {
+            Ok(_) => Indexes::Made,
+            // A large collection that is older than we are takes longer than one call may.
+            Err(fault) if fault.passes_by_itself() && !fault.took_too_long() => return Err(fault),
+            Err(fault) => {
+                tracing::error!(
+                    reason = fault.why,
+                    "MongoDB: the indexes of `attendance` cannot be made, queries will be slow (docs/operations.md, \
+                     indexes)"
+                );
+                Indexes::Missing
+            }
+        };
+        Ok(true)
     }
 
-    /// The same for what is not an event: where events are taken, a refusal of it is said once and changes no state.
-    pub(super) fn note_aside(&self, outcome: Result<&(), &Fault>) {
+    /// Whether a query failed since it had to go through the whole collection: it will the next time too.
+    pub(super) async fn lacks_index_for(&self, fault: &Fault) -> bool {
+        fault.took_too_long() && *self.shared.indexes.lock().await == Indexes::Missing
+    }
+
+    /// Said once.
+    pub(super) fn note_slow_look(&self, fault: &Fault) {
+        if !self.shared.slow_look_said.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                reason = fault.why,
+                "MongoDB: without its indexes `attendance` is too large to find who passed another door too: such \
+                 passages count twice (docs/operations.md, indexes)"
+            );
+        }
+    }
+
+    /// What became of a delivery.
+    pub(super) fn note_record(&self, outcome: Result<(), &Fault>) {
+        let refused = outcome.is_err_and(|fault| fault.verdict == Verdict::Refused);
+        self.shared.record_refused.store(refused, Ordering::Relaxed);
+        self.note(outcome);
+    }
+
+    /// The same for what is not an event: where events are taken, a refusal of it is said once and changes no state; nor
+    /// does it that it is taken where events are refused.
+    pub(super) fn note_aside(&self, outcome: Result<(), &Fault>) {
         let connected = self.shared.health.mongo().is_some_and(|(state, _)| state == MongoState::Connected);
         match outcome {
-            Err(fault) if connected && fault.verdict == Verdict::Refused => {
+            Ok(()) if self.shared.record_refused.load(Ordering::Relaxed) => {}
+            Err(fault) if connected && fault.verdict != Verdict::Retry => {
                 if !self.shared.refused_aside.swap(true, Ordering::Relaxed) {
                     let reason = fault.why.as_str();
                     tracing::error!(
@@ -156,7 +192,7 @@ impl MongoLink {
     }
 
     /// What became of a conversation; said in the log when it differs from what was.
-    pub(super) fn note(&self, outcome: Result<&(), &Fault>) {
+    fn note(&self, outcome: Result<(), &Fault>) {
         let state = match outcome {
             Ok(()) => MongoState::Connected,
             Err(fault) if fault.verdict == Verdict::Refused => MongoState::Refused,
@@ -213,4 +249,44 @@ pub(super) async fn connect(settings: &MongoSettings) -> mongodb::error::Result<
         options.tls = Some(Tls::Enabled(tls));
     }
     Client::with_options(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::{UriSource, settings_from};
+    use super::*;
+    use crate::clock::SimulatedClock;
+
+    #[test]
+    fn only_events_say_that_events_are_taken() {
+        let from = UriSource {
+            uri: "mongodb://127.0.0.1".into(),
+            database: "rollcall".into(),
+            ca_file: None,
+            tls: false,
+            timeout: Duration::from_secs(1),
+            window: 1,
+        };
+        let health = Arc::new(Health::default());
+        let link =
+            MongoLink::new(settings_from(from).unwrap().unwrap(), Arc::new(SimulatedClock::at(0)), Arc::clone(&health));
+        let fault = |verdict| Fault { verdict, code: None, why: String::new() };
+        let check = |expected| assert_eq!(health.mongo().map(|it| it.0), Some(expected));
+        link.note_aside(Ok(()));
+        check(MongoState::Connected);
+        link.note_aside(Err(&fault(Verdict::Refused)));
+        check(MongoState::Connected);
+        link.note_record(Err(&fault(Verdict::Refused)));
+        check(MongoState::Refused);
+        link.note_aside(Ok(()));
+        check(MongoState::Refused);
+        link.note_record(Ok(()));
+        check(MongoState::Connected);
+        link.note_aside(Err(&fault(Verdict::Poison)));
+        check(MongoState::Connected);
+        link.note_aside(Err(&fault(Verdict::Retry)));
+        check(MongoState::Away);
+        link.note_aside(Ok(()));
+        check(MongoState::Connected);
+    }
 }

@@ -12,20 +12,19 @@ use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::FindOptions;
 
 use super::documents::{self, Concern, Origin, VenueNote, date};
-use super::doors::{self, Seen};
+use super::doors::{self, Rule, Seen};
 use super::fault::{DUPLICATE_KEY, Fault, Verdict};
 use super::link::{MongoLink, bounded};
+use crate::attend::venue::DirectionMode;
 use crate::record::outbox::{Delivery, Sink};
 use crate::record::store::{Erasure, OutboxRow, SinkName};
 
 /// The most rows that one batch may have.
 pub const WINDOW_MAX: usize = 2_000;
 
-/// A document that fails for a reason we do not know, while its neighbours are taken, is tried so often.
-const ATTEMPTS_MAX: u32 = 8;
-
-/// The gap of a venue that is not known here any more.
-const USUAL_GAP: Duration = Duration::from_mins(5);
+/// A document that fails for a reason we do not know is tried so often: about ten minutes where nothing else gets
+/// through either.
+const ATTEMPTS_MAX: u32 = 16;
 
 pub struct MongoSink {
     link: MongoLink,
@@ -50,7 +49,8 @@ impl Outcomes {
             Verdict::Poison => Delivery::Poison(why),
             Verdict::Unknown if attempts >= ATTEMPTS_MAX => Delivery::Poison(format!("{why} ({attempts} times)")),
             Verdict::Refused => Delivery::Refused(why),
-            Verdict::Retry | Verdict::Unknown => Delivery::Retry(why),
+            Verdict::Unknown => Delivery::Doubtful(why),
+            Verdict::Retry => Delivery::Retry(why),
         };
     }
 
@@ -71,13 +71,17 @@ impl MongoSink {
         Self { link, origin, venues, current: Vec::new(), told: None }
     }
 
-    fn gap(&self, venue: &str) -> Duration {
-        self.current.iter().find(|it| it.id == venue).map_or(USUAL_GAP, |it| it.re_entry_gap)
+    fn rule(&self, venue: &str) -> Rule {
+        let rule_of =
+            |it: &VenueNote| Rule { gap: it.re_entry_gap, alternates: it.direction == DirectionMode::Alternate };
+        self.current.iter().find(|it| it.id == venue).map_or(Rule::USUAL, rule_of)
     }
 
-    async fn deliver_all(&mut self, batch: &[OutboxRow], outcomes: &mut Outcomes) -> Result<(), (usize, Fault)> {
-        self.link.ensure_indexes().await.map_err(|fault| (0, fault))?;
-        self.tell_venues().await.map_err(|fault| (0, fault))?;
+    /// Gives whether the server was asked anything.
+    async fn deliver_all(&mut self, batch: &[OutboxRow], outcomes: &mut Outcomes) -> Result<bool, (usize, Fault)> {
+        let mut asked = self.link.ensure_indexes().await.map_err(|fault| (0, fault))?;
+        asked |= self.tell_venues().await.map_err(|fault| (0, fault))?;
+        asked |= batch.iter().any(concerns_us);
         let rows: Vec<(usize, &OutboxRow)> = batch.iter().enumerate().collect();
         let mut rest = rows.as_slice();
         while !rest.is_empty() {
@@ -91,17 +95,25 @@ impl MongoSink {
                 rest = after;
             }
         }
-        Ok(())
+        Ok(asked)
     }
 
-    /// What is no event. `Err`: nothing is known of it and all behind it.
+    /// What is no event. `Err`: nothing is known of it and all behind it. An erasure that will never be taken is set
+    /// aside as any row is: to be tried again by whoever puts right what is in its way.
     async fn message(&self, at: usize, row: &OutboxRow, outcomes: &mut Outcomes) -> Result<(), Fault> {
         let read = row.reply.as_ref().and_then(|(_, payload)| serde_json::from_slice::<Erasure>(payload).ok());
         let Some(erasure) = read else {
             outcomes.0[at] = Delivery::Poison("this version does not know what it asks for".into());
             return Ok(());
         };
-        self.erase(&erasure).await
+        match self.erase(&erasure).await {
+            Err(fault) if fault.is_of_document() => outcomes.fail(at, row.attempts, &fault),
+            Err(fault) if self.link.lacks_index_for(&fault).await => {
+                outcomes.fail(at, row.attempts, &Fault { verdict: Verdict::Unknown, ..fault });
+            }
+            other => other?,
+        }
+        Ok(())
     }
 
     async fn events(&self, rows: &Rows<'_>, outcomes: &mut Outcomes) -> Result<(), Fault> {
@@ -112,7 +124,10 @@ impl MongoSink {
                 Concern::Attendance(body) => {
                     attendances.push((*at, *row, documents::attendance(event, body, &self.origin)));
                 }
-                Concern::Correction(body) => corrections.push((*at, *row, documents::correction(event, body))),
+                Concern::Correction(body) => {
+                    let corrected = row.corrected.as_deref();
+                    corrections.push((*at, *row, documents::correction(event, body, corrected)));
+                }
                 Concern::Enrolment(body) => {
                     if let Some(change) = documents::subject_change(event, body, &self.origin.device) {
                         subjects.push((*at, *row, change));
@@ -122,15 +137,36 @@ impl MongoSink {
             }
         }
         self.insert(&attendances, outcomes).await?;
-        self.write("attendance", &corrections, false, outcomes).await?;
+        self.write("attendance", &corrections, outcomes).await?;
         self.look(&attendances, &corrections).await?;
         self.names(&attendances, outcomes).await?;
-        self.write("subjects", &subjects, true, outcomes).await
+        self.subjects(subjects, outcomes).await
+    }
+
+    /// Each person's in their order, a round for each further one; who fails does not keep the others waiting.
+    async fn subjects(
+        &self,
+        mut rows: Vec<(usize, &OutboxRow, Document)>,
+        outcomes: &mut Outcomes,
+    ) -> Result<(), Fault> {
+        let whose = |row: &OutboxRow| row.event.as_ref()?.body.subject().map(|it| it.id.clone());
+        while !rows.is_empty() {
+            let mut met = HashSet::new();
+            let (round, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|it| met.insert(whose(it.1)));
+            self.write("subjects", &round, outcomes).await?;
+            let failed: HashSet<_> = round.iter().filter(|it| !outcomes.is_well(it.0)).map(|it| whose(it.1)).collect();
+            let (held_up, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|it| failed.contains(&whose(it.1)));
+            for (at, ..) in held_up {
+                outcomes.0[at] = Delivery::Retry("what was before it of the same person is not there".into());
+            }
+            rows = rest;
+        }
+        Ok(())
     }
 
     async fn insert(&self, rows: &[(usize, &OutboxRow, Document)], outcomes: &mut Outcomes) -> Result<(), Fault> {
         let statements: Vec<Document> = rows.iter().map(|it| it.2.clone()).collect();
-        let faults = self.link.update("attendance", &statements, false).await?;
+        let faults = self.link.update("attendance", &statements).await?;
         let doubled: Vec<Bson> = faults
             .iter()
             .filter(|(_, fault)| fault.code == Some(DUPLICATE_KEY))
@@ -163,11 +199,10 @@ impl MongoSink {
         &self,
         collection: &str,
         rows: &[(usize, &OutboxRow, Document)],
-        ordered: bool,
         outcomes: &mut Outcomes,
     ) -> Result<(), Fault> {
         let statements: Vec<Document> = rows.iter().map(|it| it.2.clone()).collect();
-        for (at, fault) in self.link.update(collection, &statements, ordered).await? {
+        for (at, fault) in self.link.update(collection, &statements).await? {
             if let Some((row, owed, _)) = rows.get(at) {
                 outcomes.fail(*row, owed.attempts, &fault);
             }
@@ -191,16 +226,22 @@ impl MongoSink {
             let found = self.find("attendance", doc! { "_id": { "$in": ids } }, doors::projection()).await?;
             new.extend(found.iter().filter_map(Seen::read));
         }
-        let gap = |venue: &str| self.gap(venue);
-        let Some(query) = doors::query(&new, gap) else {
+        let rule = |venue: &str| self.rule(venue);
+        let Some(query) = doors::query(&new, rule) else {
             return Ok(());
         };
-        let found = self.find("attendance", query, doors::projection()).await?;
-        let marks = doors::marks(found.iter().filter_map(Seen::read).collect(), gap);
+        let found = match self.find("attendance", query, doors::projection()).await {
+            Err(fault) if self.link.lacks_index_for(&fault).await => {
+                self.link.note_slow_look(&fault);
+                return Ok(());
+            }
+            other => other?,
+        };
+        let marks = doors::marks(found.iter().filter_map(Seen::read).collect(), rule);
         let statements: Vec<Document> = marks.iter().map(doors::mark).collect();
-        let faults = self.link.update("attendance", &statements, false).await?;
+        let faults = self.link.update("attendance", &statements).await?;
         // A mark that a rule of the collection does not let through is not worth holding up the record.
-        match faults.into_iter().find(|(_, fault)| matches!(fault.verdict, Verdict::Retry | Verdict::Refused)) {
+        match faults.into_iter().find(|(_, fault)| !fault.is_of_document()) {
             Some((_, fault)) => Err(fault),
             None => Ok(()),
         }
@@ -237,14 +278,14 @@ impl MongoSink {
         }
         let statements: Vec<Document> =
             venues.iter().map(|(id, (names, _))| documents::venue_names(id, names.iter().copied())).collect();
-        let faults = self.link.update("venues", &statements, false).await?;
+        let faults = self.link.update("venues", &statements).await?;
         let of: Vec<_> = venues.into_iter().collect();
         for (at, fault) in faults {
             let Some((id, (_, rows))) = of.get(at) else { continue };
             let why = format!("the venue {id} does not take the name: {}", fault.why);
-            // Two devices that make the same venue at the same moment: the next round finds it.
-            let verdict = if fault.code == Some(DUPLICATE_KEY) { Verdict::Retry } else { fault.verdict };
-            let fault = Fault { verdict, code: fault.code, why };
+            // A duplicate key among them: two devices that make the same venue at the same moment, which the next
+            // round finds; or an index of somebody else's that will never let it in.
+            let fault = Fault { why, ..fault };
             for (row, attempts) in rows {
                 outcomes.fail(*row, *attempts, &fault);
             }
@@ -252,24 +293,22 @@ impl MongoSink {
         Ok(())
     }
 
-    /// Venues as they are now, once for each change; with the next event.
-    async fn tell_venues(&mut self) -> Result<(), Fault> {
+    /// Venues as they are now, once for each change; with the next event. Gives whether there was anything to tell.
+    async fn tell_venues(&mut self) -> Result<bool, Fault> {
         self.current = (self.venues)();
         if self.told.as_ref() == Some(&self.current) {
-            return Ok(());
+            return Ok(false);
         }
         let statements: Vec<Document> = self.current.iter().map(documents::venue).collect();
-        let faults = self.link.update("venues", &statements, false).await?;
+        let faults = self.link.update("venues", &statements).await?;
         for (_, fault) in &faults {
-            match fault.verdict {
-                Verdict::Poison | Verdict::Unknown => {
-                    tracing::error!(reason = fault.why, "MongoDB does not take the description of a venue");
-                }
-                Verdict::Retry | Verdict::Refused => return Err(fault.clone()),
+            if !fault.is_of_document() {
+                return Err(fault.clone());
             }
+            tracing::error!(reason = fault.why, "MongoDB does not take the description of a venue");
         }
         self.told = Some(self.current.clone());
-        Ok(())
+        Ok(!statements.is_empty())
     }
 
     /// Takes a person out of the shared record: what this device wrote up to then, and what others wrote before that
@@ -314,7 +353,7 @@ impl MongoSink {
     }
 
     async fn all_or_nothing(&self, collection: &str, statement: &Document) -> Result<(), Fault> {
-        let faults = self.link.update(collection, std::slice::from_ref(statement), true).await?;
+        let faults = self.link.update(collection, std::slice::from_ref(statement)).await?;
         faults.into_iter().next().map_or(Ok(()), |(_, fault)| Err(fault))
     }
 
@@ -345,7 +384,12 @@ impl Sink for MongoSink {
     async fn deliver(&mut self, batch: &[OutboxRow]) -> Vec<Delivery> {
         let mut outcomes = Outcomes(vec![Delivery::Acknowledged; batch.len()]);
         let outcome = self.deliver_all(batch, &mut outcomes).await;
-        self.link.note(outcome.as_ref().map_err(|(_, fault)| fault));
+        match &outcome {
+            // The server may be anywhere: nothing was said to it.
+            Ok(false) => {}
+            Ok(true) => self.link.note_record(Ok(())),
+            Err((_, fault)) => self.link.note_record(Err(fault)),
+        }
         if let Err((from, fault)) = outcome {
             // Nothing is known of these, or not everything they need was done: all of it may be done again.
             for (row, owed) in batch.iter().enumerate().skip(from) {

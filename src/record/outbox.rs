@@ -20,6 +20,8 @@ pub enum Delivery {
     Acknowledged,
     /// Not now; the reason is logged.
     Retry(String),
+    /// Not now, and the trouble seems to be this row's own: counted as an attempt, though nothing else gets through.
+    Doubtful(String),
     /// Not until somebody has put something right on either side: tried at the slowest pace.
     Refused(String),
     /// Never; the reason is stored.
@@ -151,6 +153,7 @@ struct Outcome {
     acknowledged: Vec<i64>,
     poison: Vec<(i64, String)>,
     retry: Vec<i64>,
+    doubtful: Vec<i64>,
     retry_reason: Option<String>,
     refused: bool,
 }
@@ -173,13 +176,18 @@ fn sort(batch: &[OutboxRow], deliveries: Vec<Delivery>) -> Outcome {
                 outcome.retry.push(row.id);
                 outcome.retry_reason.get_or_insert(reason);
             }
+            Delivery::Doubtful(reason) => {
+                outcome.doubtful.push(row.id);
+                outcome.retry_reason.get_or_insert(reason);
+            }
         }
     }
     outcome
 }
 
 async fn settle(store: &Store, outcome: Outcome) -> Result<(), StoreError> {
-    if outcome.settled() == 0 {
+    let progress = outcome.settled() > 0;
+    if !progress && outcome.doubtful.is_empty() {
         // Nothing to be written, so that an outage wears out no card.
         return Ok(());
     }
@@ -190,7 +198,10 @@ async fn settle(store: &Store, outcome: Outcome) -> Result<(), StoreError> {
         .write_async(move |tx| {
             tx.acknowledge(&outcome.acknowledged)?;
             outcome.poison.iter().try_for_each(|(id, reason)| tx.bury(*id, reason))?;
-            tx.count_attempt(&outcome.retry)
+            if progress {
+                tx.count_attempt(&outcome.retry)?;
+            }
+            tx.count_attempt(&outcome.doubtful)
         })
         .await
 }

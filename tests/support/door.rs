@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rollcall::attend::venue::DirectionMode;
 use rollcall::clock::{Clock as _, SimulatedClock, Stopwatch};
 use rollcall::health::{Health, MongoState};
 use rollcall::mongo::{MongoLink, MongoSettings, MongoSink, UriSource, VenueNote, Venues, settings_from};
@@ -95,6 +96,7 @@ impl Door {
             id: "room".into(),
             name: "The room".into(),
             schedule: Some(serde_json::json!({"sessions": [{"start": "08:00"}]})),
+            direction: DirectionMode::In,
             re_entry_gap: Duration::from_mins(5),
         };
         let venues = Arc::new(Mutex::new(vec![room]));
