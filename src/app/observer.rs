@@ -43,6 +43,8 @@ struct Watching {
     frames: u64,
     /// How long it must last to be written down.
     steady_after: Duration,
+    /// Sightings that could not be stored so far.
+    store_errors: u64,
 }
 
 impl Observer {
@@ -63,6 +65,10 @@ impl Observer {
     }
 
     async fn step(&self, watching: &mut Watching, now: Stamp) -> Result<(), StoreError> {
+        if self.health.store_errors.get() != watching.store_errors {
+            // Somebody may have been seen and is not in the record: the time since the last word is not claimed.
+            self.begin_anew(watching);
+        }
         self.look(watching, now);
         let unseen = watching.seen.is_some_and(|seen| now.since(&seen) > UNSEEN_MAX);
         if unseen || !self.is_watching() {
@@ -100,9 +106,14 @@ impl Observer {
             let longer = if short { watching.steady_after * 2 } else { STEADY_MIN };
             watching.steady_after = longer.clamp(STEADY_MIN, STEADY_MAX);
         }
-        let (frames, steady_after) = (self.health.frames_analysed.get(), watching.steady_after);
-        *watching = Watching { frames, steady_after, ..Watching::default() };
+        self.begin_anew(watching);
         Ok(())
+    }
+
+    fn begin_anew(&self, watching: &mut Watching) {
+        let (frames, store_errors) = (self.health.frames_analysed.get(), self.health.store_errors.get());
+        let steady_after = watching.steady_after;
+        *watching = Watching { frames, steady_after, store_errors, ..Watching::default() };
     }
 
     async fn write(&self, watching: &mut Watching) -> Result<(), StoreError> {
@@ -118,7 +129,10 @@ impl Observer {
             Ok(row) => watching.row = Some(row),
             Err(error) if error.is_fatal() => return Err(error),
             // The time is not claimed, which is right: no attendance could have been written either.
-            Err(error) => tracing::error!(error = %error, "that the device is watching could not be written down"),
+            Err(error) => {
+                tracing::error!(error = %error, "that the device is watching could not be written down");
+                self.begin_anew(watching);
+            }
         }
         Ok(())
     }
@@ -184,6 +198,16 @@ mod tests {
         bench.pass(100, 10).await;
         bench.lose(1).await;
         assert_eq!(bench.watched(), [(120, 219), (320, 419)]);
+    }
+
+    #[tokio::test]
+    async fn time_in_which_a_sighting_could_not_be_stored_is_not_claimed() {
+        let mut bench = Bench::new();
+        bench.pass(100, 10).await;
+        bench.observer.health.store_errors.add(1);
+        bench.pass(100, 10).await;
+        bench.lose(1).await;
+        assert_eq!(bench.watched(), [(0, 60), (100, 199)]);
     }
 
     #[tokio::test]

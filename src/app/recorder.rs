@@ -210,7 +210,11 @@ mod tests {
         let clock = Arc::new(SimulatedClock::at(0));
         let shared: Arc<dyn Clock> = clock.clone();
         let store = Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared))).unwrap().store;
-        let venues = Arc::new(VenueBook::new(Vec::new(), Door { venue: "main".into(), direction: None, has_camera: false }, &[]));
+        let venues = Arc::new(VenueBook::new(
+            Vec::new(),
+            Door { venue: "main".into(), direction: None, has_camera: false },
+            &[],
+        ));
         let every = Duration::from_secs(10);
         let mut recorder = Recorder::new(store.clone(), shared, Arc::default(), venues, every);
         let whose = [Some("ada"), Some("bob"), None];
