@@ -48,8 +48,8 @@ struct Visit {
     subject: Option<String>,
 }
 
-/// Two frames a second: five of each photograph (a stranger is called one after five), and one of an empty scene, long
-/// enough for the visit to end.
+/// Two frames a second: five of each photograph (a stranger is called one after five), and one of an empty scene. Whoever
+/// comes next is another person: the same one would be on the same visit until two looks have missed them.
 const REPLAY: &str = "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 2\nshow = \"2500ms\"\ngap = \"500ms\"\n\
                       pace = \"networks\"\n[attendance]\nunknown_every = \"0s\"\n[[venue]]\nid = \"main\"\nre_entry_gap = \"0s\"\n";
 

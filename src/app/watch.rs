@@ -223,7 +223,8 @@ mod tests {
         let server = WatchServer { state_dir, scenes: Arc::clone(&scenes), health, snapshot: true };
         let listener = server.listen();
         let (stop, stopped) = watch::channel(false);
-        let serving = tokio::spawn(server.run(listener, stopped));
+        let mut serving = JoinSet::new();
+        serving.spawn(server.run(listener, stopped));
         let mut stream = UnixStream::connect(dir.path().join(SOCKET)).await.unwrap();
         stream.write_all(b"{\"ask\":\"watch\",\"names\":false}\n").await.unwrap();
         // Lines come even without frames: with the first, somebody is known to watch.
@@ -242,6 +243,6 @@ mod tests {
         cleared.unwrap();
         assert!(picture.upgrade().is_none());
         stop.send_replace(true);
-        serving.await.unwrap().unwrap();
+        serving.join_next().await.unwrap().unwrap().unwrap();
     }
 }
