@@ -21,8 +21,8 @@ use mongod::Mongod;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use proxy::Proxy;
-use rollcall::attend::venue::{DirectionMode, Venue};
-use rollcall::clock::{Clock as _, Stopwatch};
+use rollcall::attend::venue::{DirectionMode, SessionSpec, Venue, VenueSpec};
+use rollcall::clock::{Clock as _, Stopwatch, time_zone};
 use rollcall::health::MongoState;
 use rollcall::mongo::{UriSource, settings_from};
 use rollcall::recognise::face::{Name, SubjectId};
@@ -268,6 +268,49 @@ fn what_was_recorded_in_1970_is_corrected() {
     // Looked at again, now that its time is known.
     assert_eq!(find(&found, &visits[9]).get_str("superseded_by").unwrap(), earlier);
     assert!(find(&found, &visits[8]).get("superseded_by").is_none());
+}
+
+#[test]
+fn corrections_that_arrive_in_another_order_leave_what_is_so_now() {
+    let server = Mongod::start();
+    let door = Door::new("door-1", &server.uri());
+    // START_MS is two minutes before it begins.
+    let session = SessionSpec {
+        id: "mon-am".into(),
+        weekdays: vec!["mon".into()],
+        start: "08:00".into(),
+        end: "12:00".into(),
+        late_after_ms: Some(600_000),
+        ..SessionSpec::default()
+    };
+    let spec = VenueSpec { sessions: vec![session], time_zone: "UTC".into(), ..VenueSpec::plain("room") };
+    let venue = Venue::new(&spec, time_zone("UTC").unwrap()).unwrap();
+    door.clock.advance(Duration::from_hours(1));
+    door.clock.set_wall(912_345, false);
+    let later = door.visit("room", "ada");
+    door.deliver();
+    door.clock.advance(Duration::from_mins(1));
+    door.clock.set_wall(START_MS + 30 * 60_000, true);
+    let (now, venues) = (door.clock.now(), [venue.clone()]);
+    assert_eq!(door.store.write(move |tx| tx.correct_times(&now, &venues)).unwrap(), 1);
+    // Its time is put right, but that does not arrive.
+    server.command(doc! { "collMod": "attendance", "validator": { "clock": "unsynced" } });
+    door.deliver();
+    assert_eq!(door.buried().len(), 1);
+    server.command(doc! { "collMod": "attendance", "validator": {} });
+    // Then it turns out that she came earlier, so that the other counts: that arrives first.
+    let mut event = door::visit(&door.clock, "room", "ada");
+    event.occurred = event.occurred.at_boottime(event.occurred.boottime_ms - 26 * 60_000);
+    let Body::Attendance(body) = &mut event.body else { unreachable!() };
+    body.session = venue.session_at(event.occurred.wall_ms).map(|it| it.id);
+    let earlier = event.event_id.to_string();
+    door.store.write(move |tx| tx.append_attendance(&venue, &event)).unwrap();
+    door.deliver();
+    let check = || assert_eq!(find(&server.all("attendance"), &later).get_str("superseded_by").unwrap(), earlier);
+    check();
+    assert_eq!(door.retry_buried(), 1);
+    door.deliver();
+    check();
 }
 
 // Kills

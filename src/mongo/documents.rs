@@ -80,21 +80,31 @@ pub(super) fn attendance(event: &StoredEvent, body: &Attendance, origin: &Origin
 
 /// Puts the time of an attendance right, and its place in the record. Where there is none (the correction is of another
 /// kind of event, or the attendance was buried and comes later, as it is by then), nothing is done. A mark of another
-/// door goes too: the look that follows sees again what it was made for.
-pub(super) fn correction(event: &StoredEvent, body: &Correction) -> Document {
-    let mut fields = doc! {
-        "occurred_at": date(event.occurred_ms),
-        "expires_at": date(event.occurred_ms.saturating_add(EXPIRES_AFTER_MS)),
-        "clock": event.clock.as_str(),
+/// door goes too: the look that follows sees again what it was made for. `corrected` is the attendance as it is now,
+/// after all its corrections; what the correction itself says holds only where that is gone.
+pub(super) fn correction(event: &StoredEvent, body: &Correction, corrected: Option<&StoredEvent>) -> Document {
+    let now = corrected.and_then(|it| match &it.body {
+        Body::Attendance(now) => Some((it, now)),
+        _ => None,
+    });
+    let dated = now.map_or(event, |(it, _)| it);
+    let (session, status, superseded_by) = match now {
+        Some((it, now)) => (now.session.as_ref(), Some(now.status), it.superseded_by),
+        None => (body.session.as_ref(), body.status, body.superseded_by),
     };
-    if let Some(session) = &body.session {
+    let mut fields = doc! {
+        "occurred_at": date(dated.occurred_ms),
+        "expires_at": date(dated.occurred_ms.saturating_add(EXPIRES_AFTER_MS)),
+        "clock": dated.clock.as_str(),
+    };
+    if let Some(session) = session {
         fields.insert("session", session);
     }
-    if let Some(status) = body.status {
+    if let Some(status) = status {
         fields.insert("status", status.as_str());
     }
     let q = doc! { "_id": body.corrects.to_string() };
-    let Some(other) = body.superseded_by else {
+    let Some(other) = superseded_by else {
         return doc! { "q": q, "u": { "$set": fields, "$unset": { "superseded_by": "" } } };
     };
     fields.insert("superseded_by", other.to_string());
@@ -215,13 +225,13 @@ mod tests {
         let set = doc! { "occurred_at": date(5), "expires_at": date(30_005), "clock": "corrected",
         "session": "2026-11-23T08:00Z/mon-am", "status": "late" };
         assert_eq!(
-            correction(&event, &body),
+            correction(&event, &body, None),
             doc! { "q": { "_id": Uuid::from_u128(7).to_string() }, "u": { "$set": set, "$unset": { "superseded_by": "" } } }
         );
         // Its time was right, its place in the record was not.
         event.clock = ClockState::Synced;
         let body = Correction { superseded_by: Some(Uuid::from_u128(9)), ..body };
-        let update = correction(&event, &body).get_document("u").unwrap().clone();
+        let update = correction(&event, &body, None).get_document("u").unwrap().clone();
         assert_eq!(update.len(), 1);
         let set = update.get_document("$set").unwrap();
         assert_eq!(set.get_str("superseded_by").unwrap(), Uuid::from_u128(9).to_string());

@@ -122,7 +122,10 @@ impl MongoSink {
                 Concern::Attendance(body) => {
                     attendances.push((*at, *row, documents::attendance(event, body, &self.origin)));
                 }
-                Concern::Correction(body) => corrections.push((*at, *row, documents::correction(event, body))),
+                Concern::Correction(body) => {
+                    let corrected = row.corrected.as_deref();
+                    corrections.push((*at, *row, documents::correction(event, body, corrected)));
+                }
                 Concern::Enrolment(body) => {
                     if let Some(change) = documents::subject_change(event, body, &self.origin.device) {
                         subjects.push((*at, *row, change));

@@ -198,6 +198,9 @@ fn pid_text(pid: Option<u32>) -> String {
 pub struct OutboxRow {
     pub id: i64,
     pub event: Option<StoredEvent>,
+    /// Of a correction: the event that it corrects as it is now, unless it is gone. There may be other corrections of it,
+    /// and they need not arrive in their order.
+    pub corrected: Option<Box<StoredEvent>>,
     /// The topic below `rollcall/{site}/{device}/`, and the payload.
     pub reply: Option<(String, Vec<u8>)>,
     pub created_ms: i64,

@@ -9,7 +9,7 @@ use super::people::ERASURE;
 use super::{BuriedRow, OutboxDepth, OutboxRow, SinkName, StoreError, StoredAnswer, attendance, read, retention};
 use crate::clock::{BootId, Clock, Stamp};
 use crate::recognise::face::SubjectId;
-use crate::record::event::{ClockState, Direction, NewEvent, StoredEvent};
+use crate::record::event::{Body, ClockState, Direction, NewEvent, StoredEvent};
 use crate::record::seal::SealKey;
 
 /// For how long, how many and how large the answers are that are kept for repeated commands. A broker that keeps a
@@ -223,12 +223,27 @@ impl<'a> Tx<'a> {
             };
             let reply = topic.zip(payload.map(String::into_bytes));
             let (created_ms, attempts) = (row.get("created_ms")?, row.get("attempts")?);
-            batch.push(OutboxRow { id, event, reply, created_ms, attempts });
+            let corrected = event.as_ref().map(|it| self.corrected_by(it)).transpose()?.flatten();
+            batch.push(OutboxRow { id, event, corrected: corrected.map(Box::new), reply, created_ms, attempts });
         }
         for (id, reason) in unreadable {
             self.bury(id, &reason)?;
         }
         Ok(batch)
+    }
+
+    /// None too where it cannot be read any more.
+    fn corrected_by(&self, event: &StoredEvent) -> Result<Option<StoredEvent>, StoreError> {
+        let Body::Correction(body) = &event.body else {
+            return Ok(None);
+        };
+        let sql = read::event_sql("where event_id = ?1");
+        let mut query = self.conn.prepare_cached(&sql)?;
+        let mut rows = query.query([body.corrects.as_bytes()])?;
+        match rows.next()?.map(read::event).transpose() {
+            Err(StoreError::Unreadable { .. }) => Ok(None),
+            other => other,
+        }
     }
 
     /// Delivered: the rows leave the outbox.
