@@ -26,7 +26,7 @@ use rollcall::clock::{Clock as _, Stopwatch, time_zone};
 use rollcall::health::MongoState;
 use rollcall::mongo::{UriSource, settings_from};
 use rollcall::recognise::face::{Name, SubjectId};
-use rollcall::record::event::{Body, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
+use rollcall::record::event::{Body, Camera, CameraState, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
 
 fn ids(documents: &[Document]) -> Vec<String> {
     documents.iter().map(|it| it.get_str("_id").unwrap().to_owned()).collect()
@@ -581,6 +581,29 @@ fn a_wrong_password_or_role_loses_nothing_and_buries_nothing() {
     running.until_state(MongoState::Connected);
     running.stop();
     assert_eq!(ids(&server.all("attendance"))[3..], more);
+}
+
+fn camera(door: &Door) -> i64 {
+    door.clock.advance(Duration::from_secs(1));
+    let body = Body::Camera(Camera { state: CameraState::Lost, reason: None, lost_ms: None });
+    door.append(&NewEvent::new(door.clock.now(), body))
+}
+
+#[test]
+fn what_is_no_business_of_mongodbs_says_nothing_about_it() {
+    let mut server = Mongod::start();
+    let door = Door::new("door-1", &server.uri());
+    let running = door.start();
+    door.visit("room", "ada");
+    running.until_state(MongoState::Connected);
+    door.until_nothing_is_owed();
+    server.kill_all();
+    // Somebody else finds out that it is away.
+    door.health.set_mongo(MongoState::Away, door.clock.now().wall_ms);
+    camera(&door);
+    door.until_nothing_is_owed();
+    assert_eq!(running.state(), Some(MongoState::Away));
+    running.stop();
 }
 
 #[test]

@@ -34,7 +34,7 @@ impl MongoLink {
             Ok(faults) => faults.into_iter().next().map_or(Ok(()), |(_, fault)| Err(fault)),
             Err(fault) => Err(fault),
         };
-        self.note_aside(outcome.as_ref());
+        self.note_aside(outcome.as_ref().copied());
         outcome.map_err(|fault| fault.why)
     }
 }

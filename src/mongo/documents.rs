@@ -189,6 +189,8 @@ impl<'a> Concern<'a> {
         match body {
             Body::Attendance(it) => Self::Attendance(it),
             Body::Correction(it) => Self::Correction(it),
+            // The erasure itself is a message of its own.
+            Body::Enrolment(it) if it.subject.is_none() || it.action == EnrolmentAction::Erased => Self::None,
             Body::Enrolment(it) => Self::Enrolment(it),
             Body::Unknown(_) | Body::Attack(_) | Body::Camera(_) | Body::Security(_) => Self::None,
         }

@@ -30,6 +30,8 @@ struct Shared {
     /// Whether the log was told that other doors' attendances cannot be looked for.
     slow_look_said: AtomicBool,
     refused_aside: AtomicBool,
+    /// Whether events were refused last: then nothing but their being taken says that all is well.
+    record_refused: AtomicBool,
     /// What the log was told last.
     said: std::sync::Mutex<Option<MongoState>>,
 }
@@ -59,6 +61,7 @@ impl MongoLink {
             indexes: Mutex::new(Indexes::Unknown),
             slow_look_said: AtomicBool::new(false),
             refused_aside: AtomicBool::new(false),
+            record_refused: AtomicBool::new(false),
             said: std::sync::Mutex::new(None),
         };
         Self { shared: Arc::new(shared) }
@@ -115,10 +118,11 @@ impl MongoLink {
     }
 
     /// Makes the indexes, once for each start; a server that does not make them is delivered to all the same.
-    pub(super) async fn ensure_indexes(&self) -> Result<(), Fault> {
+    /// Gives whether the server was asked.
+    pub(super) async fn ensure_indexes(&self) -> Result<bool, Fault> {
         let mut indexes = self.shared.indexes.lock().await;
         if *indexes != Indexes::Unknown {
-            return Ok(());
+            return Ok(false);
         }
         let index = |name: &str, key: Document| doc! { "name": name, "key": key };
         let command = doc! {
@@ -142,7 +146,7 @@ impl MongoLink {
                 Indexes::Missing
             }
         };
-        Ok(())
+        Ok(true)
     }
 
     /// Whether a query failed since it had to go through the whole collection: it will the next time too.
@@ -161,11 +165,20 @@ impl MongoLink {
         }
     }
 
-    /// The same for what is not an event: where events are taken, a refusal of it is said once and changes no state.
-    pub(super) fn note_aside(&self, outcome: Result<&(), &Fault>) {
+    /// What became of a delivery.
+    pub(super) fn note_record(&self, outcome: Result<(), &Fault>) {
+        let refused = outcome.is_err_and(|fault| fault.verdict == Verdict::Refused);
+        self.shared.record_refused.store(refused, Ordering::Relaxed);
+        self.note(outcome);
+    }
+
+    /// The same for what is not an event: where events are taken, a refusal of it is said once and changes no state; nor
+    /// does it that it is taken where events are refused.
+    pub(super) fn note_aside(&self, outcome: Result<(), &Fault>) {
         let connected = self.shared.health.mongo().is_some_and(|(state, _)| state == MongoState::Connected);
         match outcome {
-            Err(fault) if connected && fault.verdict == Verdict::Refused => {
+            Ok(()) if self.shared.record_refused.load(Ordering::Relaxed) => {}
+            Err(fault) if connected && fault.verdict != Verdict::Retry => {
                 if !self.shared.refused_aside.swap(true, Ordering::Relaxed) {
                     let reason = fault.why.as_str();
                     tracing::error!(
@@ -179,7 +192,7 @@ impl MongoLink {
     }
 
     /// What became of a conversation; said in the log when it differs from what was.
-    pub(super) fn note(&self, outcome: Result<&(), &Fault>) {
+    fn note(&self, outcome: Result<(), &Fault>) {
         let state = match outcome {
             Ok(()) => MongoState::Connected,
             Err(fault) if fault.verdict == Verdict::Refused => MongoState::Refused,
@@ -236,4 +249,44 @@ pub(super) async fn connect(settings: &MongoSettings) -> mongodb::error::Result<
         options.tls = Some(Tls::Enabled(tls));
     }
     Client::with_options(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::{UriSource, settings_from};
+    use super::*;
+    use crate::clock::SimulatedClock;
+
+    #[test]
+    fn only_events_say_that_events_are_taken() {
+        let from = UriSource {
+            uri: "mongodb://127.0.0.1".into(),
+            database: "rollcall".into(),
+            ca_file: None,
+            tls: false,
+            timeout: Duration::from_secs(1),
+            window: 1,
+        };
+        let health = Arc::new(Health::default());
+        let link =
+            MongoLink::new(settings_from(from).unwrap().unwrap(), Arc::new(SimulatedClock::at(0)), Arc::clone(&health));
+        let fault = |verdict| Fault { verdict, code: None, why: String::new() };
+        let check = |expected| assert_eq!(health.mongo().map(|it| it.0), Some(expected));
+        link.note_aside(Ok(()));
+        check(MongoState::Connected);
+        link.note_aside(Err(&fault(Verdict::Refused)));
+        check(MongoState::Connected);
+        link.note_record(Err(&fault(Verdict::Refused)));
+        check(MongoState::Refused);
+        link.note_aside(Ok(()));
+        check(MongoState::Refused);
+        link.note_record(Ok(()));
+        check(MongoState::Connected);
+        link.note_aside(Err(&fault(Verdict::Poison)));
+        check(MongoState::Connected);
+        link.note_aside(Err(&fault(Verdict::Retry)));
+        check(MongoState::Away);
+        link.note_aside(Ok(()));
+        check(MongoState::Connected);
+    }
 }

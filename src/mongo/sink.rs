@@ -77,9 +77,11 @@ impl MongoSink {
         self.current.iter().find(|it| it.id == venue).map_or(Rule::USUAL, rule_of)
     }
 
-    async fn deliver_all(&mut self, batch: &[OutboxRow], outcomes: &mut Outcomes) -> Result<(), (usize, Fault)> {
-        self.link.ensure_indexes().await.map_err(|fault| (0, fault))?;
-        self.tell_venues().await.map_err(|fault| (0, fault))?;
+    /// Gives whether the server was asked anything.
+    async fn deliver_all(&mut self, batch: &[OutboxRow], outcomes: &mut Outcomes) -> Result<bool, (usize, Fault)> {
+        let mut asked = self.link.ensure_indexes().await.map_err(|fault| (0, fault))?;
+        asked |= self.tell_venues().await.map_err(|fault| (0, fault))?;
+        asked |= batch.iter().any(concerns_us);
         let rows: Vec<(usize, &OutboxRow)> = batch.iter().enumerate().collect();
         let mut rest = rows.as_slice();
         while !rest.is_empty() {
@@ -93,7 +95,7 @@ impl MongoSink {
                 rest = after;
             }
         }
-        Ok(())
+        Ok(asked)
     }
 
     /// What is no event. `Err`: nothing is known of it and all behind it. An erasure that will never be taken is set
@@ -291,11 +293,11 @@ impl MongoSink {
         Ok(())
     }
 
-    /// Venues as they are now, once for each change; with the next event.
-    async fn tell_venues(&mut self) -> Result<(), Fault> {
+    /// Venues as they are now, once for each change; with the next event. Gives whether there was anything to tell.
+    async fn tell_venues(&mut self) -> Result<bool, Fault> {
         self.current = (self.venues)();
         if self.told.as_ref() == Some(&self.current) {
-            return Ok(());
+            return Ok(false);
         }
         let statements: Vec<Document> = self.current.iter().map(documents::venue).collect();
         let faults = self.link.update("venues", &statements).await?;
@@ -306,7 +308,7 @@ impl MongoSink {
             tracing::error!(reason = fault.why, "MongoDB does not take the description of a venue");
         }
         self.told = Some(self.current.clone());
-        Ok(())
+        Ok(!statements.is_empty())
     }
 
     /// Takes a person out of the shared record: what this device wrote up to then, and what others wrote before that
@@ -382,7 +384,12 @@ impl Sink for MongoSink {
     async fn deliver(&mut self, batch: &[OutboxRow]) -> Vec<Delivery> {
         let mut outcomes = Outcomes(vec![Delivery::Acknowledged; batch.len()]);
         let outcome = self.deliver_all(batch, &mut outcomes).await;
-        self.link.note(outcome.as_ref().map_err(|(_, fault)| fault));
+        match &outcome {
+            // The server may be anywhere: nothing was said to it.
+            Ok(false) => {}
+            Ok(true) => self.link.note_record(Ok(())),
+            Err((_, fault)) => self.link.note_record(Err(fault)),
+        }
         if let Err((from, fault)) = outcome {
             // Nothing is known of these, or not everything they need was done: all of it may be done again.
             for (row, owed) in batch.iter().enumerate().skip(from) {
