@@ -76,7 +76,9 @@ fn play(mode: &str, shown: &Shown, files: &[(String, PathBuf)]) -> (Vec<Value>, 
         ),
     );
     let mut list = String::new();
-    files.iter().for_each(|(_, file)| writeln!(list, "{}", file.display()).unwrap());
+    for (_, file) in files {
+        writeln!(list, "{}", file.display()).unwrap();
+    }
     fs::write(home.path("visits.csv"), list).unwrap();
     for person in &shown.people {
         let photographs = person.enrol.iter().map(|file| file.to_str().unwrap());

@@ -285,10 +285,11 @@ fn corrections_that_arrive_in_another_order_leave_what_is_so_now() {
     };
     let spec = VenueSpec { sessions: vec![session], time_zone: "UTC".into(), ..VenueSpec::plain("room") };
     let venue = Venue::new(&spec, time_zone("UTC").unwrap()).unwrap();
+    door.clock.advance(Duration::from_hours(1));
     door.clock.set_wall(912_345, false);
     let later = door.visit("room", "ada");
     door.deliver();
-    door.clock.advance(Duration::from_secs(60));
+    door.clock.advance(Duration::from_mins(1));
     door.clock.set_wall(START_MS + 30 * 60_000, true);
     let (now, venues) = (door.clock.now(), [venue.clone()]);
     assert_eq!(door.store.write(move |tx| tx.correct_times(&now, &venues)).unwrap(), 1);
@@ -299,7 +300,7 @@ fn corrections_that_arrive_in_another_order_leave_what_is_so_now() {
     server.command(doc! { "collMod": "attendance", "validator": {} });
     // Then it turns out that she came earlier, so that the other counts: that arrives first.
     let mut event = door::visit(&door.clock, "room", "ada");
-    event.occurred.wall_ms = START_MS + 4 * 60_000;
+    event.occurred = event.occurred.at_boottime(event.occurred.boottime_ms - 26 * 60_000);
     let Body::Attendance(body) = &mut event.body else { unreachable!() };
     body.session = venue.session_at(event.occurred.wall_ms).map(|it| it.id);
     let earlier = event.event_id.to_string();

@@ -207,7 +207,7 @@ mod tests {
         bench.observer.health.store_errors.add(1);
         bench.pass(100, 10).await;
         bench.lose(1).await;
-        assert_eq!(bench.watched(), [(0, 60), (100, 199)]);
+        assert_eq!(bench.watched(), [(0, 60), (101, 199)]);
     }
 
     #[tokio::test]
