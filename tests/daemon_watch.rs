@@ -49,8 +49,8 @@ fn identified(home: &Home, names: bool) -> Value {
     let args: &[&str] = &["watch", "--json", "--frames", "10", "--names"];
     until("somebody is identified", || {
         let seen = lines(home, if names { args } else { &args[..4] });
-        let faces = seen.iter().flat_map(|line| line["faces"].as_array().unwrap());
-        faces.filter(|face| face["decision"] == "identified").next_back().cloned()
+        let mut faces = seen.iter().flat_map(|line| line["faces"].as_array().unwrap());
+        faces.rfind(|face| face["decision"] == "identified").cloned()
     })
 }
 
