@@ -17,6 +17,7 @@ const FLOW: &[&[&str]] = &[
     &["attend", "enrol"],
     &["record::event"],
     &["record::seal", "record::command"],
+    &["record::portable"],
     &["record::store"],
     &["record::outbox"],
     &["camera", "vision", "mqtt", "mongo"],

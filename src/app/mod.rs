@@ -112,6 +112,7 @@ pub fn credentials_dir() -> Option<PathBuf> {
 pub fn store_options(settings: &Settings, clock: &Arc<dyn Clock>) -> StoreOptions {
     let mut options = StoreOptions::new(sinks(settings), Arc::clone(clock));
     options.credentials_dir = credentials_dir();
+    options.device.clone_from(&settings.device);
     options
 }
 

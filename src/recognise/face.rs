@@ -232,6 +232,14 @@ impl Template {
         Some(Self(raw.into_boxed_slice()))
     }
 
+    /// A template that was one before: taken bit by bit, since normalising it once more may move its last bits, and doors
+    /// that share a template must hold the same. `None` for what is not of unit length.
+    pub fn restored(raw: Vec<f32>) -> Option<Self> {
+        let norm = raw.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        // What rounding to f32 leaves of a unit vector is far nearer to 1.
+        ((norm - 1.0).abs() < 1e-4).then(|| Self(raw.into_boxed_slice()))
+    }
+
     /// The normalised mean of several templates of one face: less noise than any one of them. `None` without any, or
     /// when they cancel out.
     pub fn mean<'a>(templates: impl IntoIterator<Item = &'a Template>) -> Option<Self> {

@@ -3,5 +3,6 @@
 pub mod command;
 pub mod event;
 pub mod outbox;
+pub mod portable;
 pub mod seal;
 pub mod store;

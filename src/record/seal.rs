@@ -40,6 +40,8 @@ pub enum SealError {
     WrongKey { path: PathBuf },
     #[error("there is no key to open templates with")]
     NoKey,
+    #[error("there is no key {path}: copy it from another device of the site, or make one")]
+    SharedKeyMissing { path: PathBuf },
     #[error("the key {path} may be read by others (mode {mode:03o}): `chmod 600` it, and consider it known")]
     KeyExposed { path: PathBuf, mode: u32 },
     #[error("the key {path} has {found} bytes; a key is {KEY_BYTES} random bytes (`head -c 32 /dev/urandom`)")]
@@ -80,6 +82,47 @@ impl Belongs<'_> {
 pub struct SealKey {
     key: Zeroizing<[u8; KEY_BYTES]>,
     path: PathBuf,
+}
+
+/// A key that several devices have: the site's, for what doors tell one another, or that of an export. Wiped from memory
+/// when dropped.
+pub struct SharedKey(SealKey);
+
+impl std::fmt::Debug for SharedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SharedKey({})", self.0.path.display())
+    }
+}
+
+impl SharedKey {
+    /// From a file of 32 random bytes that nobody else may read, or a credential of systemd's, which its group may.
+    pub fn load(path: &Path, is_credential: bool) -> Result<Self, SealError> {
+        let refused = if is_credential { 0o007 } else { 0o077 };
+        let missing = || SealError::SharedKeyMissing { path: path.to_owned() };
+        let key = read_key(path, refused)?.ok_or_else(missing)?;
+        Ok(Self(SealKey { key, path: path.to_owned() }))
+    }
+
+    /// Makes a key file; an existing one stays, and is an error.
+    pub fn create(path: &Path) -> Result<Self, SealError> {
+        let key = Zeroizing::new(<[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?);
+        let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        write_key(dir, path, &key).map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
+        Ok(Self(SealKey { key, path: path.to_owned() }))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Nonce and ciphertext. `belongs` is authenticated, not hidden: it must be the same to open.
+    pub fn seal(&self, plain: &[u8], belongs: &[u8]) -> Result<Vec<u8>, SealError> {
+        self.0.encrypt(plain, belongs)
+    }
+
+    pub fn open(&self, sealed: &[u8], belongs: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        self.0.decrypt(sealed, belongs)
+    }
 }
 
 impl std::fmt::Debug for SealKey {
@@ -134,7 +177,7 @@ impl SealKey {
         let plain = self.decrypt(sealed, &belongs.associated_data())?;
         let (elements, rest) = plain.as_chunks::<4>();
         let raw = elements.iter().map(|it| f32::from_le_bytes(*it)).collect();
-        match Template::normalised(raw) {
+        match Template::restored(raw) {
             Some(template) if rest.is_empty() => Ok(template),
             _ => Err(SealError::DoesNotOpen),
         }
@@ -154,7 +197,7 @@ impl SealKey {
         let sealed = self
             .cipher()
             .encrypt(&XNonce::from(nonce), Payload { msg: plain, aad })
-            .expect("a template is far shorter than the cipher's 256 GB");
+            .expect("what is sealed is far shorter than the cipher's 256 GB");
         Ok([nonce.as_slice(), &sealed].concat())
     }
 
@@ -200,7 +243,7 @@ fn read_key(path: &Path, refused: u32) -> Result<Option<Zeroizing<[u8; KEY_BYTES
 
 /// Whole or not at all: written beside, made durable, then given its name; an existing key stays.
 fn write_key(dir: &Path, path: &Path, key: &[u8; KEY_BYTES]) -> std::io::Result<()> {
-    let beside = dir.join(format!("{KEY_FILE}.new"));
+    let beside = dir.join(format!("{}.new", path.file_name().unwrap_or_default().to_string_lossy()));
     match fs::remove_file(&beside) {
         // Left by a start that was cut short, and never used for anything.
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),

@@ -202,6 +202,11 @@ pub enum ErrorCode {
     TooMany,
     BadImage,
     Expired,
+    // Who sent it:
+    Unsigned,
+    BadSignature,
+    WrongAudience,
+    Replayed,
     // Carrying it out:
     UnknownSubject,
     UnknownVenue,
@@ -216,7 +221,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 27] = [
         Self::Retained,
         Self::TooLarge,
         Self::TooDeep,
@@ -230,6 +235,10 @@ impl ErrorCode {
         Self::TooMany,
         Self::BadImage,
         Self::Expired,
+        Self::Unsigned,
+        Self::BadSignature,
+        Self::WrongAudience,
+        Self::Replayed,
         Self::UnknownSubject,
         Self::UnknownVenue,
         Self::DuplicateSubject,
@@ -258,6 +267,10 @@ impl ErrorCode {
             Self::TooMany => "too_many",
             Self::BadImage => "bad_image",
             Self::Expired => "expired",
+            Self::Unsigned => "unsigned",
+            Self::BadSignature => "bad_signature",
+            Self::WrongAudience => "wrong_audience",
+            Self::Replayed => "replayed",
             Self::UnknownSubject => "unknown_subject",
             Self::UnknownVenue => "unknown_venue",
             Self::DuplicateSubject => "duplicate_subject",

@@ -65,6 +65,8 @@ pub struct StoreOptions {
     /// To whom every event is owed. Replies are owed to `MQTT`, if it is among them.
     pub sinks: Vec<SinkName>,
     pub clock: Arc<dyn Clock>,
+    /// This device's name, which stands beside what it changed.
+    pub device: String,
     /// `$CREDENTIALS_DIRECTORY`, where systemd passes one.
     pub credentials_dir: Option<PathBuf>,
     /// Kept back for when the disk is full.
@@ -78,6 +80,7 @@ impl StoreOptions {
         Self {
             sinks,
             clock,
+            device: String::new(),
             credentials_dir: None,
             // About two thousand attendances.
             reserve_bytes: 1 << 20,

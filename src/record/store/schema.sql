@@ -51,7 +51,11 @@ create index outbox_by_event on outbox (event_seq) where event_seq is not null;
 create table subject (
   id text primary key not null,
   name text not null,
-  enrolled_ms integer not null
+  enrolled_ms integer not null,
+  -- what makes one door's account of a subject newer than another's (record/portable.rs)
+  withdrawals integer not null default 0 check (withdrawals >= 0),
+  changes integer not null default 1 check (changes >= 1),
+  changed_by text not null default ''
 ) strict, without rowid;
 create table reference (
   row integer primary key,
@@ -95,3 +99,33 @@ create table observation (
 ) strict;
 create index observation_by_time on observation (to_ms);
 create index observation_unsynced on observation (row) where clock = 'unsynced';
+
+-- Who is enrolled no longer, so that a door that was away does not bring them back.
+create table withdrawn (
+  subject_id text primary key not null,
+  withdrawals integer not null check (withdrawals >= 1),
+  changes integer not null check (changes >= 0),
+  changed_by text not null,
+  erased integer not null check (erased in (0, 1)),
+  at_ms integer not null
+) strict, without rowid;
+
+-- Signed commands that were seen, until they would be too late anyway: none is carried out twice.
+create table signed (
+  jti text primary key not null,
+  request_id text not null,
+  expires_ms integer not null
+) strict, without rowid;
+create index signed_by_expiry on signed (expires_ms);
+
+-- Persons erased; the receipt is written when nothing of them is left in any file of ours nor owed to anybody.
+create table erasure (
+  row integer primary key autoincrement,
+  subject_id text not null,
+  request_id text,
+  asked_ms integer not null,
+  reference_count integer not null,
+  event_count integer not null,
+  receipt text
+) strict;
+create index erasure_unproved on erasure (row) where receipt is null;

@@ -1,0 +1,32 @@
+-- Subjects that several doors share, signed commands, and erasures to be proved.
+
+alter table subject add column withdrawals integer not null default 0 check (withdrawals >= 0);
+alter table subject add column changes integer not null default 1 check (changes >= 1);
+alter table subject add column changed_by text not null default '';
+
+create table withdrawn (
+  subject_id text primary key not null,
+  withdrawals integer not null check (withdrawals >= 1),
+  changes integer not null check (changes >= 0),
+  changed_by text not null,
+  erased integer not null check (erased in (0, 1)),
+  at_ms integer not null
+) strict, without rowid;
+
+create table signed (
+  jti text primary key not null,
+  request_id text not null,
+  expires_ms integer not null
+) strict, without rowid;
+create index signed_by_expiry on signed (expires_ms);
+
+create table erasure (
+  row integer primary key autoincrement,
+  subject_id text not null,
+  request_id text,
+  asked_ms integer not null,
+  reference_count integer not null,
+  event_count integer not null,
+  receipt text
+) strict;
+create index erasure_unproved on erasure (row) where receipt is null;
