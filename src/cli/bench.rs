@@ -77,6 +77,9 @@ pub struct Report {
     pub precision_measured: Precision,
     pub stages_ms: Stages,
     pub search_ms: Searches,
+    /// The same for a change of one subject: a new gallery, beside which the old one lives on.
+    pub add_ms: Searches,
+    pub withdraw_ms: Searches,
     /// Resident memory with all networks loaded and 10,000 references.
     pub rss_bytes: u64,
     pub references_resident: usize,
@@ -108,6 +111,12 @@ pub struct Searches {
     pub ten_thousand: Cost,
     #[serde(rename = "100000")]
     pub hundred_thousand: Cost,
+}
+
+impl Searches {
+    fn of(&mut self, size: usize) -> &mut Cost {
+        [&mut self.thousand, &mut self.ten_thousand, &mut self.hundred_thousand][size]
+    }
 }
 
 /// The inference alone, median, at both precisions; `null` where the file is not there.
@@ -144,12 +153,13 @@ pub fn measure(args: &Args, vision: &VisionSettings, commit: Option<Commit<'_>>)
     // First of all, before photographs and larger galleries are in memory: what the daemon itself needs.
     let mut gallery = grown(Gallery::new(engine.dimension()), RESIDENT_REFERENCES)?;
     let rss_bytes = resident_bytes()?;
-    gallery = grown(Gallery::new(gallery.dimension()), GALLERIES[0])?;
-    let mut search_ms = Searches { thousand: search(&gallery), ..Searches::default() };
-    gallery = grown(gallery, GALLERIES[1])?;
-    search_ms.ten_thousand = search(&gallery);
-    gallery = grown(gallery, GALLERIES[2])?;
-    search_ms.hundred_thousand = search(&gallery);
+    gallery = Gallery::new(gallery.dimension());
+    let (mut search_ms, mut add_ms, mut withdraw_ms) = (Searches::default(), Searches::default(), Searches::default());
+    for (at, size) in GALLERIES.into_iter().enumerate() {
+        gallery = grown(gallery, size)?;
+        *search_ms.of(at) = search(&gallery);
+        (*add_ms.of(at), *withdraw_ms.of(at)) = changes(&gallery)?;
+    }
     drop(gallery);
 
     let files = photographs(args, &settings.models)?;
@@ -171,6 +181,8 @@ pub fn measure(args: &Args, vision: &VisionSettings, commit: Option<Commit<'_>>)
         precision_measured: settings.precision,
         stages_ms,
         search_ms,
+        add_ms,
+        withdraw_ms,
         rss_bytes,
         references_resident: RESIDENT_REFERENCES,
         precision: choice(&settings, &networks_ms)?,
@@ -452,6 +464,20 @@ fn grown(mut gallery: Gallery, references: usize) -> anyhow::Result<Gallery> {
     Ok(gallery)
 }
 
+/// One subject with two references added, and one of those who are there withdrawn.
+fn changes(gallery: &Gallery) -> anyhow::Result<(Cost, Cost)> {
+    let (mut noise, mut added, mut withdrawn) = (Noise(0xADD), Vec::new(), Vec::new());
+    let subject = Subject { id: SubjectId::new("one-more")?, name: Name::new("one-more")? };
+    for round in 0..40 {
+        let templates = [noise.template(gallery.dimension()), noise.template(gallery.dimension())];
+        let somebody = SubjectId::new(&format!("bench-{}", round * 7 * 2))?;
+        let more = timed(&mut added, || gallery.clone().with(subject.clone(), &templates));
+        let less = timed(&mut withdrawn, || gallery.clone().without(&somebody));
+        anyhow::ensure!(more.subjects() == less.subjects() + 2, "one more, one less");
+    }
+    Ok((cost(added), cost(withdrawn)))
+}
+
 fn search(gallery: &Gallery) -> Cost {
     let mut noise = Noise(0xBE9C);
     let mut samples = Vec::new();
@@ -499,6 +525,10 @@ impl Report {
             ("search in 1,000", Some(self.search_ms.thousand)),
             ("search in 10,000", Some(self.search_ms.ten_thousand)),
             ("search in 100,000", Some(self.search_ms.hundred_thousand)),
+            ("add one to 1,000", Some(self.add_ms.thousand)),
+            ("add one to 10,000", Some(self.add_ms.ten_thousand)),
+            ("add one to 100,000", Some(self.add_ms.hundred_thousand)),
+            ("withdraw of 100,000", Some(self.withdraw_ms.hundred_thousand)),
             ("commit", stages.commit),
         ];
         for (name, cost) in measured {

@@ -273,6 +273,8 @@ pub struct RawEnrolment {
     pub pitch_max: f32,
     pub same_person_min: f32,
     pub duplicate_margin: f32,
+    pub look_alike_margin: f32,
+    pub references_max: usize,
 }
 
 impl Default for RawEnrolment {
@@ -280,12 +282,14 @@ impl Default for RawEnrolment {
         Self {
             eye_distance_px_min: 6.0,
             luma_min: 30.0,
-            luma_max: 230.0,
-            sharpness_min: 0.03,
+            luma_max: 220.0,
+            sharpness_min: 0.09,
             yaw_max: 0.50,
             pitch_max: 0.40,
             same_person_min: 0.20,
             duplicate_margin: 0.10,
+            look_alike_margin: 0.05,
+            references_max: 10,
         }
     }
 }

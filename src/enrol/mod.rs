@@ -2,6 +2,8 @@
 //!
 //! Only computes; `record` stores what comes out. A photograph is decoded, looked at and forgotten here.
 
+pub mod choose;
+
 use crate::recognise::decision::ThresholdRule;
 use crate::recognise::engine::{EngineError, FaceEngine};
 use crate::recognise::face::{SubjectId, Template};
@@ -18,6 +20,10 @@ pub struct EnrolSettings {
     pub same_person_min: f32,
     /// How far above the identification threshold another subject's score must lie to be called a duplicate.
     pub duplicate_margin: f32,
+    /// How far below the identification threshold another subject's score may lie to be told as a look-alike's.
+    pub look_alike_margin: f32,
+    /// References a subject keeps at most, of this embedder.
+    pub references_max: usize,
     pub threshold: ThresholdRule,
     pub picture: PictureLimits,
 }
@@ -46,7 +52,14 @@ pub struct Judgement {
     pub photographs: Vec<Judged>,
     /// Another subject who already has this face.
     pub duplicate_of: Option<SubjectId>,
+    /// Other subjects near the threshold or above, the most alike first: they may be taken for one another.
+    pub look_alikes: Vec<(SubjectId, f32)>,
+    /// References the subject keeps at most.
+    pub references_max: usize,
 }
+
+/// Look-alikes told at most.
+const LOOK_ALIKES_MAX: usize = 5;
 
 impl Judgement {
     pub fn accepted(&self) -> impl Iterator<Item = (&Template, f32)> {
@@ -82,9 +95,25 @@ pub fn conclude(
     settings: &EnrolSettings,
 ) -> Judgement {
     refuse_other_persons(&mut judged, settings.same_person_min);
-    let judgement = Judgement { photographs: judged, duplicate_of: None };
-    let duplicate_of = duplicate(&judgement, gallery, subject, settings);
-    Judgement { duplicate_of, ..judgement }
+    let threshold = settings.threshold.at(gallery.subjects()).value();
+    let accepted = judged.iter().filter_map(|judged| match judged {
+        Judged::Accepted { template, .. } => Some(template),
+        Judged::Refused(_) => None,
+    });
+    // A duplicate is found even where it is told sooner than a look-alike.
+    let floor = threshold + settings.duplicate_margin.min(-settings.look_alike_margin);
+    let mut look_alikes: Vec<(SubjectId, f32)> = Vec::new();
+    for other in accepted.flat_map(|it| gallery.alike(it, floor, subject)) {
+        match look_alikes.iter_mut().find(|(id, _)| *id == other.subject.id) {
+            Some((_, score)) => *score = score.max(other.score),
+            None => look_alikes.push((other.subject.id.clone(), other.score)),
+        }
+    }
+    look_alikes.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    look_alikes.truncate(LOOK_ALIKES_MAX);
+    let is_duplicate = |(_, score): &&(SubjectId, f32)| *score >= threshold + settings.duplicate_margin;
+    let duplicate_of = look_alikes.first().filter(is_duplicate).map(|(id, _)| id.clone());
+    Judgement { photographs: judged, duplicate_of, look_alikes, references_max: settings.references_max }
 }
 
 /// Judges one photograph by itself.
@@ -138,24 +167,6 @@ fn refuse_other_persons(judged: &mut [Judged], same_person_min: f32) {
             judged[*index] = Judged::Refused(Reason::OtherPerson);
         }
     }
-}
-
-fn duplicate(
-    judgement: &Judgement,
-    gallery: &Gallery,
-    subject: &SubjectId,
-    settings: &EnrolSettings,
-) -> Option<SubjectId> {
-    let threshold = settings.threshold.at(gallery.subjects()).value() + settings.duplicate_margin;
-    // The subject's own references would hide whoever else is near. The copy is made only when there are any.
-    let without_own = gallery.subject(subject).map(|_| gallery.clone().without(subject));
-    let others = without_own.as_ref().unwrap_or(gallery);
-    judgement
-        .accepted()
-        .filter_map(|(template, _)| others.search(template).best)
-        .filter(|best| best.score >= threshold)
-        .max_by(|a, b| a.score.total_cmp(&b.score))
-        .map(|best| best.subject.id.clone())
 }
 
 #[cfg(test)]
