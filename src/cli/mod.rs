@@ -9,8 +9,10 @@ pub mod console;
 pub mod demo;
 pub mod doctor;
 pub mod evaluate;
+pub mod import;
 pub mod people;
 pub mod plot;
+mod progress;
 pub mod prune;
 pub mod recognise;
 mod scratch;
@@ -73,6 +75,8 @@ enum Command {
     Recognise(recognise::Args),
     /// Enrol a person from photographs (through the daemon when it is running)
     Enrol(people::EnrolArgs),
+    /// Enrol many people from a folder of photographs
+    Import(import::Args),
     /// List who is enrolled
     Subjects(people::SubjectsArgs),
     /// Show the attendance recorded here, or sum it up per person and session
@@ -155,6 +159,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Models { command: ModelsCommand::Verify { json } } => verify_models(&settings()?, json),
         Command::Recognise(args) => recognise::run(&args, &settings()?),
         Command::Enrol(args) => people::enrol(&args, &settings()?),
+        Command::Import(args) => {
+            log_to_stderr(RawLevel::Warn);
+            import::run(&args, &settings()?)
+        }
         Command::Subjects(args) => people::subjects(&args, &settings()?),
         Command::Attendance(args) => attendance::run(&args, &settings()?),
         Command::Venues(args) => attendance::venues(&args, &settings()?),

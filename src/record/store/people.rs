@@ -70,11 +70,7 @@ impl Tx<'_> {
     }
 
     pub fn subject(&self, id: &SubjectId) -> Result<Option<Subject>, StoreError> {
-        let sql = "select max(id) from subject where id < ?1";
-        let before: Option<String> = self.conn.query_row(sql, [id.as_str()], |row| row.get(0))?;
-        let before = before.and_then(|it| SubjectId::new(&it).ok());
-        let found = read::subjects(self.conn, before.as_ref(), 1)?;
-        Ok(found.into_iter().find(|it| it.id == *id))
+        read::subject(self.conn, id)
     }
 
     /// Sorted by id, after `after`.

@@ -129,3 +129,12 @@ create table erasure (
   receipt text
 ) strict;
 create index erasure_unproved on erasure (row) where receipt is null;
+
+-- Photographs (SHA-256 of the file) that a subject was enrolled with, so that an import that is begun again makes no
+-- second reference of one. Goes with the subject.
+create table photograph (
+  subject_id text not null references subject (id) on delete cascade,
+  embedder blob not null check (length(embedder) = 32),
+  digest blob not null check (length(digest) = 32),
+  primary key (subject_id, embedder, digest)
+) strict, without rowid;
