@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program talks to people")]
 
 pub mod attendance;
+pub mod backup;
 pub mod bench;
 pub mod cameras;
 mod canvas;
@@ -15,6 +16,7 @@ pub mod plot;
 mod progress;
 pub mod prune;
 pub mod recognise;
+pub mod restore;
 mod scratch;
 pub mod snapshot;
 pub mod sync;
@@ -85,6 +87,10 @@ enum Command {
     Venues(attendance::VenuesArgs),
     /// Delete old events that owe nothing; the daemon does it by itself with [storage] keep_days
     Prune(prune::Args),
+    /// Copy everything this device knows into a folder, while the daemon goes on
+    Backup(backup::Args),
+    /// Make a state directory from a backup
+    Restore(restore::Args),
     /// Deliver now what is owed to broker and MongoDB, or tell what is owed
     Sync(sync::Args),
     /// Live in the terminal: what the running daemon sees and decides
@@ -167,6 +173,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Attendance(args) => attendance::run(&args, &settings()?),
         Command::Venues(args) => attendance::venues(&args, &settings()?),
         Command::Prune(args) => prune::run(&args, &settings()?),
+        Command::Backup(args) => backup::run(&args, &settings()?),
+        Command::Restore(args) => restore::run(&args, &settings()?),
         Command::Sync(args) => sync::run(&args, &settings()?),
         Command::Watch(args) => watch::run(&args, &settings()?),
         Command::Snapshot(args) => snapshot::run(&args, &settings()?),

@@ -13,6 +13,7 @@
 //! second.
 
 mod attendance;
+pub mod backup;
 mod files;
 mod observation;
 mod people;
