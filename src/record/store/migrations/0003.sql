@@ -30,3 +30,6 @@ create table erasure (
   receipt text
 ) strict;
 create index erasure_unproved on erasure (row) where receipt is null;
+
+-- one row for each subject that the site is still to be told of
+create unique index outbox_of_gallery on outbox (topic) where sink = 'gallery';
