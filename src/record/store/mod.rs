@@ -15,6 +15,7 @@
 mod attendance;
 pub mod backup;
 mod files;
+mod fleet;
 mod observation;
 mod people;
 mod photographs;
@@ -43,6 +44,7 @@ use writer::{Job, Message, Task, wait};
 
 pub use attendance::StoredVenue;
 pub use files::DATABASE;
+pub use fleet::{Account, Debt, Known, Outcome, subject_of};
 pub use observation::Observation;
 pub use people::{Erased, Erasure, NewReference};
 pub use photographs::PhotographDigest;
@@ -58,6 +60,8 @@ pub struct SinkName(&'static str);
 impl SinkName {
     pub const MQTT: Self = Self("mqtt");
     pub const MONGO: Self = Self("mongo");
+    /// The gallery that the doors of a site share, wherever it is: owed subjects, and no events.
+    pub const GALLERY: Self = Self("gallery");
 
     pub fn as_str(self) -> &'static str {
         self.0
@@ -70,6 +74,8 @@ pub struct StoreOptions {
     pub clock: Arc<dyn Clock>,
     /// This device's name, which stands beside what it changed.
     pub device: String,
+    /// Whether the site's other doors are to know who is enrolled here.
+    pub shared: bool,
     /// `$CREDENTIALS_DIRECTORY`, where systemd passes one.
     pub credentials_dir: Option<PathBuf>,
     /// Kept back for when the disk is full.
@@ -83,7 +89,8 @@ impl StoreOptions {
         Self {
             sinks,
             clock,
-            device: String::new(),
+            device: "device".into(),
+            shared: false,
             credentials_dir: None,
             // About two thousand attendances.
             reserve_bytes: 1 << 20,

@@ -46,6 +46,8 @@ create table outbox (
 create index outbox_waiting on outbox (sink, id) where buried_reason is null;
 create index outbox_buried on outbox (sink, id) where buried_reason is not null;
 create index outbox_by_event on outbox (event_seq) where event_seq is not null;
+-- one row for each subject that the site is still to be told of
+create unique index outbox_of_gallery on outbox (topic) where sink = 'gallery';
 
 -- Who is enrolled, and the sealed templates. No foreign key leads to event: what happened stays.
 create table subject (

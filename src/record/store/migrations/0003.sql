@@ -37,3 +37,5 @@ create table photograph (
   digest blob not null check (length(digest) = 32),
   primary key (subject_id, embedder, digest)
 ) strict, without rowid;
+-- one row for each subject that the site is still to be told of
+create unique index outbox_of_gallery on outbox (topic) where sink = 'gallery';
