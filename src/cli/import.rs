@@ -5,6 +5,7 @@ mod people;
 mod photographs;
 mod remote;
 mod report;
+mod sealed;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,25 +23,31 @@ use crate::record::store::{Store, StoreError};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// A gallery that `rollcall export` made
+    #[arg(value_name = "FILE", requires = "key_file", required_unless_present = "photographs")]
+    file: Option<PathBuf>,
+    /// The key it was sealed with
+    #[arg(long, value_name = "FILE", conflicts_with = "photographs")]
+    key_file: Option<PathBuf>,
     /// A folder of photographs: one file (NAME.jpg) or one folder (NAME/…jpg) a person
-    #[arg(long = "photos", value_name = "DIR")]
-    photographs: PathBuf,
+    #[arg(long = "photos", value_name = "DIR", conflicts_with = "file")]
+    photographs: Option<PathBuf>,
     /// Ids and names by a CSV file with the columns file, id, name, instead of by the names of files; files are relative
     /// to DIR
-    #[arg(long, value_name = "CSV")]
+    #[arg(long, requires = "photographs", value_name = "CSV")]
     map: Option<PathBuf>,
     /// Write what became of every photograph into this CSV file
-    #[arg(long, value_name = "CSV")]
+    #[arg(long, requires = "photographs", value_name = "CSV")]
     report: Option<PathBuf>,
     /// Enrol people even if their face is already another subject's
-    #[arg(long)]
+    #[arg(long, requires = "photographs")]
     allow_duplicate: bool,
     /// Enrol people too who were withdrawn from this device
-    #[arg(long)]
+    #[arg(long, requires = "photographs")]
     also_withdrawn: bool,
     /// Photographs worked on at a time, each with networks of its own, when no daemon runs [default: one for each
     /// processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, requires = "photographs", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
     /// Print JSON
     #[arg(long)]
@@ -48,7 +55,11 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
-    photographs(args, &args.photographs, settings)
+    match (&args.photographs, &args.file, &args.key_file) {
+        (Some(dir), ..) => photographs(args, dir, settings),
+        (None, Some(file), Some(key_file)) => sealed::run(file, key_file, args.json, settings),
+        _ => bail!("name a folder of photographs (--photos DIR), or a gallery and its key (FILE --key-file K)"),
+    }
 }
 
 fn photographs(args: &Args, dir: &Path, settings: &Settings) -> anyhow::Result<()> {

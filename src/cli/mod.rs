@@ -10,6 +10,7 @@ pub mod console;
 pub mod demo;
 pub mod doctor;
 pub mod evaluate;
+pub mod export;
 pub mod import;
 pub mod people;
 pub mod plot;
@@ -77,8 +78,10 @@ enum Command {
     Recognise(recognise::Args),
     /// Enrol a person from photographs (through the daemon when it is running)
     Enrol(people::EnrolArgs),
-    /// Enrol many people from a folder of photographs
+    /// Enrol many people from a folder of photographs, or take in a gallery from a sealed file
     Import(import::Args),
+    /// Write who is enrolled into one sealed file
+    Export(export::Args),
     /// List who is enrolled
     Subjects(people::SubjectsArgs),
     /// Show the attendance recorded here, or sum it up per person and session
@@ -169,6 +172,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             log_to_stderr(RawLevel::Warn);
             import::run(&args, &settings()?)
         }
+        Command::Export(args) => export::run(&args, &settings()?),
         Command::Subjects(args) => people::subjects(&args, &settings()?),
         Command::Attendance(args) => attendance::run(&args, &settings()?),
         Command::Venues(args) => attendance::venues(&args, &settings()?),

@@ -27,7 +27,10 @@ use crate::record::command::{
     Attend, Command, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw,
 };
 use crate::record::event::{Body, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
-use crate::record::store::{BuriedRow, NewReference, PhotographDigest, SinkStanding, Standing, StoreError, Tx};
+use crate::record::portable::{Portable, State};
+use crate::record::store::{
+    BuriedRow, Debt, NewReference, Outcome, PhotographDigest, SinkStanding, Standing, StoreError, Tx,
+};
 
 /// How many of those that were set aside are told one by one.
 pub const BURIED_TOLD: u32 = 20;
@@ -333,6 +336,19 @@ impl NewEnrolment {
         append_enrolment(tx, self.at, action, Some(self.subject.clone()), references, request_id)?;
         Ok(references)
     }
+}
+
+/// Takes in a subject from a file. Those who are told of enrolments hear of it, and so does the site.
+pub fn accept_imported(tx: &mut Tx<'_>, portable: &Portable, at: Stamp) -> Result<Outcome, StoreError> {
+    let id = &portable.subject_id;
+    let action = if tx.subject(id)?.is_some() { EnrolmentAction::Updated } else { EnrolmentAction::Enrolled };
+    let outcome = tx.accept(portable)?;
+    if let (Outcome::Taken, State::Enrolled { name, references, .. }) = (outcome, &portable.state) {
+        let subject = SubjectRef { id: id.clone(), name: name.clone() };
+        append_enrolment(tx, at, action, Some(subject), references.len() as u32, None)?;
+        tx.owe_gallery(id, Debt::Missing)?;
+    }
+    Ok(outcome)
 }
 
 pub(super) fn answer(tx: &mut Tx<'_>, request_id: &str, verb: &str, body: &impl Serialize) -> Result<(), StoreError> {

@@ -14,6 +14,7 @@
 
 mod attendance;
 pub mod backup;
+mod enrolled;
 mod files;
 mod fleet;
 mod observation;
@@ -43,6 +44,7 @@ use tx::Tx as Transaction;
 use writer::{Job, Message, Task, wait};
 
 pub use attendance::StoredVenue;
+pub use enrolled::Enrolled;
 pub use files::DATABASE;
 pub use fleet::{Account, Debt, Known, Outcome, subject_of};
 pub use observation::Observation;
