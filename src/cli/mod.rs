@@ -4,6 +4,7 @@
 pub mod attendance;
 pub mod backup;
 pub mod bench;
+pub mod calibrate;
 pub mod cameras;
 mod canvas;
 pub mod console;
@@ -102,12 +103,17 @@ enum Command {
     Snapshot(snapshot::Args),
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
+    /// Compare the people enrolled here with each other: which threshold, who looks alike
+    Calibrate(calibrate::Args),
     /// Measure speed and memory on this device
     Bench(bench::Args),
     /// List the cameras that are connected, with their formats, sizes, rates and controls
     Cameras(cameras::Args),
     /// Look at everything the daemon needs, and say what is wrong and what to do
     Doctor(doctor::Args),
+    /// Photographs of many people, for measuring; see docs/performance.md
+    #[command(hide = true)]
+    BenchPeople(bench::people::Args),
     /// The embedded broker's own process; started by `run`
     #[command(hide = true)]
     BrokerChild,
@@ -187,7 +193,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             let pad = settings.recognition.pad();
             evaluate::run(&args, &settings.vision, pad, |spec| settings.recognition.threshold(spec))
         }
+        Command::Calibrate(args) => calibrate::run(&args, &settings()?),
         Command::Bench(args) => bench(&args, &settings()?),
+        Command::BenchPeople(args) => bench::people::run(&args),
         Command::Cameras(args) => cameras::run(&args, &settings()?),
         Command::Doctor(args) => doctor::run(&args, path.as_deref()),
         Command::BrokerChild => unreachable!("handled before"),
