@@ -101,6 +101,28 @@ fn check_numbers(state: &Path) -> i64 {
     count
 }
 
+/// Visits by command, while copies are made; half-way the broker is away for a moment.
+fn visit_and_copy(broker: &mut Mosquitto, client: &Client, home: &Home, image: &str, visits: usize) -> Vec<String> {
+    let mut copies = Vec::new();
+    for number in 0..visits {
+        let request_id = format!("visit-{number}");
+        client.command("attend", &json!({"request_id": request_id, "venue": "main", "image": image}));
+        if number % (visits / 4).max(1) == 0 {
+            let name = format!("copy-{number}");
+            let manifest = backup(home, &name);
+            assert_eq!(manifest["contents"]["events"], manifest["contents"]["newest_seq"], "{manifest}");
+            copies.push(name);
+        }
+        if number == visits / 2 {
+            broker.kill();
+            backup(home, "away");
+            copies.push("away".into());
+            broker.run();
+        }
+    }
+    copies
+}
+
 #[test]
 fn a_backup_taken_under_load_goes_on_elsewhere() {
     let (recorded, visits) = (scaled("E2E_EVENTS", 1_000), scaled("E2E_VISITS", 40));
@@ -115,25 +137,8 @@ fn a_backup_taken_under_load_goes_on_elsewhere() {
     let answer = client.request("enrol", "enrol", enrolment(&person.id, &person.id, &person.enrol));
     assert_eq!(answer["ok"], true, "{answer}");
 
-    // Visits by command, while copies are made; half-way the broker is away for a moment.
     let image = faces::base64(&person.enrol[0]);
-    let mut copies = Vec::new();
-    for number in 0..visits {
-        let request_id = format!("visit-{number}");
-        client.command("attend", &json!({"request_id": request_id, "venue": "main", "image": image}));
-        if number % (visits / 4).max(1) == 0 {
-            let name = format!("copy-{number}");
-            let manifest = backup(&first, &name);
-            assert_eq!(manifest["contents"]["events"], manifest["contents"]["newest_seq"], "{manifest}");
-            copies.push(name);
-        }
-        if number == visits / 2 {
-            broker.kill();
-            backup(&first, "away");
-            copies.push("away".into());
-            broker.run();
-        }
-    }
+    let copies = visit_and_copy(&mut broker, &client, &first, &image, visits);
     client.await_replies(visits + 1);
     let told = client.await_health("the gallery", |it| it["gallery"]["references"] != 0)["gallery"].clone();
 

@@ -187,10 +187,14 @@ fn load(reader: &Reader, vision: &Vision) -> anyhow::Result<(Matrix, u64)> {
         Some((id, templates)) if *id == reference.subject_id => templates.push(reference.template),
         _ => {
             let before = current.replace((reference.subject_id, vec![reference.template]));
-            before.into_iter().for_each(|(id, templates)| matrix.add(id, &templates));
+            if let Some((id, templates)) = before {
+                matrix.add(id, &templates);
+            }
         }
     })?;
-    current.into_iter().for_each(|(id, templates)| matrix.add(id, &templates));
+    if let Some((id, templates)) = current {
+        matrix.add(id, &templates);
+    }
     Ok((matrix, count.of_other_embedders))
 }
 
@@ -211,7 +215,9 @@ impl Report {
         let (mut genuine, identical) = matrix.genuine();
         genuine.sort_by(f32::total_cmp);
         let mut histogram = Histogram::default();
-        genuine.iter().for_each(|score| histogram.add(*score));
+        for score in &genuine {
+            histogram.add(*score);
+        }
         let below = genuine.partition_point(|score| *score < threshold) as u64;
         let several = (subjects - matrix.single) as u64;
 

@@ -13,6 +13,7 @@
 //!
 //! Invariants: nobody's id or name is in clear; what is read is bounded; a file that was cut or altered is an error.
 
+use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
@@ -162,9 +163,8 @@ impl<'a, R: Read> Reading<'a, R> {
         }
         let mut hash = Sha256::new();
         hash.update(magic);
-        let (text, proof) = match (part(&mut from)?, part(&mut from)?) {
-            (Some((b'H', text)), Some((b'K', proof))) => (text, proof),
-            _ => return Err(ExportError::NotAGallery),
+        let (Some((b'H', text)), Some((b'K', proof))) = (part(&mut from)?, part(&mut from)?) else {
+            return Err(ExportError::NotAGallery);
         };
         absorb(&mut hash, b'H', &text);
         absorb(&mut hash, b'K', &proof);
@@ -273,8 +273,12 @@ fn belongs(what: &[u8], id: Uuid, at: u64) -> Vec<u8> {
     [b"rollcall export 1\0", what, b"\0", id.as_bytes(), &at.to_le_bytes()].concat()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// A digest as people write it.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
+        text
+    })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::record::export::hex;
 use crate::record::store::DATABASE;
 use crate::record::store::backup::Contents;
 
@@ -171,7 +172,7 @@ pub fn digest(path: &Path) -> anyhow::Result<(u64, String)> {
             }
         }
     }
-    Ok((bytes, hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    Ok((bytes, hex(&hash.finalize())))
 }
 
 #[cfg(test)]

@@ -221,7 +221,9 @@ mod tests {
     #[test]
     fn scores_fall_into_their_bins() {
         let mut histogram = Histogram::default();
-        [-1.0, LOWEST, LOWEST + BIN * 1.5, 1.0, 2.0].iter().for_each(|it| histogram.add(*it));
+        for score in [-1.0, LOWEST, LOWEST + BIN * 1.5, 1.0, 2.0] {
+            histogram.add(score);
+        }
         assert_eq!((histogram.0[0], histogram.0[1], histogram.0[BINS - 1], histogram.count()), (2, 1, 2, 5));
     }
 }

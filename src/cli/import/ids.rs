@@ -11,6 +11,7 @@ use unicode_normalization::UnicodeNormalization as _;
 use unicode_normalization::char::is_combining_mark;
 
 use crate::recognise::face::SubjectId;
+use crate::record::export::hex;
 
 const LENGTH_MAX: usize = 64;
 const HASH_DIGITS: usize = 10;
@@ -34,7 +35,7 @@ pub fn from_name(name: &str) -> SubjectId {
     if !lost && !id.is_empty() && id.len() <= LENGTH_MAX {
         return SubjectId::new(id).expect("it is made of the characters of an id");
     }
-    let hash: String = Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex(&Sha256::digest(name.as_bytes()));
     let kept = &id[..id.len().min(LENGTH_MAX - HASH_DIGITS - 1)];
     let kept = if kept.is_empty() { "id" } else { kept.trim_end_matches('-') };
     SubjectId::new(&format!("{kept}-{}", &hash[..HASH_DIGITS])).expect("it is made of the characters of an id")

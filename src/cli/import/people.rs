@@ -32,7 +32,7 @@ pub struct Fault {
 }
 
 #[derive(Debug, Default)]
-pub struct People {
+pub struct Found {
     pub people: Vec<Person>,
     pub faults: Vec<Fault>,
     /// Files that are no photographs by their names.
@@ -44,8 +44,8 @@ const EXTENSIONS: [&str; 12] =
     ["jpg", "jpeg", "jpe", "png", "webp", "heic", "heif", "avif", "bmp", "gif", "tif", "tiff"];
 
 /// The people of a folder: `NAME.jpg`, or `NAME/…jpg`. In the order of their names.
-pub fn of_folder(dir: &Path, photographs_max: usize) -> anyhow::Result<People> {
-    let mut found = People::default();
+pub fn of_folder(dir: &Path, photographs_max: usize) -> anyhow::Result<Found> {
+    let mut found = Found::default();
     // The same name as a file and as a folder is the same person.
     let mut by_name: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for path in entries(dir)? {
@@ -100,8 +100,8 @@ struct Row {
 
 /// The people of a CSV file with the columns `file`, `id` and `name`: one row a photograph, or a folder of them, relative
 /// to `dir`. Rows of one id are one person.
-pub fn of_map(map: &Path, dir: &Path, photographs_max: usize) -> anyhow::Result<People> {
-    let mut found = People::default();
+pub fn of_map(map: &Path, dir: &Path, photographs_max: usize) -> anyhow::Result<Found> {
+    let mut found = Found::default();
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(map);
     let reader = reader.as_mut().map_err(|error| anyhow::anyhow!("cannot read {}: {error}", map.display()))?;
     let mut by_id: BTreeMap<SubjectId, (Name, Vec<PathBuf>)> = BTreeMap::new();
@@ -128,7 +128,7 @@ pub fn of_map(map: &Path, dir: &Path, photographs_max: usize) -> anyhow::Result<
     Ok(found)
 }
 
-impl People {
+impl Found {
     fn add(&mut self, mut person: Person, file: PathBuf, photographs_max: usize) {
         person.photographs.dedup();
         if person.photographs.is_empty() {

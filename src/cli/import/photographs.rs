@@ -42,12 +42,12 @@ pub struct Allowed {
     pub withdrawn: bool,
 }
 
-/// One photograph, read.
+/// A photograph to be looked at. Only one at a time is held in memory: a folder may be full of large ones.
 pub struct Photograph {
     /// Of the person's photographs.
     pub at: usize,
     pub digest: PhotographDigest,
-    pub bytes: Vec<u8>,
+    pub bytes: u64,
 }
 
 /// What is to be done for a person.
@@ -73,6 +73,7 @@ pub fn standing(
             Err(why) => Verdict::Refused(why),
             Ok(bytes) => {
                 let digest = Sha256::digest(&bytes).into();
+                let bytes = bytes.len() as u64;
                 if digests.insert(digest) && !known.contains(&(*embedder, digest)) {
                     photographs.push(Photograph { at, digest, bytes });
                     Verdict::NotUsed
@@ -108,7 +109,8 @@ pub fn standing(
     refused(why.unwrap_or_else(|| "no_photograph".into()), verdicts)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+/// The file's bytes, or why not.
+pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     let unreadable = |error: std::io::Error| format!("unreadable ({error})");
     let file = File::open(path).map_err(unreadable)?;
     let kind = file.metadata().map_err(unreadable)?;
@@ -201,14 +203,17 @@ impl Here<'_> {
         person: &Person,
         rules: &EnrolSettings,
     ) -> anyhow::Result<Looked> {
-        let (name, is_new, photographs, verdicts) = match standing(reader, &vision.embedder(), person, self.allowed)? {
-            Standing::Settled(told) => return Ok(Looked::Settled(told)),
-            Standing::Fresh { name, is_new, photographs, verdicts } => (name, is_new, photographs, verdicts),
-        };
+        let (name, is_new, photographs, mut verdicts) =
+            match standing(reader, &vision.embedder(), person, self.allowed)? {
+                Standing::Settled(told) => return Ok(Looked::Settled(told)),
+                Standing::Fresh { name, is_new, photographs, verdicts } => (name, is_new, photographs, verdicts),
+            };
         let mut judged = Vec::with_capacity(photographs.len());
-        for photograph in photographs {
-            let verdict = enrol::judge_photograph(vision, &photograph.bytes, rules)?;
-            judged.push((photograph.at, photograph.digest, verdict));
+        for Photograph { at, digest, .. } in photographs {
+            match read(&person.photographs[at]) {
+                Ok(bytes) => judged.push((at, digest, enrol::judge_photograph(vision, &bytes, rules)?)),
+                Err(why) => verdicts[at] = Verdict::Refused(why),
+            }
         }
         Ok(Looked::Judged { name, is_new, judged, verdicts })
     }

@@ -15,15 +15,16 @@ use uuid::Uuid;
 use crate::app;
 use crate::cli::console::{Console, with_console};
 use crate::cli::import::people::Person;
-use crate::cli::import::photographs::{Allowed, Photograph, Standing, standing};
+use crate::cli::import::photographs::{Allowed, Photograph, Standing, read, standing};
 use crate::cli::import::report::{Outcome, Report, Told, Verdict};
 use crate::config::Settings;
 use crate::recognise::engine::FaceEngine as _;
 use crate::recognise::face::{ModelDigest, Name};
+use crate::record::export::hex;
 use crate::record::store::Reader;
 
 /// The daemon answers within this time, or something is wrong with it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How long it may be busy with what passes its camera.
 const BUSY_MAX: u32 = 120;
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
@@ -50,7 +51,8 @@ impl Remote<'_> {
             Ok(())
         })
         .context(
-            "the daemon is running, so the import goes through it by MQTT; begin it again, it goes on where it was",
+            "the state directory is in use, by the daemon as it seems, so the import goes through it by MQTT; begun again, it goes on \
+             where it was",
         )
     }
 
@@ -100,10 +102,15 @@ impl Remote<'_> {
         name: &Name,
         batch: &[Photograph],
     ) -> anyhow::Result<Value> {
-        let encode = |it: &Photograph| base64::engine::general_purpose::STANDARD.encode(&it.bytes);
+        let mut images = Vec::with_capacity(batch.len());
+        for photograph in batch {
+            let path = &person.photographs[photograph.at];
+            let bytes = read(path).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))?;
+            images.push(base64::engine::general_purpose::STANDARD.encode(bytes));
+        }
         let body = serde_json::json!({
             "subject": {"id": person.id, "name": name},
-            "images": batch.iter().map(encode).collect::<Vec<_>>(),
+            "images": images,
             "allow_duplicate": self.allowed.duplicate,
         });
         for attempt in 0.. {
@@ -129,9 +136,10 @@ impl Remote<'_> {
         let mut hash = Sha256::new();
         hash.update(person.id.as_str());
         hash.update([0, u8::from(self.allowed.duplicate)]);
-        batch.iter().for_each(|it| hash.update(it.digest));
-        let digest: String = hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("import-{digest}")
+        for photograph in batch {
+            hash.update(photograph.digest);
+        }
+        format!("import-{}", hex(&hash.finalize()[..16]))
     }
 }
 
@@ -152,7 +160,7 @@ fn batches(photographs: &[Photograph], room: usize) -> Vec<&[Photograph]> {
 
 /// With quotes and comma.
 fn encoded_bytes(photograph: &Photograph) -> usize {
-    photograph.bytes.len().div_ceil(3) * 4 + 3
+    photograph.bytes.div_ceil(3) as usize * 4 + 3
 }
 
 fn judge(answer: &Value, batch: &[Photograph], verdicts: &mut [Verdict]) {
@@ -178,8 +186,8 @@ mod tests {
 
     #[test]
     fn photographs_are_put_into_as_few_messages_as_carry_them() {
-        let photograph = |bytes| Photograph { at: 0, digest: [0; 32], bytes: vec![0; bytes] };
-        let check = |sizes: &[usize], room, expected: &[usize]| {
+        let photograph = |bytes| Photograph { at: 0, digest: [0; 32], bytes };
+        let check = |sizes: &[u64], room, expected: &[usize]| {
             let photographs: Vec<_> = sizes.iter().map(|bytes| photograph(*bytes)).collect();
             let lengths: Vec<_> = batches(&photographs, room).iter().map(|it| it.len()).collect();
             assert_eq!(lengths, expected, "{sizes:?} into {room}");

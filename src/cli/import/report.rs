@@ -150,9 +150,8 @@ fn words<'a>(outcome: &'a Outcome, verdict: &'a Verdict) -> (&'static str, &'a s
     match (verdict, outcome) {
         (Verdict::Accepted, _) => ("accepted", ""),
         (Verdict::Known, _) => ("already", ""),
-        (Verdict::Refused(why), _) => ("refused", why),
+        (Verdict::Refused(why), _) | (Verdict::NotUsed, Outcome::Refused(why)) => ("refused", why),
         (Verdict::Surplus, _) => ("not_looked_at", "more than count for one person"),
-        (Verdict::NotUsed, Outcome::Refused(why)) => ("refused", why),
         (Verdict::NotUsed, _) => ("not_used", ""),
     }
 }

@@ -4,6 +4,7 @@
 //! never writes to what it looks at, and says nothing of a database that is not whole.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -148,7 +149,7 @@ fn immutable(path: &Path) -> PathBuf {
         if byte.is_ascii_alphanumeric() || b"/._-".contains(byte) {
             uri.push(char::from(*byte));
         } else {
-            uri.push_str(&format!("%{byte:02X}"));
+            write!(uri, "%{byte:02X}").expect("writing to a string cannot fail");
         }
     }
     uri.push_str("?immutable=1");
