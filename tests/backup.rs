@@ -24,7 +24,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -243,6 +243,35 @@ fn what_is_not_whole_or_in_the_way_is_refused() {
     let left =
         fs::read_dir(home.path(".")).unwrap().any(|it| it.unwrap().file_name().to_string_lossy().contains("partial"));
     assert!(!left, "nothing half is left behind");
+}
+
+/// The command, where no file may become larger than a megabyte or two: a write fails as on a full disk.
+fn on_a_full_disk(home: &Home, args: &[&str]) -> Output {
+    let usual = home.command(args);
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 2000; exec \"$0\" \"$@\""])
+        .arg(usual.get_program())
+        .args(usual.get_args());
+    home.finish(&mut limited)
+}
+
+#[test]
+fn a_disk_that_runs_full_leaves_nothing_half_behind() {
+    let home = Home::new(1, "");
+    record(&home.state(), 6_000);
+    let names = || fs::read_dir(home.path(".")).unwrap().map(|it| it.unwrap().file_name()).collect::<BTreeSet<_>>();
+    let path = |name: &str| home.path(name).to_str().unwrap().to_owned();
+    // So that it stands in both lists.
+    home.output(&["--version"]);
+    let before = names();
+    let output = on_a_full_disk(&home, &["backup", &path("copy")]);
+    assert!(!output.status.success(), "{}", said(&output));
+    assert_eq!(names(), before);
+    backup(&home, "copy");
+    let output = on_a_full_disk(&home, &["restore", &path("copy"), "--to", &path("to")]);
+    assert!(!output.status.success() && said(&output).contains("cannot write"), "{}", said(&output));
+    assert!(!home.path("to").exists() && !home.path(".to.partial").exists());
 }
 
 #[test]

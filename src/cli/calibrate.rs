@@ -352,6 +352,13 @@ impl Report {
                     .into(),
             );
         }
+        if self.genuine.pairs > 0 {
+            lines.push(
+                "A search takes the best of a person's references and the best samples of a track: it misses fewer than single pairs \
+                 fall below the threshold."
+                    .into(),
+            );
+        }
         lines.push(match &self.suggested {
             None => format!("There are fewer than {SUBJECTS_MIN} people: keep the shipped rule."),
             Some(it) if it.low <= self.threshold && self.threshold <= it.high => {

@@ -160,3 +160,39 @@ fn immutable(path: &Path) -> PathBuf {
 pub fn free_bytes(dir: &Path) -> Option<u64> {
     files::free_bytes(dir)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_of_the_first_version_is_copied_as_it_is() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = files::create_database(from.path()).unwrap();
+        let conn = Connection::open(path).unwrap();
+        conn.pragma_update(None, "journal_mode", "wal").unwrap();
+        conn.execute_batch(include_str!("migrations/0001.sql")).unwrap();
+        conn.pragma_update(None, "user_version", 1).unwrap();
+        conn.execute("insert into meta (key, value) values ('a', x'00')", []).unwrap();
+        let snapshot = Snapshot::open(from.path()).unwrap();
+        // Written after the moment of the copy: not in it.
+        conn.execute("insert into meta (key, value) values ('b', x'00')", []).unwrap();
+        snapshot.copy_to(to.path(), |_, _| ()).unwrap();
+        let found = contents(to.path(), None).unwrap();
+        assert_eq!((found.schema, found.events, found.newest_seq), (1, 0, 0));
+        let names: Vec<_> = std::fs::read_dir(to.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(names, [files::DATABASE], "nothing beside it");
+        let copy = Connection::open_with_flags(
+            immutable(&to.path().join(files::DATABASE)),
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI,
+        );
+        let kept: i64 = copy.unwrap().query_row("select count(*) from meta", [], |row| row.get(0)).unwrap();
+        assert_eq!(kept, 1);
+    }
+
+    #[test]
+    fn a_path_is_any_path() {
+        let path = Path::new("/tmp/a b?c#d%e/ü");
+        assert_eq!(immutable(path), PathBuf::from("file:/tmp/a%20b%3Fc%23d%25e/%C3%BC?immutable=1"));
+    }
+}
