@@ -18,6 +18,7 @@ const FLOW: &[&[&str]] = &[
     &["record::event"],
     &["record::seal", "record::command"],
     &["record::portable"],
+    &["record::export"],
     &["record::store"],
     &["record::outbox"],
     &["camera", "vision", "mqtt", "mongo"],

@@ -128,6 +128,7 @@ impl Commander {
             // The first two the link has told itself; the others are no edges.
             LinkEvent::Lost { .. }
             | LinkEvent::Unreachable { .. }
+            | LinkEvent::Subscribed { .. }
             | LinkEvent::Inbound(_)
             | LinkEvent::Oversized(_) => {}
         }

@@ -118,15 +118,19 @@ pub fn store_options(settings: &Settings, clock: &Arc<dyn Clock>) -> StoreOption
 
 fn open_store(settings: &Settings, clock: &Arc<dyn Clock>) -> anyhow::Result<Store> {
     let options = store_options(settings, clock);
-    let Opened { store, set_aside, key_created, key_path } =
-        Store::open(&settings.state_dir, options).map_err(storage)?;
-    if let Some(path) = set_aside {
+    let opened = Store::open(&settings.state_dir, options).map_err(storage)?;
+    tell_opened(&opened);
+    Ok(opened.store)
+}
+
+/// What an operator must hear of a store that was opened.
+pub fn tell_opened(opened: &Opened) {
+    if let Some(path) = &opened.set_aside {
         tracing::error!(path = %path.display(), "the database was damaged: it was set aside whole, and a new one begun; restore a backup or enrol again");
     }
-    if key_created {
-        tracing::warn!(path = %key_path.display(), "a key for the templates was made: keep a copy of it, without it everybody must be enrolled again");
+    if opened.key_created {
+        tracing::warn!(path = %opened.key_path.display(), "a key for the templates was made: keep a copy of it, without it everybody must be enrolled again");
     }
-    Ok(store)
 }
 
 pub fn load_vision(settings: &Settings) -> anyhow::Result<Vision> {

@@ -6,6 +6,7 @@
 //! Not in it: accuracy (`evaluate`), and the store: whoever calls `run` hands in what one durable commit is (`Commit`).
 
 pub mod camera;
+pub mod people;
 mod scene;
 
 use std::collections::BTreeMap;

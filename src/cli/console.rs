@@ -53,10 +53,20 @@ pub struct Console {
 
 impl Console {
     /// Sends a command and waits for its answer. The subscription must cover `reply/+`.
-    pub async fn request(&mut self, verb: &str, mut body: Value, patience: Duration) -> anyhow::Result<Value> {
-        let request_id = Uuid::now_v7().simple().to_string();
+    pub async fn request(&mut self, verb: &str, body: Value, patience: Duration) -> anyhow::Result<Value> {
+        self.request_as(&Uuid::now_v7().simple().to_string(), verb, body, patience).await
+    }
+
+    /// The same by a request id of the caller's.
+    pub async fn request_as(
+        &mut self,
+        request_id: &str,
+        verb: &str,
+        mut body: Value,
+        patience: Duration,
+    ) -> anyhow::Result<Value> {
         body["schema"] = 1.into();
-        body["request_id"] = request_id.as_str().into();
+        body["request_id"] = request_id.into();
         let topic = format!("{}/command/{verb}", self.base);
         let message = Message { topic, payload: serde_json::to_vec(&body)?, retain: false };
         self.connected(patience).await?;

@@ -2,17 +2,23 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program talks to people")]
 
 pub mod attendance;
+pub mod backup;
 pub mod bench;
+pub mod calibrate;
 pub mod cameras;
 mod canvas;
 pub mod console;
 pub mod demo;
 pub mod doctor;
 pub mod evaluate;
+pub mod export;
+pub mod import;
 pub mod people;
 pub mod plot;
+mod progress;
 pub mod prune;
 pub mod recognise;
+pub mod restore;
 mod scratch;
 pub mod snapshot;
 pub mod sync;
@@ -73,6 +79,10 @@ enum Command {
     Recognise(recognise::Args),
     /// Enrol a person from photographs (through the daemon when it is running)
     Enrol(people::EnrolArgs),
+    /// Enrol many people from a folder of photographs, or take in a gallery from a sealed file
+    Import(import::Args),
+    /// Write who is enrolled into one sealed file
+    Export(export::Args),
     /// List who is enrolled
     Subjects(people::SubjectsArgs),
     /// Show the attendance recorded here, or sum it up per person and session
@@ -81,6 +91,10 @@ enum Command {
     Venues(attendance::VenuesArgs),
     /// Delete old events that owe nothing; the daemon does it by itself with [storage] keep_days
     Prune(prune::Args),
+    /// Copy everything this device knows into a folder, while the daemon goes on
+    Backup(backup::Args),
+    /// Make a state directory from a backup
+    Restore(restore::Args),
     /// Deliver now what is owed to broker and MongoDB, or tell what is owed
     Sync(sync::Args),
     /// Live in the terminal: what the running daemon sees and decides
@@ -89,12 +103,17 @@ enum Command {
     Snapshot(snapshot::Args),
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
+    /// Compare the people enrolled here with each other: which threshold, who looks alike
+    Calibrate(calibrate::Args),
     /// Measure speed and memory on this device
     Bench(bench::Args),
     /// List the cameras that are connected, with their formats, sizes, rates and controls
     Cameras(cameras::Args),
     /// Look at everything the daemon needs, and say what is wrong and what to do
     Doctor(doctor::Args),
+    /// Photographs of many people, for measuring; see docs/performance.md
+    #[command(hide = true)]
+    BenchPeople(bench::people::Args),
     /// The embedded broker's own process; started by `run`
     #[command(hide = true)]
     BrokerChild,
@@ -155,10 +174,17 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Models { command: ModelsCommand::Verify { json } } => verify_models(&settings()?, json),
         Command::Recognise(args) => recognise::run(&args, &settings()?),
         Command::Enrol(args) => people::enrol(&args, &settings()?),
+        Command::Import(args) => {
+            log_to_stderr(RawLevel::Warn);
+            import::run(&args, &settings()?)
+        }
+        Command::Export(args) => export::run(&args, &settings()?),
         Command::Subjects(args) => people::subjects(&args, &settings()?),
         Command::Attendance(args) => attendance::run(&args, &settings()?),
         Command::Venues(args) => attendance::venues(&args, &settings()?),
         Command::Prune(args) => prune::run(&args, &settings()?),
+        Command::Backup(args) => backup::run(&args, &settings()?),
+        Command::Restore(args) => restore::run(&args, &settings()?),
         Command::Sync(args) => sync::run(&args, &settings()?),
         Command::Watch(args) => watch::run(&args, &settings()?),
         Command::Snapshot(args) => snapshot::run(&args, &settings()?),
@@ -167,7 +193,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             let pad = settings.recognition.pad();
             evaluate::run(&args, &settings.vision, pad, |spec| settings.recognition.threshold(spec))
         }
+        Command::Calibrate(args) => calibrate::run(&args, &settings()?),
         Command::Bench(args) => bench(&args, &settings()?),
+        Command::BenchPeople(args) => bench::people::run(&args),
         Command::Cameras(args) => cameras::run(&args, &settings()?),
         Command::Doctor(args) => doctor::run(&args, path.as_deref()),
         Command::BrokerChild => unreachable!("handled before"),

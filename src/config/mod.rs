@@ -22,6 +22,7 @@ use crate::enrol::EnrolSettings;
 use crate::mongo::{self, MongoSettings};
 use crate::mqtt::link::Credentials;
 use crate::mqtt::tls::{self, TlsSettings};
+use crate::mqtt::topics;
 use crate::recognise::attention::PaceSettings;
 use crate::recognise::decision::{DecisionSettings, ThresholdRule};
 use crate::recognise::engine::Reach;
@@ -283,8 +284,8 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
     let device = if raw.device.name.is_empty() { host_name() } else { raw.device.name.clone() };
     id("[device] site", &raw.device.site)?;
     id("[device] name", &device)?;
-    if device == "all" {
-        return Err(value("[device] name", "= \"all\" stands for every device of the site"));
+    if topics::RESERVED.contains(&device.as_str()) {
+        return Err(value("[device] name", format!("= {device:?} stands for the whole site in topics")));
     }
     let mut warnings = Vec::new();
     let venues = venues(raw, &mut warnings)?;

@@ -18,8 +18,7 @@ use std::time::Duration;
 use rumqttc::mqttbytes::Error as PacketError;
 use rumqttc::{
     AsyncClient, ConnAck, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions,
-    Outgoing, Packet, Publish, QoS, StateError, SubAck, SubscribeFilter, SubscribeReasonCode, TlsConfiguration,
-    Transport,
+    Outgoing, Packet, Publish, QoS, StateError, SubAck, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use rustls::ClientConfig;
 use tokio::sync::mpsc::error::TrySendError;
@@ -264,9 +263,7 @@ impl Driver {
         let rely_on_session = recovery.subscribe == Subscribe::AsBefore && recovery.subscribed && ack.session_present;
         recovery.subscribe = Subscribe::Anew;
         if !rely_on_session && !self.settings.subscriptions.is_empty() {
-            let filters = self.settings.subscriptions.iter().cloned();
-            let filters = filters.map(|it| SubscribeFilter::new(it, QoS::AtLeastOnce));
-            run.subscribed = run.client.try_subscribe_many(filters).is_ok();
+            run.subscribed = self.shared.subscribe(self.settings.subscriptions.clone());
         }
         let announced = self.shared.publish_landmark(&self.settings.status_topic, ONLINE, Landmark::Online);
         if !run.subscribed || !announced {
@@ -278,14 +275,17 @@ impl Driver {
     }
 
     fn on_subscribed(&self, ack: &SubAck) -> Option<Ended> {
-        let asked = self.settings.subscriptions.iter();
-        for (filter, _) in asked.zip(&ack.return_codes).filter(|(_, code)| **code == SubscribeReasonCode::Failure) {
+        let mut filters = self.shared.subscribed();
+        let refused = filters.iter().zip(&ack.return_codes).filter(|it| *it.1 == SubscribeReasonCode::Failure);
+        let refused: Vec<String> = refused.map(|(filter, _)| filter.clone()).collect();
+        filters.retain(|it| !refused.contains(it));
+        for filter in refused {
             tracing::error!(filter, "the broker refuses our subscription: check its access rules");
-            if let Some(ended) = self.tell(LinkEvent::SubscriptionRefused { filter: filter.clone() }) {
+            if let Some(ended) = self.tell(LinkEvent::SubscriptionRefused { filter }) {
                 return Some(ended);
             }
         }
-        None
+        self.tell(LinkEvent::Subscribed { filters })
     }
 
     fn on_inbound(&self, publish: Publish) -> Option<Ended> {

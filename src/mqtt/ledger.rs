@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use rumqttc::{AsyncClient, Publish, QoS};
+use rumqttc::{AsyncClient, Publish, QoS, SubscribeFilter};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::link::{AckToken, LinkSettings, Message, NotAcknowledged, packet_bytes};
@@ -66,6 +66,8 @@ struct Ledger {
     /// Counts PUBACKs: a broker that sends none while we wait has stalled.
     acks_seen: u64,
     latest: BTreeMap<String, (Vec<u8>, bool)>,
+    /// Subscriptions that the broker has not answered; it answers in their order.
+    subscribing: VecDeque<Vec<String>>,
     owed: VecDeque<Owed>,
     serial: u64,
     held_count: usize,
@@ -185,12 +187,35 @@ impl Shared {
         ledger.deferring = false;
         ledger.owed.clear();
         ledger.latest.clear();
+        ledger.subscribing.clear();
         let queued = std::mem::take(&mut ledger.queued);
         let in_flight = std::mem::take(&mut ledger.in_flight);
         drop(ledger);
         for waiter in queued.into_iter().chain(in_flight.into_values()) {
             waiter.answer(Err(NotAcknowledged::Lost));
         }
+    }
+
+    pub(super) fn subscribe(&self, filters: Vec<String>) -> bool {
+        let mut ledger = self.lock();
+        let Some(client) = &ledger.client else { return false };
+        let asked = filters.iter().map(|it| SubscribeFilter::new(it.clone(), QoS::AtLeastOnce));
+        let taken = client.try_subscribe_many(asked).is_ok();
+        if taken {
+            ledger.subscribing.push_back(filters);
+        }
+        taken
+    }
+
+    pub(super) fn unsubscribe(&self, filters: Vec<String>) -> bool {
+        let ledger = self.lock();
+        let Some(client) = &ledger.client else { return false };
+        filters.into_iter().all(|it| client.try_unsubscribe(it).is_ok())
+    }
+
+    /// SUBACK: what it answers.
+    pub(super) fn subscribed(&self) -> Vec<String> {
+        self.lock().subscribing.pop_front().unwrap_or_default()
     }
 
     /// rumqttc has put the oldest queued publish on the wire under this packet id.

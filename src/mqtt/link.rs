@@ -214,6 +214,10 @@ pub enum LinkEvent {
     },
     Inbound(Inbound),
     Oversized(Oversized),
+    /// The broker took subscriptions: what it keeps for them comes now.
+    Subscribed {
+        filters: Vec<String>,
+    },
     /// The broker does not let us subscribe to this: no command will come that way.
     SubscriptionRefused {
         filter: String,
@@ -353,6 +357,17 @@ impl Link {
     /// is dropped. Never waits.
     pub fn publish_latest(&self, topic: &str, payload: Vec<u8>, retain: bool) {
         self.shared.publish_latest(topic, payload, retain);
+    }
+
+    /// Subscribes on the present connection, besides what the settings say; what the broker keeps for these comes (again).
+    /// `false` when there is no connection, or no room before it. Never waits: `LinkEvent::Subscribed` tells the rest.
+    pub fn subscribe(&self, filters: Vec<String>) -> bool {
+        self.shared.subscribe(filters)
+    }
+
+    /// The opposite; nobody tells when.
+    pub fn unsubscribe(&self, filters: Vec<String>) -> bool {
+        self.shared.unsubscribe(filters)
     }
 
     pub fn is_online(&self) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: every part that is put into a topic has passed `check_id`, so no name, wildcard or slash can get in.
 
-use crate::recognise::face::{IdError, check_id};
+use crate::recognise::face::{IdError, SubjectId, check_id};
 
 /// What a device publishes when its link is up, and what the broker publishes for it when it is gone.
 pub const ONLINE: &str = "online";
@@ -10,6 +10,12 @@ pub const OFFLINE: &str = "offline";
 
 /// Stands for every device of a site in a command topic, and so is no device's name.
 const ALL: &str = "all";
+/// Where a device's name would stand: the gallery that the site's doors share, and what is in it.
+const GALLERY: &str = "gallery";
+const GALLERY_INDEX: &str = "gallery-index";
+
+/// Names that no device may have.
+pub const RESERVED: [&str; 3] = [ALL, GALLERY, GALLERY_INDEX];
 
 /// The topics of one device of one site.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +32,18 @@ pub enum TopicError {
         #[source]
         source: IdError,
     },
-    #[error("a device may not be called \"all\": commands to it would go to every device of the site")]
+    #[error(
+        "a device may not be called \"all\", \"gallery\" or \"gallery-index\": in topics these stand for the whole site"
+    )]
     Reserved,
+}
+
+/// A topic of the shared gallery, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GalleryTopic {
+    Subject(SubjectId),
+    /// A page of the index.
+    Page(u8),
 }
 
 /// Who a command was sent to.
@@ -48,7 +64,7 @@ impl Topics {
     pub fn new(site: &str, device: &str) -> Result<Self, TopicError> {
         part("site", site)?;
         part("device", device)?;
-        if device == ALL {
+        if RESERVED.contains(&device) {
             return Err(TopicError::Reserved);
         }
         Ok(Self { site: site.into(), device: device.into() })
@@ -94,6 +110,39 @@ impl Topics {
     pub fn discovery(&self, prefix: &str) -> Result<String, TopicError> {
         prefix.split('/').try_for_each(|level| part("discovery prefix", level))?;
         Ok(format!("{prefix}/device/{}/config", self.device))
+    }
+
+    /// One subject of the site's gallery. Retained.
+    pub fn gallery(&self, id: &SubjectId) -> String {
+        format!("rollcall/{}/{GALLERY}/{id}", self.site)
+    }
+
+    /// What a part of the gallery is made up of. Retained.
+    pub fn gallery_page(&self, page: u8) -> String {
+        format!("rollcall/{}/{GALLERY_INDEX}/{page:02x}", self.site)
+    }
+
+    /// Whether the device's connection to the gallery stands.
+    pub fn gallery_status(&self) -> String {
+        self.below("gallery")
+    }
+
+    pub fn all_gallery(&self) -> String {
+        format!("rollcall/{}/{GALLERY}/+", self.site)
+    }
+
+    pub fn all_gallery_pages(&self) -> String {
+        format!("rollcall/{}/{GALLERY_INDEX}/+", self.site)
+    }
+
+    /// Takes an inbound topic of the gallery apart.
+    pub fn gallery_part(&self, topic: &str) -> Option<GalleryTopic> {
+        let rest = topic.strip_prefix("rollcall/")?.strip_prefix(&*self.site)?.strip_prefix('/')?;
+        match rest.split_once('/')? {
+            (GALLERY, id) => SubjectId::new(id).ok().map(GalleryTopic::Subject),
+            (GALLERY_INDEX, page) if page.len() == 2 => u8::from_str_radix(page, 16).ok().map(GalleryTopic::Page),
+            _ => None,
+        }
     }
 
     /// What the device subscribes to: commands to itself and to every device of its site.
@@ -150,7 +199,28 @@ mod tests {
         }
         assert!(topics().discovery("a/b").is_ok());
         assert!(topics().discovery("a/#").is_err());
-        assert_eq!(Topics::new("hq", "all"), Err(TopicError::Reserved));
+        for reserved in RESERVED {
+            assert_eq!(Topics::new("hq", reserved), Err(TopicError::Reserved));
+        }
+    }
+
+    #[test]
+    fn a_topic_of_the_gallery_is_taken_apart() {
+        let (topics, jane) = (topics(), SubjectId::new("jane").unwrap());
+        assert_eq!(topics.gallery(&jane), "rollcall/hq/gallery/jane");
+        assert_eq!(topics.gallery_page(10), "rollcall/hq/gallery-index/0a");
+        for (topic, expected) in [
+            ("rollcall/hq/gallery/jane", Some(GalleryTopic::Subject(jane))),
+            ("rollcall/hq/gallery-index/0a", Some(GalleryTopic::Page(10))),
+            ("rollcall/hq/gallery-index/0aa", None),
+            ("rollcall/hq/gallery-index/zz", None),
+            ("rollcall/hq/gallery/a/b", None),
+            ("rollcall/hq/gallery/", None),
+            ("rollcall/hq2/gallery/jane", None),
+            ("rollcall/hq/door-1/health", None),
+        ] {
+            assert_eq!(topics.gallery_part(topic), expected, "{topic}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod event;
+pub mod export;
 pub mod outbox;
 pub mod portable;
 pub mod seal;

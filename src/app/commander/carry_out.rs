@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::mpsc::TrySendError;
 
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -26,7 +27,10 @@ use crate::record::command::{
     Attend, Command, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw,
 };
 use crate::record::event::{Body, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
-use crate::record::store::{BuriedRow, NewReference, SinkStanding, Standing, StoreError, Tx};
+use crate::record::portable::{Portable, State};
+use crate::record::store::{
+    BuriedRow, Debt, NewReference, Outcome, PhotographDigest, SinkStanding, Standing, StoreError, Tx,
+};
 
 /// How many of those that were set aside are told one by one.
 pub const BURIED_TOLD: u32 = 20;
@@ -74,7 +78,9 @@ impl Commander {
             return Err(Fault::Refused { refusal: Refusal::new(None, code, message), lasting: true, details });
         }
         let (id, name, replace) = (enrol.subject_id.clone(), enrol.name.clone(), enrol.replace);
-        let enrolment = NewEnrolment::new(id, name, replace, &judgement, self.embedder, self.clock.now());
+        let photographs = enrol.images.iter().map(|image| Sha256::digest(image.bytes()).into()).collect();
+        let enrolment = NewEnrolment::new(id, name, replace, &judgement, self.embedder, self.clock.now())
+            .with_photographs(photographs);
         let images = judgement.photographs.iter().map(outcome).collect::<Vec<_>>();
         let duplicate_of = judgement.duplicate_of.clone();
         let write = move |tx: &mut Tx<'_>| {
@@ -281,7 +287,9 @@ pub fn unfit(judgement: &Judgement, allow_duplicate: bool) -> Option<(ErrorCode,
 /// An enrolment about to be stored.
 pub struct NewEnrolment {
     subject: SubjectRef,
+    embedder: ModelDigest,
     references: Vec<NewReference>,
+    photographs: Vec<PhotographDigest>,
     replace: bool,
     at: Stamp,
 }
@@ -303,7 +311,13 @@ impl NewEnrolment {
             quality,
         };
         let references = judgement.accepted().map(reference).collect();
-        Self { subject, references, replace, at }
+        Self { subject, embedder, references, photographs: Vec::new(), replace, at }
+    }
+
+    /// That these were looked at for it, used or not: an import that is begun again passes them over.
+    #[must_use]
+    pub fn with_photographs(self, photographs: Vec<PhotographDigest>) -> Self {
+        Self { photographs, ..self }
     }
 
     /// Stores subject, references and event; gives how many references the subject has now.
@@ -312,14 +326,29 @@ impl NewEnrolment {
         let action = if tx.subject(id)?.is_some() { EnrolmentAction::Updated } else { EnrolmentAction::Enrolled };
         tx.put_subject(id, &self.subject.name)?;
         if self.replace {
+            tx.forget_photographs(id)?;
             tx.replace_references(id, &self.references)?;
         } else {
             tx.add_references(&self.references)?;
         }
+        tx.note_photographs(id, &self.embedder, &self.photographs)?;
         let references = tx.subject(id)?.map_or(0, |subject| subject.references);
         append_enrolment(tx, self.at, action, Some(self.subject.clone()), references, request_id)?;
         Ok(references)
     }
+}
+
+/// Takes in a subject from a file. Those who are told of enrolments hear of it, and so does the site.
+pub fn accept_imported(tx: &mut Tx<'_>, portable: &Portable, at: Stamp) -> Result<Outcome, StoreError> {
+    let id = &portable.subject_id;
+    let action = if tx.subject(id)?.is_some() { EnrolmentAction::Updated } else { EnrolmentAction::Enrolled };
+    let outcome = tx.accept(portable)?;
+    if let (Outcome::Taken, State::Enrolled { name, references, .. }) = (outcome, &portable.state) {
+        let subject = SubjectRef { id: id.clone(), name: name.clone() };
+        append_enrolment(tx, at, action, Some(subject), references.len() as u32, None)?;
+        tx.owe_gallery(id, Debt::Missing)?;
+    }
+    Ok(outcome)
 }
 
 pub(super) fn answer(tx: &mut Tx<'_>, request_id: &str, verb: &str, body: &impl Serialize) -> Result<(), StoreError> {

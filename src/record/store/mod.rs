@@ -13,9 +13,13 @@
 //! second.
 
 mod attendance;
+pub mod backup;
+mod enrolled;
 mod files;
+mod fleet;
 mod observation;
 mod people;
+mod photographs;
 mod read;
 mod retention;
 mod schema;
@@ -40,9 +44,12 @@ use tx::Tx as Transaction;
 use writer::{Job, Message, Task, wait};
 
 pub use attendance::StoredVenue;
+pub use enrolled::Enrolled;
 pub use files::DATABASE;
+pub use fleet::{Account, Debt, Known, Outcome, subject_of};
 pub use observation::Observation;
 pub use people::{Erased, Erasure, NewReference};
+pub use photographs::PhotographDigest;
 pub use read::{AttendanceQuery, Reader};
 pub use retention::Prunable;
 pub use standing::{Held, SinkStanding, Standing, Unwatched};
@@ -55,6 +62,8 @@ pub struct SinkName(&'static str);
 impl SinkName {
     pub const MQTT: Self = Self("mqtt");
     pub const MONGO: Self = Self("mongo");
+    /// The gallery that the doors of a site share, wherever it is: owed subjects, and no events.
+    pub const GALLERY: Self = Self("gallery");
 
     pub fn as_str(self) -> &'static str {
         self.0
@@ -67,6 +76,8 @@ pub struct StoreOptions {
     pub clock: Arc<dyn Clock>,
     /// This device's name, which stands beside what it changed.
     pub device: String,
+    /// Whether the site's other doors are to know who is enrolled here.
+    pub shared: bool,
     /// `$CREDENTIALS_DIRECTORY`, where systemd passes one.
     pub credentials_dir: Option<PathBuf>,
     /// Kept back for when the disk is full.
@@ -80,7 +91,8 @@ impl StoreOptions {
         Self {
             sinks,
             clock,
-            device: String::new(),
+            device: "device".into(),
+            shared: false,
             credentials_dir: None,
             // About two thousand attendances.
             reserve_bytes: 1 << 20,

@@ -28,7 +28,8 @@ pub struct NewReference {
 /// What erasing a person took out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Erased {
-    /// Whether the subject was enrolled; one withdrawn before may still stand in events.
+    /// Whether the subject was enrolled, or withdrawn but not erased; one of whom that is not known may still stand in
+    /// events.
     pub enrolled: bool,
     pub references: u32,
     pub events: u32,
@@ -58,23 +59,19 @@ impl Tx<'_> {
                    on conflict (id) do update set name = ?2";
         let now_ms = self.now().wall_ms;
         self.conn.prepare(sql)?.execute(params![id.as_str(), name.as_str(), now_ms])?;
-        Ok(())
+        self.raise(id)
     }
 
     pub fn rename_subject(&mut self, id: &SubjectId, name: &Name) -> Result<(), StoreError> {
         let sql = "update subject set name = ?2 where id = ?1";
         match self.conn.prepare(sql)?.execute(params![id.as_str(), name.as_str()])? {
             0 => Err(StoreError::UnknownSubject { id: id.clone() }),
-            _ => Ok(()),
+            _ => self.raise(id),
         }
     }
 
     pub fn subject(&self, id: &SubjectId) -> Result<Option<Subject>, StoreError> {
-        let sql = "select max(id) from subject where id < ?1";
-        let before: Option<String> = self.conn.query_row(sql, [id.as_str()], |row| row.get(0))?;
-        let before = before.and_then(|it| SubjectId::new(&it).ok());
-        let found = read::subjects(self.conn, before.as_ref(), 1)?;
-        Ok(found.into_iter().find(|it| it.id == *id))
+        read::subject(self.conn, id)
     }
 
     /// Sorted by id, after `after`.
@@ -89,6 +86,7 @@ impl Tx<'_> {
         let insert = "insert into reference (id, subject_id, embedder, sealed, quality, created_ms) \
                       values (?1, ?2, ?3, ?4, ?5, ?6)";
         let mut ids = Vec::with_capacity(references.len());
+        let mut changed = HashSet::new();
         for NewReference { subject_id, embedder, template, quality } in references {
             let known: bool = self.conn.prepare(exists)?.query_row([subject_id.as_str()], |row| row.get(0))?;
             if !known {
@@ -105,6 +103,9 @@ impl Tx<'_> {
                 now.wall_ms
             ])?;
             ids.push(id);
+            if changed.insert(subject_id) {
+                self.raise(subject_id)?;
+            }
         }
         Ok(ids)
     }
@@ -119,7 +120,7 @@ impl Tx<'_> {
         self.add_references(references)
     }
 
-    fn delete_references(&self, subject_id: &SubjectId) -> Result<u32, StoreError> {
+    pub(super) fn delete_references(&self, subject_id: &SubjectId) -> Result<u32, StoreError> {
         let sql = "delete from reference where subject_id = ?1";
         Ok(self.conn.prepare(sql)?.execute([subject_id.as_str()])? as u32)
     }
@@ -127,9 +128,10 @@ impl Tx<'_> {
     /// Withdraws a subject: name and references go, events stay. Gives how many references there were.
     pub fn delete_subject(&mut self, id: &SubjectId) -> Result<u32, StoreError> {
         let references = self.delete_references(id)?;
+        let before = self.account(id)?;
         match self.conn.prepare("delete from subject where id = ?1")?.execute([id.as_str()])? {
             0 => Err(StoreError::UnknownSubject { id: id.clone() }),
-            _ => Ok(references),
+            _ => self.withdrawn(id, before.as_ref(), false).map(|()| references),
         }
     }
 
@@ -151,14 +153,16 @@ impl Tx<'_> {
     pub fn erase_subject(&mut self, id: &SubjectId) -> Result<Erased, StoreError> {
         let mut names = self.names_in_events(id)?;
         let subject = self.subject(id)?;
+        let before = self.account(id)?;
         names.extend(subject.iter().map(|it| it.name.as_str().to_owned()));
         let erased = Erased {
-            enrolled: subject.is_some(),
+            enrolled: before.as_ref().is_some_and(|it| !it.erased),
             events: self.erase_from_events(id)?,
             replies: self.erase_from_replies(id, &names)?,
             references: self.delete_references(id)?,
         };
         self.conn.execute("delete from subject where id = ?1", [id.as_str()])?;
+        self.withdrawn(id, before.as_ref(), true)?;
         self.owe_erasure(id)?;
         self.owe_scrub()?;
         Ok(erased)

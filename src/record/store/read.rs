@@ -180,6 +180,14 @@ pub(super) fn subjects(conn: &Connection, after: Option<&SubjectId>, limit: u32)
     Ok(found)
 }
 
+pub(super) fn subject(conn: &Connection, id: &SubjectId) -> Result<Option<Subject>, StoreError> {
+    let before: Option<String> =
+        conn.query_row("select max(id) from subject where id < ?1", [id.as_str()], |row| row.get(0))?;
+    let before = before.and_then(|it| SubjectId::new(&it).ok());
+    let found = subjects(conn, before.as_ref(), 1)?;
+    Ok(found.into_iter().find(|it| it.id == *id))
+}
+
 /// Only what this program checked gets into these columns.
 fn subject_id(row: &Row<'_>, column: usize) -> Result<SubjectId, StoreError> {
     SubjectId::new(&row.get::<_, String>(column)?).map_err(|_| damaged())

@@ -46,6 +46,8 @@ create table outbox (
 create index outbox_waiting on outbox (sink, id) where buried_reason is null;
 create index outbox_buried on outbox (sink, id) where buried_reason is not null;
 create index outbox_by_event on outbox (event_seq) where event_seq is not null;
+-- one row for each subject that the site is still to be told of
+create unique index outbox_of_gallery on outbox (topic) where sink = 'gallery';
 
 -- Who is enrolled, and the sealed templates. No foreign key leads to event: what happened stays.
 create table subject (
@@ -129,3 +131,12 @@ create table erasure (
   receipt text
 ) strict;
 create index erasure_unproved on erasure (row) where receipt is null;
+
+-- Photographs (SHA-256 of the file) that a subject was enrolled with, so that an import that is begun again makes no
+-- second reference of one. Goes with the subject.
+create table photograph (
+  subject_id text not null references subject (id) on delete cascade,
+  embedder blob not null check (length(embedder) = 32),
+  digest blob not null check (length(digest) = 32),
+  primary key (subject_id, embedder, digest)
+) strict, without rowid;

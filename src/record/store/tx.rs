@@ -31,6 +31,8 @@ const REASON_CHARS: usize = 500;
 pub(super) struct Setting {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) sinks: Vec<SinkName>,
+    pub(super) device: String,
+    pub(super) shared: bool,
     pub(super) key: SealKey,
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::files::{self, Reserve};
 use super::tx::{Effects, Setting, Tx};
-use super::{StoreError, StoreOptions, Wake, schema};
+use super::{StoreError, StoreOptions, Wake, fleet, schema};
 use crate::clock::Stopwatch;
 use crate::record::seal::{SealError, SealKey};
 
@@ -123,9 +123,11 @@ pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>)
     let (key, key_created) = fitting_key(&conn, dir, options.credentials_dir.as_deref())?;
     let key_path = key.path().to_owned();
     settle_sinks(&mut conn, &options)?;
+    fleet::settle(&mut conn, &options)?;
     let mut reserve = Reserve::new(dir, options.reserve_bytes);
     reserve.restore();
-    let setting = Setting { clock: options.clock, sinks: options.sinks, key };
+    let StoreOptions { clock, sinks, device, shared, .. } = options;
+    let setting = Setting { clock, sinks, device, shared, key };
     let mut writer = Writer {
         conn,
         setting,

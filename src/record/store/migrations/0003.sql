@@ -1,4 +1,4 @@
--- Subjects that several doors share, signed commands, and erasures to be proved.
+-- Subjects that several doors share, signed commands, erasures to be proved, and photographs that need no second look.
 
 alter table subject add column withdrawals integer not null default 0 check (withdrawals >= 0);
 alter table subject add column changes integer not null default 1 check (changes >= 1);
@@ -30,3 +30,12 @@ create table erasure (
   receipt text
 ) strict;
 create index erasure_unproved on erasure (row) where receipt is null;
+
+create table photograph (
+  subject_id text not null references subject (id) on delete cascade,
+  embedder blob not null check (length(embedder) = 32),
+  digest blob not null check (length(digest) = 32),
+  primary key (subject_id, embedder, digest)
+) strict, without rowid;
+-- one row for each subject that the site is still to be told of
+create unique index outbox_of_gallery on outbox (topic) where sink = 'gallery';

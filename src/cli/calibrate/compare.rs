@@ -1,0 +1,250 @@
+//! A gallery compared with itself: references of one subject with each other, and everybody with everybody else.
+//!
+//! Invariant: what comes out does not depend on the number of workers. A search is what the daemon would do: a subject's
+//! score is the best of its references and of their mean.
+//!
+//! Budget: some 30 ns a comparison of 512 elements on one core; probes are taken in blocks, so that each reference is
+//! read once for a block and not once for each of it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use simsimd::SpatialSimilarity;
+
+use crate::cli::calibrate::figures::{Histogram, Random};
+use crate::recognise::face::{SubjectId, Template};
+
+/// Probes compared together: their templates fit into a processor's second cache.
+const BLOCK: usize = 32;
+/// Two references with this score are of one photograph: they say nothing of how a person varies.
+pub const IDENTICAL: f32 = 0.9999;
+/// Pairs kept while comparing; far more than are told.
+const PAIRS_KEPT: usize = 10_000;
+const SEED: u64 = 0x5eed_0000;
+
+/// References, subject after subject, and the mean of those who have several.
+#[derive(Default)]
+pub struct Matrix {
+    dimension: usize,
+    floats: Vec<f32>,
+    rows: Vec<Row>,
+    pub subjects: Vec<SubjectId>,
+    pub references: usize,
+    pub single: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Row {
+    subject: u32,
+    is_mean: bool,
+}
+
+impl Matrix {
+    pub fn new(dimension: usize) -> Self {
+        Self { dimension, ..Self::default() }
+    }
+
+    /// The references of one subject, all at once.
+    pub fn add(&mut self, id: SubjectId, templates: &[Template]) {
+        let subject = self.subjects.len() as u32;
+        self.subjects.push(id);
+        self.references += templates.len();
+        self.single += usize::from(templates.len() == 1);
+        let mean = (templates.len() > 1).then(|| Template::mean(templates)).flatten();
+        for (template, is_mean) in templates.iter().map(|it| (it, false)).chain(mean.iter().map(|it| (it, true))) {
+            self.floats.extend_from_slice(template.as_slice());
+            self.rows.push(Row { subject, is_mean });
+        }
+    }
+
+    fn row(&self, at: usize) -> &[f32] {
+        &self.floats[at * self.dimension..(at + 1) * self.dimension]
+    }
+
+    fn score(&self, one: usize, other: usize) -> f32 {
+        f32::dot(self.row(one), self.row(other)).unwrap_or(0.0) as f32
+    }
+
+    /// Scores of all pairs of references of one subject; of one photograph enrolled twice only the number.
+    pub fn genuine(&self) -> (Vec<f32>, u64) {
+        let (mut scores, mut identical) = (Vec::new(), 0);
+        let mut from = 0;
+        for at in 0..self.rows.len() {
+            if self.rows[at].subject != self.rows[from].subject {
+                from = at;
+            }
+            for other in (from..at).filter(|_| !self.rows[at].is_mean) {
+                match self.score(at, other) {
+                    score if score >= IDENTICAL => identical += 1,
+                    score => scores.push(score),
+                }
+            }
+        }
+        (scores, identical)
+    }
+}
+
+/// What comparing everybody with everybody else came to.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub comparisons: u64,
+    /// Of single references of different subjects.
+    pub histogram: Histogram,
+    pub highest: f32,
+    /// The best score of each search among the others, with its subject's number; that of a probable double left out.
+    pub best: Vec<(u32, f32)>,
+    /// Two subjects and their best score.
+    pub pairs: Vec<(u32, u32, f32)>,
+    /// Not everybody was searched for.
+    pub sampled: bool,
+}
+
+/// From which scores on a pair is told, and from which two subjects are taken for one person.
+#[derive(Clone, Copy, Debug)]
+pub struct Marks {
+    pub near: f32,
+    pub double: f32,
+}
+
+#[derive(Default)]
+struct Part {
+    comparisons: u64,
+    histogram: Histogram,
+    highest: f32,
+    best: Vec<(u32, f32)>,
+    pairs: HashMap<(u32, u32), f32>,
+    floor: f32,
+}
+
+/// Everybody with everybody else, or, where that is more than `comparisons_max`, a sample that is always the same.
+pub fn compare(
+    matrix: &Matrix,
+    marks: Marks,
+    comparisons_max: u64,
+    workers: usize,
+    told: &(dyn Fn(u64) + Sync),
+) -> Tally {
+    let references: Vec<usize> = (0..matrix.rows.len()).filter(|at| !matrix.rows[*at].is_mean).collect();
+    let affordable = (comparisons_max / matrix.rows.len().max(1) as u64).max(1) as usize;
+    let sampled = affordable < references.len();
+    let probes: Vec<usize> = if sampled {
+        Random(SEED).sample(references.len(), affordable).into_iter().map(|at| references[at]).collect()
+    } else {
+        references
+    };
+    let blocks: Vec<&[usize]> = probes.chunks(BLOCK).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut part = Part { floor: marks.near, highest: -1.0, ..Part::default() };
+        while let Some(block) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            part.search(matrix, block, marks);
+            told(block.len() as u64);
+        }
+        part
+    };
+    let parts: Vec<Part> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(work)).collect();
+        running.into_iter().map(|it| it.join().expect("a worker does not panic")).collect()
+    });
+    let mut tally = Tally { sampled, highest: -1.0, ..Tally::default() };
+    let mut pairs: HashMap<(u32, u32), f32> = HashMap::new();
+    for part in parts {
+        tally.comparisons += part.comparisons;
+        tally.histogram.join(&part.histogram);
+        tally.highest = tally.highest.max(part.highest);
+        tally.best.extend(part.best);
+        for (pair, score) in part.pairs {
+            let best = pairs.entry(pair).or_insert(score);
+            *best = best.max(score);
+        }
+    }
+    tally.best.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    tally.pairs = pairs.into_iter().map(|((one, other), score)| (one, other, score)).collect();
+    tally.pairs.sort_by(|a, b| b.2.total_cmp(&a.2).then((a.0, a.1).cmp(&(b.0, b.1))));
+    tally
+}
+
+impl Part {
+    fn search(&mut self, matrix: &Matrix, block: &[usize], marks: Marks) {
+        let mut best = vec![-1.0_f32; block.len()];
+        for (at, row) in matrix.rows.iter().enumerate() {
+            for (probe, best) in block.iter().zip(&mut best) {
+                let own = matrix.rows[*probe].subject;
+                if row.subject == own {
+                    continue;
+                }
+                let score = matrix.score(*probe, at);
+                if score >= self.floor {
+                    self.pair(own, row.subject, score);
+                }
+                if !row.is_mean {
+                    self.comparisons += 1;
+                    self.histogram.add(score);
+                    self.highest = self.highest.max(score);
+                }
+                if score < marks.double {
+                    *best = best.max(score);
+                }
+            }
+        }
+        self.best.extend(block.iter().zip(best).map(|(probe, best)| (matrix.rows[*probe].subject, best)));
+    }
+
+    fn pair(&mut self, one: u32, other: u32, score: f32) {
+        let best = self.pairs.entry((one.min(other), one.max(other))).or_insert(score);
+        *best = best.max(score);
+        if self.pairs.len() >= 2 * PAIRS_KEPT {
+            let mut scores: Vec<f32> = self.pairs.values().copied().collect();
+            scores.sort_unstable_by(|a, b| b.total_cmp(a));
+            self.floor = scores[PAIRS_KEPT];
+            self.pairs.retain(|_, score| *score > self.floor);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(seed: u64) -> Template {
+        let mut random = Random(seed);
+        Template::normalised((0..64).map(|_| random.below(2001) as f32 / 1000.0 - 1.0).collect()).unwrap()
+    }
+
+    fn matrix() -> Matrix {
+        let mut matrix = Matrix::new(64);
+        for number in 0..150_u64 {
+            let templates: Vec<_> = (0..=number % 3).map(|at| template(number * 10 + at)).collect();
+            matrix.add(SubjectId::new(&format!("p{number}")).unwrap(), &templates);
+        }
+        // One photograph under two ids.
+        matrix.add(SubjectId::new("double").unwrap(), &[template(70)]);
+        matrix
+    }
+
+    const MARKS: Marks = Marks { near: 0.4, double: 0.9 };
+
+    #[test]
+    fn everybody_is_compared_with_everybody_else_whatever_the_workers() {
+        let matrix = matrix();
+        let one = compare(&matrix, MARKS, u64::MAX, 1, &|_| ());
+        let three = compare(&matrix, MARKS, u64::MAX, 3, &|_| ());
+        assert_eq!((&one.best, &one.pairs, &one.histogram), (&three.best, &three.pairs, &three.histogram));
+        assert_eq!((one.best.len(), one.sampled), (matrix.references, false));
+        let own: u64 = (0..150_u64).map(|it| (it % 3 + 1).pow(2)).sum::<u64>() + 1;
+        assert_eq!(one.comparisons, (matrix.references as u64).pow(2) - own);
+        assert_eq!(one.pairs[0].0, 7);
+        assert_eq!(one.pairs[0].1, 150);
+        assert!(one.pairs[0].2 > IDENTICAL && one.best.iter().all(|(_, score)| *score < MARKS.double));
+        let (genuine, identical) = matrix.genuine();
+        assert_eq!((genuine.len(), identical), (50 + 3 * 50, 0));
+    }
+
+    #[test]
+    fn a_sample_is_always_the_same() {
+        let matrix = matrix();
+        let some = |workers| compare(&matrix, MARKS, 10_000, workers, &|_| ());
+        assert!(some(1).sampled && some(1).best.len() < matrix.references);
+        assert_eq!(some(1).best, some(2).best);
+    }
+}

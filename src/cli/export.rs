@@ -1,0 +1,143 @@
+//! `rollcall export`: who is enrolled, in one sealed file, for another device or for safe keeping.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+
+use crate::app;
+use crate::cli::progress;
+use crate::clock::{Clock, SystemClock, rfc3339};
+use crate::config::Settings;
+use crate::recognise::face::SubjectId;
+use crate::record::export::{Header, Writing};
+use crate::record::seal::SharedKey;
+use crate::record::store::{Enrolled, StoreError};
+
+/// Write who is enrolled into one sealed file; works beside a running daemon
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The file to make
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The key to seal it with: 32 random bytes that only you can read (`rollcall keys site FILE` makes one)
+    #[arg(long, value_name = "FILE")]
+    key_file: PathBuf,
+    /// Only these subjects; may be given again
+    #[arg(long, value_name = "ID", value_parser = |id: &str| SubjectId::new(id).map_err(|e| e.to_string()))]
+    subject: Vec<SubjectId>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Subjects fetched at a time.
+const PAGE: u32 = 500;
+
+pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
+    let key = SharedKey::load(&args.key_file, false)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
+    let enrolled = Enrolled::open(&settings.state_dir, app::credentials_dir().as_deref(), Arc::clone(&clock));
+    let enrolled = enrolled.map_err(app::storage)?;
+    let count = if args.subject.is_empty() { enrolled.count()? } else { args.subject.len() as u64 };
+    let created_at = rfc3339(clock.now().wall_ms);
+    let header = Header::new(created_at, &settings.site, &settings.device, count, &enrolled.embedders()?);
+    let partial = Partial::new(&args.file)?;
+    let mut writing = Writing::begin(BufWriter::new(partial.open()?), &key, &header)?;
+    let bar = progress::bar(count, "subjects");
+    let mut unreadable = 0;
+    each(&enrolled, &args.subject, |id| {
+        match enrolled.portable(id)? {
+            Some(portable) => writing.subject(&portable).with_context(|| format!("cannot export {id}"))?,
+            // Altered on the disk, or too new to be there: said below.
+            None => unreadable += 1,
+        }
+        bar.inc(1);
+        Ok(())
+    })?;
+    let (written, subjects) = writing.finish()?;
+    let file = written.into_inner().map_err(std::io::IntoInnerError::into_error).context("cannot write the export")?;
+    partial.finish(&file)?;
+    bar.finish_and_clear();
+    if args.json {
+        println!(
+            "{}",
+            serde_json::json!({"subjects": subjects, "unreadable": unreadable, "embedders": header.embedders})
+        );
+    } else {
+        println!("{}: {subjects} subjects, sealed with {}", args.file.display(), args.key_file.display());
+    }
+    if unreadable > 0 {
+        bail!("{unreadable} subjects have references that do not open, and are not in it: enrol them again");
+    }
+    Ok(())
+}
+
+fn each(
+    enrolled: &Enrolled,
+    wanted: &[SubjectId],
+    mut visit: impl FnMut(&SubjectId) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    for id in wanted {
+        if enrolled.portable(id)?.is_none() {
+            return Err(app::storage(StoreError::UnknownSubject { id: id.clone() }));
+        }
+        visit(id)?;
+    }
+    if !wanted.is_empty() {
+        return Ok(());
+    }
+    let mut after = None;
+    loop {
+        let page = enrolled.subjects(after.as_ref(), PAGE)?;
+        let Some(last) = page.last() else {
+            return Ok(());
+        };
+        after = Some(last.id.clone());
+        page.iter().try_for_each(|subject| visit(&subject.id))?;
+    }
+}
+
+/// A file that is there whole or not at all, for its owner only.
+struct Partial<'a> {
+    path: PathBuf,
+    place: &'a Path,
+}
+
+impl<'a> Partial<'a> {
+    fn new(place: &'a Path) -> anyhow::Result<Self> {
+        let Some(name) = place.file_name() else { bail!("{} is no name for a file", place.display()) };
+        if place.exists() {
+            bail!("{} is there already, and is never written over", place.display());
+        }
+        Ok(Self { path: place.with_file_name(format!(".{}.partial", name.to_string_lossy())), place })
+    }
+
+    fn open(&self) -> anyhow::Result<File> {
+        // What one that was cut off left.
+        fs::remove_file(&self.path).ok();
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path);
+        file.with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    fn finish(&self, mut file: &File) -> anyhow::Result<()> {
+        let mut link = || {
+            file.flush()?;
+            file.sync_all()?;
+            // `rename` would replace what has come to be there meanwhile.
+            fs::hard_link(&self.path, self.place)?;
+            File::open(self.place.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
+                .sync_all()
+        };
+        link().with_context(|| format!("cannot write {}", self.place.display()))
+    }
+}
+
+impl Drop for Partial<'_> {
+    fn drop(&mut self) {
+        fs::remove_file(&self.path).ok();
+    }
+}

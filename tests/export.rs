@@ -1,0 +1,177 @@
+//! `rollcall export` and `import` of a sealed gallery: the same references at the other end, bit by bit, once.
+//!
+//! By hand, more: `E2E_SUBJECTS=100000 cargo nextest run --test export --no-capture`
+
+#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+#![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+
+use daemon::{Home, scaled, until};
+use rollcall::clock::{SimulatedClock, Stopwatch};
+use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
+use rollcall::record::portable::Portable;
+use rollcall::record::seal::SharedKey;
+use rollcall::record::store::{Enrolled, NewReference, SinkName, Store, StoreOptions};
+use serde_json::Value;
+
+/// 2026-11-23T07:58:03.412Z
+const START_MS: i64 = 1_795_420_683_412;
+
+fn store(state: &Path) -> Store {
+    let mut options = StoreOptions::new(vec![SinkName::MQTT], Arc::new(SimulatedClock::at(START_MS)));
+    options.device = "door-1".into();
+    Store::open(state, options).unwrap().store
+}
+
+fn id(number: usize) -> SubjectId {
+    SubjectId::new(&format!("p{number:06}")).unwrap()
+}
+
+/// Subjects with one to three references, every fifth with one of another embedder.
+fn enrol(store: &Store, numbers: std::ops::Range<usize>) {
+    for from in numbers.clone().step_by(1000) {
+        let numbers = from..(from + 1000).min(numbers.end);
+        let write = move |tx: &mut rollcall::record::store::Tx<'_>| {
+            for number in numbers.clone() {
+                tx.put_subject(&id(number), &Name::new(&format!("Person Number {number}")).unwrap())?;
+                let reference = |at: usize| {
+                    let raw = (0..512).map(|i| ((number * 7 + at * 31 + i * i) as f32).sin()).collect();
+                    NewReference {
+                        subject_id: id(number),
+                        embedder: ModelDigest([u8::from(at == 0 && number.is_multiple_of(5)); 32]),
+                        template: Template::normalised(raw).unwrap(),
+                        quality: 0.5,
+                    }
+                };
+                let references: Vec<_> = (0..=number % 3).map(reference).collect();
+                tx.add_references(&references)?;
+            }
+            Ok(())
+        };
+        store.write(write).unwrap();
+    }
+}
+
+fn everybody(state: &Path) -> Vec<Portable> {
+    let enrolled = Enrolled::open(state, None, Arc::new(SimulatedClock::at(START_MS))).unwrap();
+    let mut found: Vec<Portable> = Vec::new();
+    loop {
+        let page = enrolled.subjects(found.last().map(|it| &it.subject_id), 500).unwrap();
+        if page.is_empty() {
+            return found;
+        }
+        found.extend(page.iter().map(|it| enrolled.portable(&it.id).unwrap().unwrap()));
+    }
+}
+
+fn run(home: &Home, args: &[&str]) -> Output {
+    home.output(args)
+}
+
+fn refused(output: &Output, why: &str) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains(why), "{text}");
+}
+
+#[test]
+fn a_gallery_moves_bit_by_bit_and_once() {
+    let count = scaled("E2E_SUBJECTS", 250);
+    let (here, there) = (Home::new(1, ""), Home::new(1, ""));
+    let path = |name: &str| here.path(name).to_str().unwrap().to_owned();
+    let (file, key, other_key) = (path("all.rollcall"), path("export.key"), path("other.key"));
+    SharedKey::create(Path::new(&key)).unwrap();
+    SharedKey::create(Path::new(&other_key)).unwrap();
+    let open = store(&here.state());
+    enrol(&open, 0..count);
+    // While the store is in use, as by a daemon.
+    let watch = Stopwatch::start();
+    let told = here.json(&["export", &file, "--key-file", &key, "--json"]);
+    println!("{count} subjects exported in {:.2} s", watch.elapsed().as_secs_f64());
+    assert_eq!((told["subjects"].as_u64(), &told["unreadable"]), (Some(count as u64), &Value::from(0)));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    refused(&run(&here, &["export", &file, "--key-file", &key]), "is there already");
+    refused(&run(&here, &["import", &file, "--key-file", &key]), "stop the daemon first");
+    refused(
+        &run(&here, &["export", &path("x"), "--key-file", &key, "--subject", "nobody"]),
+        "there is no subject nobody",
+    );
+    open.close().unwrap();
+
+    // Another key, a cut file: nothing is taken.
+    refused(&run(&there, &["import", &file, "--key-file", &other_key]), "sealed with another key");
+    let whole = fs::read(&file).unwrap();
+    fs::write(path("cut"), &whole[..whole.len() / 2]).unwrap();
+    refused(&run(&there, &["import", &path("cut"), "--key-file", &key]), "cut off");
+    assert!(!there.state().exists());
+
+    let args = ["import", file.as_str(), "--key-file", key.as_str(), "--json"];
+    let watch = Stopwatch::start();
+    let told = there.json(&args);
+    println!("{count} subjects imported in {:.2} s", watch.elapsed().as_secs_f64());
+    assert_eq!(told["taken"], count);
+    assert_eq!(
+        told["references_of_other_embedders"],
+        told["references"].as_object().unwrap().values().map(|it| it.as_u64().unwrap()).sum::<u64>()
+    );
+    assert_eq!(everybody(&there.state()), everybody(&here.state()), "ids, versions, names and templates");
+    let events = there.events().len();
+    assert_eq!(events, count, "one event for each");
+    let told = there.json(&args);
+    assert_eq!((&told["taken"], told["same"].as_u64()), (&Value::from(0), Some(count as u64)));
+    assert_eq!(there.events().len(), events);
+
+    // Changed there since: the older account does not come back. Changed here since: the newer one goes.
+    let open = store(&there.state());
+    open.write(|tx| tx.rename_subject(&id(1), &Name::new("Renamed There").unwrap())).unwrap();
+    open.close().unwrap();
+    let open = store(&here.state());
+    open.write(|tx| tx.rename_subject(&id(2), &Name::new("Renamed Here").unwrap())).unwrap();
+    open.close().unwrap();
+    let two = path("two.rollcall");
+    let (one, other) = (id(1).to_string(), id(2).to_string());
+    here.json(&["export", &two, "--key-file", &key, "--json", "--subject", &one, "--subject", &other]);
+    let told = there.json(&["import", &two, "--key-file", &key, "--json"]);
+    assert_eq!((&told["taken"], &told["older"]), (&Value::from(1), &Value::from(1)), "{told}");
+    let names = there.json(&["subjects", "--json"]);
+    assert_eq!((&names[1]["name"], &names[2]["name"]), (&Value::from("Renamed There"), &Value::from("Renamed Here")));
+}
+
+#[test]
+fn an_import_that_is_killed_goes_on_where_it_was() {
+    let count = scaled("E2E_SUBJECTS", 2_000);
+    let (here, there) = (Home::new(1, ""), Home::new(1, ""));
+    let (file, key) = (here.path("all.rollcall"), here.path("export.key"));
+    SharedKey::create(&key).unwrap();
+    let open = store(&here.state());
+    enrol(&open, 0..count);
+    open.close().unwrap();
+    let (file, key) = (file.to_str().unwrap(), key.to_str().unwrap());
+    here.json(&["export", file, "--key-file", key, "--json"]);
+    let args = ["import", file, "--key-file", key, "--json"];
+    let taken = || {
+        let database = rusqlite::Connection::open(there.state().join("rollcall.db")).ok()?;
+        database.query_row("select count(*) from subject", [], |row| row.get::<_, i64>(0)).ok()
+    };
+    for kill in 0..scaled("E2E_KILLS", 3) {
+        let mut child = there.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let wanted = (kill * count / 4) as i64;
+        until("some are in", || {
+            let ended = child.try_wait().unwrap().is_some();
+            (ended || taken().is_some_and(|it| it > wanted)).then_some(())
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let told = there.json(&args);
+    assert_eq!(told["taken"].as_u64().unwrap() + told["same"].as_u64().unwrap(), count as u64);
+    assert_eq!(everybody(&there.state()), everybody(&here.state()));
+    assert_eq!(there.events().len(), count, "one event for each");
+}
