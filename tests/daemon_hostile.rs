@@ -137,7 +137,13 @@ fn wrong_fields(cases: &mut Vec<Case>, photograph: &str) {
     refused(cases, "sync", json!({"schema": 2}), "bad_value", "schema");
     refused(cases, "sync", json!({"expires_at": "2020-01-01T00:00:00Z"}), "expired", "expires_at");
     refused(cases, "fly", json!({}), "unknown_verb", "");
-    refused(cases, "enrol_from_camera", json!({"id": "x"}), "not_supported", "");
+    refused(
+        cases,
+        "enrol_from_camera",
+        json!({"subject": {"id": "x", "name": "X"}, "samples": 11}),
+        "bad_value",
+        "samples",
+    );
     refused(cases, "withdraw", json!({"subject_id": "nobody"}), "unknown_subject", "nobody");
     refused(cases, "rename", json!({"subject_id": "nobody", "name": "N"}), "unknown_subject", "nobody");
     refused(cases, "attend", json!({"venue": "elsewhere", "image": photograph}), "unknown_venue", "venue");

@@ -6,13 +6,16 @@
 //! that the same request may be sent again.
 
 pub mod carry_out;
+mod from_camera;
 mod records;
 
-use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+
+use from_camera::{Ended, Waiting};
 
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::Job;
@@ -44,6 +47,16 @@ pub struct Commander {
     pub link: Link,
     /// Told when the vital signs changed in a way worth publishing at once.
     pub changed: Arc<tokio::sync::Notify>,
+    pub camera_enrolment: CameraEnrolment,
+}
+
+/// At most one command waits for somebody to come before the camera.
+#[derive(Default)]
+pub struct CameraEnrolment {
+    /// Just begun, to be taken by the loop.
+    begun: Mutex<Option<Waiting>>,
+    /// The request id, until it is answered.
+    request: Mutex<Option<String>>,
 }
 
 /// Where the command that is being carried out is written down: `<tries> <request_id>`.
@@ -95,10 +108,23 @@ impl Commander {
     /// Takes the link's events until `stop`.
     pub async fn run(self, events: &mut mpsc::Receiver<LinkEvent>, mut stop: watch::Receiver<bool>) -> StageResult {
         let mut pace = Pace::new(self.per_minute_max);
+        let mut waiting: Option<Waiting> = None;
+        self.tell_interrupted().await?;
         loop {
-            let event = tokio::select! {
-                event = events.recv() => event,
+            waiting = waiting.or_else(|| self.newly_waiting());
+            let next = tokio::select! {
+                event = events.recv() => Next::Event(event),
+                ended = someone(&mut waiting) => Next::Came(ended),
                 _ = stop.wait_for(|it| *it) => return Ok(()),
+            };
+            let event = match next {
+                Next::Event(event) => event,
+                Next::Came(ended) => {
+                    if let Some(waiting) = waiting.take() {
+                        self.end_waiting(waiting, ended).await?;
+                    }
+                    continue;
+                }
             };
             match event {
                 None => anyhow::ensure!(*stop.borrow(), "the link has gone"),
@@ -184,7 +210,6 @@ impl Commander {
     /// Answers from the stored answer, or by carrying out. `false`: the daemon is stopping, and nothing was done.
     async fn answer(&self, command: Command) -> Result<bool, StoreError> {
         let (request_id, verb) = (command.request_id.clone(), command.verb.as_str());
-        let topic = answer::topic_part(Some(&request_id));
         if self.repeat_answer(Some(&request_id)).await? {
             return Ok(true);
         }
@@ -195,12 +220,20 @@ impl Commander {
         };
         match outcome {
             Ok(()) => Ok(true),
-            Err(Fault::Stopping) => {
+            Err(fault) => self.tell_fault(request_id, verb, fault).await,
+        }
+    }
+
+    /// The answer to a command that was not carried out. `false`: the daemon is stopping, and nothing was said.
+    async fn tell_fault(&self, request_id: String, verb: &'static str, fault: Fault) -> Result<bool, StoreError> {
+        let topic = answer::topic_part(Some(&request_id));
+        match fault {
+            Fault::Stopping => {
                 self.clear_fuse().await?;
                 Ok(false)
             }
-            Err(Fault::Fatal(error)) => Err(error),
-            Err(Fault::Refused { mut refusal, lasting, details }) => {
+            Fault::Fatal(error) => Err(error),
+            Fault::Refused { mut refusal, lasting, details } => {
                 refusal.request_id = Some(request_id.clone());
                 if !lasting {
                     self.clear_fuse().await?;
@@ -298,6 +331,19 @@ impl Commander {
 
     fn count(&self, code: ErrorCode) {
         self.health.refused(code.as_str());
+    }
+}
+
+enum Next {
+    Event(Option<LinkEvent>),
+    Came(Ended),
+}
+
+/// The end of a wait for somebody before the camera; never without one.
+async fn someone(waiting: &mut Option<Waiting>) -> Ended {
+    match waiting {
+        Some(waiting) => waiting.ended().await,
+        None => std::future::pending().await,
     }
 }
 

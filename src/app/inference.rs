@@ -1,8 +1,8 @@
 //! The inference thread: owns the networks and the tracker. Live frames first, images of commands between them.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -13,22 +13,32 @@ use crate::app::recorder::Recorder;
 use crate::app::scene::{Scene, Scenes};
 use crate::app::supervise::StageResult;
 use crate::clock::Stamp;
+use crate::enrol::camera::{Gathering, Tally};
 use crate::enrol::{self, EnrolSettings, Judged, Judgement};
 use crate::health::Health;
+use crate::recognise::align;
 use crate::recognise::attention::Attention;
 use crate::recognise::decision::{self, Decision, DecisionSettings};
 use crate::recognise::engine::{EngineError, FaceEngine};
-use crate::recognise::face::{BoundingBox, SubjectId};
+use crate::recognise::face::{BoundingBox, Detection, SubjectId};
 use crate::recognise::frame::{Frame, Latest};
-use crate::recognise::live::{FrameError, Live};
+use crate::recognise::live::{FrameError, Live, Sight};
+use crate::recognise::pad::PadSettings;
 use crate::recognise::picture::{DecodeError, Picture, PictureLimits};
-use crate::recognise::still;
+use crate::recognise::{quality, still};
 
 /// What a command asks of the networks.
 pub enum Job {
     Enrol {
         subject: SubjectId,
         photographs: Vec<Vec<u8>>,
+        answer: oneshot::Sender<Result<Judgement, EngineError>>,
+    },
+    /// The next person alone before the camera. Takes as long as it takes: whoever asked gives up by letting go.
+    EnrolFromCamera {
+        subject: SubjectId,
+        samples: usize,
+        tally: Arc<Mutex<Tally>>,
         answer: oneshot::Sender<Result<Judgement, EngineError>>,
     },
     Look {
@@ -67,6 +77,15 @@ pub struct Enrolling {
     answer: oneshot::Sender<Result<Judgement, EngineError>>,
 }
 
+/// Somebody is to be enrolled by the camera.
+pub struct FromCamera {
+    subject: SubjectId,
+    gathering: Gathering,
+    /// Why frames were of no use so far.
+    tally: Arc<Mutex<Tally>>,
+    answer: oneshot::Sender<Result<Judgement, EngineError>>,
+}
+
 /// How long to wait for a frame before looking for jobs, and for a stop.
 const PATIENCE: Duration = Duration::from_millis(20);
 
@@ -79,6 +98,8 @@ pub struct Inference {
     pub slot: Arc<Latest<Frame>>,
     pub jobs: Receiver<Job>,
     pub enrolling: Option<Enrolling>,
+    pub from_camera: Option<FromCamera>,
+    pub pad: PadSettings,
     pub gallery: Arc<GalleryCell>,
     pub recorder: Recorder,
     pub health: Arc<Health>,
@@ -141,6 +162,9 @@ impl Inference {
             // Nobody watches any more: no picture is kept.
             self.scenes.send_replace(None);
         }
+        if report.attention == Attention::Full {
+            self.gather(frame, report.faces);
+        }
         for outcome in &report.outcomes {
             self.recorder.record(outcome)?;
         }
@@ -177,6 +201,10 @@ impl Inference {
                 self.enrolling =
                     Some(Enrolling { subject, photographs: photographs.into(), judged: Vec::new(), answer });
             }
+            Job::EnrolFromCamera { subject, samples, tally, answer } => {
+                let gathering = Gathering::new(samples, self.pad);
+                self.from_camera = Some(FromCamera { subject, gathering, tally, answer });
+            }
             Job::Look { photograph, answer } => {
                 if !answer.is_closed() {
                     answer.send(self.look(&photograph)).ok();
@@ -208,6 +236,58 @@ impl Inference {
         };
         // Whoever asked may have given up meanwhile.
         enrolling.answer.send(outcome).ok();
+    }
+
+    /// One more frame for who is enrolled by the camera; `faces` is how many it has.
+    fn gather(&mut self, frame: &Frame, faces: usize) {
+        let Some(mut from_camera) = self.from_camera.take().filter(|it| !it.answer.is_closed()) else {
+            return;
+        };
+        let sights = self.live.sights();
+        match self.gather_from(&mut from_camera.gathering, frame, faces, &sights) {
+            Ok(None) => {
+                let mut tally = from_camera.tally.lock().unwrap_or_else(PoisonError::into_inner);
+                tally.clone_from(from_camera.gathering.tally());
+                drop(tally);
+                self.from_camera = Some(from_camera);
+            }
+            Ok(Some(judged)) => {
+                let gallery = self.gallery.snapshot();
+                let judgement = enrol::conclude(judged, &gallery, &from_camera.subject, &self.enrol);
+                from_camera.answer.send(Ok(judgement)).ok();
+            }
+            Err(error) => {
+                from_camera.answer.send(Err(error)).ok();
+            }
+        }
+    }
+
+    fn gather_from(
+        &mut self,
+        gathering: &mut Gathering,
+        frame: &Frame,
+        faces: usize,
+        sights: &[Sight],
+    ) -> Result<Option<Vec<Judged>>, EngineError> {
+        let now = frame.media();
+        let wanted = gathering.regard(faces, sights, &now);
+        // What cannot be decoded has been counted and told where it was looked at first.
+        let ([sight], Ok(picture)) = (sights, frame.pixels.full()) else {
+            return Ok(None);
+        };
+        let (bounding_box, confidence, landmarks) = (sight.bounding_box, sight.confidence, sight.landmarks);
+        if wanted.is_some() {
+            let refined = self.engine.refine(picture, &Detection { bounding_box, confidence, landmarks })?;
+            if let Some(sample) = align::align(picture, &refined.landmarks) {
+                let quality = quality::measure(&sample);
+                if gathering.is_good(&quality, &self.enrol)
+                    && let Some(template) = still::template(self.engine.as_mut(), &sample)?
+                {
+                    gathering.add(template, &quality, &self.enrol, &now);
+                }
+            }
+        }
+        Ok(if faces == 1 { gathering.finished(sight, landmarks.eye_distance_px()) } else { None })
     }
 
     fn look(&mut self, photograph: &[u8]) -> Result<Vec<Seen>, LookError> {

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::app::camera_events::CameraEvents;
 use crate::app::capture::Capture;
-use crate::app::commander::Commander;
+use crate::app::commander::{CameraEnrolment, Commander};
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
@@ -170,6 +170,8 @@ impl Daemon {
             slot,
             jobs,
             enrolling: None,
+            from_camera: None,
+            pad: recognition.pad(),
             gallery: Arc::clone(&self.gallery),
             recorder,
             health: Arc::clone(&self.health),
@@ -203,6 +205,7 @@ impl Daemon {
             health: Arc::clone(&self.health),
             link: link.clone(),
             changed: Arc::clone(&self.changed),
+            camera_enrolment: CameraEnrolment::default(),
         };
         let sink = MqttSink {
             link: link.clone(),

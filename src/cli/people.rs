@@ -105,7 +105,7 @@ fn enrol_here(
     }
     let name = args.name.clone().map_or_else(|| Name::new(args.id.as_str()), Ok)?;
     let enrolment = NewEnrolment::new(args.id.clone(), name, args.replace, &judgement, vision.embedder(), clock.now());
-    let references = store.write(move |tx| enrolment.store(tx, None))?;
+    let references = store.write(move |tx| enrolment.store(tx, None))?.references;
     store.close()?;
     if args.json {
         let accepted = judgement.accepted().count();

@@ -506,7 +506,7 @@ fn recognition(raw: &RawConfig) -> Result<RecognitionSettings, ConfigError> {
         same_person_min: within("[enrolment] same_person_min", reference.same_person_min, -1.0, 1.0)?,
         duplicate_margin: within("[enrolment] duplicate_margin", reference.duplicate_margin, -1.0, 1.0)?,
         look_alike_margin: within("[enrolment] look_alike_margin", reference.look_alike_margin, 0.0, 1.0)?,
-        references_max: within("[enrolment] references_max", reference.references_max, 1, 20)?,
+        references_max: count("[enrolment] references_max", reference.references_max, 1, 20)?,
         picture: PictureLimits {
             bytes: count("[commands] image_bytes_max", raw.commands.image_bytes_max, 1 << 10, 32 << 20)?,
             pixels: count("[commands] image_pixels_max", raw.commands.image_pixels_max, 1 << 10, 100_000_000)?,

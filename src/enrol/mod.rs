@@ -2,6 +2,7 @@
 //!
 //! Only computes; `record` stores what comes out. A photograph is decoded, looked at and forgotten here.
 
+pub mod camera;
 pub mod choose;
 
 use crate::recognise::decision::ThresholdRule;

@@ -13,6 +13,7 @@ use crate::app::inference::{Job, LookError, Seen};
 use crate::app::recorder::{Visit, record_visit};
 use crate::attend::venue::Venue;
 use crate::clock::{Stamp, Stopwatch, rfc3339};
+use crate::enrol::choose::choose;
 use crate::enrol::{Judged, Judgement, Reason};
 use crate::recognise::decision::Decision;
 use crate::recognise::engine::EngineError;
@@ -20,8 +21,8 @@ use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use crate::recognise::gallery;
 use crate::recognise::quality::Flaw;
 use crate::record::command::answer::{
-    self, Attended, Buried, Enrolled, FaceEntry, ImageOutcome, ImageReason, NotEnrolled, Owed, Recognised, Renamed,
-    SubjectEntry, SubjectList, Synced, Withdrawn,
+    self, Attended, Buried, Enrolled, FaceEntry, ImageOutcome, ImageReason, LookAlike, NotEnrolled, Owed, Recognised,
+    Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
 };
 use crate::record::command::{
     Attend, Command, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw,
@@ -57,6 +58,7 @@ impl Commander {
         let request_id = command.request_id;
         match command.verb {
             Verb::Enrol(enrol) => self.enrol(request_id, enrol).await,
+            Verb::EnrolFromCamera(command) => self.enrol_from_camera(request_id, command).await,
             Verb::Withdraw(withdraw) => self.withdraw(request_id, withdraw).await,
             Verb::Rename(rename) => self.rename(request_id, rename).await,
             Verb::Subjects(subjects) => self.subjects(request_id, subjects).await,
@@ -72,30 +74,47 @@ impl Commander {
 
     async fn enrol(&self, request_id: String, enrol: Enrol) -> Result<(), Fault> {
         let judgement = self.judge(&enrol).await?;
-        if let Some((code, message)) = unfit(&judgement, enrol.allow_duplicate) {
-            let images = judgement.photographs.iter().map(outcome).collect();
-            let details = Some(NotEnrolled { images, duplicate_of: judgement.duplicate_of });
+        let photographs = enrol.images.iter().map(|image| Sha256::digest(image.bytes()).into()).collect();
+        let Enrol { subject_id: id, name, replace, allow_duplicate, .. } = enrol;
+        self.store_judged(request_id, "enrol", Wanted { id, name, replace, allow_duplicate }, judgement, photographs)
+            .await
+    }
+
+    /// The second half of every enrolment: refused, or stored, answered and in the gallery.
+    pub(super) async fn store_judged(
+        &self,
+        request_id: String,
+        verb: &'static str,
+        wanted: Wanted,
+        judgement: Judgement,
+        photographs: Vec<PhotographDigest>,
+    ) -> Result<(), Fault> {
+        let look_alike = |(id, score): &(SubjectId, f32)| LookAlike { subject_id: id.clone(), score: *score };
+        let look_alikes: Vec<LookAlike> = judgement.look_alikes.iter().map(look_alike).collect();
+        let duplicate_of = judgement.duplicate_of.clone();
+        if let Some((code, message)) = unfit(&judgement, wanted.allow_duplicate) {
+            let images = outcomes(&judgement, &[]);
+            let details = Some(NotEnrolled { images, duplicate_of, look_alikes });
             return Err(Fault::Refused { refusal: Refusal::new(None, code, message), lasting: true, details });
         }
-        let (id, name, replace) = (enrol.subject_id.clone(), enrol.name.clone(), enrol.replace);
-        let photographs = enrol.images.iter().map(|image| Sha256::digest(image.bytes()).into()).collect();
-        let enrolment = NewEnrolment::new(id, name, replace, &judgement, self.embedder, self.clock.now())
+        let Wanted { id, name, replace, .. } = wanted;
+        let (at, embedder) = (self.clock.now(), self.embedder);
+        let enrolment = NewEnrolment::new(id.clone(), name.clone(), replace, &judgement, embedder, at)
             .with_photographs(photographs);
-        let images = judgement.photographs.iter().map(outcome).collect::<Vec<_>>();
-        let duplicate_of = judgement.duplicate_of.clone();
         let write = move |tx: &mut Tx<'_>| {
-            let references = enrolment.store(tx, Some(&request_id))?;
-            let subject_id = enrolment.subject.id.clone();
-            let (images, duplicate_of) = (images.clone(), duplicate_of.clone());
-            answer(tx, &request_id, "enrol", &Enrolled { subject_id, references, images, duplicate_of })
+            let stored = enrolment.store(tx, Some(&request_id))?;
+            let body = Enrolled {
+                subject_id: enrolment.subject.id.clone(),
+                references: stored.references,
+                images: outcomes(&judgement, &stored.kept),
+                duplicate_of: duplicate_of.clone(),
+                look_alikes: look_alikes.clone(),
+            };
+            answer(tx, &request_id, verb, &body)?;
+            Ok(stored.templates)
         };
-        self.store.write_async(write).await?;
-        let templates: Vec<Template> = judgement.accepted().map(|(template, _)| template.clone()).collect();
-        let subject = gallery::Subject { id: enrol.subject_id, name: enrol.name };
-        self.gallery.update(|gallery| {
-            let gallery = if replace { gallery.without(&subject.id) } else { gallery };
-            gallery.with(subject, &templates)
-        });
+        let templates = self.store.write_async(write).await?;
+        self.gallery.update(|gallery| gallery.replaced(gallery::Subject { id, name }, &templates));
         self.changed.notify_one();
         Ok(())
     }
@@ -250,7 +269,7 @@ impl Commander {
         }
     }
 
-    fn submit(&self, job: Job) -> Result<(), Fault> {
+    pub(super) fn submit(&self, job: Job) -> Result<(), Fault> {
         self.jobs.try_send(job).map_err(|refused| match refused {
             TrySendError::Full(_) => not_now(ErrorCode::Busy, "the networks are busy; send the command again"),
             TrySendError::Disconnected(_) => Fault::Stopping,
@@ -267,7 +286,7 @@ impl Commander {
 }
 
 /// The networks failed: told in the log with the cause, to the sender without.
-fn failed(error: EngineError) -> Fault {
+pub(super) fn failed(error: EngineError) -> Fault {
     let said = error.to_string();
     tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a command failed");
     not_now(ErrorCode::Internal, said)
@@ -289,6 +308,7 @@ pub struct NewEnrolment {
     subject: SubjectRef,
     embedder: ModelDigest,
     references: Vec<NewReference>,
+    references_max: usize,
     photographs: Vec<PhotographDigest>,
     replace: bool,
     at: Stamp,
@@ -311,7 +331,8 @@ impl NewEnrolment {
             quality,
         };
         let references = judgement.accepted().map(reference).collect();
-        Self { subject, embedder, references, photographs: Vec::new(), replace, at }
+        let references_max = judgement.references_max;
+        Self { subject, embedder, references, references_max, photographs: Vec::new(), replace, at }
     }
 
     /// That these were looked at for it, used or not: an import that is begun again passes them over.
@@ -320,22 +341,56 @@ impl NewEnrolment {
         Self { photographs, ..self }
     }
 
-    /// Stores subject, references and event; gives how many references the subject has now.
-    pub fn store(&self, tx: &mut Tx<'_>, request_id: Option<&str>) -> Result<u32, StoreError> {
+    /// Stores subject, references and event. Of old and new references together the best and most different stay.
+    pub fn store(&self, tx: &mut Tx<'_>, request_id: Option<&str>) -> Result<StoredEnrolment, StoreError> {
         let id = &self.subject.id;
         let action = if tx.subject(id)?.is_some() { EnrolmentAction::Updated } else { EnrolmentAction::Enrolled };
         tx.put_subject(id, &self.subject.name)?;
+        let old = if self.replace { Vec::new() } else { tx.references_of(id, &self.embedder)? };
+        let candidates: Vec<(&Template, f32)> = old
+            .iter()
+            .map(|it| (&it.template, it.quality))
+            .chain(self.references.iter().map(|it| (&it.template, it.quality)))
+            .collect();
+        let chosen = choose(&candidates, self.references_max);
+        let is_kept = |at: usize| chosen.binary_search(&at).is_ok();
+        let kept: Vec<bool> = (old.len()..candidates.len()).map(is_kept).collect();
+        let new: Vec<NewReference> =
+            self.references.iter().zip(&kept).filter(|(_, kept)| **kept).map(|(it, _)| it.clone()).collect();
         if self.replace {
             tx.forget_photographs(id)?;
-            tx.replace_references(id, &self.references)?;
+            tx.replace_references(id, &new)?;
         } else {
-            tx.add_references(&self.references)?;
+            let dropped: Vec<Uuid> =
+                old.iter().enumerate().filter(|(at, _)| !is_kept(*at)).map(|(_, it)| it.id).collect();
+            tx.drop_references(&dropped)?;
+            tx.add_references(&new)?;
         }
         tx.note_photographs(id, &self.embedder, &self.photographs)?;
         let references = tx.subject(id)?.map_or(0, |subject| subject.references);
         append_enrolment(tx, self.at, action, Some(self.subject.clone()), references, request_id)?;
-        Ok(references)
+        let templates = chosen.iter().map(|at| candidates[*at].0.clone()).collect();
+        Ok(StoredEnrolment { references, kept, templates })
     }
+}
+
+/// What became of an enrolment.
+#[derive(Clone, Debug)]
+pub struct StoredEnrolment {
+    /// References of the subject now, those of other embedders too.
+    pub references: u32,
+    /// Of the photographs that were accepted, in their order, which became references.
+    pub kept: Vec<bool>,
+    /// Those of this embedder, for the gallery.
+    pub templates: Vec<Template>,
+}
+
+/// Who is to be enrolled, and how.
+pub(super) struct Wanted {
+    pub id: SubjectId,
+    pub name: Name,
+    pub replace: bool,
+    pub allow_duplicate: bool,
 }
 
 /// Takes in a subject from a file. Those who are told of enrolments hear of it, and so does the site.
@@ -379,11 +434,16 @@ fn once_each<'a>(subjects: impl Iterator<Item = &'a SubjectRef>) -> Vec<Name> {
     subjects.filter(|subject| seen.insert(subject.id.clone())).map(|subject| subject.name.clone()).collect()
 }
 
-fn outcome(judged: &Judged) -> ImageOutcome {
-    match judged {
-        Judged::Accepted { .. } => ImageOutcome { accepted: true, reason: None },
-        Judged::Refused(reason) => ImageOutcome { accepted: false, reason: Some(image_reason(reason)) },
-    }
+/// `kept` tells of each accepted photograph whether it became a reference.
+fn outcomes(judgement: &Judgement, kept: &[bool]) -> Vec<ImageOutcome> {
+    let mut kept = kept.iter();
+    let outcome = |judged: &Judged| match judged {
+        Judged::Accepted { .. } => {
+            ImageOutcome { accepted: true, reason: None, kept: kept.next().copied().unwrap_or(false) }
+        }
+        Judged::Refused(reason) => ImageOutcome { accepted: false, reason: Some(image_reason(reason)), kept: false },
+    };
+    judgement.photographs.iter().map(outcome).collect()
 }
 
 fn image_reason(reason: &Reason) -> ImageReason {

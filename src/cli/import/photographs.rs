@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::enrol::{self, EnrolSettings, Judged};
 use crate::recognise::engine::FaceEngine as _;
-use crate::recognise::face::{ModelDigest, Name, Template};
+use crate::recognise::face::{ModelDigest, Name};
 use crate::recognise::gallery::{Gallery, Subject};
 use crate::record::store::{PhotographDigest, Reader, Store};
 use crate::vision::Vision;
@@ -270,10 +270,9 @@ impl Settling<'_> {
         let at = self.here.clock.now();
         let enrolment = NewEnrolment::new(person.id.clone(), name.clone(), false, &judgement, self.embedder, at)
             .with_photographs(digests);
-        self.here.store.write(move |tx| enrolment.store(tx, None)).context("the import stopped here")?;
-        let templates: Vec<Template> = judgement.accepted().map(|(template, _)| template.clone()).collect();
+        let stored = self.here.store.write(move |tx| enrolment.store(tx, None)).context("the import stopped here")?;
         let subject = Subject { id: person.id.clone(), name };
-        self.gallery = std::mem::take(&mut self.gallery).with(subject, &templates);
+        self.gallery = std::mem::take(&mut self.gallery).replaced(subject, &stored.templates);
         Ok(Told { outcome: if is_new { Outcome::Enrolled } else { Outcome::Added }, verdicts })
     }
 }

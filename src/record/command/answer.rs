@@ -69,6 +69,14 @@ pub fn refused_with(verb: &str, refusal: &Refusal, details: &impl Serialize) -> 
 pub struct NotEnrolled {
     pub images: Vec<ImageOutcome>,
     pub duplicate_of: Option<SubjectId>,
+    pub look_alikes: Vec<LookAlike>,
+}
+
+/// Another subject, near enough to be taken for this one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LookAlike {
+    pub subject_id: SubjectId,
+    pub score: f32,
 }
 
 /// A stored answer without the person who was erased: only that the request was answered, and how.
@@ -89,12 +97,16 @@ pub struct Enrolled {
     pub images: Vec<ImageOutcome>,
     /// The subject whose face this already is, where there is one.
     pub duplicate_of: Option<SubjectId>,
+    /// Others near the threshold, the most alike first.
+    pub look_alikes: Vec<LookAlike>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ImageOutcome {
     pub accepted: bool,
     pub reason: Option<ImageReason>,
+    /// Whether it is a reference now; an accepted one is not where better or more different ones fill the subject's places.
+    pub kept: bool,
 }
 
 /// Why an image became no reference: a closed set.

@@ -11,6 +11,7 @@ pub mod answer;
 mod fields;
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -55,6 +56,7 @@ pub struct Command {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verb {
     Enrol(Enrol),
+    EnrolFromCamera(EnrolFromCamera),
     Withdraw(Withdraw),
     Rename(Rename),
     Subjects(Subjects),
@@ -71,6 +73,7 @@ impl Verb {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Enrol(_) => "enrol",
+            Self::EnrolFromCamera(_) => "enrol_from_camera",
             Self::Withdraw(_) => "withdraw",
             Self::Rename(_) => "rename",
             Self::Subjects(_) => "subjects",
@@ -103,6 +106,24 @@ pub struct Enrol {
     /// Enrol even if the face is already another subject's.
     pub allow_duplicate: bool,
 }
+
+/// The next person who is alone before the camera.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EnrolFromCamera {
+    pub subject_id: SubjectId,
+    pub name: Name,
+    /// How many samples to take.
+    pub samples: usize,
+    pub timeout: Duration,
+    pub replace: bool,
+    pub allow_duplicate: bool,
+}
+
+/// What is taken of `enrol_from_camera` when nothing else is said, and at most.
+const SAMPLES_DEFAULT: i64 = 3;
+const SAMPLES_MAX: i64 = 10;
+const TIMEOUT_DEFAULT_MS: u64 = 30_000;
+const TIMEOUT_RANGE_MS: std::ops::RangeInclusive<u64> = 1_000..=120_000;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Withdraw {
@@ -332,9 +353,7 @@ pub fn parse(verb: &str, retained: bool, payload: &[u8], limits: &Limits, now_ms
 fn is_supported(verb: &str) -> Result<(), (ErrorCode, String)> {
     match verb {
         "enrol" | "withdraw" | "rename" | "subjects" | "recognise" | "attend" | "attendance" | "venue_put"
-        | "venue_delete" | "venues" | "sync" => Ok(()),
-        // In the contract, and to be read in `read_verb` when it comes.
-        "enrol_from_camera" => Err((ErrorCode::NotSupported, "this version does not know the command yet".into())),
+        | "venue_delete" | "venues" | "sync" | "enrol_from_camera" => Ok(()),
         _ => Err((ErrorCode::UnknownVerb, "there is no such command".into())),
     }
 }
@@ -352,6 +371,7 @@ fn read_verb(
     let expires_ms = fields.optional("expires_at", Fields::time)?;
     let verb = match verb {
         "enrol" => enrol(fields, limits).map(Verb::Enrol)?,
+        "enrol_from_camera" => enrol_from_camera(fields).map(Verb::EnrolFromCamera)?,
         "withdraw" => Verb::Withdraw(Withdraw {
             subject_id: fields.subject_id("subject_id")?,
             erase: fields.optional("erase", Fields::flag)?.unwrap_or(false),
@@ -391,6 +411,28 @@ fn enrol(fields: &mut Fields, limits: &Limits) -> Result<Enrol, fields::Fault> {
     };
     subject.finish()?;
     Ok(enrol)
+}
+
+fn enrol_from_camera(fields: &mut Fields) -> Result<EnrolFromCamera, fields::Fault> {
+    let mut subject = fields.object("subject")?;
+    let samples = fields.optional("samples", Fields::whole)?.unwrap_or(SAMPLES_DEFAULT);
+    if !(1..=SAMPLES_MAX).contains(&samples) {
+        return Err(fields.fault(ErrorCode::BadValue, "samples", "must be 1 to 10"));
+    }
+    let timeout_ms = fields.optional("timeout_ms", Fields::milliseconds)?.unwrap_or(TIMEOUT_DEFAULT_MS);
+    if !TIMEOUT_RANGE_MS.contains(&timeout_ms) {
+        return Err(fields.fault(ErrorCode::BadValue, "timeout_ms", "must be 1000 to 120000"));
+    }
+    let wanted = EnrolFromCamera {
+        subject_id: subject.subject_id("id")?,
+        name: subject.name("name")?,
+        samples: samples as usize,
+        timeout: Duration::from_millis(timeout_ms),
+        replace: fields.optional("replace", Fields::flag)?.unwrap_or(false),
+        allow_duplicate: fields.optional("allow_duplicate", Fields::flag)?.unwrap_or(false),
+    };
+    subject.finish()?;
+    Ok(wanted)
 }
 
 fn attendance(fields: &mut Fields) -> Result<Attendance, fields::Fault> {

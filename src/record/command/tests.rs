@@ -160,7 +160,6 @@ fn a_message_that_is_wrong_as_a_whole_is_refused() {
     let filled = |with: &str| format!(r#"{{"request_id":"r-1","x":{with}}}"#);
     check("sync", true, sync, ErrorCode::Retained, Some("r-1"));
     check("format_disk", false, sync, ErrorCode::UnknownVerb, Some("r-1"));
-    check("enrol_from_camera", false, sync, ErrorCode::NotSupported, Some("r-1"));
     check("sync", false, &" ".repeat(50_001), ErrorCode::TooLarge, None);
     check("sync", false, &filled(&"[".repeat(16)), ErrorCode::TooDeep, None);
     check("sync", false, &filled(&["[".repeat(16), "]".repeat(16)].concat()), ErrorCode::TooDeep, Some("r-1"));
@@ -183,16 +182,17 @@ fn an_image_is_not_json() {
 
 #[test]
 fn answers_have_their_shape() {
-    let entry = answer::ImageOutcome { accepted: false, reason: Some(answer::ImageReason::NoFace) };
+    let entry = answer::ImageOutcome { accepted: false, reason: Some(answer::ImageReason::NoFace), kept: false };
     let enrolled = answer::Enrolled {
         subject_id: SubjectId::new("jdoe").unwrap(),
         references: 0,
         images: vec![entry],
         duplicate_of: None,
+        look_alikes: vec![answer::LookAlike { subject_id: SubjectId::new("jroe").unwrap(), score: 0.5 }],
     };
     assert_eq!(
         answer::accepted("r-1", "enrol", &enrolled),
-        r#"{"schema":1,"request_id":"r-1","verb":"enrol","ok":true,"subject_id":"jdoe","references":0,"images":[{"accepted":false,"reason":"no_face"}],"duplicate_of":null}"#
+        r#"{"schema":1,"request_id":"r-1","verb":"enrol","ok":true,"subject_id":"jdoe","references":0,"images":[{"accepted":false,"reason":"no_face","kept":false}],"duplicate_of":null,"look_alikes":[{"subject_id":"jroe","score":0.5}]}"#
     );
     let refusal = Refusal {
         request_id: Some("r-1".into()),

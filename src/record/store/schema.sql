@@ -69,6 +69,7 @@ create table reference (
   created_ms integer not null
 ) strict;
 create index reference_by_subject on reference (subject_id);
+create index reference_by_embedder on reference (embedder, subject_id);
 
 -- Answers given, so that a repeated command is answered again and changes nothing.
 create table command (

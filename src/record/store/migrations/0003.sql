@@ -39,3 +39,6 @@ create table photograph (
 ) strict, without rowid;
 -- one row for each subject that the site is still to be told of
 create unique index outbox_of_gallery on outbox (topic) where sink = 'gallery';
+
+-- how many are known to which embedder, without reading the templates
+create index reference_by_embedder on reference (embedder, subject_id);
