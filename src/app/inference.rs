@@ -25,7 +25,8 @@ use crate::recognise::frame::{Frame, Latest};
 use crate::recognise::live::{FrameError, Live, Sight};
 use crate::recognise::pad::PadSettings;
 use crate::recognise::picture::{DecodeError, Picture, PictureLimits};
-use crate::recognise::{quality, still};
+use crate::recognise::quality;
+use crate::recognise::still;
 
 /// What a command asks of the networks.
 pub enum Job {

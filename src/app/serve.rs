@@ -273,6 +273,7 @@ impl Daemon {
             changed: Arc::clone(&self.changed),
             networks: self.networks.clone(),
             embedder: self.settings.vision.embedder.clone(),
+            embedder_digest: self.embedder,
             precision: format!("{:?}", self.settings.vision.precision).to_lowercase(),
         };
         let stop = stages.stop_signal();

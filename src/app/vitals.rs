@@ -12,7 +12,8 @@ use crate::app::supervise::StageResult;
 use crate::clock::{Clock, Stamp, rfc3339};
 use crate::health::{self, CameraHealth, Health, MongoState};
 use crate::mqtt::link::Link;
-use crate::record::store::{SinkStanding, Standing, Store, StoreError};
+use crate::recognise::face::ModelDigest;
+use crate::record::store::{SinkStanding, Standing, Store, StoreError, Tx};
 
 pub struct Vitals {
     pub health: Arc<Health>,
@@ -27,6 +28,7 @@ pub struct Vitals {
     pub networks: BTreeMap<String, String>,
     pub embedder: String,
     pub precision: String,
+    pub embedder_digest: ModelDigest,
 }
 
 /// How often to look whether the camera's state or the trust in the clock has changed.
@@ -90,6 +92,8 @@ struct Gallery {
     version: u64,
     /// The same on two devices with the same references.
     digest: String,
+    /// Enrolled, but without a reference of the embedder in use: not recognised until photographed again.
+    outdated: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -159,20 +163,22 @@ impl Vitals {
     }
 
     async fn publish(&self, started: &Stamp, now: &Stamp) -> Result<(), StoreError> {
-        let standing = match self.store.write_async(|tx| tx.standing()).await {
-            Ok(standing) => Some(standing),
+        let embedder = self.embedder_digest;
+        let read = move |tx: &mut Tx<'_>| Ok((tx.standing()?, tx.migration(&embedder)?.outdated));
+        let (standing, outdated) = match self.store.write_async(read).await {
+            Ok((standing, outdated)) => (Some(standing), Some(outdated)),
             Err(error) if error.is_fatal() => return Err(error),
-            Err(_) => None,
+            Err(_) => (None, None),
         };
         if let Some(link) = &self.link {
-            let message = self.message(started, now, standing.as_ref());
+            let message = self.message(started, now, standing.as_ref(), outdated);
             let payload = serde_json::to_vec(&message).expect("plain numbers and strings");
             link.publish_latest(&self.topic, payload, true);
         }
         Ok(())
     }
 
-    fn message(&self, started: &Stamp, now: &Stamp, standing: Option<&Standing>) -> Message {
+    fn message(&self, started: &Stamp, now: &Stamp, standing: Option<&Standing>, outdated: Option<u64>) -> Message {
         let (health, gallery, store) = (&self.health, self.gallery.snapshot(), self.store.vitals());
         Message {
             schema: 1,
@@ -208,6 +214,7 @@ impl Vitals {
                 references: gallery.references(),
                 version: gallery.version(),
                 digest: format!("{:016x}", gallery.digest()),
+                outdated,
             },
             recorded: health.recorded.get(),
             events_published: health.events_published.get(),

@@ -76,11 +76,12 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
 
 fn look(settings: &Settings) -> Vec<Finding> {
     type Check = fn(&Settings) -> (State, String);
-    let checks: [(&'static str, Check); 9] = [
+    let checks: [(&'static str, Check); 10] = [
         ("networks", networks),
         ("library", library),
         ("camera", camera),
         ("storage", storage),
+        ("people", people),
         ("disk", disk),
         ("broker", broker),
         ("mongodb", mongodb),
@@ -148,6 +149,32 @@ fn storage(settings: &Settings) -> (State, String) {
             (State::Good, format!("{subjects}{} subjects enrolled", if subjects == 500 { " or more" } else { "" }))
         }
         Ok((_, buried)) => (State::Warning, format!("{buried} messages could not be delivered and were set aside")),
+        Err(error) => (State::Fault, format!("{:#}", anyhow::Error::new(error))),
+    }
+}
+
+/// After a change of the network everybody is photographed again, one by one: how far that is.
+fn people(settings: &Settings) -> (State, String) {
+    let dir = &settings.state_dir;
+    if !dir.join(DATABASE).is_file() {
+        return (State::Good, "nobody is enrolled yet".into());
+    }
+    let embedder = match vision::embedder_digest(&settings.vision) {
+        Ok(embedder) => embedder,
+        Err(error) => return (State::Fault, format!("{:#}", anyhow::Error::new(error))),
+    };
+    let migration =
+        Store::open_read_only(dir, app::credentials_dir().as_deref()).and_then(|it| it.migration(&embedder));
+    match migration {
+        Ok(it) if it.outdated == 0 => (State::Good, format!("all {} who are enrolled can be recognised", it.subjects)),
+        Ok(it) => {
+            let words = format!(
+                "{} of {} who are enrolled have no reference of the network in use ({}) and are not recognised: publish \
+                 their photographs again (`rollcall subjects --outdated`)",
+                it.outdated, it.subjects, settings.vision.embedder
+            );
+            (State::Warning, words)
+        }
         Err(error) => (State::Fault, format!("{:#}", anyhow::Error::new(error))),
     }
 }

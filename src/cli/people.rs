@@ -1,5 +1,6 @@
 //! `rollcall enrol` and `rollcall subjects`.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::recognise::engine::FaceEngine;
 use crate::recognise::face::{Name, SubjectId};
 use crate::recognise::gallery::Gallery;
 use crate::record::store::{Store, StoreError, Subject};
+use crate::vision;
 
 #[derive(Debug, clap::Args)]
 pub struct EnrolArgs {
@@ -134,6 +136,9 @@ pub struct SubjectsArgs {
     /// One JSON array
     #[arg(long)]
     json: bool,
+    /// Only those whom the network in use does not recognise: photograph them again
+    #[arg(long)]
+    outdated: bool,
 }
 
 pub fn subjects(args: &SubjectsArgs, settings: &Settings) -> anyhow::Result<()> {
@@ -146,24 +151,38 @@ pub fn subjects(args: &SubjectsArgs, settings: &Settings) -> anyhow::Result<()> 
         }
         subjects.extend(page);
     }
+    let embedder = vision::embedder_digest(&settings.vision)?;
+    let mut recognisable = HashSet::new();
+    for subject in &subjects {
+        if reader.is_recognisable(&subject.id, &embedder)? {
+            recognisable.insert(subject.id.clone());
+        }
+    }
+    if args.outdated {
+        subjects.retain(|it| !recognisable.contains(&it.id));
+    }
     if args.json {
         let entry = |subject: &Subject| {
             serde_json::json!({
                 "id": subject.id, "name": subject.name, "references": subject.references,
                 "enrolled_at": rfc3339(subject.enrolled_ms),
                 "model_digest": subject.embedder.map(|digest| digest.to_string()),
+                "recognisable": recognisable.contains(&subject.id),
             })
         };
         println!("{}", subjects.iter().map(entry).collect::<serde_json::Value>());
+    } else if subjects.is_empty() && args.outdated {
+        println!("everybody who is enrolled is recognised by the network in use");
     } else if subjects.is_empty() {
         println!("nobody is enrolled yet: `rollcall enrol --id ID --name NAME PHOTO…`, or the MQTT command `enrol`");
     } else {
         let row = |subject: &Subject| {
             let (id, name) = (subject.id.to_string(), subject.name.as_str().to_owned());
-            vec![id, name, subject.references.to_string(), rfc3339(subject.enrolled_ms)]
+            let recognised = if recognisable.contains(&subject.id) { "yes" } else { "no" };
+            vec![id, name, subject.references.to_string(), recognised.into(), rfc3339(subject.enrolled_ms)]
         };
         let rows: Vec<_> = subjects.iter().map(row).collect();
-        print!("{}", table::render(&["id", "name", "references", "enrolled_at"], &rows));
+        print!("{}", table::render(&["id", "name", "references", "recognised", "enrolled_at"], &rows));
     }
     Ok(())
 }

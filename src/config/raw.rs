@@ -281,10 +281,10 @@ impl Default for RawEnrolment {
     fn default() -> Self {
         Self {
             eye_distance_px_min: 6.0,
-            luma_min: 30.0,
+            luma_min: 35.0,
             luma_max: 220.0,
             sharpness_min: 0.09,
-            yaw_max: 0.50,
+            yaw_max: 0.60,
             pitch_max: 0.40,
             same_person_min: 0.20,
             duplicate_margin: 0.10,

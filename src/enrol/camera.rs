@@ -139,7 +139,9 @@ mod tests {
     }
 
     fn settings() -> EnrolSettings {
-        use crate::recognise::{decision::ThresholdRule, picture::PictureLimits, quality::QualityBounds};
+        use crate::recognise::decision::ThresholdRule;
+        use crate::recognise::picture::PictureLimits;
+        use crate::recognise::quality::QualityBounds;
         EnrolSettings {
             reference: QualityBounds {
                 eye_distance_px_min: 6.0,

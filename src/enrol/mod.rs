@@ -72,9 +72,9 @@ impl Judgement {
 }
 
 /// Another face is a passer-by's when it has less than this share of the main one's prominence (size, less the further
-/// from the centre). Two people side by side have about the same; of those cut by the edge of a press photograph
-/// (faces-open) the largest has 0.41.
-const BYSTANDER_PROMINENCE: f32 = 0.45;
+/// from the centre). Two people side by side have about the same; of those behind somebody in a press photograph
+/// (faces-open) the largest has 0.46.
+const BYSTANDER_PROMINENCE: f32 = 0.5;
 
 /// Judges the photographs of one subject.
 pub fn judge<'a>(

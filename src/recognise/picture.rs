@@ -190,7 +190,8 @@ fn upright(picture: Picture, orientation: Orientation) -> Picture {
 
 fn is_heic(bytes: &[u8]) -> bool {
     let brand = bytes.get(4..12).unwrap_or_default();
-    brand.starts_with(b"ftyp") && [&b"heic"[..], b"heix", b"mif1", b"msf1", b"heif"].contains(&&brand[4..])
+    brand.starts_with(b"ftyp")
+        && [&b"heic"[..], b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif"].contains(&&brand[4..])
 }
 
 #[cfg(test)]

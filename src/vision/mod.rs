@@ -94,6 +94,13 @@ impl Vision {
     }
 }
 
+/// The digest of the embedder that these settings name, without starting anything.
+pub fn embedder_digest(settings: &VisionSettings) -> Result<ModelDigest, ModelError> {
+    let manifest = Manifest::read(&settings.models)?;
+    let model = manifest.model(Role::Embedder, Some(&settings.embedder))?;
+    manifest.load(model, settings.precision).map(|(_, _, digest)| digest)
+}
+
 /// What `rollcall models verify` and `doctor` do: every file there and as described, the library loadable.
 pub fn verify(models: &Path) -> Result<Vec<(String, u64)>, ModelError> {
     let manifest = Manifest::read(models)?;

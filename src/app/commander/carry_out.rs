@@ -158,20 +158,24 @@ impl Commander {
     }
 
     async fn subjects(&self, request_id: String, page: Subjects) -> Result<(), Fault> {
+        let embedder = self.embedder;
         let write = move |tx: &mut Tx<'_>| {
             // One more than asked for tells whether there is another page.
             let mut found = tx.subjects(page.after.as_ref(), page.limit + 1)?;
             let more = found.len() > page.limit as usize;
             found.truncate(page.limit as usize);
             let next_after = found.last().filter(|_| more).map(|last| last.id.clone());
-            let entry = |subject: crate::record::store::Subject| SubjectEntry {
-                id: subject.id,
-                name: subject.name,
-                references: subject.references,
-                enrolled_at: rfc3339(subject.enrolled_ms),
-                model_digest: subject.embedder.map(|digest| digest.to_string()),
-            };
-            let subjects = found.into_iter().map(entry).collect();
+            let mut subjects = Vec::with_capacity(found.len());
+            for subject in found {
+                subjects.push(SubjectEntry {
+                    recognisable: tx.is_recognisable(&subject.id, &embedder)?,
+                    id: subject.id,
+                    name: subject.name,
+                    references: subject.references,
+                    enrolled_at: rfc3339(subject.enrolled_ms),
+                    model_digest: subject.embedder.map(|digest| digest.to_string()),
+                });
+            }
             answer(tx, &request_id, "subjects", &SubjectList { subjects, next_after })
         };
         Ok(self.store.write_async(write).await?)

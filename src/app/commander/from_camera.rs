@@ -16,7 +16,7 @@ use crate::enrol::Judgement;
 use crate::enrol::camera::{Tally, told};
 use crate::health::CameraHealth;
 use crate::recognise::engine::EngineError;
-use crate::record::command::{EnrolFromCamera, ErrorCode, Refusal};
+use crate::record::command::{EnrolFromCamera, ErrorCode, Refusal, answer};
 use crate::record::store::{StoreError, Tx};
 
 pub(super) const VERB: &str = "enrol_from_camera";
@@ -123,18 +123,16 @@ impl Commander {
         let waited = self.store.write_async(|tx: &mut Tx<'_>| {
             let request_id = tx.meta(WAITING)?.and_then(|it| String::from_utf8(it).ok()).filter(|it| !it.is_empty());
             tx.put_meta(WAITING, b"")?;
-            match request_id {
-                Some(request_id) if tx.answer_of(&request_id)?.is_none() => Ok(Some(request_id)),
-                _ => Ok(None),
-            }
+            let Some(request_id) = request_id else {
+                return Ok(());
+            };
+            // Kept, so that a command that had not been acknowledged does not begin anew, and take whoever stands there.
+            let message = "the device was stopped while it waited for somebody; send another command";
+            let refusal = Refusal::new(Some(&request_id), ErrorCode::TimedOut, message);
+            let reply = answer::refused(VERB, &refusal);
+            tx.put_answer(&request_id, VERB, &answer::topic_part(Some(&request_id)), &reply).map(drop)
         });
-        match waited.await {
-            Ok(Some(request_id)) => {
-                let message = "the device was stopped while it waited for somebody; send the command again";
-                self.reply(VERB, &Refusal::new(Some(&request_id), ErrorCode::TimedOut, message)).await
-            }
-            Ok(None) => Ok(()),
-            Err(error) => self.survive(Err(error)),
-        }
+        let told = waited.await;
+        self.survive(told)
     }
 }

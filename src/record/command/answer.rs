@@ -170,6 +170,8 @@ pub struct SubjectEntry {
     pub enrolled_at: String,
     /// The embedder of the newest reference, in hex.
     pub model_digest: Option<String>,
+    /// Whether there is a reference of the embedder in use.
+    pub recognisable: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -46,12 +46,26 @@ impl Tx<'_> {
     pub fn migration(&self, embedder: &ModelDigest) -> Result<Migration, StoreError> {
         migration(self.conn, embedder)
     }
+
+    /// Whether the subject can be recognised by this embedder.
+    pub fn is_recognisable(&self, id: &SubjectId, embedder: &ModelDigest) -> Result<bool, StoreError> {
+        is_recognisable(self.conn, id, embedder)
+    }
 }
 
 impl Reader {
+    pub fn is_recognisable(&self, id: &SubjectId, embedder: &ModelDigest) -> Result<bool, StoreError> {
+        is_recognisable(self.connection(), id, embedder)
+    }
+
     pub fn migration(&self, embedder: &ModelDigest) -> Result<Migration, StoreError> {
         migration(self.connection(), embedder)
     }
+}
+
+fn is_recognisable(conn: &Connection, id: &SubjectId, embedder: &ModelDigest) -> Result<bool, StoreError> {
+    let sql = "select exists (select 1 from reference where embedder = ?1 and subject_id = ?2)";
+    Ok(conn.prepare_cached(sql)?.query_row(params![embedder.0, id.as_str()], |row| row.get(0))?)
 }
 
 fn migration(conn: &Connection, embedder: &ModelDigest) -> Result<Migration, StoreError> {

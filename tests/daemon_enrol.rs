@@ -1,0 +1,203 @@
+//! Enrolment by a running daemon: from its camera, with more photographs than a subject keeps, and over a change of the
+//! network.
+
+#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+
+#[path = "support/client.rs"]
+mod client;
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "support/faces.rs"]
+mod faces;
+#[path = "support/mosquitto.rs"]
+mod mosquitto;
+
+use std::fs;
+use std::path::Path;
+
+use base64::Engine as _;
+use client::Client;
+use daemon::{Home, until};
+use faces::{Faces, Person, enrolment};
+use mosquitto::Mosquitto;
+use serde_json::{Value, json};
+
+/// One photograph before the camera, over and over, with nothing between.
+fn camera(photograph: &Path, more: &str) -> String {
+    format!(
+        "[camera]\nsource = \"replay\"\npath = {photograph:?}\nfps = 10\nshow = \"1s\"\ngap = \"0s\"\nrepeat = true\n{more}"
+    )
+}
+
+/// Two with a portrait that is large enough to tell whether it lives, and another photograph.
+fn people() -> (Person, Person) {
+    let wide = |path: &Path| image::image_dimensions(path).is_ok_and(|(width, height)| width.min(height) >= 150);
+    let mut fit = Faces::find().people.into_iter().filter(|it| {
+        let all: Vec<_> = it.enrol.iter().chain(&it.probes).collect();
+        all.len() >= 2 && all.iter().all(|path| wide(path))
+    });
+    (fit.next().unwrap(), fit.next().unwrap())
+}
+
+fn image_of(path: &Path) -> String {
+    base64::engine::general_purpose::STANDARD.encode(fs::read(path).unwrap())
+}
+
+fn photographs(person: &Person) -> Vec<&Path> {
+    person.enrol.iter().chain(&person.probes).map(std::path::PathBuf::as_path).collect()
+}
+
+fn health(client: &Client) -> Option<Value> {
+    client.heard_on("health").pop()
+}
+
+fn reply(client: &Client, request_id: &str) -> Option<Value> {
+    client.heard_on(&format!("reply/{request_id}")).pop()
+}
+
+/// Says so anew after each start.
+fn until_streaming(client: &Client) {
+    until("the camera streams", || (health(client)?["camera"]["state"] == "streaming").then_some(()));
+}
+
+fn names(answer: &Value) -> Vec<&str> {
+    answer["names"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect()
+}
+
+#[test]
+fn who_stands_alone_before_the_camera_is_enrolled_while_other_commands_go_on() {
+    let broker = Mosquitto::start();
+    let (ann, _) = people();
+    let home = Home::new(broker.port(), &camera(photographs(&ann)[0], "[recognition]\npad = \"off\"\n"));
+    let _daemon = home.start();
+    let client = Client::connect(broker.port());
+    let wanted = json!({"subject": {"id": "ann", "name": "Ann"}, "samples": 3, "timeout_ms": 30_000});
+    until_streaming(&client);
+    let answer = client.request("enrol_from_camera", "cam-1", wanted.clone());
+    assert_eq!((&answer["ok"], &answer["references"]), (&json!(true), &json!(3)), "{answer}");
+    // The same again is answered from what was stored.
+    assert_eq!(client.request("enrol_from_camera", "cam-1", wanted), answer);
+    let seen = client.request("recognise", "r-1", json!({"image": image_of(photographs(&ann)[1])}));
+    assert_eq!(names(&seen), ["Ann"], "{seen}");
+    // Who is enrolled already is not enrolled as somebody else.
+    let other = json!({"subject": {"id": "eve", "name": "Eve"}, "samples": 1, "timeout_ms": 30_000});
+    let refused = client.request("enrol_from_camera", "cam-2", other);
+    assert_eq!(refused["error"]["code"], "duplicate_subject", "{refused}");
+    assert_eq!(refused["duplicate_of"], "ann");
+}
+
+#[test]
+fn with_nobody_before_the_camera_the_time_is_up_and_others_are_served_meanwhile() {
+    let broker = Mosquitto::start();
+    let (ann, _) = people();
+    let empty = tempfile::tempdir().unwrap();
+    let scene = empty.path().join("empty.png");
+    image::RgbImage::from_pixel(320, 240, image::Rgb([90, 110, 100])).save(&scene).unwrap();
+    let home = Home::new(broker.port(), &camera(&scene, ""));
+    let mut daemon = home.start();
+    let client = Client::connect(broker.port());
+    until_streaming(&client);
+    let wanted = |id: &str, ms: u64| json!({"subject": {"id": id, "name": "N"}, "samples": 1, "timeout_ms": ms});
+    let mut first = wanted("one", 20_000);
+    first["request_id"] = "cam-1".into();
+    client.command("enrol_from_camera", &first);
+    let busy = client.request("enrol_from_camera", "cam-2", wanted("two", 1_000));
+    assert_eq!(busy["error"]["code"], "busy", "{busy}");
+    // Others do not wait for it.
+    let answer = client.request("enrol", "e-1", enrolment("ann", "Ann", &[photographs(&ann)[0].to_owned()]));
+    assert_eq!(answer["ok"], true, "{answer}");
+    assert!(reply(&client, "cam-1").is_none(), "it still waits");
+    // Killed meanwhile: the one who asked is told by the next start, and nothing begins anew.
+    daemon.kill();
+    daemon = home.start();
+    let told = until("the next start tells", || reply(&client, "cam-1"));
+    assert_eq!(told["error"]["code"], "timed_out", "{told}");
+    until_streaming(&client);
+    let late = client.request("enrol_from_camera", "cam-3", wanted("three", 1_000));
+    assert_eq!(late["error"]["code"], "timed_out", "{late}");
+    assert!(late["error"]["message"].as_str().unwrap().contains("in time"), "{late}");
+    assert!(daemon.terminate().success());
+}
+
+#[test]
+fn without_a_camera_it_says_so() {
+    let broker = Mosquitto::start();
+    let home = Home::new(broker.port(), "");
+    let _daemon = home.start();
+    let client = Client::connect(broker.port());
+    let wanted = json!({"subject": {"id": "ann", "name": "Ann"}});
+    assert_eq!(client.request("enrol_from_camera", "cam-1", wanted)["error"]["code"], "not_ready");
+}
+
+#[test]
+fn a_subject_keeps_no_more_references_than_it_may() {
+    let broker = Mosquitto::start();
+    let person = Faces::find().people.into_iter().max_by_key(|it| it.enrol.len() + it.probes.len()).unwrap();
+    let home = Home::new(broker.port(), "[enrolment]\nreferences_max = 2\n");
+    let daemon = home.start();
+    let client = Client::connect(broker.port());
+    let all: Vec<_> = photographs(&person).into_iter().map(Path::to_owned).collect();
+    let answer = client.request("enrol", "e-1", enrolment("ann", "Ann", &all[..all.len().min(4)]));
+    assert!(answer["references"].as_u64().unwrap() <= 2, "{answer}");
+    let kept =
+        |answer: &Value| answer["images"].as_array().unwrap().iter().filter(|it| it["kept"] == true).count() as u64;
+    assert_eq!(kept(&answer), answer["references"].as_u64().unwrap(), "{answer}");
+    let more = client.request("enrol", "e-2", enrolment("ann", "Ann", &all[all.len() - 1..]));
+    assert!(more["references"].as_u64().unwrap() <= 2, "{more}");
+    let settled = until("the gallery is that of the database", || {
+        let health = health(&client)?;
+        (health["gallery"]["references"] == more["references"]).then_some(health)
+    });
+    let digest = settled["gallery"]["digest"].clone();
+    drop(daemon);
+    let _again = home.start();
+    until("the same after a restart", || (health(&client)?["gallery"]["digest"] == digest).then_some(()));
+}
+
+#[test]
+fn after_a_change_of_the_network_people_come_back_one_by_one_and_back_again_is_back_again() {
+    let broker = Mosquitto::start();
+    let (ann, bob) = people();
+    let with = |embedder: &str| format!("[recognition]\nembedder = \"{embedder}\"\n");
+    let home = Home::new(broker.port(), &with("fr_feature"));
+    let mut daemon = home.start();
+    let client = Client::connect(broker.port());
+    for (person, id) in [(&ann, "ann"), (&bob, "bob")] {
+        let answer =
+            client.request("enrol", &format!("e-{id}"), enrolment(id, id, &[photographs(person)[0].to_owned()]));
+        assert_eq!(answer["ok"], true, "{answer}");
+    }
+    let look = |id: &str, person: &Person| {
+        let answer = client.request("recognise", id, json!({"image": image_of(photographs(person)[1])}));
+        names(&answer).iter().map(|it| (*it).to_owned()).collect::<Vec<_>>()
+    };
+    let outdated = |count: u64| {
+        until("health tells how far it is", || (health(&client)?["gallery"]["outdated"] == count).then_some(()));
+    };
+    assert_eq!(look("r-1", &ann), ["ann"]);
+    outdated(0);
+    assert!(daemon.terminate().success());
+    home.configure(broker.port(), &with("mobilefacenet"));
+    daemon = home.start();
+    outdated(2);
+    assert!(look("r-2", &ann).is_empty());
+    let listed = client.request("subjects", "s-1", json!({}));
+    assert!(listed["subjects"].as_array().unwrap().iter().all(|it| it["recognisable"] == false), "{listed}");
+    let doctor = home.output(&["doctor"]);
+    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(said.contains("2 of 2"), "{said}");
+    // Published again: found again.
+    let again = client.request("enrol", "e-3", enrolment("ann", "ann", &[photographs(&ann)[0].to_owned()]));
+    assert_eq!(again["references"], 2, "those of the other network stay: {again}");
+    outdated(1);
+    assert_eq!(look("r-3", &ann), ["ann"]);
+    let list = home.output(&["subjects", "--outdated", "--json"]);
+    let list: Value = serde_json::from_slice(&list.stdout).unwrap();
+    assert_eq!(list.as_array().unwrap().iter().map(|it| &it["id"]).collect::<Vec<_>>(), ["bob"]);
+    assert!(daemon.terminate().success());
+    home.configure(broker.port(), &with("fr_feature"));
+    daemon = home.start();
+    outdated(0);
+    assert_eq!((look("r-4", &ann), look("r-5", &bob)), (vec!["ann".to_owned()], vec!["bob".to_owned()]));
+    assert!(daemon.terminate().success());
+}
