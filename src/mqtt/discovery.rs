@@ -235,3 +235,221 @@ impl Described<'_> {
         all.insert(key.to_owned(), entity);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const ALL: [Has; 6] =
+        [Has::Camera, Has::AttackDetection, Has::People, Has::Thermometer, Has::Mongo, Has::PlainCommands];
+
+    fn described(name: &str, has: &[Has]) -> Value {
+        let topics = Topics::new("hq", "door-1").unwrap();
+        serde_json::from_slice(&Described { topics: &topics, name, has }.payload()).unwrap()
+    }
+
+    fn keys(value: &Value) -> BTreeSet<&str> {
+        value.as_object().unwrap().keys().map(String::as_str).collect()
+    }
+
+    /// The fields of each platform and what they must have, from the schemas of Home Assistant 2026.2.3
+    /// (`homeassistant/components/mqtt/{schemas,sensor,binary_sensor,event,button}.py`) and the pages of the same name of
+    /// its documentation, by the abbreviations of `abbreviations.py`.
+    const ENTITY: &[&str] = &[
+        "p",
+        "name",
+        "uniq_id",
+        "avty",
+        "avty_mode",
+        "avty_t",
+        "avty_tpl",
+        "pl_avail",
+        "pl_not_avail",
+        "dev",
+        "o",
+        "en",
+        "ent_cat",
+        "ent_pic",
+        "ic",
+        "json_attr_t",
+        "json_attr_tpl",
+        "def_ent_id",
+        "qos",
+        "e",
+    ];
+    const PLATFORMS: [(&str, &[&str], &[&str]); 4] = [
+        (
+            "sensor",
+            &[
+                "stat_t",
+                "val_tpl",
+                "dev_cla",
+                "exp_aft",
+                "frc_upd",
+                "lrst_val_tpl",
+                "ops",
+                "sug_dsp_prc",
+                "stat_cla",
+                "unit_of_meas",
+            ],
+            &["stat_t"],
+        ),
+        (
+            "binary_sensor",
+            &["stat_t", "val_tpl", "dev_cla", "exp_aft", "frc_upd", "off_dly", "pl_off", "pl_on"],
+            &["stat_t"],
+        ),
+        ("event", &["stat_t", "val_tpl", "dev_cla", "evt_typ"], &["stat_t", "evt_typ"]),
+        ("button", &["cmd_t", "cmd_tpl", "dev_cla", "pl_prs", "ret"], &["cmd_t"]),
+    ];
+    const DEVICE: &[&str] = &["cns", "cu", "ids", "name", "mf", "mdl", "mdl_id", "hw", "sw", "sa", "sn", "via_device"];
+    const ORIGIN: &[&str] = &["name", "sw", "url"];
+    const MESSAGE: &[&str] = &[
+        "dev",
+        "o",
+        "cmps",
+        "avty",
+        "avty_mode",
+        "avty_t",
+        "avty_tpl",
+        "pl_avail",
+        "pl_not_avail",
+        "stat_t",
+        "cmd_t",
+        "qos",
+        "e",
+    ];
+    /// The closed sets that we take values of.
+    const VALUES: &[(&str, &[&str])] = &[
+        ("dev_cla", &["timestamp", "temperature", "occupancy", "problem"]),
+        ("ent_cat", &["diagnostic", "config"]),
+        ("stat_cla", &["measurement", "measurement_angle", "total", "total_increasing"]),
+    ];
+
+    fn check(message: &Value) {
+        let only = |value: &Value, known: &[&[&str]]| {
+            let known: BTreeSet<&str> = known.iter().flat_map(|it| it.iter().copied()).collect();
+            assert!(keys(value).is_subset(&known), "unknown fields in {value}");
+        };
+        only(message, &[MESSAGE]);
+        only(&message["dev"], &[DEVICE]);
+        only(&message["o"], &[ORIGIN]);
+        assert!(message["o"]["name"].is_string(), "the origin's name is required");
+        assert_eq!(message["dev"]["ids"].as_array().unwrap().len(), 1);
+        let mut ids = BTreeSet::new();
+        for (key, entity) in message["cmps"].as_object().unwrap() {
+            let platform = entity["p"].as_str().unwrap();
+            let (_, fields, required) = PLATFORMS.iter().find(|it| it.0 == platform).unwrap();
+            only(entity, &[ENTITY, fields]);
+            if keys(entity).len() == 1 {
+                continue; // To be removed.
+            }
+            for field in required.iter().chain(&["uniq_id", "name"]) {
+                assert!(!entity[field].is_null(), "{key} has no {field}");
+            }
+            assert!(ids.insert(entity["uniq_id"].as_str().unwrap()), "{key}: its unique id is not");
+            for (field, values) in VALUES {
+                assert!(entity.get(field).is_none_or(|it| values.contains(&it.as_str().unwrap())), "{key}: {field}");
+            }
+            for template in ["val_tpl", "cmd_tpl"].iter().filter_map(|it| entity[it].as_str()) {
+                let count = |part: &str| template.matches(part).count();
+                assert_eq!((count("{{"), count("{%")), (count("}}"), count("%}")), "{key}: {template}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_is_one_that_home_assistant_documents() {
+        check(&described("door-1", &ALL));
+        check(&described("door-1", &[]));
+        for without in ALL {
+            let has: Vec<Has> = ALL.into_iter().filter(|it| *it != without).collect();
+            check(&described("door-1", &has));
+        }
+    }
+
+    #[test]
+    fn the_check_finds_what_is_wrong() {
+        for spoil in [
+            |message: &mut Value| message["cmps"]["sync"]["stat_t"] = "a".into(),
+            |message: &mut Value| message["cmps"]["recorded"]["val_templ"] = "a".into(),
+            |message: &mut Value| message["cmps"]["recorded"]["uniq_id"] = message["cmps"]["attack"]["uniq_id"].take(),
+            |message: &mut Value| message["cmps"]["recorded"]["stat_cla"] = "sum".into(),
+            |message: &mut Value| message["dev"]["manufacturer_name"] = "a".into(),
+            |message: &mut Value| message["o"] = json!({"sw": "1"}),
+        ] {
+            let mut message = described("door-1", &ALL);
+            spoil(&mut message);
+            assert!(std::panic::catch_unwind(|| check(&message)).is_err(), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_a_device_has_not_got_is_removed_by_its_platform_alone() {
+        let all = described("door-1", &ALL);
+        let count =
+            |message: &Value| message["cmps"].as_object().unwrap().values().filter(|it| keys(it).len() > 1).count();
+        assert_eq!(count(&all), all["cmps"].as_object().unwrap().len());
+        let least = described("door-1", &[]);
+        assert_eq!(keys(&least["cmps"]), keys(&all["cmps"]), "every one stands there, always");
+        for (key, entity) in least["cmps"].as_object().unwrap() {
+            assert_eq!(entity["p"], all["cmps"][key]["p"]);
+        }
+        assert_eq!(count(&least), 5, "{least}");
+        for (without, gone) in [
+            (Has::Camera, &["unknown", "attack", "presence", "unknown_count", "attack_count", "camera"][..]),
+            (Has::AttackDetection, &["attack", "attack_count"]),
+            (Has::People, &["last_person"]),
+            (Has::Thermometer, &["temperature"]),
+            (Has::Mongo, &["owed_mongo"]),
+            (Has::PlainCommands, &["sync"]),
+        ] {
+            let has: Vec<Has> = ALL.into_iter().filter(|it| *it != without).collect();
+            let message = described("door-1", &has);
+            let removed: BTreeSet<&str> = message["cmps"]
+                .as_object()
+                .unwrap()
+                .iter()
+                .filter(|it| keys(it.1).len() == 1)
+                .map(|it| it.0.as_str())
+                .collect();
+            assert_eq!(removed, gone.iter().copied().collect(), "{without:?}");
+        }
+    }
+
+    #[test]
+    fn who_passed_is_told_only_where_it_may_be() {
+        let has: Vec<Has> = ALL.into_iter().filter(|it| *it != Has::People).collect();
+        let text = described("door-1", &has).to_string();
+        assert!(!text.contains("subject.") && !text.contains("person"), "{text}");
+        assert!(described("door-1", &ALL).to_string().contains("value_json.subject"));
+    }
+
+    #[test]
+    fn only_what_has_just_happened_triggers() {
+        let message = described("door-1", &ALL);
+        for key in ["attendance", "unknown", "attack", "presence"] {
+            let template = message["cmps"][key]["val_tpl"].as_str().unwrap();
+            assert!(template.contains("value_json.historical == false"), "{key}: {template}");
+        }
+    }
+
+    #[test]
+    fn names_are_any_text() {
+        let name = "Tür \"Süd\" – 正門 {{ 7 }}";
+        assert_eq!(described(name, &ALL)["dev"]["name"], name);
+    }
+
+    /// The whole message, so that a change of it is seen. The version is left out.
+    #[test]
+    fn the_message_is_what_it_was() {
+        let mut message = described("door-1", &ALL);
+        for part in ["dev", "o"] {
+            assert_eq!(message[part]["sw"].take(), env!("CARGO_PKG_VERSION"));
+        }
+        let expected: Value = serde_json::from_str(include_str!("discovery.json")).unwrap();
+        assert_eq!(message, expected, "{message:#}");
+    }
+}

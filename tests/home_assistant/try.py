@@ -1,0 +1,284 @@
+#!/usr/bin/env python3
+"""Home Assistant itself, with the daemon and mosquitto: what it makes of our discovery message.
+
+Not in the suite: Home Assistant is large and wants a Python of its own. Version 2026.2 takes 3.13:
+
+    python3.13 -m venv /tmp/ha && /tmp/ha/bin/pip install homeassistant
+    tests/home_assistant/try.py --hass /tmp/ha/bin/hass
+
+Its first start installs a few packages more. Needs `make setup`, a built daemon, mosquitto and mosquitto-clients. Everything
+lives in one temporary folder and on free ports of loopback, and ends with the script.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PHOTOS = ROOT / ".cache/photos"
+BASE = "rollcall/hq/door-1"
+TOPIC = "homeassistant/device/rollcall-hq/door-1/config"
+PERSON = "Zoë Müller-李"
+PATIENCE_S = 300
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def until(what, ask, patience_s=PATIENCE_S):
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        answer = ask()
+        if answer not in (None, False, [], {}):
+            return answer
+        time.sleep(0.2)
+    raise SystemExit(f"not in time: {what}")
+
+
+class Programs:
+    """Started here, ended here by their ids."""
+
+    def __init__(self, folder):
+        self.folder, self.running = folder, []
+
+    def start(self, name, command, **more):
+        with open(self.folder / f"{name}.log", "ab") as log:
+            program = subprocess.Popen(command, stdout=log, stderr=log, **more)
+        self.running.append(program)
+        return program
+
+    def stop(self, program):
+        program.send_signal(signal.SIGTERM)
+        try:
+            program.wait(60)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.wait()
+        self.running.remove(program)
+
+    def stop_all(self):
+        for program in reversed(list(self.running)):
+            self.stop(program)
+
+
+class HomeAssistant:
+    """Its REST interface, from the first user on."""
+
+    def __init__(self, port):
+        self.url, self.token = f"http://127.0.0.1:{port}", None
+
+    def ask(self, path, body=None, form=False):
+        data = None
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        if body is not None:
+            headers["Content-Type"] = "application/x-www-form-urlencoded" if form else "application/json"
+            data = (urllib.parse.urlencode(body) if form else json.dumps(body)).encode()
+        request = urllib.request.Request(self.url + path, data, headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            text = answer.read().decode()
+        return json.loads(text) if answer.headers.get_content_type() == "application/json" else text
+
+    def is_up(self):
+        try:
+            return self.ask("/api/onboarding") is not None
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def sign_in(self):
+        user = {"client_id": f"{self.url}/", "name": "Test", "username": "test", "password": os.urandom(8).hex(),
+                "language": "en"}
+        code = self.ask("/api/onboarding/users", user)["auth_code"]
+        grant = {"grant_type": "authorization_code", "code": code, "client_id": f"{self.url}/"}
+        self.token = self.ask("/auth/token", grant, form=True)["access_token"]
+
+    def add_broker(self, port):
+        flow = self.ask("/api/config/config_entries/flow", {"handler": "mqtt"})
+        done = self.ask(f"/api/config/config_entries/flow/{flow['flow_id']}", {"broker": "127.0.0.1", "port": port})
+        assert done["type"] == "create_entry", done
+
+    def template(self, text):
+        return self.ask("/api/template", {"template": text})
+
+    def entities(self):
+        """Those of MQTT, by the last part of their unique id, which is our key."""
+        listed = json.loads(self.template("{{ integration_entities('mqtt') | to_json }}"))
+        states = {state["entity_id"]: state for state in self.ask("/api/states")}
+        return {entity.split(".", 1)[1].removeprefix("empfang_"): states.get(entity) for entity in listed}
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def check(what, holds):
+    say(f"  {'holds' if holds else 'DOES NOT HOLD'}: {what}")
+    if not holds:
+        raise SystemExit(1)
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--hass", default="hass", help="the command that starts Home Assistant")
+    options.add_argument("--program", default=ROOT / "target/debug/rollcall", type=pathlib.Path)
+    options.add_argument("--keep", action="store_true", help="go on until interrupted, to look around in a browser")
+    options = options.parse_args()
+    with tempfile.TemporaryDirectory(prefix="rollcall-ha-") as folder:
+        folder = pathlib.Path(folder)
+        programs = Programs(folder)
+        try:
+            run(options, folder, programs)
+        except (SystemExit, KeyboardInterrupt, Exception):
+            for log in sorted(folder.glob("*.log")):
+                say(f"--- {log.name}\n" + log.read_text(errors="replace")[-3000:])
+            raise
+        finally:
+            programs.stop_all()
+
+
+def run(options, folder, programs):
+    mqtt, http = free_port(), free_port()
+    (folder / "mosquitto.conf").write_text(f"listener {mqtt} 127.0.0.1\nallow_anonymous true\n")
+    programs.start("mosquitto", ["/usr/sbin/mosquitto", "-c", folder / "mosquitto.conf"])
+
+    def publish(topic, message, *more):
+        return subprocess.run(["mosquitto_pub", "-p", str(mqtt), "-q", "1", "-t", topic, "-m", message, *more],
+                              capture_output=True, check=False).returncode == 0
+
+    def retained(topic):
+        heard = subprocess.run(["mosquitto_sub", "-p", str(mqtt), "-t", topic, "-C", "1", "-W", "2"],
+                               capture_output=True, check=False)
+        return heard.stdout.decode().strip()
+
+    until("mosquitto listens", lambda: publish("settled", "-"), 10)
+
+    def configure(more):
+        (folder / "list.csv").write_text(f"{PHOTOS}/obama2.jpg,3000,1000\n{PHOTOS}/astronaut.png,3000,1000\n")
+        (folder / "config.toml").write_text(
+            f'[device]\nsite = "hq"\nname = "door-1"\n[clock]\ntrust = "always"\n[recognition]\nmodels = "{ROOT}/models"\n'
+            f'[camera]\nsource = "replay"\npath = "list.csv"\nrepeat = true\n'
+            f'[[venue]]\nid = "main"\nre_entry_gap = "5s"\n'
+            f'[mqtt]\nhost = "127.0.0.1"\nport = {mqtt}\nhealth_every = "1s"\n'
+            f'[home_assistant]\nname = "Empfang"\n{more}')
+
+    def daemon():
+        return programs.start("rollcall", [options.program, "--config", folder / "config.toml", "run"])
+
+    configure("")
+    photograph = PHOTOS / "obama.jpg"
+    subprocess.run([options.program, "--config", folder / "config.toml", "enrol", "--id", "zoe", "--name", PERSON,
+                    photograph], check=True, capture_output=True)
+    rollcall = daemon()
+    until("the discovery message is retained", lambda: retained(TOPIC), 60)
+
+    (folder / "ha").mkdir()
+    (folder / "ha/configuration.yaml").write_text(
+        f"homeassistant:\n  name: Test\nhttp:\n  server_host: 127.0.0.1\n  server_port: {http}\napi:\nconfig:\n"
+        "logger:\n  default: warning\n  logs:\n    homeassistant.components.mqtt: info\n")
+    hass = programs.start("hass", [*shlex.split(options.hass), "-c", str(folder / "ha")])
+    home = HomeAssistant(http)
+    say("Home Assistant starts (the first time it fetches packages) …")
+    until("Home Assistant is up", lambda: home.is_up() or hass.poll() is not None)
+    home.sign_in()
+    say(f"Home Assistant {home.ask('/api/config')['version']} on {home.url}")
+    home.add_broker(mqtt)
+    message = json.loads(retained(TOPIC))
+    wanted = {key for key, entity in message["cmps"].items() if len(entity) > 1}
+    entities = until("all entities are there", lambda: len(home.entities()) >= len(wanted) and home.entities())
+    say(f"{len(wanted)} entities in the message, {len(entities)} in Home Assistant")
+    check("as many entities as the message has", len(entities) == len(wanted))
+
+    states = lambda: home.entities()
+    until("somebody came", lambda: states()["attendance"]["state"] != "unknown")
+    until("presence", lambda: states()["presence"]["state"] == "on")
+    until("a stranger came", lambda: states()["unknown_face"]["state"] != "unknown")
+    until("figures came", lambda: states()["recorded"]["state"] not in ("unknown", "0"))
+    for key, state in sorted(states().items()):
+        shown = {name: value for name, value in state["attributes"].items()
+                 if name not in ("friendly_name", "icon", "device_class", "state_class", "event_types")}
+        say(f"  {state['entity_id']:45} {state['state']:28} {json.dumps(shown, ensure_ascii=False)}")
+    now = states()
+    check("a name that is not ASCII", now["last_person"]["state"] == PERSON)
+    check("the event tells who", now["attendance"]["attributes"]["person"] == PERSON)
+    check("nothing is unavailable", all(state["state"] != "unavailable" for state in now.values()))
+
+    say("a late event, and the same event twice")
+    programs.stop(rollcall)
+    until("offline is seen", lambda: states()["attendance"]["state"] == "unavailable")
+    publish(f"{BASE}/status", "online", "-r")
+    before = until("back", lambda: states()["attendance"]["state"] != "unavailable" and states())["attendance"]
+    event = {"schema": 1, "event_id": "e-1", "seq": 1, "kind": "attendance", "clock": "synced", "venue": "main",
+             "occurred_at": "2026-11-23T07:58:03.412Z", "expires_at": "2026-11-23T07:58:33.412Z", "session": None,
+             "direction": "out", "status": "present", "score": 0.7, "historical": True,
+             "subject": {"id": "late", "name": "Late"}}
+    publish(f"{BASE}/event/attendance", json.dumps(event))
+    until("the record has the late one", lambda: states()["last_person"]["state"] == "Late")
+    check("no event was triggered by it", states()["attendance"]["state"] == before["state"])
+    without = {key: value for key, value in event.items() if key != "historical"}
+    publish(f"{BASE}/event/attendance", json.dumps(without | {"subject": {"id": "x", "name": "Unsaid"}}))
+    until("the record has the unsaid one", lambda: states()["last_person"]["state"] == "Unsaid")
+    check("nor by one that does not say", states()["attendance"]["state"] == before["state"])
+    live = event | {"historical": False, "event_id": "e-2", "subject": None}
+    publish(f"{BASE}/event/attendance", json.dumps(live))
+    first = until("the live one", lambda: states()["attendance"]["state"] != before["state"] and states()["attendance"])
+    check("somebody erased is nobody", first["attributes"]["person"] is None and states()["last_person"]["state"] == "unknown")
+    publish(f"{BASE}/event/attendance", json.dumps(live))
+    publish(f"{BASE}/event/attendance", json.dumps(event | {"subject": {"id": "x", "name": "After"}}))
+    until("both have come", lambda: states()["last_person"]["state"] == "After")
+    check("the same event again triggers nothing", states()["attendance"]["state"] == first["state"])
+
+    say("the button")
+    rollcall = daemon()
+    replies = subprocess.Popen(["mosquitto_sub", "-p", str(mqtt), "-t", f"{BASE}/reply/+", "-C", "2", "-W", "60"],
+                               stdout=subprocess.PIPE)
+    until("it is online again", lambda: retained(f"{BASE}/status") == "online", 60)
+    button = states()["deliver_now"]["entity_id"]
+    for _ in range(2):
+        home.ask("/api/services/button/press", {"entity_id": button})
+    answers = [json.loads(line) for line in replies.communicate()[0].splitlines()]
+    check("both presses are carried out", [answer["ok"] for answer in answers] == [True, True])
+    check("each with an id of its own", len({answer["request_id"] for answer in answers}) == 2)
+    if options.keep:
+        say("until interrupted …")
+        hass.wait()
+
+    say("people = false")
+    programs.stop(rollcall)
+    configure("people = false\n")
+    rollcall = daemon()
+    until("the sensor is gone", lambda: "last_person" not in states())
+    seen = states()["attendance"]["state"]
+    now = until("an event", lambda: states()["attendance"]["state"] not in (seen, "unavailable") and states())
+    check("its event tells nobody", "person" not in now["attendance"]["attributes"])
+
+    say("enabled = false")
+    programs.stop(rollcall)
+    configure("enabled = false\n")
+    rollcall = daemon()
+    until("all are gone", lambda: len(states()) == 0 or None)
+    check("nothing is retained", retained(TOPIC) == "")
+
+    log = (folder / "ha/home-assistant.log").read_text(errors="replace")
+    complaints = [line for line in log.splitlines() if "mqtt" in line and ("WARNING" in line or "ERROR" in line)]
+    for line in complaints:
+        say(f"  {line}")
+    check("Home Assistant's log complains of nothing", not complaints)
+    programs.stop(rollcall)
+    say("everything holds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
