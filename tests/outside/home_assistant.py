@@ -4,7 +4,7 @@
 Not in the suite: Home Assistant is large and wants a Python of its own. Version 2026.2 takes 3.13:
 
     python3.13 -m venv /tmp/ha && /tmp/ha/bin/pip install homeassistant
-    tests/home_assistant/try.py --hass /tmp/ha/bin/hass
+    tests/outside/home_assistant.py --hass /tmp/ha/bin/hass
 
 Its first start installs a few packages more. Needs `make setup`, a built daemon, mosquitto and mosquitto-clients. Everything
 lives in one temporary folder and on free ports of loopback, and ends with the script.
@@ -15,64 +15,16 @@ import json
 import os
 import pathlib
 import shlex
-import signal
-import socket
+import shutil
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-PHOTOS = ROOT / ".cache/photos"
-BASE = "rollcall/hq/door-1"
+from common import BASE, PERSON, PHOTOS, ROOT, Bench, check, free_port, say, until
+
 TOPIC = "homeassistant/device/rollcall-hq/door-1/config"
-PERSON = "Zoë Müller-李"
-PATIENCE_S = 300
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def until(what, ask, patience_s=PATIENCE_S):
-    end = time.monotonic() + patience_s
-    while time.monotonic() < end:
-        answer = ask()
-        if answer not in (None, False, [], {}):
-            return answer
-        time.sleep(0.2)
-    raise SystemExit(f"not in time: {what}")
-
-
-class Programs:
-    """Started here, ended here by their ids."""
-
-    def __init__(self, folder):
-        self.folder, self.running = folder, []
-
-    def start(self, name, command, **more):
-        with open(self.folder / f"{name}.log", "ab") as log:
-            program = subprocess.Popen(command, stdout=log, stderr=log, **more)
-        self.running.append(program)
-        return program
-
-    def stop(self, program):
-        program.send_signal(signal.SIGTERM)
-        try:
-            program.wait(60)
-        except subprocess.TimeoutExpired:
-            program.kill()
-            program.wait()
-        self.running.remove(program)
-
-    def stop_all(self):
-        for program in reversed(list(self.running)):
-            self.stop(program)
 
 
 class HomeAssistant:
@@ -114,20 +66,10 @@ class HomeAssistant:
         return self.ask("/api/template", {"template": text})
 
     def entities(self):
-        """Those of MQTT, by the last part of their unique id, which is our key."""
+        """Those of MQTT, by what their ids say after the device."""
         listed = json.loads(self.template("{{ integration_entities('mqtt') | to_json }}"))
         states = {state["entity_id"]: state for state in self.ask("/api/states")}
-        return {entity.split(".", 1)[1].removeprefix("empfang_"): states.get(entity) for entity in listed}
-
-
-def say(text):
-    print(text, flush=True)
-
-
-def check(what, holds):
-    say(f"  {'holds' if holds else 'DOES NOT HOLD'}: {what}")
-    if not holds:
-        raise SystemExit(1)
+        return {entity.split(".", 1)[1].removeprefix("door_1_"): states.get(entity) for entity in listed}
 
 
 def main():
@@ -136,65 +78,30 @@ def main():
     options.add_argument("--program", default=ROOT / "target/debug/rollcall", type=pathlib.Path)
     options.add_argument("--keep", action="store_true", help="go on until interrupted, to look around in a browser")
     options = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="rollcall-ha-") as folder:
-        folder = pathlib.Path(folder)
-        programs = Programs(folder)
-        try:
-            run(options, folder, programs)
-        except (SystemExit, KeyboardInterrupt, Exception):
-            for log in sorted(folder.glob("*.log")):
-                say(f"--- {log.name}\n" + log.read_text(errors="replace")[-3000:])
-            raise
-        finally:
-            programs.stop_all()
+    with Bench(options.program) as bench:
+        run(options, bench)
 
 
-def run(options, folder, programs):
-    mqtt, http = free_port(), free_port()
-    (folder / "mosquitto.conf").write_text(f"listener {mqtt} 127.0.0.1\nallow_anonymous true\n")
-    programs.start("mosquitto", ["/usr/sbin/mosquitto", "-c", folder / "mosquitto.conf"])
-
-    def publish(topic, message, *more):
-        return subprocess.run(["mosquitto_pub", "-p", str(mqtt), "-q", "1", "-t", topic, "-m", message, *more],
-                              capture_output=True, check=False).returncode == 0
-
-    def retained(topic):
-        heard = subprocess.run(["mosquitto_sub", "-p", str(mqtt), "-t", topic, "-C", "1", "-W", "2"],
-                               capture_output=True, check=False)
-        return heard.stdout.decode().strip()
-
-    until("mosquitto listens", lambda: publish("settled", "-"), 10)
-
-    def configure(more):
-        (folder / "list.csv").write_text(f"{PHOTOS}/obama2.jpg,3000,1000\n{PHOTOS}/astronaut.png,3000,1000\n")
-        (folder / "config.toml").write_text(
-            f'[device]\nsite = "hq"\nname = "door-1"\n[clock]\ntrust = "always"\n[recognition]\nmodels = "{ROOT}/models"\n'
-            f'[camera]\nsource = "replay"\npath = "list.csv"\nrepeat = true\n'
-            f'[[venue]]\nid = "main"\nre_entry_gap = "5s"\n'
-            f'[mqtt]\nhost = "127.0.0.1"\nport = {mqtt}\nhealth_every = "1s"\n'
-            f'[home_assistant]\nname = "Empfang"\n{more}')
-
-    def daemon():
-        return programs.start("rollcall", [options.program, "--config", folder / "config.toml", "run"])
-
-    configure("")
-    photograph = PHOTOS / "obama.jpg"
-    subprocess.run([options.program, "--config", folder / "config.toml", "enrol", "--id", "zoe", "--name", PERSON,
-                    photograph], check=True, capture_output=True)
-    rollcall = daemon()
+def run(options, bench):
+    folder, publish, retained, http = bench.folder, bench.publish, bench.retained, free_port()
+    bench.configure()
+    subprocess.run(bench.rollcall("enrol", "--id", "zoe", "--name", PERSON, PHOTOS / "obama.jpg"), check=True,
+                   capture_output=True)
+    rollcall = bench.daemon()
     until("the discovery message is retained", lambda: retained(TOPIC), 60)
 
     (folder / "ha").mkdir()
+    shutil.copy(ROOT / "docs/examples/home-assistant.yaml", folder / "ha/rollcall.yaml")
     (folder / "ha/configuration.yaml").write_text(
-        f"homeassistant:\n  name: Test\nhttp:\n  server_host: 127.0.0.1\n  server_port: {http}\napi:\nconfig:\n"
+        f"homeassistant:\n  name: Test\nautomation: !include rollcall.yaml\nhttp:\n  server_host: 127.0.0.1\n  server_port: {http}\napi:\nconfig:\n"
         "logger:\n  default: warning\n  logs:\n    homeassistant.components.mqtt: info\n")
-    hass = programs.start("hass", [*shlex.split(options.hass), "-c", str(folder / "ha")])
+    hass = bench.start("hass", [*shlex.split(options.hass), "-c", str(folder / "ha")])
     home = HomeAssistant(http)
     say("Home Assistant starts (the first time it fetches packages) …")
-    until("Home Assistant is up", lambda: home.is_up() or hass.poll() is not None)
+    until("Home Assistant is up", home.is_up)
     home.sign_in()
     say(f"Home Assistant {home.ask('/api/config')['version']} on {home.url}")
-    home.add_broker(mqtt)
+    home.add_broker(bench.mqtt)
     message = json.loads(retained(TOPIC))
     wanted = {key for key, entity in message["cmps"].items() if len(entity) > 1}
     entities = until("all entities are there", lambda: len(home.entities()) >= len(wanted) and home.entities())
@@ -215,9 +122,15 @@ def run(options, folder, programs):
     check("the event tells who", now["attendance"]["attributes"]["person"] == PERSON)
     check("nothing is unavailable", all(state["state"] != "unavailable" for state in now.values()))
 
+    ran = lambda name: home.template(f"{{{{ state_attr('automation.rollcall_{name}', 'last_triggered') }}}}")
+    until("the automation has announced somebody", lambda: ran("announce") != "None")
+    check("no alarm, and nobody told of a door that is away", (ran("attack"), ran("away")) == ("None", "None"))
+
     say("a late event, and the same event twice")
-    programs.stop(rollcall)
+    bench.stop(rollcall)
     until("offline is seen", lambda: states()["attendance"]["state"] == "unavailable")
+    until("the automation tells of it", lambda: ran("away") != "None")
+    announced = ran("announce")
     publish(f"{BASE}/status", "online", "-r")
     before = until("back", lambda: states()["attendance"]["state"] != "unavailable" and states())["attendance"]
     event = {"schema": 1, "event_id": "e-1", "seq": 1, "kind": "attendance", "clock": "synced", "venue": "main",
@@ -239,10 +152,16 @@ def run(options, folder, programs):
     publish(f"{BASE}/event/attendance", json.dumps(event | {"subject": {"id": "x", "name": "After"}}))
     until("both have come", lambda: states()["last_person"]["state"] == "After")
     check("the same event again triggers nothing", states()["attendance"]["state"] == first["state"])
+    check("nobody who came in was announced meanwhile", ran("announce") == announced)
+    attack = {key: live[key] for key in ("schema", "seq", "clock", "occurred_at", "expires_at", "historical")}
+    attack |= {"event_id": "e-3", "kind": "attack", "venue": None, "subject": {"id": "zoe", "name": PERSON},
+               "scores": [0.1], "threshold": 0.4, "enforced": True}
+    publish(f"{BASE}/event/attack", json.dumps(attack))
+    until("the automation raises the alarm", lambda: ran("attack") != "None")
 
     say("the button")
-    rollcall = daemon()
-    replies = subprocess.Popen(["mosquitto_sub", "-p", str(mqtt), "-t", f"{BASE}/reply/+", "-C", "2", "-W", "60"],
+    rollcall = bench.daemon()
+    replies = subprocess.Popen(["mosquitto_sub", "-p", str(bench.mqtt), "-t", f"{BASE}/reply/+", "-C", "2", "-W", "60"],
                                stdout=subprocess.PIPE)
     until("it is online again", lambda: retained(f"{BASE}/status") == "online", 60)
     button = states()["deliver_now"]["entity_id"]
@@ -256,27 +175,27 @@ def run(options, folder, programs):
         hass.wait()
 
     say("people = false")
-    programs.stop(rollcall)
-    configure("people = false\n")
-    rollcall = daemon()
+    bench.stop(rollcall)
+    bench.configure("[home_assistant]\npeople = false\n")
+    rollcall = bench.daemon()
     until("the sensor is gone", lambda: "last_person" not in states())
     seen = states()["attendance"]["state"]
     now = until("an event", lambda: states()["attendance"]["state"] not in (seen, "unavailable") and states())
     check("its event tells nobody", "person" not in now["attendance"]["attributes"])
 
     say("enabled = false")
-    programs.stop(rollcall)
-    configure("enabled = false\n")
-    rollcall = daemon()
+    bench.stop(rollcall)
+    bench.configure("[home_assistant]\nenabled = false\n")
+    rollcall = bench.daemon()
     until("all are gone", lambda: len(states()) == 0 or None)
     check("nothing is retained", retained(TOPIC) == "")
 
     log = (folder / "ha/home-assistant.log").read_text(errors="replace")
-    complaints = [line for line in log.splitlines() if "mqtt" in line and ("WARNING" in line or "ERROR" in line)]
+    complaints = [line for line in log.splitlines() if ("mqtt" in line or "automation" in line) and ("WARNING" in line or "ERROR" in line)]
     for line in complaints:
         say(f"  {line}")
     check("Home Assistant's log complains of nothing", not complaints)
-    programs.stop(rollcall)
+    bench.stop(rollcall)
     say("everything holds")
 
 
