@@ -1,4 +1,5 @@
-//! The daemon and Home Assistant's discovery, over a real mosquitto: the message is there, comes again, and goes.
+//! The daemon and Home Assistant's discovery, over a real mosquitto: the message is there, comes again, and goes. And the
+//! examples that need nothing but mosquitto's clients.
 
 #[path = "support/daemon.rs"]
 mod daemon;
@@ -10,6 +11,8 @@ mod link;
 mod mosquitto;
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use daemon::{Home, until};
 use link::{Running, settings};
@@ -142,4 +145,46 @@ fn a_device_on_which_it_was_never_on_says_nothing() {
     until("the command is answered", || broker.log().contains("rollcall/hq/door-1/reply/s-1").then_some(()));
     assert!(!broker.log().contains("homeassistant"), "{}", broker.log());
     assert!(running.terminate().success());
+}
+
+#[test]
+fn the_example_for_a_shell_enrols_asks_and_withdraws() {
+    let broker = Mosquitto::start();
+    let home = Home::new(broker.port(), "");
+    let running = home.start();
+    until("it is online", || broker.log().contains("'rollcall/hq/door-1/status'").then_some(()));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples/rollcall.sh");
+    let ask = |args: &[&str]| {
+        let mut command = Command::new(&script);
+        let output = home.finish(command.args(args).env("MQTT_PORT", broker.port().to_string()));
+        (output.status.code(), json_of(&output.stdout))
+    };
+    let photograph = faces::demo("obama.jpg").display().to_string();
+    let (code, answer) = ask(&["enrol", "zoe", "Zoë \"Z\" \\ 李", &photograph]);
+    assert_eq!((code, &answer["references"]), (Some(0), &json!(1)), "{answer}");
+    assert_eq!(home.json(&["subjects", "--json"])[0]["name"], "Zoë \"Z\" \\ 李");
+    let (code, answer) = ask(&["enrol", "zoe-2", "Zoë", &photograph]);
+    assert_eq!((code, &answer["error"]["code"]), (Some(1), &json!("duplicate_subject")));
+    let (code, answer) = ask(&["today"]);
+    assert_eq!((code, &answer["rows"]), (Some(0), &json!([])), "{answer}");
+    let (code, answer) = ask(&["withdraw", "zoe"]);
+    assert_eq!((code, &answer["erased"]), (Some(0), &json!(true)), "{answer}");
+    assert_eq!(home.finish(Command::new(&script).arg("enrol")).status.code(), Some(64));
+    assert!(running.terminate().success());
+}
+
+/// Who copies a flow or an automation wants one that can be read in.
+#[test]
+fn the_example_for_node_red_is_complete() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples/node-red.json");
+    let flow = json_of(&fs::read(path).unwrap());
+    let nodes = flow.as_array().unwrap();
+    let ids: Vec<&str> = nodes.iter().map(|it| it["id"].as_str().unwrap()).collect();
+    for node in nodes {
+        let wires = node["wires"].as_array().into_iter().flatten().flat_map(|it| it.as_array().unwrap());
+        let named = wires.chain(node.get("broker").filter(|_| node["type"] == "mqtt in")).chain(node.get("z"));
+        for id in named {
+            assert!(ids.contains(&id.as_str().unwrap()), "{node}");
+        }
+    }
 }
