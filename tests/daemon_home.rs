@@ -1,6 +1,8 @@
 //! The daemon and Home Assistant's discovery, over a real mosquitto: the message is there, comes again, and goes. And the
 //! examples that need nothing but mosquitto's clients.
 
+#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "support/faces.rs"]
