@@ -200,12 +200,31 @@ def run(options, bench):
     until("all are gone", lambda: len(states()) == 0 or None)
     check("nothing is retained", retained(TOPIC) == "")
 
+    say("a device with everything, which this one is not: the message that the tests compare with")
+    bench.stop(rollcall)
+    everything = json.loads((ROOT / "src/mqtt/discovery.json").read_text(encoding="utf-8"))
+    everything["dev"]["sw"] = everything["o"]["sw"] = "0.1.0"
+    publish(f"{BASE}/status", "online", "-r")
+    publish(TOPIC, json.dumps(everything))
+    until("all are there", lambda: len(states()) == len(everything["cmps"]))
+    health = {"camera": {"state": "lost"}, "recognition": {"unknown": 2, "attacks": 1}, "gallery": {"subjects": 144},
+              "recorded": 29, "cpu_celsius": 48.2, "outbox": [{"sink": "mqtt", "rows": 0}, {"sink": "mongo", "rows": 7}]}
+    publish(f"{BASE}/health", json.dumps(health), "-r")
+    expected = {"camera": "on", "unknown_faces": "2", "presentation_attacks": "1", "enrolled": "144", "recorded": "29",
+                "processor_temperature": "48.2", "owed_to_mqtt": "0", "owed_to_mongodb": "7"}
+    figures = lambda: {key: states()[key]["state"] for key in expected}
+    until("the figures have come", lambda: figures() == expected)
+    for key, unit in (("processor_temperature", "°C"), ("enrolled", None)):
+        check(f"{key} {figures()[key]} {unit or ''}", states()[key]["attributes"].get("unit_of_measurement") == unit)
+    publish(f"{BASE}/health", json.dumps(health | {"cpu_celsius": None, "outbox": []}), "-r")
+    unknown = ("processor_temperature", "owed_to_mqtt", "owed_to_mongodb")
+    until("what is not told is not known", lambda: {states()[key]["state"] for key in unknown} == {"unknown"})
+
     log = (folder / "ha/home-assistant.log").read_text(errors="replace")
     complaints = [line for line in log.splitlines() if any(it in line for it in ("mqtt", "automation", "template")) and ("WARNING" in line or "ERROR" in line)]
     for line in complaints:
         say(f"  {line}")
     check("Home Assistant's log complains of nothing", not complaints)
-    bench.stop(rollcall)
     say("everything holds")
 
 
