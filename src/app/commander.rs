@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use from_camera::{Ended, Waiting};
 
+use crate::app::discovery::Birth;
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::Job;
 use crate::app::supervise::StageResult;
@@ -45,6 +46,8 @@ pub struct Commander {
     pub clock: Arc<dyn Clock>,
     pub health: Arc<Health>,
     pub link: Link,
+    /// Home Assistant's start is heard on the same link.
+    pub birth: Option<Birth>,
     /// Told when the vital signs changed in a way worth publishing at once.
     pub changed: Arc<tokio::sync::Notify>,
     pub camera_enrolment: CameraEnrolment,
@@ -145,6 +148,12 @@ impl Commander {
                 self.store.deliver_now();
                 self.changed.notify_one();
             }
+            LinkEvent::SubscriptionRefused { filter } if self.birth.as_ref().is_some_and(|it| it.topic == *filter) => {
+                tracing::warn!(
+                    filter,
+                    "the start of Home Assistant is not heard; it reads the retained message all the same"
+                );
+            }
             LinkEvent::SubscriptionRefused { filter } => {
                 tracing::error!(filter, "the broker refuses the subscription: no command will come (check its ACL)");
             }
@@ -164,6 +173,9 @@ impl Commander {
         let verb = if let Some(topic) = self.topics.command(&inbound.topic) {
             topic.verb.to_owned()
         } else {
+            if let Some(birth) = &self.birth {
+                birth.hear(&inbound);
+            }
             inbound.ack.acknowledge();
             return Ok(());
         };

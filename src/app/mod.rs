@@ -6,6 +6,7 @@
 pub mod camera_events;
 pub mod capture;
 pub mod commander;
+pub mod discovery;
 pub mod gallery;
 pub mod inference;
 pub mod mqtt_sink;

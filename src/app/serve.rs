@@ -13,6 +13,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::app::camera_events::CameraEvents;
 use crate::app::capture::Capture;
 use crate::app::commander::{CameraEnrolment, Commander};
+use crate::app::discovery::{self, Birth, Discovery};
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
@@ -191,7 +192,14 @@ impl Daemon {
     fn start_mqtt(&self, stages: &mut Stages, mqtt: &MqttSettings, jobs: SyncSender<Job>) -> anyhow::Result<Link> {
         let settings = &self.settings;
         let topics = Topics::new(&settings.site, &settings.device).map_err(config)?;
-        let (link, driver, events) = link::open(link_settings(mqtt, &topics)).map_err(config)?;
+        let birth = settings.home_assistant.as_ref().map(Birth::new).transpose().map_err(config)?;
+        let mut wanted = link_settings(mqtt, &topics);
+        wanted.subscriptions.extend(birth.iter().map(|it| it.topic.clone()));
+        let (link, driver, events) = link::open(wanted).map_err(config)?;
+        let message = discovery::message(settings, &topics).map_err(config)?;
+        let discovery = Discovery { link: link.clone(), store: self.store.clone(), message, birth: birth.clone() };
+        let stop = stages.stop_signal();
+        stages.task("discovery", discovery.run(stop));
         let commander = Commander {
             topics: topics.clone(),
             limits: limits(settings),
@@ -204,6 +212,7 @@ impl Daemon {
             clock: Arc::clone(&self.clock),
             health: Arc::clone(&self.health),
             link: link.clone(),
+            birth,
             changed: Arc::clone(&self.changed),
             camera_enrolment: CameraEnrolment::default(),
         };

@@ -26,7 +26,7 @@ use crate::mqtt::topics;
 use crate::recognise::attention::PaceSettings;
 use crate::recognise::decision::{DecisionSettings, ThresholdRule};
 use crate::recognise::engine::Reach;
-use crate::recognise::face::{Threshold, check_id};
+use crate::recognise::face::{Name, Threshold, check_id};
 use crate::recognise::live::LiveSettings;
 use crate::recognise::pad::{PadMode, PadSettings};
 use crate::recognise::picture::PictureLimits;
@@ -83,6 +83,7 @@ pub struct Settings {
     /// Whether a picture may leave the daemon for setting up the camera.
     pub snapshot: bool,
     pub broker: Option<BrokerSettings>,
+    pub home_assistant: Option<HomeAssistantSettings>,
     pub mongo: Option<MongoSettings>,
     pub commands: CommandSettings,
     pub trust: Trust,
@@ -200,6 +201,15 @@ pub struct BrokerSettings {
     pub websocket: Option<std::net::SocketAddr>,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HomeAssistantSettings {
+    pub discovery_prefix: String,
+    /// What the device is called there.
+    pub name: String,
+    /// Whether it is told who passed.
+    pub people: bool,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct CommandSettings {
     pub images_max: usize,
@@ -292,6 +302,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
     let door = door(raw, &venues)?;
     let broker = broker(raw)?;
     let mqtt = mqtt(raw, &device, broker.as_ref(), folder)?;
+    let home_assistant = home_assistant(raw, &device)?;
     Ok(Settings {
         site: raw.device.site.clone(),
         device,
@@ -310,6 +321,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         commands: commands(raw)?,
         mqtt,
         broker,
+        home_assistant,
         mongo: mongo(raw, folder)?,
         trust: raw.clock.trust,
         level: raw.log.level,
@@ -619,6 +631,17 @@ fn mqtt(
         packet_bytes_max: count("[mqtt] packet_bytes_max", it.packet_bytes_max, 1 << 16, 64 << 20)?,
         tls,
     }))
+}
+
+fn home_assistant(raw: &RawConfig, device: &str) -> Result<Option<HomeAssistantSettings>, ConfigError> {
+    let it = &raw.home_assistant;
+    let prefix = it.discovery_prefix.clone();
+    topics::home_assistant_status(&prefix)
+        .map_err(|_| value("[home_assistant] discovery_prefix", format!("= {prefix:?} cannot stand in a topic")))?;
+    let name = text(&it.name).unwrap_or_else(|| device.to_owned());
+    let name = Name::new(&name).map_err(|error| value("[home_assistant] name", format!("= {name:?}: {error}")))?;
+    let name = name.as_str().to_owned();
+    Ok(it.enabled.then_some(HomeAssistantSettings { discovery_prefix: prefix, name, people: it.people }))
 }
 
 fn tls(raw: &RawConfig, folder: &Path) -> Result<Option<TlsSettings>, ConfigError> {

@@ -24,6 +24,7 @@ pub struct RawConfig {
     pub venue: Vec<RawVenue>,
     pub mqtt: RawMqtt,
     pub broker: RawBroker,
+    pub home_assistant: RawHomeAssistant,
     pub mongo: RawMongo,
     pub commands: RawCommands,
     pub clock: RawClock,
@@ -410,6 +411,21 @@ pub struct RawBroker {
 impl Default for RawBroker {
     fn default() -> Self {
         Self { enabled: false, listen: "127.0.0.1:1883".into(), websocket: String::new() }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawHomeAssistant {
+    pub enabled: bool,
+    pub discovery_prefix: String,
+    pub name: String,
+    pub people: bool,
+}
+
+impl Default for RawHomeAssistant {
+    fn default() -> Self {
+        Self { enabled: true, discovery_prefix: "homeassistant".into(), name: String::new(), people: true }
     }
 }
 

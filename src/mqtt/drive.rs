@@ -10,7 +10,6 @@
 //!
 //! Budget: idle it wakes for a keep-alive and a tick (each 15 s), nothing else.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +26,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use super::ledger::{Admission, Landmark, Shared, count};
 use super::link::{LinkEvent, LinkSettings, Oversized, RetrySettings, inbound};
+use super::random_fraction;
 use super::sift;
 use super::topics::{OFFLINE, ONLINE};
 
@@ -515,12 +515,6 @@ impl Backoff {
     fn worked(&mut self) {
         self.failures = self.failures.min(1);
     }
-}
-
-/// 0.0..1.0, different in each process: enough to spread a fleet, and no dependency.
-fn random_fraction() -> f64 {
-    let bits = RandomState::new().build_hasher().finish() >> 11;
-    bits as f64 / (1u64 << 53) as f64
 }
 
 fn fault(error: ConnectionError) -> Fault {

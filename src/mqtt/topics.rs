@@ -106,10 +106,11 @@ impl Topics {
         Ok(self.below(&format!("reply/{request_id}")))
     }
 
-    /// Home Assistant's device-based discovery. Retained.
+    /// Home Assistant's device-based discovery. Retained. The site is in it too: two sites may share a broker, and both
+    /// have a `door-1`.
     pub fn discovery(&self, prefix: &str) -> Result<String, TopicError> {
-        prefix.split('/').try_for_each(|level| part("discovery prefix", level))?;
-        Ok(format!("{prefix}/device/{}/config", self.device))
+        check_prefix(prefix)?;
+        Ok(format!("{prefix}/device/rollcall-{}/{}/config", without_dots(&self.site), without_dots(&self.device)))
     }
 
     /// One subject of the site's gallery. Retained.
@@ -164,6 +165,21 @@ impl Topics {
     }
 }
 
+/// Where Home Assistant tells that it has started.
+pub fn home_assistant_status(prefix: &str) -> Result<String, TopicError> {
+    check_prefix(prefix)?;
+    Ok(format!("{prefix}/status"))
+}
+
+fn check_prefix(prefix: &str) -> Result<(), TopicError> {
+    prefix.split('/').try_for_each(|level| part("discovery prefix", level))
+}
+
+/// Home Assistant takes `[A-Za-z0-9_-]` there, and no dot. Different ids stay different.
+fn without_dots(id: &str) -> String {
+    id.replace('_', "__").replace('.', "_-")
+}
+
 fn part(part: &'static str, id: &str) -> Result<(), TopicError> {
     check_id(id).map_err(|source| TopicError::Part { part, source })
 }
@@ -185,7 +201,8 @@ mod tests {
         assert_eq!(topics.event("attendance").unwrap(), "rollcall/hq/door-1/event/attendance");
         assert_eq!(topics.watermark(), "rollcall/hq/door-1/watermark");
         assert_eq!(topics.reply("r-1").unwrap(), "rollcall/hq/door-1/reply/r-1");
-        assert_eq!(topics.discovery("homeassistant").unwrap(), "homeassistant/device/door-1/config");
+        assert_eq!(topics.discovery("homeassistant").unwrap(), "homeassistant/device/rollcall-hq/door-1/config");
+        assert_eq!(home_assistant_status("homeassistant").unwrap(), "homeassistant/status");
         assert_eq!(topics.command_subscriptions(), ["rollcall/hq/door-1/command/+", "rollcall/hq/all/command/+"]);
     }
 
@@ -199,6 +216,7 @@ mod tests {
         }
         assert!(topics().discovery("a/b").is_ok());
         assert!(topics().discovery("a/#").is_err());
+        assert!(home_assistant_status("a/#").is_err());
         for reserved in RESERVED {
             assert_eq!(Topics::new("hq", reserved), Err(TopicError::Reserved));
         }
@@ -220,6 +238,18 @@ mod tests {
             ("rollcall/hq/door-1/health", None),
         ] {
             assert_eq!(topics.gallery_part(topic), expected, "{topic}");
+        }
+    }
+
+    #[test]
+    fn no_two_devices_share_a_discovery_topic() {
+        let ids = ["a", "a.b", "a_b", "a__b", "a_-b", "a_.b", "a._b", "a-b", "a-.b"];
+        let mut seen = std::collections::BTreeSet::new();
+        for (site, device) in ids.iter().flat_map(|site| ids.iter().map(move |device| (site, device))) {
+            let topic = Topics::new(site, device).unwrap().discovery("homeassistant").unwrap();
+            let level = |it: char| it.is_ascii_alphanumeric() || "_-/".contains(it);
+            assert!(topic.chars().all(level) && topic.matches('/').count() == 4, "{topic}");
+            assert!(seen.insert(topic), "{site} {device}");
         }
     }
 
