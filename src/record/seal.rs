@@ -106,8 +106,7 @@ impl SharedKey {
     /// Makes a key file; an existing one stays, and is an error.
     pub fn create(path: &Path) -> Result<Self, SealError> {
         let key = Zeroizing::new(<[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?);
-        let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        write_key(dir, path, &key).map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
+        create_secret(path, &*key).map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
         Ok(Self(SealKey { key, path: path.to_owned() }))
     }
 
@@ -150,7 +149,7 @@ impl SealKey {
         let path = state_dir.join(KEY_FILE);
         let key = <[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?;
         let key = Zeroizing::new(key);
-        write_key(state_dir, &path, &key).map_err(|source| SealError::KeyFile { path: path.clone(), source })?;
+        create_secret(&path, &*key).map_err(|source| SealError::KeyFile { path: path.clone(), source })?;
         Ok(Self { key, path })
     }
 
@@ -241,8 +240,10 @@ fn read_key(path: &Path, refused: u32) -> Result<Option<Zeroizing<[u8; KEY_BYTES
     Ok(Some(key))
 }
 
-/// Whole or not at all: written beside, made durable, then given its name; an existing key stays.
-fn write_key(dir: &Path, path: &Path, key: &[u8; KEY_BYTES]) -> std::io::Result<()> {
+/// Makes a file that only its owner may read. Whole or not at all: written beside, made durable, then given its name; an
+/// existing one stays, and is an error.
+pub fn create_secret(path: &Path, secret: &[u8]) -> std::io::Result<()> {
+    let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let beside = dir.join(format!("{}.new", path.file_name().unwrap_or_default().to_string_lossy()));
     match fs::remove_file(&beside) {
         // Left by a start that was cut short, and never used for anything.
@@ -250,7 +251,7 @@ fn write_key(dir: &Path, path: &Path, key: &[u8; KEY_BYTES]) -> std::io::Result<
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    file.write_all(key)?;
+    file.write_all(secret)?;
     file.sync_all()?;
     // `hard_link` fails where the name is taken; `rename` would replace the key.
     let linked = fs::hard_link(&beside, path);

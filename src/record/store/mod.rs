@@ -13,12 +13,14 @@
 //! second.
 
 mod attendance;
+mod erasure;
 mod files;
 mod observation;
 mod people;
 mod read;
 mod retention;
 mod schema;
+mod signed;
 mod standing;
 mod tx;
 mod writer;
@@ -40,11 +42,13 @@ use tx::Tx as Transaction;
 use writer::{Job, Message, Task, wait};
 
 pub use attendance::StoredVenue;
+pub use erasure::StoredErasure;
 pub use files::DATABASE;
 pub use observation::Observation;
 pub use people::{Erased, Erasure, NewReference};
 pub use read::{AttendanceQuery, Reader};
 pub use retention::Prunable;
+pub use signed::{Seen, Token};
 pub use standing::{Held, SinkStanding, Standing, Unwatched};
 pub use tx::Tx;
 
@@ -273,6 +277,8 @@ pub struct Wake {
     pub committed: u64,
     /// Counts the calls of `deliver_now`.
     pub asked: u64,
+    /// Counts how often the database was cleaned after an erasure.
+    pub scrubbed: u64,
 }
 
 /// Vital signs.

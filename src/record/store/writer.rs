@@ -107,6 +107,8 @@ pub(super) struct Writer {
     reserve_pages: u32,
     /// Whether what was erased may still stand in the database file or its log.
     scrub: Scrub,
+    /// Whether the file was written anew since the last erasure; the log may still be to be cut off.
+    rewritten: bool,
     _lock: File,
 }
 
@@ -135,6 +137,7 @@ pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>)
         page_limit: options.page_limit,
         reserve_pages: u32::try_from(options.reserve_bytes / u64::from(PAGE_BYTES)).unwrap_or(u32::MAX),
         scrub: Scrub::Done,
+        rewritten: false,
         _lock: lock,
     };
     writer.limit_pages()?;
@@ -333,6 +336,7 @@ impl Writer {
             self.wake.send_modify(|it| it.committed += 1);
         }
         if effects.erased {
+            self.rewritten = false;
             self.scrub();
         }
     }
@@ -365,9 +369,12 @@ impl Writer {
     /// After an erasure: writes the database anew and cuts the log off. `secure_delete` is not enough: when SQLite
     /// balances its tree it leaves copies of rows in the unused middle of pages (found by searching the file).
     fn scrub(&mut self) {
-        let scrubbed = self.rewrite().and_then(|()| self.truncate_log());
-        self.scrub = match scrubbed {
-            Ok(true) => Scrub::Done,
+        self.scrub = match self.clean() {
+            Ok(true) => {
+                self.rewritten = false;
+                self.wake.send_modify(|it| it.scrubbed += 1);
+                Scrub::Done
+            }
             // A reader holds the log: gone in a moment.
             Ok(false) => Scrub::After(1),
             Err(error) => {
@@ -382,13 +389,26 @@ impl Writer {
         Ok(self.conn.query_row(sql, [], |row| row.get(0))?)
     }
 
-    fn rewrite(&self) -> Result<(), StoreError> {
+    /// That it is owed is forgotten at the very end: a receipt rests on it. `false` if a reader still needs the log.
+    fn clean(&mut self) -> Result<bool, StoreError> {
         if !self.scrub_owed()? {
-            return Ok(());
+            return self.truncate_log();
         }
+        if !self.rewritten {
+            self.rewrite()?;
+            self.rewritten = true;
+        }
+        if !self.truncate_log()? {
+            return Ok(false);
+        }
+        self.conn.execute("delete from meta where key = 'scrub_owed'", [])?;
+        Ok(true)
+    }
+
+    fn rewrite(&self) -> Result<(), StoreError> {
         // The copy may be larger than the memory of the device; SQLite's temporary files have no name.
         self.conn.pragma_update(None, "temp_store", "file")?;
-        let rewritten = self.conn.execute_batch("vacuum; delete from meta where key = 'scrub_owed'");
+        let rewritten = self.conn.execute_batch("vacuum");
         self.conn.pragma_update(None, "temp_store", "memory")?;
         Ok(rewritten?)
     }
