@@ -18,6 +18,7 @@ use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
 use crate::app::observer::Observer;
 use crate::app::power::Power;
+use crate::app::receipts::Receipts;
 use crate::app::recorder::Recorder;
 use crate::app::scene::Scenes;
 use crate::app::supervise::Stages;
@@ -46,6 +47,7 @@ use crate::recognise::live::Live;
 use crate::record::command::Limits;
 use crate::record::command::answer::VenueSource;
 use crate::record::outbox::{RelaySettings, relay};
+use crate::record::signer::SigningKey;
 use crate::record::store::{SinkName, Store, StoreError};
 use crate::vision::Vision;
 
@@ -69,6 +71,8 @@ pub(super) struct Daemon {
     pub embedder: ModelDigest,
     /// All networks by name.
     pub networks: BTreeMap<String, String>,
+    /// Signs receipts.
+    pub device_key: Arc<SigningKey>,
 }
 
 impl Daemon {
@@ -79,6 +83,7 @@ impl Daemon {
         vision: &Vision,
         gallery: Gallery,
         venues: VenueBook,
+        device_key: Arc<SigningKey>,
     ) -> Self {
         Self {
             settings,
@@ -90,6 +95,7 @@ impl Daemon {
             changed: Arc::new(Notify::new()),
             embedder: vision.embedder(),
             networks: vision.digests(),
+            device_key,
         }
     }
 
@@ -194,6 +200,7 @@ impl Daemon {
             topics: topics.clone(),
             limits: limits(settings),
             per_minute_max: settings.commands.per_minute_max,
+            trusted_keys: settings.commands.trusted_keys.clone(),
             venues: Arc::clone(&self.venues),
             store: self.store.clone(),
             gallery: Arc::clone(&self.gallery),
@@ -269,11 +276,22 @@ impl Daemon {
             every: self.settings.health_every,
             changed: Arc::clone(&self.changed),
             networks: self.networks.clone(),
+            device_key: self.device_key.public().to_string(),
             embedder: self.settings.vision.embedder.clone(),
             precision: format!("{:?}", self.settings.vision.precision).to_lowercase(),
         };
         let stop = stages.stop_signal();
         stages.task("vitals", vitals.run(stop));
+        let receipts = Receipts {
+            store: self.store.clone(),
+            clock: Arc::clone(&self.clock),
+            key: Arc::clone(&self.device_key),
+            site: self.settings.site.clone(),
+            device: self.settings.device.clone(),
+            state_dir: self.settings.state_dir.clone(),
+        };
+        let stop = stages.stop_signal();
+        stages.task("receipts", receipts.run(stop));
         let (store, clock, venues) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.venues));
         let upkeep = Upkeep { store, clock, venues, keep_days: self.settings.keep_days };
         let stop = stages.stop_signal();

@@ -27,6 +27,8 @@ pub struct Vitals {
     pub networks: BTreeMap<String, String>,
     pub embedder: String,
     pub precision: String,
+    /// The public half of the key that signs receipts.
+    pub device_key: String,
 }
 
 /// How often to look whether the camera's state or the trust in the clock has changed.
@@ -53,6 +55,7 @@ struct Message {
     store: Storage,
     cpu_celsius: Option<f32>,
     rss_bytes: Option<u64>,
+    device_key: String,
 }
 
 #[derive(Serialize)]
@@ -224,6 +227,7 @@ impl Vitals {
             },
             cpu_celsius: health::cpu_celsius(),
             rss_bytes: health::resident_bytes(),
+            device_key: self.device_key.clone(),
         }
     }
 }

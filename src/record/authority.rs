@@ -148,7 +148,8 @@ pub enum Unfit {
 pub fn is_compact(message: &[u8]) -> bool {
     parts(message).is_some_and(|(header, claims, signature)| {
         let all = [header, claims, signature];
-        !header.is_empty() && all.iter().all(|part| part.iter().all(|it| it.is_ascii_alphanumeric() || b"-_".contains(it)))
+        !header.is_empty()
+            && all.iter().all(|part| part.iter().all(|it| it.is_ascii_alphanumeric() || b"-_".contains(it)))
     })
 }
 

@@ -22,6 +22,8 @@ use crate::recognise::face::{ModelDigest, SubjectId, Template};
 
 /// The key's name, as a systemd credential and as a file of the state directory.
 pub const KEY_FILE: &str = "rollcall.key";
+/// The key that a rotation makes, until it takes the place of the other.
+pub const NEXT_KEY_FILE: &str = "rollcall.key.next";
 
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
@@ -29,15 +31,20 @@ const NONCE_BYTES: usize = 24;
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     #[error(
-        "the key {path} is missing, but the database holds sealed templates: put the key back from its backup, or set \
-         the database aside and enrol again"
+        "the key {path} is missing, but the database holds sealed templates: put the key back from its backup; if it is \
+         lost for good, `rollcall keys forget` and enrol again"
     )]
     KeyLost { path: PathBuf },
     #[error(
-        "the key {path} is not the one the templates were sealed with: put the right key back from its backup, or set \
-         the database aside and enrol again"
+        "the key {path} is not the one the templates were sealed with: put the right key back from its backup; if it \
+         is lost for good, `rollcall keys forget` and enrol again"
     )]
     WrongKey { path: PathBuf },
+    #[error(
+        "the key {path} is a credential, which only systemd can replace: `rollcall keys rotate --to FILE`, then make FILE the \
+         credential"
+    )]
+    Elsewhere { path: PathBuf },
     #[error("there is no key to open templates with")]
     NoKey,
     #[error("there is no key {path}: copy it from another device of the site, or make one")]
@@ -144,13 +151,21 @@ impl SealKey {
         Ok(read_key(&path, 0o077)?.map(|key| Self { key, path }))
     }
 
+    /// A key file by its path; none if there is no such file.
+    pub fn load_from(path: &Path) -> Result<Option<Self>, SealError> {
+        Ok(read_key(path, 0o077)?.map(|key| Self { key, path: path.to_owned() }))
+    }
+
     /// Makes the key file. Only when there is none and nothing is sealed yet: the caller sees to the second.
     pub fn create(state_dir: &Path) -> Result<Self, SealError> {
-        let path = state_dir.join(KEY_FILE);
-        let key = <[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?;
-        let key = Zeroizing::new(key);
-        create_secret(&path, &*key).map_err(|source| SealError::KeyFile { path: path.clone(), source })?;
-        Ok(Self { key, path })
+        Self::create_at(&state_dir.join(KEY_FILE))
+    }
+
+    /// The same anywhere; an existing file stays, and is an error.
+    pub fn create_at(path: &Path) -> Result<Self, SealError> {
+        let key = Zeroizing::new(<[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?);
+        create_secret(path, &*key).map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
+        Ok(Self { key, path: path.to_owned() })
     }
 
     /// Made for each use: setting it up is a copy of the key, and a cipher that is kept would not be wiped.

@@ -2,10 +2,10 @@
 
 use rusqlite::{Connection, Row, params};
 
+use super::StoreError;
 use super::people::Erased;
 use super::read::Reader;
 use super::tx::Tx;
-use super::StoreError;
 use crate::recognise::face::SubjectId;
 use crate::record::receipt;
 

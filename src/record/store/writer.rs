@@ -16,9 +16,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::files::{self, Reserve};
 use super::tx::{Effects, Setting, Tx};
-use super::{StoreError, StoreOptions, Wake, schema};
+use super::{StoreError, StoreOptions, Wake, rotate, schema};
 use crate::clock::Stopwatch;
-use crate::record::seal::{SealError, SealKey};
+use crate::record::seal::{NEXT_KEY_FILE, SealError, SealKey};
 
 /// How many writes share a commit. More would not be faster (the fsync is spread already) but let the first wait.
 const GROUP: usize = 64;
@@ -149,7 +149,7 @@ pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>)
     Ok(OpenedWriter { writer, set_aside, key_created, key_path })
 }
 
-fn open_database(dir: &Path) -> Result<Connection, StoreError> {
+pub(super) fn open_database(dir: &Path) -> Result<Connection, StoreError> {
     let path = files::create_database(dir)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(path, flags)?;
@@ -180,11 +180,39 @@ fn set_up(conn: &mut Connection) -> Result<(), StoreError> {
     schema::migrate(conn)
 }
 
+/// After a rotation that was cut short: the new key takes the place of the old where the templates are sealed with it, and
+/// goes where they are not.
+fn settle_rotation(dir: &Path, proof: Option<&Vec<u8>>) -> Result<(), StoreError> {
+    let next = dir.join(NEXT_KEY_FILE);
+    let Some(key) = SealKey::load_from(&next)? else {
+        return Ok(());
+    };
+    if proof.is_some_and(|it| key.recognises(it)) {
+        rotate::settle(dir)?;
+    } else {
+        std::fs::remove_file(&next).map_err(files::io_error(&next))?;
+    }
+    Ok(())
+}
+
+pub(super) fn put_proof(conn: &Connection, key: &SealKey) -> Result<(), StoreError> {
+    conn.execute(
+        "insert into meta (key, value) values ('key_proof', ?1) on conflict (key) do update set value = ?1",
+        [key.proof()?],
+    )?;
+    Ok(())
+}
+
 /// The key that what is stored was sealed with. A new one only where nothing is sealed.
-fn fitting_key(conn: &Connection, dir: &Path, credentials_dir: Option<&Path>) -> Result<(SealKey, bool), StoreError> {
-    let loaded = SealKey::load(dir, credentials_dir)?;
+pub(super) fn fitting_key(
+    conn: &Connection,
+    dir: &Path,
+    credentials_dir: Option<&Path>,
+) -> Result<(SealKey, bool), StoreError> {
     let proof: Option<Vec<u8>> =
         conn.query_row("select value from meta where key = 'key_proof'", [], |row| row.get(0)).optional()?;
+    settle_rotation(dir, proof.as_ref())?;
+    let loaded = SealKey::load(dir, credentials_dir)?;
     let sealed: bool = conn.query_row("select exists (select 1 from reference)", [], |row| row.get(0))?;
     let fits = |key: &SealKey| proof.as_ref().is_some_and(|it| key.recognises(it));
     let (key, created) = match loaded {
@@ -196,10 +224,7 @@ fn fitting_key(conn: &Connection, dir: &Path, credentials_dir: Option<&Path>) ->
         Some(key) => (key, false),
         None => (SealKey::create(dir)?, true),
     };
-    conn.execute(
-        "insert into meta (key, value) values ('key_proof', ?1) on conflict (key) do update set value = ?1",
-        [key.proof()?],
-    )?;
+    put_proof(conn, &key)?;
     Ok((key, created))
 }
 
