@@ -35,7 +35,7 @@ impl Receipts {
                 Ok(made) => tracing::info!(made, "erasures are complete, receipts were made"),
                 Err(error) if error.is_fatal() => return Err(error.into()),
                 Err(error) => {
-                    tracing::error!(error = %error, "a receipt could not be kept; it is made after the next erasure or start")
+                    tracing::error!(error = %error, "a receipt could not be kept; it is made after the next erasure or start");
                 }
             }
             tokio::select! {
