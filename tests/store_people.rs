@@ -179,7 +179,12 @@ fn an_erased_person_is_in_no_file() {
     assert_eq!(erased.replies, 4, "two answers, and the same on their way");
     assert_eq!(files_with(bench.path(), &[b"Jane", b"Miller"]), Vec::<PathBuf>::new(), "while the daemon runs");
     assert_eq!(erasures_carried_out(&store), 1);
-    assert_eq!(files_with(bench.path(), &needles), Vec::<PathBuf>::new(), "while the daemon runs");
+    assert_eq!(files_with(bench.path(), &[b"Jane", b"Miller"]), Vec::<PathBuf>::new(), "while the daemon runs");
+    assert_eq!(
+        tables_with(&bench, "j.miller"),
+        ["erasure"],
+        "the id stays as that which can be proved, and there alone"
+    );
 
     let rows = store.write(|tx| tx.outbox_batch(SinkName::MONGO, 0, 2_000)).unwrap();
     assert_eq!(rows.len(), 801, "what happened stays, and stays owed");
@@ -195,7 +200,125 @@ fn an_erased_person_is_in_no_file() {
     assert_eq!((again.enrolled, again.events, again.replies), (false, 0, 0));
     erasures_carried_out(&store);
     drop(store);
-    assert_eq!(files_with(bench.path(), &needles), Vec::<PathBuf>::new());
+    assert_eq!(files_with(bench.path(), &[b"Jane", b"Miller"]), Vec::<PathBuf>::new());
+    assert_eq!(tables_with(&bench, "j.miller"), ["erasure"]);
+}
+
+/// The tables of which any column of any row contains a text.
+fn tables_with(bench: &Bench, text: &str) -> Vec<String> {
+    let conn = bench.sqlite();
+    let mut query = conn.prepare("select name from sqlite_schema where type = 'table' order by name").unwrap();
+    let tables: Vec<String> = query.query_map([], |it| it.get(0)).unwrap().map(Result::unwrap).collect();
+    let holds = |table: &String| {
+        let mut rows = conn.prepare(&format!("select * from {table}")).unwrap();
+        let columns = rows.column_count();
+        let mut rows = rows.query([]).unwrap();
+        let mut found = false;
+        while let Some(row) = rows.next().unwrap() {
+            found |= (0..columns).any(|at| {
+                let value = row.get_ref(at).unwrap();
+                let bytes = value.as_bytes().unwrap_or_default();
+                String::from_utf8_lossy(bytes).contains(text)
+            });
+        }
+        found
+    };
+    tables.into_iter().filter(|it| holds(it)).collect()
+}
+
+#[test]
+fn an_erasure_can_be_proved_when_nothing_is_left_and_not_before() {
+    let bench = Bench::new();
+    let store = bench.open();
+    enrol(&store, "jdoe", "Jane Doe", &[template(1), template(2)]);
+    append(&store, &bench.attendance("jdoe", "Jane Doe", Direction::In));
+    store.write(|tx| tx.erase_as_asked(&subject("jdoe"), Some("r-1"))).unwrap();
+    let unproved = |store: &Store| store.write(|tx| tx.unproved(10)).unwrap();
+    assert_eq!(unproved(&store), [], "MongoDB has not confirmed");
+    drop(store);
+    let store = bench.open();
+    assert_eq!(unproved(&store), [], "nor after a restart");
+    assert_eq!(erasures_carried_out(&store), 1);
+    let found = unproved(&store);
+    let told = (found[0].references, found[0].events, found[0].request_id.as_deref(), found[0].mongo);
+    assert_eq!((found.len(), told), (1, (2, 1, Some("r-1"), true)));
+    let row = found[0].row;
+    for _ in 0..2 {
+        store.write(move |tx| tx.put_receipt(row, &subject("jdoe"), "a.receipt.x")).unwrap();
+    }
+    assert_eq!(unproved(&store), []);
+    let owed = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 100)).unwrap();
+    let receipts = owed.iter().filter(|it| it.reply.as_ref().is_some_and(|reply| reply.0 == "receipt/jdoe")).count();
+    assert_eq!(receipts, 1, "owed once");
+    let reader = Store::open_read_only(bench.path(), None).unwrap();
+    assert_eq!(reader.erasures(10).unwrap()[0].receipt.as_deref(), Some("a.receipt.x"));
+}
+
+// Another key
+
+#[test]
+fn templates_are_sealed_anew_and_a_rotation_that_was_cut_short_is_finished() {
+    let bench = Bench::new();
+    let (key, next) = (bench.path().join("rollcall.key"), bench.path().join("rollcall.key.next"));
+    let store = bench.open();
+    enrol(&store, "jdoe", "Jane Doe", &(0..20).map(template).collect::<Vec<_>>());
+    let opened = |store: &Store| store.write(|tx| tx.all_references(&digest(1), |_| ())).unwrap().opened;
+    let rotate = |to: Option<&Path>| Store::rotate_key(bench.path(), bench.options(), to);
+    assert!(matches!(rotate(None), Err(StoreError::Locked { .. })), "not beside the daemon");
+    drop(store);
+    let old = fs::read(&key).unwrap();
+    assert_eq!(rotate(None).unwrap().resealed, 20);
+    let new = fs::read(&key).unwrap();
+    assert!(new != old && !next.exists());
+    assert_eq!(opened(&bench.open()), 20);
+    let write = |path: &Path, bytes: &[u8]| {
+        fs::write(path, bytes).unwrap();
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    };
+    // Cut short before the transaction, after it, and after the old key was wiped or deleted.
+    for (at_key, at_next) in [(Some(&new), &old), (Some(&old), &new), (Some(&vec![0; 32]), &new), (None, &new)] {
+        fs::remove_file(&key).unwrap();
+        if let Some(bytes) = at_key {
+            write(&key, bytes);
+        }
+        write(&next, at_next);
+        assert_eq!(opened(&bench.open()), 20);
+        assert!(fs::read(&key).unwrap() == new && !next.exists());
+    }
+    let elsewhere = bench.path().join("elsewhere.key");
+    rotate(Some(&elsewhere)).unwrap();
+    assert!(!key.exists() && bench.try_open().is_err());
+    assert_eq!(Store::forget_templates(bench.path(), bench.options()).unwrap(), 20);
+    let store = bench.open();
+    assert_eq!((opened(&store), store.write(|tx| tx.subjects(None, 9)).unwrap().len()), (0, 1));
+}
+
+// Signed commands
+
+#[test]
+fn a_signed_command_is_taken_once_and_what_is_forgotten_stays_so() {
+    use rollcall::record::store::{Seen, Token};
+    let bench = Bench::new();
+    let token = |id: &str, after_ms: i64, packet_id, again| Token {
+        id: id.into(),
+        request_id: "r-1".into(),
+        gone_ms: START_MS + after_ms,
+        packet_id,
+        again,
+    };
+    let take = |store: &Store, token: Token| store.write(move |tx| tx.remember(&token)).unwrap();
+    let store = bench.open();
+    assert_eq!(take(&store, token("k/a", 60_000, 1, false)), Seen::Never);
+    drop(store);
+    let store = bench.open();
+    assert_eq!(take(&store, token("k/a", 60_000, 1, true)), Seen::Never, "the broker's own repetition");
+    assert_eq!(take(&store, token("k/a", 60_000, 2, true)), Seen::Replayed, "another publication, flagged by a flood");
+    assert_eq!(take(&store, token("k/a", 60_000, 1, false)), Seen::Replayed);
+    assert_eq!(take(&store, token("other/a", 60_000, 2, true)), Seen::Never, "another key's; not seen when first sent");
+    bench.clock.advance(std::time::Duration::from_millis(60_000));
+    assert_eq!(take(&store, token("k/b", 90_000, 3, false)), Seen::Never);
+    bench.clock.set_wall(START_MS, true);
+    assert_eq!(take(&store, token("k/a", 60_000, 1, false)), Seen::Late, "forgotten, and the clock set back");
 }
 
 #[test]
@@ -233,7 +356,11 @@ fn no_copy_of_an_erased_person_stays_in_unused_parts_of_pages() {
             });
             assert!(erased.unwrap().events > 0);
             erasures_carried_out(&store);
-            assert_eq!(files_with(bench.path(), &[gone.as_bytes()]), Vec::<PathBuf>::new(), "{seed} {round}");
+            assert_eq!(
+                files_with(bench.path(), &[format!("{gone} N").as_bytes()]),
+                Vec::<PathBuf>::new(),
+                "{seed} {round}"
+            );
         }
     }
 }

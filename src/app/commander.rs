@@ -7,6 +7,7 @@
 
 pub mod carry_out;
 mod from_camera;
+mod guard;
 mod records;
 
 use std::sync::mpsc::SyncSender;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use from_camera::{Ended, Waiting};
 
+use self::guard::{Alarms, reason_of};
 use crate::app::discovery::Birth;
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::Job;
@@ -24,11 +26,13 @@ use crate::app::supervise::StageResult;
 use crate::app::venues::VenueBook;
 use crate::clock::{Clock, Stamp};
 use crate::health::Health;
-use crate::mqtt::link::{Inbound, Link, LinkEvent, Message, Oversized};
+use crate::mqtt::link::{AckToken, Inbound, Link, LinkEvent, Message, Oversized};
 use crate::mqtt::topics::Topics;
 use crate::recognise::face::ModelDigest;
+use crate::record::authority::PublicKey;
 use crate::record::command::answer::NotEnrolled;
 use crate::record::command::{self, Command, ErrorCode, Limits, Refusal, Verb, answer};
+use crate::record::event::SecurityReason;
 use crate::record::store::{Store, StoreError, Tx};
 
 /// A command waits this long for the networks.
@@ -38,6 +42,8 @@ pub struct Commander {
     pub topics: Topics,
     pub limits: Limits,
     pub per_minute_max: u32,
+    /// Whose signed commands are carried out; none: everybody's, as far as the broker lets them.
+    pub trusted_keys: Vec<PublicKey>,
     pub venues: Arc<VenueBook>,
     pub store: Store,
     pub gallery: Arc<GalleryCell>,
@@ -110,33 +116,40 @@ fn not_now(code: ErrorCode, message: impl Into<String>) -> Fault {
 impl Commander {
     /// Takes the link's events until `stop`.
     pub async fn run(self, events: &mut mpsc::Receiver<LinkEvent>, mut stop: watch::Receiver<bool>) -> StageResult {
-        let mut pace = Pace::new(self.per_minute_max);
+        let (mut pace, mut alarms) = (Pace::new(self.per_minute_max), Alarms::default());
         let mut waiting: Option<Waiting> = None;
         self.tell_interrupted().await?;
         loop {
             waiting = waiting.or_else(|| self.newly_waiting());
-            let next = tokio::select! {
-                event = events.recv() => Next::Event(event),
-                ended = someone(&mut waiting) => Next::Came(ended),
-                _ = stop.wait_for(|it| *it) => return Ok(()),
+            let later = alarms.pause(&self.clock.now());
+            let woken = tokio::select! {
+                event = events.recv() => Woken::Event(event),
+                ended = someone(&mut waiting) => Woken::Came(ended),
+                () = after(later) => Woken::Alarms,
+                _ = stop.wait_for(|it| *it) => Woken::Stop,
             };
-            let event = match next {
-                Next::Event(event) => event,
-                Next::Came(ended) => {
+            let event = match woken {
+                Woken::Event(event) => event,
+                Woken::Came(ended) => {
                     if let Some(waiting) = waiting.take() {
                         self.end_waiting(waiting, ended).await?;
                     }
                     continue;
                 }
+                Woken::Alarms => {
+                    self.tell_alarms(alarms.take_due(&self.clock.now())).await?;
+                    continue;
+                }
+                Woken::Stop => return Ok(self.tell_alarms(alarms.take_all()).await?),
             };
             match event {
                 None => anyhow::ensure!(*stop.borrow(), "the link has gone"),
-                Some(LinkEvent::Inbound(inbound)) => self.inbound(inbound, &mut pace).await?,
+                Some(LinkEvent::Inbound(inbound)) => self.inbound(inbound, &mut pace, &mut alarms).await?,
                 Some(LinkEvent::Oversized(oversized)) => self.oversized(&oversized).await?,
                 Some(other) => self.link_edge(&other),
             }
             if *stop.borrow() {
-                return Ok(());
+                return Ok(self.tell_alarms(alarms.take_all()).await?);
             }
         }
     }
@@ -169,7 +182,7 @@ impl Commander {
         }
     }
 
-    async fn inbound(&self, inbound: Inbound, pace: &mut Pace) -> Result<(), StoreError> {
+    async fn inbound(&self, inbound: Inbound, pace: &mut Pace, alarms: &mut Alarms) -> Result<(), StoreError> {
         let verb = if let Some(topic) = self.topics.command(&inbound.topic) {
             topic.verb.to_owned()
         } else {
@@ -180,30 +193,55 @@ impl Commander {
             return Ok(());
         };
         self.health.commands.add(1);
+        let (command, ack) = if self.takes_signed_only() {
+            self.admit(&verb, inbound, pace, alarms).await?
+        } else {
+            self.read(&verb, inbound, pace, alarms).await?
+        };
+        if let Some(command) = command
+            && !self.answer(command).await?
+        {
+            // Unacknowledged: the broker sends it again, and the next start carries it out.
+            return Ok(());
+        }
+        ack.acknowledge();
+        Ok(())
+    }
+
+    /// A command, where the broker alone says who may send one. `None`: it was refused, and answered.
+    async fn read(
+        &self,
+        verb: &str,
+        inbound: Inbound,
+        pace: &mut Pace,
+        alarms: &mut Alarms,
+    ) -> Result<(Option<Command>, AckToken), StoreError> {
+        let Inbound { payload, retained, ack, .. } = inbound;
         let now = self.clock.now();
         if !pace.allows(&now) {
             // Before it is read: what comes too fast must cost little.
             let message = format!("more than {} commands in a minute", self.per_minute_max);
-            let request_id = request_id_in(&inbound.payload[..inbound.payload.len().min(HEAD_BYTES)]);
-            self.reply(&verb, &Refusal::new(request_id.as_deref(), ErrorCode::RateLimited, message)).await?;
-            inbound.ack.acknowledge();
-            return Ok(());
+            let request_id = self.request_id_at_head(&payload);
+            self.reply(verb, &Refusal::new(request_id.as_deref(), ErrorCode::RateLimited, message)).await?;
+            return Ok((None, ack));
         }
-        let parsed = command::parse(&verb, inbound.retained, &inbound.payload, &self.limits, now.wall_ms);
-        drop(inbound.payload);
-        match parsed {
-            Ok(command) => {
-                if !self.answer(command).await? {
-                    // Unacknowledged: the broker sends it again, and the next start carries it out.
-                    return Ok(());
-                }
-            }
-            // A command that was carried out and comes again, too late or damaged by now, was carried out all the same.
-            Err(refusal) if self.repeat_answer(refusal.request_id.as_deref()).await? => {}
-            Err(refusal) => self.reply(&verb, &refusal).await?,
+        let parsed = match self.uncheckable(&payload) {
+            Some(refusal) => Err(refusal),
+            None => command::parse(verb, retained, &payload, &self.limits, now.wall_ms),
+        };
+        drop(payload);
+        let refusal = match parsed {
+            Ok(command) => return Ok((Some(command), ack)),
+            Err(refusal) => refusal,
+        };
+        if let Some(reason) = reason_of(refusal.code).filter(|it| *it == SecurityReason::Retained) {
+            alarms.note(reason, verb);
         }
-        inbound.ack.acknowledge();
-        Ok(())
+        // A command that was carried out and comes again, too late or damaged by now, was carried out all the same.
+        if !self.repeat_answer(refusal.request_id.as_deref()).await? {
+            self.reply(verb, &refusal).await?;
+        }
+        Ok((None, ack))
     }
 
     /// What was too large never came in; its beginning may tell whom to answer.
@@ -215,7 +253,7 @@ impl Commander {
         };
         let message =
             format!("the message has {} bytes; at most {} are taken", oversized.bytes, self.limits.payload_bytes);
-        let request_id = request_id_in(&oversized.head);
+        let request_id = self.request_id_at_head(&oversized.head);
         self.reply(topic.verb, &Refusal::new(request_id.as_deref(), ErrorCode::TooLarge, message)).await
     }
 
@@ -346,11 +384,6 @@ impl Commander {
     }
 }
 
-enum Next {
-    Event(Option<LinkEvent>),
-    Came(Ended),
-}
-
 /// The end of a wait for somebody before the camera; never without one.
 async fn someone(waiting: &mut Option<Waiting>) -> Ended {
     match waiting {
@@ -365,6 +398,21 @@ fn request_id_in(head: &[u8]) -> Option<String> {
     let (_, rest) = text.split_once("\"request_id\"")?;
     let id = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?.split('"').next()?;
     crate::recognise::face::check_id(id).ok().map(|()| id.to_owned())
+}
+
+enum Woken {
+    Event(Option<LinkEvent>),
+    Came(Ended),
+    Alarms,
+    Stop,
+}
+
+/// Never, where there is nothing to wait for.
+async fn after(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Commands per minute: a bucket that fills evenly and holds a minute's worth.

@@ -12,6 +12,7 @@ pub mod inference;
 pub mod mqtt_sink;
 pub mod observer;
 pub mod power;
+pub mod receipts;
 pub mod recorder;
 pub mod report;
 pub mod scene;
@@ -36,6 +37,7 @@ use crate::config::Settings;
 use crate::recognise::engine::FaceEngine;
 use crate::recognise::face::{ModelDigest, Name, SubjectId};
 use crate::recognise::gallery::{Gallery, Subject};
+use crate::record::signer::{SignerError, SigningKey};
 use crate::record::store::{self, Opened, Reader, Reference, ReferenceCount, Store, StoreError, StoreOptions, Tx};
 use crate::vision::Vision;
 use crate::vision::manifest::ModelError;
@@ -70,6 +72,7 @@ pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
     let watch = Stopwatch::start();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
     let store = open_store(&settings, &clock)?;
+    let device_key = SigningKey::of_device(&settings.state_dir).map_err(unusable_key)?;
     let vision = load_vision(&settings)?;
     let gallery = load_gallery(&store, &vision)?;
     let stored = store.write(|tx| tx.venues()).map_err(storage)?;
@@ -86,10 +89,14 @@ pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let daemon = Daemon::new(settings, clock, store.clone(), &vision, gallery, venues);
+    let daemon = Daemon::new(settings, clock, store.clone(), &vision, gallery, venues, Arc::new(device_key));
     let outcome = runtime.block_on(daemon.serve(vision, options, watch));
     let closed = store.close();
     outcome.and(closed.map_err(storage))
+}
+
+fn unusable_key(error: SignerError) -> anyhow::Error {
+    Failure { code: exit::STORAGE, what: "the device's own key cannot be used", source: error.into() }.into()
 }
 
 pub fn storage(error: StoreError) -> anyhow::Error {

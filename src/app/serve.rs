@@ -19,6 +19,7 @@ use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
 use crate::app::observer::Observer;
 use crate::app::power::Power;
+use crate::app::receipts::Receipts;
 use crate::app::recorder::Recorder;
 use crate::app::scene::Scenes;
 use crate::app::supervise::Stages;
@@ -47,6 +48,7 @@ use crate::recognise::live::Live;
 use crate::record::command::Limits;
 use crate::record::command::answer::VenueSource;
 use crate::record::outbox::{RelaySettings, relay};
+use crate::record::signer::SigningKey;
 use crate::record::store::{SinkName, Store, StoreError};
 use crate::vision::Vision;
 
@@ -70,6 +72,8 @@ pub(super) struct Daemon {
     pub embedder: ModelDigest,
     /// All networks by name.
     pub networks: BTreeMap<String, String>,
+    /// Signs receipts.
+    pub device_key: Arc<SigningKey>,
 }
 
 impl Daemon {
@@ -80,6 +84,7 @@ impl Daemon {
         vision: &Vision,
         gallery: Gallery,
         venues: VenueBook,
+        device_key: Arc<SigningKey>,
     ) -> Self {
         Self {
             settings,
@@ -91,6 +96,7 @@ impl Daemon {
             changed: Arc::new(Notify::new()),
             embedder: vision.embedder(),
             networks: vision.digests(),
+            device_key,
         }
     }
 
@@ -204,6 +210,7 @@ impl Daemon {
             topics: topics.clone(),
             limits: limits(settings),
             per_minute_max: settings.commands.per_minute_max,
+            trusted_keys: settings.commands.trusted_keys.clone(),
             venues: Arc::clone(&self.venues),
             store: self.store.clone(),
             gallery: Arc::clone(&self.gallery),
@@ -281,12 +288,23 @@ impl Daemon {
             every: self.settings.health_every,
             changed: Arc::clone(&self.changed),
             networks: self.networks.clone(),
+            device_key: self.device_key.public().to_string(),
             embedder: self.settings.vision.embedder.clone(),
             embedder_digest: self.embedder,
             precision: format!("{:?}", self.settings.vision.precision).to_lowercase(),
         };
         let stop = stages.stop_signal();
         stages.task("vitals", vitals.run(stop));
+        let receipts = Receipts {
+            store: self.store.clone(),
+            clock: Arc::clone(&self.clock),
+            key: Arc::clone(&self.device_key),
+            site: self.settings.site.clone(),
+            device: self.settings.device.clone(),
+            state_dir: self.settings.state_dir.clone(),
+        };
+        let stop = stages.stop_signal();
+        stages.task("receipts", receipts.run(stop));
         let (store, clock, venues) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.venues));
         let upkeep = Upkeep { store, clock, venues, keep_days: self.settings.keep_days };
         let stop = stages.stop_signal();

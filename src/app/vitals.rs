@@ -29,6 +29,8 @@ pub struct Vitals {
     pub embedder: String,
     pub precision: String,
     pub embedder_digest: ModelDigest,
+    /// The public half of the key that signs receipts.
+    pub device_key: String,
 }
 
 /// How often to look whether the camera's state or the trust in the clock has changed.
@@ -55,6 +57,7 @@ struct Message {
     store: Storage,
     cpu_celsius: Option<f32>,
     rss_bytes: Option<u64>,
+    device_key: String,
 }
 
 #[derive(Serialize)]
@@ -231,6 +234,7 @@ impl Vitals {
             },
             cpu_celsius: health::cpu_celsius(),
             rss_bytes: health::resident_bytes(),
+            device_key: self.device_key.clone(),
         }
     }
 }

@@ -8,9 +8,11 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use crate::app;
+use crate::cli::sign;
 use crate::config::Settings;
 use crate::mqtt::link::{self, Link, LinkEvent, Message};
 use crate::mqtt::topics::Topics;
+use crate::record::signer::SigningKey;
 
 /// Runs `work` with a connection to the configured broker, subscribed to `topics` below the device's own.
 pub fn with_console<T>(
@@ -27,11 +29,13 @@ pub fn with_console<T>(
     link.status_topic = topics.below(&format!("console/{}", link.client_id));
     link.packet_bytes_max_out = link.packet_bytes_max_in;
     link.subscriptions = subscriptions.iter().map(|part| topics.below(part)).collect();
+    let signer = sign::signer(settings)?;
+    let audience = topics.audiences()[0].clone();
     let (link, driver, events) = link::open(link)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (stop, stopped) = watch::channel(false);
-        let mut console = Console { link, events, base: topics.base(), waiting: Vec::new() };
+        let mut console = Console { link, events, base: topics.base(), audience, signer, waiting: Vec::new() };
         let work = async {
             let outcome = work(&mut console).await;
             stop.send_replace(true);
@@ -43,10 +47,15 @@ pub fn with_console<T>(
     })
 }
 
+/// Of a signed command: its answer is waited for.
+const LIFETIME: Duration = Duration::from_mins(5);
+
 pub struct Console {
     link: Link,
     events: mpsc::Receiver<LinkEvent>,
     base: String,
+    audience: String,
+    signer: Option<SigningKey>,
     /// Messages that arrived while another was waited for.
     waiting: Vec<(String, Vec<u8>)>,
 }
@@ -68,7 +77,11 @@ impl Console {
         body["schema"] = 1.into();
         body["request_id"] = request_id.into();
         let topic = format!("{}/command/{verb}", self.base);
-        let message = Message { topic, payload: serde_json::to_vec(&body)?, retain: false };
+        let payload = match &self.signer {
+            Some(key) => sign::token(key, &self.audience, verb, body, LIFETIME)?.into_bytes(),
+            None => serde_json::to_vec(&body)?,
+        };
+        let message = Message { topic, payload, retain: false };
         self.connected(patience).await?;
         for sent in self.link.publish_batch(vec![message]).await {
             sent.context("the command did not reach the broker")?;

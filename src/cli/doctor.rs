@@ -141,6 +141,7 @@ fn storage(settings: &Settings) -> (State, String) {
     }
     let read = || -> Result<(usize, u64), StoreError> {
         let reader = Store::open_read_only(dir, app::credentials_dir().as_deref())?;
+        reader.check_key(dir)?;
         let subjects = reader.subjects(None, 500)?.len();
         Ok((subjects, reader.buried(500)?.len() as u64))
     };

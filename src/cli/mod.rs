@@ -10,9 +10,11 @@ mod canvas;
 pub mod console;
 pub mod demo;
 pub mod doctor;
+pub mod erasures;
 pub mod evaluate;
 pub mod export;
 pub mod import;
+pub mod keys;
 pub mod people;
 pub mod plot;
 mod progress;
@@ -20,6 +22,7 @@ pub mod prune;
 pub mod recognise;
 pub mod restore;
 mod scratch;
+pub mod sign;
 pub mod snapshot;
 pub mod sync;
 pub mod table;
@@ -97,6 +100,17 @@ enum Command {
     Restore(restore::Args),
     /// Deliver now what is owed to broker and MongoDB, or tell what is owed
     Sync(sync::Args),
+    /// Make, show and change keys: the site's, a signer's, the device's, that of the templates
+    Keys {
+        #[command(subcommand)]
+        command: keys::Command,
+    },
+    /// Make a signed command, to be published by any MQTT client
+    Sign(sign::Args),
+    /// List who was erased here, with the receipts
+    Erasures(erasures::Args),
+    /// Check the receipt of an erasure
+    VerifyReceipt(erasures::VerifyArgs),
     /// Live in the terminal: what the running daemon sees and decides
     Watch(watch::Args),
     /// One annotated picture from the running daemon, for setting up the camera
@@ -186,6 +200,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Backup(args) => backup::run(&args, &settings()?),
         Command::Restore(args) => restore::run(&args, &settings()?),
         Command::Sync(args) => sync::run(&args, &settings()?),
+        Command::Keys { command } => keys::run(&command, settings),
+        Command::Sign(args) => sign::run(&args),
+        Command::Erasures(args) => erasures::run(&args, &settings()?),
+        Command::VerifyReceipt(args) => erasures::verify(&args, settings),
         Command::Watch(args) => watch::run(&args, &settings()?),
         Command::Snapshot(args) => snapshot::run(&args, &settings()?),
         Command::Evaluate(args) => {

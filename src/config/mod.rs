@@ -32,6 +32,7 @@ use crate::recognise::pad::{PadMode, PadSettings};
 use crate::recognise::picture::PictureLimits;
 use crate::recognise::quality::QualityBounds;
 use crate::recognise::track::TrackSettings;
+use crate::record::authority::{self, PublicKey};
 use crate::vision::VisionSettings;
 use crate::vision::manifest::TemplateSpec;
 
@@ -210,12 +211,16 @@ pub struct HomeAssistantSettings {
     pub people: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CommandSettings {
     pub images_max: usize,
     pub image_bytes_max: usize,
     pub payload_bytes_max: usize,
     pub per_minute_max: u32,
+    /// Whose signed commands are carried out; none: any command.
+    pub trusted_keys: Vec<PublicKey>,
+    /// What the command line signs with.
+    pub signing_key: Option<PathBuf>,
 }
 
 /// Reads, overrides and checks. Without a file the defaults stand, relative to the working directory.
@@ -318,7 +323,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         health_every: at_least_a_second("[mqtt] health_every", raw.mqtt.health_every)?,
         celsius_max: celsius_max(raw)?,
         snapshot: raw.privacy.snapshot,
-        commands: commands(raw)?,
+        commands: commands(raw, folder)?,
         mqtt,
         broker,
         home_assistant,
@@ -684,12 +689,19 @@ fn is_open_to_others(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|it| it.mode() & 0o077 != 0)
 }
 
-fn commands(raw: &RawConfig) -> Result<CommandSettings, ConfigError> {
+fn commands(raw: &RawConfig, folder: &Path) -> Result<CommandSettings, ConfigError> {
+    let keys = &raw.commands.trusted_keys;
+    count("[commands] trusted_keys", keys.len(), 0, authority::KEYS_MAX)?;
+    // Never shown: it may be a private one, by mistake.
+    let key =
+        |text: &String| PublicKey::parse(text).map_err(|error| value("[commands] trusted_keys", format!("{error}")));
     Ok(CommandSettings {
         images_max: count("[commands] images_max", raw.commands.images_max, 1, 100)?,
         image_bytes_max: raw.commands.image_bytes_max,
         payload_bytes_max: raw.mqtt.packet_bytes_max,
         per_minute_max: count("[commands] per_minute_max", raw.commands.per_minute_max as usize, 1, 1_000_000)? as u32,
+        trusted_keys: keys.iter().map(key).collect::<Result<_, _>>()?,
+        signing_key: path(folder, &raw.commands.signing_key_file),
     })
 }
 

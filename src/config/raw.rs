@@ -469,11 +469,20 @@ pub struct RawCommands {
     pub image_bytes_max: usize,
     pub image_pixels_max: usize,
     pub per_minute_max: u32,
+    pub trusted_keys: Vec<String>,
+    pub signing_key_file: PathBuf,
 }
 
 impl Default for RawCommands {
     fn default() -> Self {
-        Self { images_max: 10, image_bytes_max: 4 << 20, image_pixels_max: 25_000_000, per_minute_max: 6000 }
+        Self {
+            images_max: 10,
+            image_bytes_max: 4 << 20,
+            image_pixels_max: 25_000_000,
+            per_minute_max: 6000,
+            trusted_keys: Vec::new(),
+            signing_key_file: PathBuf::new(),
+        }
     }
 }
 

@@ -51,6 +51,8 @@ fn what_is_wrong_is_refused_by_name() {
         ("[device]\nname = \"all\"", "[device] name"),
         ("[mqtt]\nhealth_every = \"10ms\"", "[mqtt] health_every"),
         ("[commands]\nper_minute_max = 0", "[commands] per_minute_max"),
+        ("[commands]\ntrusted_keys = [\"ed25519:AAAA\"]", "[commands] trusted_keys"),
+        ("[commands]\ntrusted_keys = [\"-----BEGIN PRIVATE KEY-----\"]", "[commands] trusted_keys"),
         ("[attendance]\nvenue = \"x\"\n[[venue]]\nid = \"y\"", "[attendance] venue"),
         ("[[venue]]\nid = \"main\"\n[[venue]]\nid = \"main\"", "[[venue]] id"),
         ("[[venue]]\nid = \"main\"\ntime_zone = \"Europe/Atlantis\"", "\"main\": time_zone"),

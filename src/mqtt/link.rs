@@ -235,6 +235,10 @@ pub struct Inbound {
     pub payload: Vec<u8>,
     /// The broker had it stored, so it is of unknown age: the contract refuses such a command.
     pub retained: bool,
+    /// The broker says that it has sent this before (DUP): we did not acknowledge it. A sender cannot say so.
+    pub again: bool,
+    /// Under which the broker sends it, the same each time; 0 at QoS 0.
+    pub packet_id: u16,
     pub ack: AckToken,
 }
 
@@ -407,5 +411,6 @@ pub(super) fn packet_bytes(topic: &str, payload: &[u8]) -> usize {
 
 /// Takes an inbound publish apart. The payload is moved, not copied, when nobody else holds its buffer.
 pub(super) fn inbound(publish: Publish, ack: AckToken) -> Inbound {
-    Inbound { topic: publish.topic, payload: Vec::from(publish.payload), retained: publish.retain, ack }
+    let (retained, again, packet_id) = (publish.retain, publish.dup, publish.pkid);
+    Inbound { topic: publish.topic, payload: Vec::from(publish.payload), retained, again, packet_id, ack }
 }

@@ -151,6 +151,11 @@ impl Topics {
         vec![self.below("command/+"), format!("rollcall/{}/{ALL}/command/+", self.site)]
     }
 
+    /// For whom a signed command may be: this device, or every device of its site.
+    pub fn audiences(&self) -> [String; 2] {
+        [format!("{}/{}", self.site, self.device), format!("{}/{ALL}", self.site)]
+    }
+
     /// Takes an inbound topic apart; `None` when it is no command to this device.
     pub fn command<'a>(&self, topic: &'a str) -> Option<CommandTopic<'a>> {
         let rest = topic.strip_prefix("rollcall/")?.strip_prefix(&*self.site)?.strip_prefix('/')?;

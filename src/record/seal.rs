@@ -22,6 +22,8 @@ use crate::recognise::face::{ModelDigest, SubjectId, Template};
 
 /// The key's name, as a systemd credential and as a file of the state directory.
 pub const KEY_FILE: &str = "rollcall.key";
+/// The key that a rotation makes, until it takes the place of the other.
+pub const NEXT_KEY_FILE: &str = "rollcall.key.next";
 
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
@@ -29,15 +31,20 @@ const NONCE_BYTES: usize = 24;
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     #[error(
-        "the key {path} is missing, but the database holds sealed templates: put the key back from its backup, or set \
-         the database aside and enrol again"
+        "the key {path} is missing, but the database holds sealed templates: put the key back from its backup; if it is \
+         lost for good, `rollcall keys forget` and enrol again"
     )]
     KeyLost { path: PathBuf },
     #[error(
-        "the key {path} is not the one the templates were sealed with: put the right key back from its backup, or set \
-         the database aside and enrol again"
+        "the key {path} is not the one the templates were sealed with: put the right key back from its backup; if it \
+         is lost for good, `rollcall keys forget` and enrol again"
     )]
     WrongKey { path: PathBuf },
+    #[error(
+        "the key {path} is a credential, which only systemd can replace: `rollcall keys rotate --to FILE`, then make FILE the \
+         credential"
+    )]
+    Elsewhere { path: PathBuf },
     #[error("there is no key to open templates with")]
     NoKey,
     #[error("there is no key {path}: copy it from another device of the site, or make one")]
@@ -106,8 +113,7 @@ impl SharedKey {
     /// Makes a key file; an existing one stays, and is an error.
     pub fn create(path: &Path) -> Result<Self, SealError> {
         let key = Zeroizing::new(<[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?);
-        let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        write_key(dir, path, &key).map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
+        create_secret(path, &*key).map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
         Ok(Self(SealKey { key, path: path.to_owned() }))
     }
 
@@ -145,13 +151,21 @@ impl SealKey {
         Ok(read_key(&path, 0o077)?.map(|key| Self { key, path }))
     }
 
+    /// A key file by its path; none if there is no such file.
+    pub fn load_from(path: &Path) -> Result<Option<Self>, SealError> {
+        Ok(read_key(path, 0o077)?.map(|key| Self { key, path: path.to_owned() }))
+    }
+
     /// Makes the key file. Only when there is none and nothing is sealed yet: the caller sees to the second.
     pub fn create(state_dir: &Path) -> Result<Self, SealError> {
-        let path = state_dir.join(KEY_FILE);
-        let key = <[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?;
-        let key = Zeroizing::new(key);
-        write_key(state_dir, &path, &key).map_err(|source| SealError::KeyFile { path: path.clone(), source })?;
-        Ok(Self { key, path })
+        Self::create_at(&state_dir.join(KEY_FILE))
+    }
+
+    /// The same anywhere; an existing file stays, and is an error.
+    pub fn create_at(path: &Path) -> Result<Self, SealError> {
+        let key = Zeroizing::new(<[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?);
+        create_secret(path, &*key).map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
+        Ok(Self { key, path: path.to_owned() })
     }
 
     /// Made for each use: setting it up is a copy of the key, and a cipher that is kept would not be wiped.
@@ -241,8 +255,10 @@ fn read_key(path: &Path, refused: u32) -> Result<Option<Zeroizing<[u8; KEY_BYTES
     Ok(Some(key))
 }
 
-/// Whole or not at all: written beside, made durable, then given its name; an existing key stays.
-fn write_key(dir: &Path, path: &Path, key: &[u8; KEY_BYTES]) -> std::io::Result<()> {
+/// Makes a file that only its owner may read. Whole or not at all: written beside, made durable, then given its name; an
+/// existing one stays, and is an error.
+pub fn create_secret(path: &Path, secret: &[u8]) -> std::io::Result<()> {
+    let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let beside = dir.join(format!("{}.new", path.file_name().unwrap_or_default().to_string_lossy()));
     match fs::remove_file(&beside) {
         // Left by a start that was cut short, and never used for anything.
@@ -250,7 +266,7 @@ fn write_key(dir: &Path, path: &Path, key: &[u8; KEY_BYTES]) -> std::io::Result<
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    file.write_all(key)?;
+    file.write_all(secret)?;
     file.sync_all()?;
     // `hard_link` fails where the name is taken; `rename` would replace the key.
     let linked = fs::hard_link(&beside, path);

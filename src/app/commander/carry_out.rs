@@ -124,7 +124,7 @@ impl Commander {
         let write = move |tx: &mut Tx<'_>| {
             let known = tx.subject(&id)?;
             let (references, events, subject, action) = if erase {
-                let erased = tx.erase_subject(&id)?;
+                let erased = tx.erase_as_asked(&id, Some(&request_id))?;
                 if !erased.enrolled && erased.events == 0 {
                     return Err(StoreError::UnknownSubject { id: id.clone() });
                 }

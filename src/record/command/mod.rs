@@ -325,6 +325,38 @@ impl Refusal {
 
 /// Reads one command from the payload that came on `…/command/{verb}`, at wall time `now_ms`.
 pub fn parse(verb: &str, retained: bool, payload: &[u8], limits: &Limits, now_ms: i64) -> Result<Command, Refusal> {
+    read_command(verb, retained, payload, limits, now_ms, false)
+}
+
+/// The same of a signed command, whose body says its verb too: what was signed for one is not carried to another.
+pub fn parse_signed(
+    verb: &str,
+    retained: bool,
+    payload: &[u8],
+    limits: &Limits,
+    now_ms: i64,
+) -> Result<Command, Refusal> {
+    read_command(verb, retained, payload, limits, now_ms, true)
+}
+
+/// The request id of a command that is refused for another reason, if it can be had.
+pub fn request_id(payload: &[u8], limits: &Limits) -> Option<String> {
+    fields::salvage_request_id(payload, limits)
+}
+
+/// Whether there is such a verb.
+pub fn is_verb(verb: &str) -> bool {
+    is_supported(verb).err().is_none_or(|(code, _)| code != ErrorCode::UnknownVerb)
+}
+
+fn read_command(
+    verb: &str,
+    retained: bool,
+    payload: &[u8],
+    limits: &Limits,
+    now_ms: i64,
+    signed: bool,
+) -> Result<Command, Refusal> {
     let whole = |code, message: String| Refusal {
         request_id: fields::salvage_request_id(payload, limits),
         code,
@@ -345,6 +377,13 @@ pub fn parse(verb: &str, retained: bool, payload: &[u8], limits: &Limits, now_ms
     let mut fields = fields::read(payload, limits).map_err(|fault| whole(fault.code, fault.message))?;
 
     let request_id = fields.id("request_id").map_err(|fault| fault.into_refusal(None))?;
+    if signed {
+        let said = fields.text("verb").map_err(|fault| fault.into_refusal(Some(request_id.clone())))?;
+        if said != verb {
+            let fault = fields.fault(ErrorCode::WrongAudience, "verb", "is not that of the topic it came on");
+            return Err(fault.into_refusal(Some(request_id)));
+        }
+    }
     read_verb(verb, &mut fields, limits, now_ms)
         .map(|(expires_ms, verb)| Command { request_id: request_id.clone(), expires_ms, verb })
         .map_err(|fault| fault.into_refusal(Some(request_id)))

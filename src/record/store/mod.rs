@@ -15,6 +15,7 @@
 mod attendance;
 pub mod backup;
 mod enrolled;
+mod erasure;
 mod files;
 mod fleet;
 mod observation;
@@ -23,7 +24,9 @@ mod photographs;
 mod read;
 mod references;
 mod retention;
+mod rotate;
 mod schema;
+mod signed;
 mod standing;
 mod tx;
 mod writer;
@@ -46,6 +49,7 @@ use writer::{Job, Message, Task, wait};
 
 pub use attendance::StoredVenue;
 pub use enrolled::Enrolled;
+pub use erasure::StoredErasure;
 pub use files::DATABASE;
 pub use fleet::{Account, Debt, Known, Outcome, subject_of};
 pub use observation::Observation;
@@ -54,6 +58,8 @@ pub use photographs::PhotographDigest;
 pub use read::{AttendanceQuery, Reader};
 pub use references::Migration;
 pub use retention::Prunable;
+pub use rotate::Rotated;
+pub use signed::{Seen, Token};
 pub use standing::{Held, SinkStanding, Standing, Unwatched};
 pub use tx::Tx;
 
@@ -287,6 +293,8 @@ pub struct Wake {
     pub committed: u64,
     /// Counts the calls of `deliver_now`.
     pub asked: u64,
+    /// Counts how often the database was cleaned after an erasure.
+    pub scrubbed: u64,
 }
 
 /// Vital signs.

@@ -149,8 +149,13 @@ impl Tx<'_> {
     /// anew, so that no file has the name: that takes time in proportion to the database, during which others wait.
     ///
     /// A `request_id` stays as it is, so that the command is not carried out again; so do databases that were set
-    /// aside.
+    /// aside, and the id in the table of erasures.
     pub fn erase_subject(&mut self, id: &SubjectId) -> Result<Erased, StoreError> {
+        self.erase_as_asked(id, None)
+    }
+
+    /// The same, with the command that asked for it.
+    pub fn erase_as_asked(&mut self, id: &SubjectId, request_id: Option<&str>) -> Result<Erased, StoreError> {
         let mut names = self.names_in_events(id)?;
         let subject = self.subject(id)?;
         let before = self.account(id)?;
@@ -163,15 +168,16 @@ impl Tx<'_> {
         };
         self.conn.execute("delete from subject where id = ?1", [id.as_str()])?;
         self.withdrawn(id, before.as_ref(), true)?;
-        self.owe_erasure(id)?;
+        let mongo_row = self.owe_erasure(id)?;
+        self.note_erasure(id, request_id, &erased, mongo_row)?;
         self.owe_scrub()?;
         Ok(erased)
     }
 
-    /// MongoDB holds what this device delivered.
-    fn owe_erasure(&mut self, id: &SubjectId) -> Result<(), StoreError> {
+    /// MongoDB holds what this device delivered. Gives the row that tells it, where one is configured.
+    fn owe_erasure(&mut self, id: &SubjectId) -> Result<Option<i64>, StoreError> {
         if !self.setting.sinks.contains(&SinkName::MONGO) {
-            return Ok(());
+            return Ok(None);
         }
         let now = self.now();
         let seq = read::last_seq(self.conn)?;
@@ -180,7 +186,7 @@ impl Tx<'_> {
         let sql = "insert into outbox (sink, topic, payload, created_ms) values (?1, ?2, ?3, ?4)";
         self.conn.prepare(sql)?.execute(params![SinkName::MONGO.as_str(), ERASURE, payload, now.wall_ms])?;
         self.effects.outbox_grew = true;
-        Ok(())
+        Ok(Some(self.conn.last_insert_rowid()))
     }
 
     /// The database is written anew once this is on the disk.
@@ -218,7 +224,8 @@ impl Tx<'_> {
         for (select, update) in [
             ("select row, reply from command", "update command set reply = ?2 where row = ?1"),
             (
-                "select id, payload from outbox where payload is not null and topic <> 'erasure'",
+                "select id, payload from outbox where payload is not null and topic <> 'erasure' \
+                 and topic not like 'receipt/%'",
                 "update outbox set payload = ?2 where id = ?1",
             ),
         ] {

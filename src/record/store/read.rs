@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OpenFlags, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 use uuid::Uuid;
 
 use super::{
@@ -107,6 +107,19 @@ impl Reader {
             return Err(SealError::NoKey.into());
         };
         all_references(&self.conn, key, embedder, visit)
+    }
+
+    /// Whether the key fits the templates that are stored, as the daemon asks at its start.
+    pub fn check_key(&self, dir: &Path) -> Result<(), StoreError> {
+        let sealed: bool = self.conn.query_row("select exists (select 1 from reference)", [], |row| row.get(0))?;
+        let proof = "select value from meta where key = 'key_proof'";
+        let proof: Option<Vec<u8>> = self.conn.query_row(proof, [], |row| row.get(0)).optional()?;
+        match &self.key {
+            _ if !sealed => Ok(()),
+            Some(key) if proof.is_some_and(|it| key.recognises(&it)) => Ok(()),
+            Some(key) => Err(SealError::WrongKey { path: key.path().to_owned() }.into()),
+            None => Err(SealError::KeyLost { path: dir.join(crate::record::seal::KEY_FILE) }.into()),
+        }
     }
 
     pub fn outbox_depth(&self, sink: SinkName) -> Result<OutboxDepth, StoreError> {

@@ -117,7 +117,8 @@ create table withdrawn (
 create table signed (
   jti text primary key not null,
   request_id text not null,
-  expires_ms integer not null
+  expires_ms integer not null,
+  packet_id integer not null
 ) strict, without rowid;
 create index signed_by_expiry on signed (expires_ms);
 
@@ -127,8 +128,10 @@ create table erasure (
   subject_id text not null,
   request_id text,
   asked_ms integer not null,
+  clock text not null check (clock in ('synced', 'unsynced')),
   reference_count integer not null,
   event_count integer not null,
+  mongo_row integer,
   receipt text
 ) strict;
 create index erasure_unproved on erasure (row) where receipt is null;

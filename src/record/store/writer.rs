@@ -16,9 +16,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::files::{self, Reserve};
 use super::tx::{Effects, Setting, Tx};
-use super::{StoreError, StoreOptions, Wake, fleet, schema};
+use super::{StoreError, StoreOptions, Wake, fleet, rotate, schema};
 use crate::clock::Stopwatch;
-use crate::record::seal::{SealError, SealKey};
+use crate::record::seal::{NEXT_KEY_FILE, SealError, SealKey};
 
 /// How many writes share a commit. More would not be faster (the fsync is spread already) but let the first wait.
 const GROUP: usize = 64;
@@ -107,6 +107,8 @@ pub(super) struct Writer {
     reserve_pages: u32,
     /// Whether what was erased may still stand in the database file or its log.
     scrub: Scrub,
+    /// Whether the file was written anew since the last erasure; the log may still be to be cut off.
+    rewritten: bool,
     _lock: File,
 }
 
@@ -137,6 +139,7 @@ pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>)
         page_limit: options.page_limit,
         reserve_pages: u32::try_from(options.reserve_bytes / u64::from(PAGE_BYTES)).unwrap_or(u32::MAX),
         scrub: Scrub::Done,
+        rewritten: false,
         _lock: lock,
     };
     writer.limit_pages()?;
@@ -148,7 +151,7 @@ pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>)
     Ok(OpenedWriter { writer, set_aside, key_created, key_path })
 }
 
-fn open_database(dir: &Path) -> Result<Connection, StoreError> {
+pub(super) fn open_database(dir: &Path) -> Result<Connection, StoreError> {
     let path = files::create_database(dir)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(path, flags)?;
@@ -179,11 +182,39 @@ fn set_up(conn: &mut Connection) -> Result<(), StoreError> {
     schema::migrate(conn)
 }
 
+/// After a rotation that was cut short: the new key takes the place of the old where the templates are sealed with it, and
+/// goes where they are not.
+fn settle_rotation(dir: &Path, proof: Option<&Vec<u8>>) -> Result<(), StoreError> {
+    let next = dir.join(NEXT_KEY_FILE);
+    let Some(key) = SealKey::load_from(&next)? else {
+        return Ok(());
+    };
+    if proof.is_some_and(|it| key.recognises(it)) {
+        rotate::settle(dir)?;
+    } else {
+        std::fs::remove_file(&next).map_err(files::io_error(&next))?;
+    }
+    Ok(())
+}
+
+pub(super) fn put_proof(conn: &Connection, key: &SealKey) -> Result<(), StoreError> {
+    conn.execute(
+        "insert into meta (key, value) values ('key_proof', ?1) on conflict (key) do update set value = ?1",
+        [key.proof()?],
+    )?;
+    Ok(())
+}
+
 /// The key that what is stored was sealed with. A new one only where nothing is sealed.
-fn fitting_key(conn: &Connection, dir: &Path, credentials_dir: Option<&Path>) -> Result<(SealKey, bool), StoreError> {
-    let loaded = SealKey::load(dir, credentials_dir)?;
+pub(super) fn fitting_key(
+    conn: &Connection,
+    dir: &Path,
+    credentials_dir: Option<&Path>,
+) -> Result<(SealKey, bool), StoreError> {
     let proof: Option<Vec<u8>> =
         conn.query_row("select value from meta where key = 'key_proof'", [], |row| row.get(0)).optional()?;
+    settle_rotation(dir, proof.as_ref())?;
+    let loaded = SealKey::load(dir, credentials_dir)?;
     let sealed: bool = conn.query_row("select exists (select 1 from reference)", [], |row| row.get(0))?;
     let fits = |key: &SealKey| proof.as_ref().is_some_and(|it| key.recognises(it));
     let (key, created) = match loaded {
@@ -195,10 +226,7 @@ fn fitting_key(conn: &Connection, dir: &Path, credentials_dir: Option<&Path>) ->
         Some(key) => (key, false),
         None => (SealKey::create(dir)?, true),
     };
-    conn.execute(
-        "insert into meta (key, value) values ('key_proof', ?1) on conflict (key) do update set value = ?1",
-        [key.proof()?],
-    )?;
+    put_proof(conn, &key)?;
     Ok((key, created))
 }
 
@@ -335,6 +363,7 @@ impl Writer {
             self.wake.send_modify(|it| it.committed += 1);
         }
         if effects.erased {
+            self.rewritten = false;
             self.scrub();
         }
     }
@@ -367,9 +396,12 @@ impl Writer {
     /// After an erasure: writes the database anew and cuts the log off. `secure_delete` is not enough: when SQLite
     /// balances its tree it leaves copies of rows in the unused middle of pages (found by searching the file).
     fn scrub(&mut self) {
-        let scrubbed = self.rewrite().and_then(|()| self.truncate_log());
-        self.scrub = match scrubbed {
-            Ok(true) => Scrub::Done,
+        self.scrub = match self.clean() {
+            Ok(true) => {
+                self.rewritten = false;
+                self.wake.send_modify(|it| it.scrubbed += 1);
+                Scrub::Done
+            }
             // A reader holds the log: gone in a moment.
             Ok(false) => Scrub::After(1),
             Err(error) => {
@@ -384,13 +416,26 @@ impl Writer {
         Ok(self.conn.query_row(sql, [], |row| row.get(0))?)
     }
 
-    fn rewrite(&self) -> Result<(), StoreError> {
+    /// That it is owed is forgotten at the very end: a receipt rests on it. `false` if a reader still needs the log.
+    fn clean(&mut self) -> Result<bool, StoreError> {
         if !self.scrub_owed()? {
-            return Ok(());
+            return self.truncate_log();
         }
+        if !self.rewritten {
+            self.rewrite()?;
+            self.rewritten = true;
+        }
+        if !self.truncate_log()? {
+            return Ok(false);
+        }
+        self.conn.execute("delete from meta where key = 'scrub_owed'", [])?;
+        Ok(true)
+    }
+
+    fn rewrite(&self) -> Result<(), StoreError> {
         // The copy may be larger than the memory of the device; SQLite's temporary files have no name.
         self.conn.pragma_update(None, "temp_store", "file")?;
-        let rewritten = self.conn.execute_batch("vacuum; delete from meta where key = 'scrub_owed'");
+        let rewritten = self.conn.execute_batch("vacuum");
         self.conn.pragma_update(None, "temp_store", "memory")?;
         Ok(rewritten?)
     }

@@ -1,0 +1,76 @@
+//! `rollcall erasures` and `rollcall verify-receipt`: who was erased here, and is it true?
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::app;
+use crate::cli::table;
+use crate::clock::rfc3339;
+use crate::config::Settings;
+use crate::record::authority::PublicKey;
+use crate::record::receipt::Receipt;
+use crate::record::signer::{DEVICE_KEY_FILE, SigningKey};
+use crate::record::store::StoredErasure;
+
+/// More than anybody asks to be erased at one door.
+const LISTED_MAX: u32 = 100_000;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// One JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
+    let erasures = app::open_reader(settings)?.erasures(LISTED_MAX)?;
+    if args.json {
+        let entry = |it: &StoredErasure| {
+            serde_json::json!({
+                "subject_id": it.subject_id, "request_id": it.request_id, "asked_at": rfc3339(it.asked_ms),
+                "references": it.references, "events": it.events, "receipt": it.receipt,
+            })
+        };
+        println!("{}", erasures.iter().map(entry).collect::<serde_json::Value>());
+        return Ok(());
+    }
+    let row = |it: &StoredErasure| {
+        let state = if it.receipt.is_some() { "complete" } else { "something is left, or MongoDB has not confirmed" };
+        let request_id = it.request_id.clone().unwrap_or_else(|| "another door".into());
+        let counts = [it.references.to_string(), it.events.to_string()];
+        [vec![it.subject_id.to_string(), rfc3339(it.asked_ms), request_id], counts.to_vec(), vec![state.into()]]
+            .concat()
+    };
+    let rows: Vec<_> = erasures.iter().map(row).collect();
+    print!("{}", table::render(&["subject", "asked at", "request", "templates", "events", "state"], &rows));
+    Ok(())
+}
+
+#[derive(Debug, clap::Args)]
+pub struct VerifyArgs {
+    /// The device's public key, `device_key` in its health [default: that of this device]
+    #[arg(long, value_parser = |text: &str| PublicKey::parse(text).map_err(|e| e.to_string()))]
+    key: Option<PublicKey>,
+    /// The receipt as it was published: a file, or - for standard input
+    #[arg(default_value = "-")]
+    receipt: PathBuf,
+}
+
+pub fn verify(args: &VerifyArgs, settings: impl FnOnce() -> anyhow::Result<Settings>) -> anyhow::Result<()> {
+    let key = match &args.key {
+        Some(key) => key.clone(),
+        None => SigningKey::load(&settings()?.state_dir.join(DEVICE_KEY_FILE))?.public().clone(),
+    };
+    let mut token = Vec::new();
+    if args.receipt == Path::new("-") {
+        std::io::stdin().lock().read_to_end(&mut token)?;
+    } else {
+        token = std::fs::read(&args.receipt).with_context(|| format!("cannot read {}", args.receipt.display()))?;
+    }
+    let receipt = Receipt::verify(&token, &key)?;
+    println!("{}", serde_json::to_string_pretty(&receipt)?);
+    eprintln!("good: signed by {key}");
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! `rollcall sign`: a signed command for scripts, to be published by any MQTT client.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use base64::Engine as _;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::clock::{Clock as _, SystemClock, Trust};
+use crate::config::Settings;
+use crate::record::authority::{COMMAND, Claims, LIFETIME_MAX_S};
+use crate::record::command::{self, Limits};
+use crate::record::signer::SigningKey;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The private key, as `rollcall keys signer FILE` makes it
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// For whom: SITE/DEVICE, or SITE/all for every device of a site
+    #[arg(long, value_name = "SITE/DEVICE")]
+    aud: String,
+    /// How long it is good for, at most a day
+    #[arg(long, default_value = "5m", value_parser = humantime_serde::re::humantime::parse_duration)]
+    lifetime: Duration,
+    /// Adds a photograph: to `images` of an enrol, as `image` of recognise and attend
+    #[arg(long, value_name = "PHOTO")]
+    image: Vec<PathBuf>,
+    /// The command: enrol, withdraw, sync, …
+    verb: String,
+    /// Its fields as a JSON object: a file, or - for standard input [default: none]
+    body: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let key = SigningKey::load(&args.key)?;
+    let mut body = match &args.body {
+        None => json!({}),
+        Some(path) => serde_json::from_slice(&read(path)?).context("the body is not JSON")?,
+    };
+    ensure!(body.is_object(), "the body must be a JSON object");
+    for path in &args.image {
+        let photograph = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        add_image(&mut body, &args.verb, base64::engine::general_purpose::STANDARD.encode(photograph))?;
+    }
+    if body["request_id"].is_null() {
+        body["request_id"] = Uuid::now_v7().simple().to_string().into();
+        eprintln!("request_id {}", body["request_id"].as_str().unwrap_or_default());
+    }
+    let token = token(&key, &args.aud, &args.verb, body, args.lifetime)?;
+    println!("{token}");
+    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes)?;
+        return Ok(bytes);
+    }
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn add_image(body: &mut Value, verb: &str, image: String) -> anyhow::Result<()> {
+    match verb {
+        "enrol" => {
+            let images = &mut body["images"];
+            if images.is_null() {
+                *images = json!([]);
+            }
+            images.as_array_mut().context("`images` must be a list")?.push(image.into());
+        }
+        "recognise" | "attend" if body["image"].is_null() => body["image"] = image.into(),
+        "recognise" | "attend" => bail!("{verb} takes one image"),
+        _ => bail!("{verb} takes no image"),
+    }
+    Ok(())
+}
+
+/// A command as a compact JWS. A mistake in it is told here, and not by the device.
+pub fn token(key: &SigningKey, aud: &str, verb: &str, mut body: Value, lifetime: Duration) -> anyhow::Result<String> {
+    let seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
+    ensure!((1..=LIFETIME_MAX_S).contains(&seconds), "the lifetime must be 1s to 24h");
+    body["verb"] = verb.into();
+    let now_ms = SystemClock::new(Trust::Always).now().wall_ms;
+    let text = serde_json::to_string(&body)?;
+    let limits = Limits { payload_bytes: usize::MAX, images: usize::MAX, image_bytes: usize::MAX, ..Limits::default() };
+    if let Err(refusal) = command::parse_signed(verb, false, text.as_bytes(), &limits, now_ms) {
+        bail!("no device would take this command: {}", refusal.message);
+    }
+    let (iat, jti) = (now_ms.div_euclid(1000), Uuid::now_v7().simple().to_string());
+    let cmd = serde_json::value::RawValue::from_string(text)?;
+    let claims = Claims { iat, exp: iat + seconds, jti, aud: aud.to_owned(), cmd: &cmd };
+    Ok(key.sign(COMMAND, &serde_json::to_vec(&claims)?))
+}
+
+/// What the command line signs with, where its device wants it.
+pub fn signer(settings: &Settings) -> anyhow::Result<Option<SigningKey>> {
+    let commands = &settings.commands;
+    let Some(path) = &commands.signing_key else {
+        ensure!(
+            commands.trusted_keys.is_empty(),
+            "this device takes signed commands only, and there is no key to sign with: set [commands] signing_key_file, \
+             or use `rollcall sign`"
+        );
+        return Ok(None);
+    };
+    let key = SigningKey::load(path)?;
+    let trusted = commands.trusted_keys.is_empty() || commands.trusted_keys.contains(key.public());
+    ensure!(trusted, "the key {} is none of [commands] trusted_keys: add {}", path.display(), key.public());
+    Ok(Some(key))
+}

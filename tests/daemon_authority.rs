@@ -1,0 +1,117 @@
+//! Signed commands against a real broker: what is not signed by a trusted key, for this device, now and for the first time,
+//! is refused, counted and told; what is, passes. And the receipt of an erasure.
+
+#[path = "support/client.rs"]
+mod client;
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "support/faces.rs"]
+mod faces;
+#[path = "support/mosquitto.rs"]
+mod mosquitto;
+
+use std::time::Duration;
+
+use client::Client;
+use daemon::{BASE, Home};
+use faces::{demo, enrolment};
+use mosquitto::Mosquitto;
+use rollcall::cli::sign::token;
+use rollcall::record::authority::PublicKey;
+use rollcall::record::receipt::Receipt;
+use rollcall::record::signer::SigningKey;
+use serde_json::{Value, json};
+
+const FIVE_MINUTES: Duration = Duration::from_mins(5);
+
+fn keyed(broker: &Mosquitto) -> (Home, SigningKey, SigningKey) {
+    let home = Home::new(broker.port(), "");
+    let [office, other] = ["office.key", "other.key"].map(|name| SigningKey::create(&home.path(name)).unwrap());
+    home.configure(broker.port(), &format!("[commands]\ntrusted_keys = [\"{} office\"]\n", office.public()));
+    (home, office, other)
+}
+
+fn signed(key: &SigningKey, aud: &str, verb: &str, request_id: &str, mut body: Value) -> String {
+    body["request_id"] = request_id.into();
+    token(key, aud, verb, body, FIVE_MINUTES).unwrap()
+}
+
+#[test]
+fn only_what_a_trusted_key_signed_for_us_and_once_is_carried_out() {
+    let broker = Mosquitto::start();
+    let client = Client::connect(broker.port());
+    let (home, office, other) = keyed(&broker);
+    let daemon = client.started(&home);
+    let send = |verb: &str, payload: &str| client.publish(&format!("{BASE}/command/{verb}"), payload.as_bytes());
+    let alarm = |reason: &str| {
+        client.await_one(reason, |it| it.part == "event/security" && it.json()["reason"] == reason).json()
+    };
+    // A photograph of 300 KB passes.
+    let photograph = demo("biden.jpg");
+    let mut body = enrolment("biden", "Joe", std::slice::from_ref(&photograph));
+    let image = body["images"][0].clone();
+    body["images"] = vec![image; 10].into();
+    let enrol = signed(&office, "hq/door-1", "enrol", "e-1", body);
+    assert!(enrol.len() > 300_000, "{} bytes", enrol.len());
+    send("enrol", &enrol);
+    let answer = client.await_from(0, "reply/e-1").json();
+    assert_eq!(answer["ok"], true, "{answer}");
+    let sync = signed(&office, "hq/all", "sync", "s-1", json!({}));
+    send("sync", &sync);
+    assert_eq!(client.await_from(0, "reply/s-1").json()["ok"], true);
+    let subjects = home.json(&["subjects", "--json"]);
+
+    send("withdraw", r#"{"request_id":"u-1","subject_id":"biden"}"#);
+    assert_eq!((&alarm("unsigned")["verb"], &alarm("unsigned")["count"]), (&json!("withdraw"), &json!(1)));
+    send("withdraw", &signed(&other, "hq/door-1", "withdraw", "u-2", json!({"subject_id": "biden"})));
+    alarm("bad_signature");
+    send("withdraw", &signed(&office, "hq/door-2", "withdraw", "u-3", json!({"subject_id": "biden"})));
+    alarm("wrong_audience");
+    assert_eq!(client.await_from(0, "reply/u-3").json()["error"]["code"], "wrong_audience");
+    send("subjects", &signed(&office, "hq/door-1", "withdraw", "u-4", json!({"subject_id": "biden"})));
+    assert_eq!(client.await_from(0, "reply/u-4").json()["error"]["code"], "wrong_audience");
+    send("sync", &sync);
+    alarm("replayed");
+    let health = client.await_health("all of it is counted", |it| it["commands"] == 7);
+    assert_eq!(
+        health["commands_refused"],
+        json!({"bad_signature": 1, "replayed": 1, "unsigned": 1, "wrong_audience": 2})
+    );
+    assert_eq!(client.heard_on("reply/u-1").len() + client.heard_on("reply/u-2").len(), 0, "not answered");
+    assert_eq!(client.heard_on("reply/s-1").len(), 1, "a replay is not answered");
+
+    // Killed without a word, it still knows.
+    daemon.kill();
+    let from = client.heard().len();
+    let daemon = client.started(&home);
+    send("sync", &sync);
+    send("enrol", &enrol);
+    let health = client.await_health("both are counted", |it| it["commands"] == 2);
+    assert_eq!(health["commands_refused"], json!({"replayed": 2}));
+    assert!(client.heard()[from..].iter().all(|it| !it.part.starts_with("reply/")));
+    assert_eq!(home.json(&["subjects", "--json"]), subjects, "nothing has changed");
+    assert!(daemon.terminate().success());
+}
+
+#[test]
+fn an_erasure_ends_with_a_receipt_that_can_be_checked() {
+    let broker = Mosquitto::start();
+    let client = Client::connect(broker.port());
+    let home = Home::new(broker.port(), "");
+    // Beside the others, somebody who listens to receipts.
+    let daemon = client.started(&home);
+    let answer = client.request("enrol", "e-1", enrolment("biden", "Joe", &[demo("biden.jpg")]));
+    assert_eq!(answer["ok"], true, "{answer}");
+    assert_eq!(client.request("withdraw", "w-1", json!({"subject_id": "biden", "erase": true}))["erased"], true);
+    let listed = daemon::until("the receipt is there", || {
+        let listed = home.json(&["erasures", "--json"]);
+        listed[0]["receipt"].is_string().then(|| listed[0].clone())
+    });
+    let health = client.await_health("the device's key", |it| it["device_key"].is_string());
+    let key = PublicKey::parse(health["device_key"].as_str().unwrap()).unwrap();
+    let receipt = Receipt::verify(listed["receipt"].as_str().unwrap().as_bytes(), &key).unwrap();
+    let told = (receipt.subject_id.as_str(), receipt.request_id.as_deref(), receipt.references);
+    assert_eq!(told, ("biden", Some("w-1"), 1));
+    assert_eq!(receipt.cleaned, ["database"]);
+    assert!(daemon.terminate().success());
+}
