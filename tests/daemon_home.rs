@@ -43,7 +43,7 @@ async fn next(listener: &mut Running) -> Inbound {
 
 /// The next one, for which the broker may send again what was not acknowledged.
 async fn take(listener: &mut Running) -> (String, Vec<u8>, bool) {
-    let Inbound { topic, payload, retained, ack } = next(listener).await;
+    let Inbound { topic, payload, retained, ack, .. } = next(listener).await;
     ack.acknowledge();
     (topic, payload, retained)
 }

@@ -69,7 +69,7 @@ pub fn message(settings: &Settings, topics: &Topics) -> Result<Option<Message>, 
         (Has::Thermometer, health::cpu_celsius().is_some()),
         (Has::Mongo, settings.mongo.is_some()),
         // Home Assistant cannot sign: where a device takes signed commands only, there is no button.
-        (Has::PlainCommands, true),
+        (Has::PlainCommands, settings.commands.trusted_keys.is_empty()),
     ];
     let has: Vec<Has> = has.into_iter().filter(|(_, is)| *is).map(|(what, _)| what).collect();
     let payload = Described { topics, name: &home.name, has: &has }.payload();

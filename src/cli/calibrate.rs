@@ -55,6 +55,8 @@ pub struct Args {
 
 /// Below the threshold by so much a pair is told of: it is a bad photograph away from it.
 const NEAR: f32 = 0.05;
+/// Where more than one subject in so many seems to be there twice, no threshold is suggested.
+const DOUBLES_SHARE: usize = 50;
 const LISTED: usize = 20;
 const LISTED_MAX: usize = 500;
 /// Lines of the terminal's histogram.
@@ -232,7 +234,10 @@ impl Report {
         let mut best: Vec<f32> = tally.best.iter().map(|(_, score)| *score).collect();
         best.sort_by(f32::total_cmp);
         let over = (best.len() - best.partition_point(|score| *score < threshold)) as u64;
-        let suggested = suggest(&by_subject, f64::from(rule.fpir));
+        let doubles = tally.pairs.iter().filter(|(.., score)| *score >= marks.double).count();
+        // Left out of the searches, so many would bend what is left.
+        let settled = doubles * DOUBLES_SHARE <= subjects;
+        let suggested = settled.then(|| suggest(&by_subject, f64::from(rule.fpir))).flatten();
         let at_one_percent = ThresholdRule { fpir: 0.01, fixed: None, ..*rule }.at(subjects).value();
         let id = |at: u32| matrix.subjects[at as usize].to_string();
         let look_alike = |(one, other, score): &(u32, u32, f32)| LookAlike {
@@ -273,7 +278,7 @@ impl Report {
             search: Searches { fpir: Share::new(over, best.len() as u64, by_subject.len() as u64) },
             suggested,
             suggested_fpir: suggested.and_then(|it| fpir_for(it.threshold, at_one_percent, rule.per_decade)),
-            doubles: tally.pairs.iter().filter(|(.., score)| *score >= marks.double).count(),
+            doubles,
             look_alikes: tally.pairs.iter().take(LISTED_MAX).map(look_alike).collect(),
             best,
         }
@@ -331,6 +336,7 @@ impl Report {
                     let how = if it.method == Method::Tail { ", by the tail: too few searches to count" } else { "" };
                     format!("{:.3} ({:.3} to {:.3}{how})", it.threshold, it.low, it.high)
                 }
+                None if self.subjects >= SUBJECTS_MIN => "cannot be told: too many doubles".into(),
                 None => format!("too few to tell: {SUBJECTS_MIN} subjects are needed"),
             },
         ));
@@ -360,6 +366,7 @@ impl Report {
             );
         }
         lines.push(match &self.suggested {
+            None if self.subjects >= SUBJECTS_MIN => "So many doubles say nothing of strangers: keep the shipped rule until they are settled.".into(),
             None => format!("There are fewer than {SUBJECTS_MIN} people: keep the shipped rule."),
             Some(it) if it.low <= self.threshold && self.threshold <= it.high => {
                 "The threshold in force fits these people: nothing to set.".into()

@@ -71,9 +71,21 @@ impl Console {
         &mut self,
         request_id: &str,
         verb: &str,
-        mut body: Value,
+        body: Value,
         patience: Duration,
     ) -> anyhow::Result<Value> {
+        self.send(request_id, verb, body, patience).await?;
+        self.answer(request_id, patience).await
+    }
+
+    /// Sends a command and does not wait for its answer: the broker has it.
+    pub async fn send(
+        &mut self,
+        request_id: &str,
+        verb: &str,
+        mut body: Value,
+        patience: Duration,
+    ) -> anyhow::Result<()> {
         body["schema"] = 1.into();
         body["request_id"] = request_id.into();
         let topic = format!("{}/command/{verb}", self.base);
@@ -86,6 +98,11 @@ impl Console {
         for sent in self.link.publish_batch(vec![message]).await {
             sent.context("the command did not reach the broker")?;
         }
+        Ok(())
+    }
+
+    /// The answer to a command that was sent, whether others came before it or not.
+    pub async fn answer(&mut self, request_id: &str, patience: Duration) -> anyhow::Result<Value> {
         let wanted = format!("reply/{request_id}");
         let (_, payload) = self.next(patience, |part, _| part == wanted).await.context("no answer from the daemon")?;
         Ok(serde_json::from_slice(&payload)?)

@@ -3,6 +3,7 @@
 //! The database is read beside it, so that what is in already is not sent. Of the same person with the same photographs
 //! the request has the same id: begun again while the daemon still has the command before it, it does it once.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -28,6 +29,9 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// How long it may be busy with what passes its camera.
 const BUSY_MAX: u32 = 120;
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
+/// People on the way to the daemon at once, fewer than it lets wait: it need not wait for us, nor we for the network.
+const WINDOW: usize = 3;
+const TOO_LARGE: &str = "too_large (for a message; stop the daemon to import it)";
 /// What a command has besides its images.
 const ENVELOPE_BYTES: usize = 4096;
 
@@ -36,17 +40,40 @@ pub struct Remote<'a> {
     pub allowed: Allowed,
 }
 
+/// A person who is on the way, in the order in which they are told.
+enum UnderWay<'a> {
+    Settled(&'a Person, Told),
+    Sent(&'a Person, Fresh, String),
+}
+
+/// What is to be sent of a person.
+struct Fresh {
+    name: Name,
+    is_new: bool,
+    photographs: Vec<Photograph>,
+    verdicts: Vec<Verdict>,
+}
+
 impl Remote<'_> {
     pub fn run(&self, people: &[Person], report: &mut Report, bar: &ProgressBar) -> anyhow::Result<()> {
         let embedder = app::load_vision(self.settings)?.embedder();
         let reader = app::open_reader(self.settings)?;
         with_console(self.settings, &["reply/+"], async |console| {
+            let mut under_way = VecDeque::new();
             for person in people {
-                let told = self.person(console, &reader, &embedder, person).await?;
-                report.tell(person, &told)?;
-                bar.inc(1);
+                under_way.push_back(self.start(console, &reader, &embedder, person).await?);
+                while under_way.len() > WINDOW
+                    && let Some(first) = under_way.pop_front()
+                {
+                    self.settle(console, &reader, first, report).await?;
+                    bar.inc(1);
+                }
                 // Those who are in already need no answer: let the connection breathe.
                 tokio::task::yield_now().await;
+            }
+            for rest in under_way {
+                self.settle(console, &reader, rest, report).await?;
+                bar.inc(1);
             }
             Ok(())
         })
@@ -56,29 +83,66 @@ impl Remote<'_> {
         )
     }
 
-    async fn person(
+    /// Sends what is new of a person; whoever needs several messages is settled at once.
+    async fn start<'a>(
         &self,
         console: &mut Console,
         reader: &Reader,
         embedder: &ModelDigest,
-        person: &Person,
-    ) -> anyhow::Result<Told> {
-        let (name, is_new, photographs, mut verdicts) = match standing(reader, embedder, person, self.allowed)? {
-            Standing::Settled(told) => return Ok(told),
-            Standing::Fresh { name, is_new, photographs, verdicts } => (name, is_new, photographs, verdicts),
+        person: &'a Person,
+    ) -> anyhow::Result<UnderWay<'a>> {
+        let fresh = match standing(reader, embedder, person, self.allowed)? {
+            Standing::Settled(told) => return Ok(UnderWay::Settled(person, told)),
+            Standing::Fresh { name, is_new, photographs, verdicts } => Fresh { name, is_new, photographs, verdicts },
         };
-        let room = self.settings.mqtt.as_ref().map_or(0, |it| it.packet_bytes_max).saturating_sub(ENVELOPE_BYTES);
+        if self.room() < fresh.photographs.iter().map(encoded_bytes).sum() {
+            return Ok(UnderWay::Settled(person, self.in_parts(console, reader, person, fresh).await?));
+        }
+        let request_id = self.send(console, reader, person, &fresh.name, &fresh.photographs).await?;
+        Ok(UnderWay::Sent(person, fresh, request_id))
+    }
+
+    async fn settle(
+        &self,
+        console: &mut Console,
+        reader: &Reader,
+        first: UnderWay<'_>,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let (person, mut fresh, request_id) = match first {
+            UnderWay::Settled(person, told) => return report.tell(person, &told),
+            UnderWay::Sent(person, fresh, request_id) => (person, fresh, request_id),
+        };
+        let answer = self.answer(console, reader, person, &fresh.name, &fresh.photographs, request_id).await?;
+        judge(&answer, &fresh.photographs, &mut fresh.verdicts);
+        let outcome = match (answer["ok"] == true, fresh.is_new) {
+            (true, true) => Outcome::Enrolled,
+            (true, false) => Outcome::Added,
+            (false, _) => Outcome::Refused(reason(&answer)),
+        };
+        report.tell(person, &Told { outcome, verdicts: fresh.verdicts })
+    }
+
+    /// One message after the other.
+    async fn in_parts(
+        &self,
+        console: &mut Console,
+        reader: &Reader,
+        person: &Person,
+        fresh: Fresh,
+    ) -> anyhow::Result<Told> {
+        let Fresh { name, is_new, photographs, mut verdicts } = fresh;
         let (mut taken, mut refused) = (false, None);
-        for batch in batches(&photographs, room) {
+        for batch in batches(&photographs, self.room()) {
             if let [single] = batch
-                && encoded_bytes(single) > room
+                && encoded_bytes(single) > self.room()
             {
-                verdicts[single.at] =
-                    Verdict::Refused("too_large (for a message; stop the daemon to import it)".into());
-                refused.get_or_insert_with(|| "too_large (for a message; stop the daemon to import it)".to_owned());
+                verdicts[single.at] = Verdict::Refused(TOO_LARGE.into());
+                refused.get_or_insert_with(|| TOO_LARGE.to_owned());
                 continue;
             }
-            let answer = self.send(console, reader, person, &name, batch).await?;
+            let request_id = self.send(console, reader, person, &name, batch).await?;
+            let answer = self.answer(console, reader, person, &name, batch, request_id).await?;
             judge(&answer, batch, &mut verdicts);
             if answer["ok"] == true {
                 taken = true;
@@ -94,6 +158,12 @@ impl Remote<'_> {
         Ok(Told { outcome, verdicts })
     }
 
+    /// For the images of one message.
+    fn room(&self) -> usize {
+        self.settings.mqtt.as_ref().map_or(0, |it| it.packet_bytes_max).saturating_sub(ENVELOPE_BYTES)
+    }
+
+    /// Gives the id of the request.
     async fn send(
         &self,
         console: &mut Console,
@@ -101,7 +171,7 @@ impl Remote<'_> {
         person: &Person,
         name: &Name,
         batch: &[Photograph],
-    ) -> anyhow::Result<Value> {
+    ) -> anyhow::Result<String> {
         let mut images = Vec::with_capacity(batch.len());
         for photograph in batch {
             let path = &person.photographs[photograph.at];
@@ -113,23 +183,39 @@ impl Remote<'_> {
             "images": images,
             "allow_duplicate": self.allowed.duplicate,
         });
-        for attempt in 0.. {
-            let mut request_id = self.request_id(person, batch);
-            if reader.is_answered(&request_id)? {
-                // Refused before, or taken and withdrawn since: it is looked at again.
-                request_id = Uuid::now_v7().simple().to_string();
-            }
-            let answer = console.request_as(&request_id, "enrol", body.clone(), PATIENCE).await?;
+        let mut request_id = self.request_id(person, batch);
+        if reader.is_answered(&request_id)? {
+            // Refused before, or taken and withdrawn since: it is looked at again.
+            request_id = Uuid::now_v7().simple().to_string();
+        }
+        console.send(&request_id, "enrol", body, PATIENCE).await?;
+        Ok(request_id)
+    }
+
+    /// Sends it again for as long as the daemon is busy.
+    async fn answer(
+        &self,
+        console: &mut Console,
+        reader: &Reader,
+        person: &Person,
+        name: &Name,
+        batch: &[Photograph],
+        mut request_id: String,
+    ) -> anyhow::Result<Value> {
+        let mut attempt = 0;
+        loop {
+            let answer = console.answer(&request_id, PATIENCE).await?;
             match answer["error"]["code"].as_str().unwrap_or_default() {
                 "busy" | "timed_out" | "rate_limited" | "not_ready" if attempt < BUSY_MAX => {
+                    attempt += 1;
                     tokio::time::sleep(BUSY_PAUSE).await;
+                    request_id = self.send(console, reader, person, name, batch).await?;
                 }
                 "busy" | "timed_out" | "rate_limited" | "not_ready" | "storage_full" | "internal" | "unsigned"
                 | "bad_signature" | "wrong_audience" | "replayed" => bail!("{}", reason(&answer)),
                 _ => return Ok(answer),
             }
         }
-        unreachable!("the loop ends with an answer")
     }
 
     fn request_id(&self, person: &Person, batch: &[Photograph]) -> String {
