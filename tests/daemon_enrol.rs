@@ -29,6 +29,11 @@ fn camera(photograph: &Path, more: &str) -> String {
     )
 }
 
+fn recognition(more: &str) -> String {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    format!("[recognition]\nmodels = {models:?}\n{more}\n")
+}
+
 /// Two with a portrait that is large enough to tell whether it lives, and another photograph.
 fn people() -> (Person, Person) {
     let wide = |path: &Path| image::image_dimensions(path).is_ok_and(|(width, height)| width.min(height) >= 150);
@@ -68,7 +73,7 @@ fn names(answer: &Value) -> Vec<&str> {
 fn who_stands_alone_before_the_camera_is_enrolled_while_other_commands_go_on() {
     let broker = Mosquitto::start();
     let (ann, _) = people();
-    let home = Home::new(broker.port(), &camera(photographs(&ann)[0], "[recognition]\npad = \"off\"\n"));
+    let home = Home::new(broker.port(), &camera(photographs(&ann)[0], &recognition("pad = \"off\"")));
     let _daemon = home.start();
     let client = Client::connect(broker.port());
     let wanted = json!({"subject": {"id": "ann", "name": "Ann"}, "samples": 3, "timeout_ms": 30_000});
@@ -138,6 +143,7 @@ fn a_subject_keeps_no_more_references_than_it_may() {
     let client = Client::connect(broker.port());
     let all: Vec<_> = photographs(&person).into_iter().map(Path::to_owned).collect();
     let answer = client.request("enrol", "e-1", enrolment("ann", "Ann", &all[..all.len().min(4)]));
+    assert_eq!(answer["ok"], true, "{answer}");
     assert!(answer["references"].as_u64().unwrap() <= 2, "{answer}");
     let kept =
         |answer: &Value| answer["images"].as_array().unwrap().iter().filter(|it| it["kept"] == true).count() as u64;
@@ -158,7 +164,7 @@ fn a_subject_keeps_no_more_references_than_it_may() {
 fn after_a_change_of_the_network_people_come_back_one_by_one_and_back_again_is_back_again() {
     let broker = Mosquitto::start();
     let (ann, bob) = people();
-    let with = |embedder: &str| format!("[recognition]\nembedder = \"{embedder}\"\n");
+    let with = |embedder: &str| recognition(&format!("embedder = \"{embedder}\""));
     let home = Home::new(broker.port(), &with("fr_feature"));
     let mut daemon = home.start();
     let client = Client::connect(broker.port());

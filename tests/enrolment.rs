@@ -115,7 +115,7 @@ fn each_flaw_is_found_and_named() {
         (Flaw::Blurred, Box::new(|it| imageops::blur(it, 0.02 * side(it)))),
         (Flaw::Dark, Box::new(|it| lit(it, 0.12, 0.0))),
         (Flaw::Overexposed, Box::new(|it| lit(it, 1.2, 140.0))),
-        (Flaw::TooSmall, Box::new(|it| shrunk(it, 22))),
+        (Flaw::TooSmall, Box::new(|it| shrunk(it, 30))),
     ];
     for (flaw, spoil) in cases {
         let mut found = Vec::new();

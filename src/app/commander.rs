@@ -80,7 +80,7 @@ enum Fault {
     /// The daemon ends; the command will come again.
     Stopping,
     /// To be told to the sender; kept as the answer when `lasting`.
-    Refused { refusal: Refusal, lasting: bool, details: Option<NotEnrolled> },
+    Refused { refusal: Refusal, lasting: bool, details: Option<Box<NotEnrolled>> },
     /// The store is of no use any more: the daemon ends.
     Fatal(StoreError),
 }
@@ -292,7 +292,7 @@ impl Commander {
                 }
                 self.count(refusal.code);
                 let reply = match &details {
-                    Some(details) => answer::refused_with(verb, &refusal, details),
+                    Some(details) => answer::refused_with(verb, &refusal, details.as_ref()),
                     None => answer::refused(verb, &refusal),
                 };
                 let put = self.store.write_async(move |tx| tx.put_answer(&request_id, verb, &topic, &reply));

@@ -94,7 +94,7 @@ impl Commander {
         let duplicate_of = judgement.duplicate_of.clone();
         if let Some((code, message)) = unfit(&judgement, wanted.allow_duplicate) {
             let images = outcomes(&judgement, &[]);
-            let details = Some(NotEnrolled { images, duplicate_of, look_alikes });
+            let details = Some(Box::new(NotEnrolled { images, duplicate_of, look_alikes }));
             return Err(Fault::Refused { refusal: Refusal::new(None, code, message), lasting: true, details });
         }
         let Wanted { id, name, replace, .. } = wanted;

@@ -14,7 +14,7 @@ const BLOCK: usize = 128;
 pub(super) struct Blocks {
     dimension: usize,
     /// Full, but for the last.
-    blocks: Vec<Arc<Block>>,
+    list: Vec<Arc<Block>>,
     len: usize,
 }
 
@@ -59,10 +59,10 @@ impl Blocks {
     /// Adds a template of our dimension at the end; gives its codes.
     pub(super) fn push(&mut self, slot: u32, template: &[f32]) -> &[i8] {
         if self.len.is_multiple_of(BLOCK) {
-            self.blocks.push(Arc::default());
+            self.list.push(Arc::default());
         }
         self.len += 1;
-        let last = Arc::make_mut(self.blocks.last_mut().expect("there is one now"));
+        let last = Arc::make_mut(self.list.last_mut().expect("there is one now"));
         let rounded = Rounded::of(template);
         last.slots.push(slot);
         last.floats.extend_from_slice(template);
@@ -79,11 +79,11 @@ impl Blocks {
         let dimension = self.dimension;
         for place in places {
             let (block, index) = (place / BLOCK, place % BLOCK);
-            gone(self.blocks[block].codes(index, dimension));
-            let mut last = self.blocks.pop().expect("what has a place has a block");
+            gone(self.list[block].codes(index, dimension));
+            let mut last = self.list.pop().expect("what has a place has a block");
             let from = last.slots.len() - 1;
             if place != self.len - 1 {
-                if let Some(block) = self.blocks.get_mut(block) {
+                if let Some(block) = self.list.get_mut(block) {
                     Arc::make_mut(block).copy(index, &last, from, dimension);
                 } else {
                     Arc::make_mut(&mut last).move_within(from, index, dimension);
@@ -92,20 +92,20 @@ impl Blocks {
             self.len -= 1;
             if from > 0 {
                 Arc::make_mut(&mut last).truncate(from, dimension);
-                self.blocks.push(last);
+                self.list.push(last);
             }
         }
     }
 
     /// The templates of a slot, those added last first.
     pub(super) fn of(&self, slot: u32, count: usize) -> impl Iterator<Item = &[f32]> {
-        let floats = |place: usize| self.blocks[place / BLOCK].floats(place % BLOCK, self.dimension);
+        let floats = |place: usize| self.list[place / BLOCK].floats(place % BLOCK, self.dimension);
         self.places(slot).take(count).map(floats)
     }
 
     /// Where templates of a slot lie, from the end: galleries are loaded subject by subject.
     fn places(&self, slot: u32) -> impl Iterator<Item = usize> {
-        self.blocks.iter().enumerate().rev().flat_map(move |(at, block)| {
+        self.list.iter().enumerate().rev().flat_map(move |(at, block)| {
             let indices = (0..block.slots.len()).rev().filter(move |index| block.slots[*index] == slot);
             indices.map(move |index| at * BLOCK + index)
         })
@@ -113,7 +113,7 @@ impl Blocks {
 
     /// Appends each template's int8 score; shows the least that its float score can be.
     pub(super) fn scan(&self, probe: &Rounded, scores: &mut Vec<f32>, least: &mut impl FnMut(u32, f32)) {
-        for block in &self.blocks {
+        for block in &self.list {
             let codes = block.codes.chunks_exact(self.dimension);
             for (index, (slot, codes)) in block.slots.iter().zip(codes).enumerate() {
                 let dot = i8::dot(&probe.codes, codes).expect("both have the gallery's dimension");
@@ -133,7 +133,7 @@ impl Blocks {
         floor: f32,
         show: &mut impl FnMut(u32, f32),
     ) {
-        for (block, scan) in self.blocks.iter().zip(scan.chunks(BLOCK)) {
+        for (block, scan) in self.list.iter().zip(scan.chunks(BLOCK)) {
             for (index, score) in scan.iter().enumerate() {
                 if score + block.bound(index, rounded) >= floor {
                     show(block.slots[index], block.score(index, probe));
@@ -144,7 +144,7 @@ impl Blocks {
 
     #[cfg(test)]
     pub(super) fn bound(&self, place: usize, probe: &Rounded) -> f32 {
-        self.blocks[place / BLOCK].bound(place % BLOCK, probe)
+        self.list[place / BLOCK].bound(place % BLOCK, probe)
     }
 }
 
