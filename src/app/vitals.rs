@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use crate::app::gallery::GalleryCell;
 use crate::app::supervise::StageResult;
 use crate::clock::{Clock, Stamp, rfc3339};
-use crate::health::{self, CameraHealth, Health, MongoState};
+use crate::health::{self, CameraHealth, Health, MongoState, Sharing};
 use crate::mqtt::link::Link;
 use crate::record::store::{SinkStanding, Standing, Store, StoreError};
 
@@ -90,6 +90,8 @@ struct Gallery {
     version: u64,
     /// The same on two devices with the same references.
     digest: String,
+    /// Null where the gallery is not shared.
+    sharing: Option<Sharing>,
 }
 
 #[derive(Serialize)]
@@ -208,6 +210,7 @@ impl Vitals {
                 references: gallery.references(),
                 version: gallery.version(),
                 digest: format!("{:016x}", gallery.digest()),
+                sharing: health.sharing(),
             },
             recorded: health.recorded.get(),
             events_published: health.events_published.get(),

@@ -18,8 +18,7 @@ use std::time::Duration;
 use rumqttc::mqttbytes::Error as PacketError;
 use rumqttc::{
     AsyncClient, ConnAck, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions,
-    Outgoing, Packet, Publish, QoS, StateError, SubAck, SubscribeReasonCode, TlsConfiguration,
-    Transport,
+    Outgoing, Packet, Publish, QoS, StateError, SubAck, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use rustls::ClientConfig;
 use tokio::sync::mpsc::error::TrySendError;

@@ -32,7 +32,9 @@ pub enum TopicError {
         #[source]
         source: IdError,
     },
-    #[error("a device may not be called \"all\", \"gallery\" or \"gallery-index\": in topics these stand for the whole site")]
+    #[error(
+        "a device may not be called \"all\", \"gallery\" or \"gallery-index\": in topics these stand for the whole site"
+    )]
     Reserved,
 }
 

@@ -83,6 +83,7 @@ impl Commander {
             let (images, duplicate_of) = (images.clone(), duplicate_of.clone());
             answer(tx, &request_id, "enrol", &Enrolled { subject_id, references, images, duplicate_of })
         };
+        let _turn = self.gallery.turn().await;
         self.store.write_async(write).await?;
         let templates: Vec<Template> = judgement.accepted().map(|(template, _)| template.clone()).collect();
         let subject = gallery::Subject { id: enrol.subject_id, name: enrol.name };
@@ -112,6 +113,7 @@ impl Commander {
             append_enrolment(tx, at, action, subject, references, Some(&request_id))?;
             answer(tx, &request_id, "withdraw", &Withdrawn { references, erased: erase, events })
         };
+        let _turn = self.gallery.turn().await;
         self.store.write_async(write).await?;
         self.gallery.update(|gallery| gallery.without(&withdraw.subject_id));
         self.changed.notify_one();
@@ -127,6 +129,7 @@ impl Commander {
             append_enrolment(tx, at, EnrolmentAction::Renamed, subject, count, Some(&request_id))?;
             answer(tx, &request_id, "rename", &Renamed { subject_id: id.clone(), name: name.clone() })
         };
+        let _turn = self.gallery.turn().await;
         self.store.write_async(write).await?;
         self.gallery.update(|gallery| gallery.renamed(&rename.subject_id, rename.name));
         Ok(())
