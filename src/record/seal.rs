@@ -119,7 +119,7 @@ impl SharedKey {
     /// Tells two keys apart, and nothing else of them.
     pub fn fingerprint(&self) -> String {
         let digest = Sha256::new().chain_update(b"rollcall key fingerprint 1\0").chain_update(*self.0.key).finalize();
-        digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+        format!("{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3])
     }
 
     /// Nonce and ciphertext. `belongs` is authenticated, not hidden: it must be the same to open.

@@ -70,6 +70,16 @@ struct Hearing {
     reckoned_at: Option<Instant>,
 }
 
+impl Hearing {
+    /// Something is not taken.
+    fn refuse(&mut self, why: &str) {
+        self.refused += 1;
+        if !std::mem::replace(&mut self.told, true) {
+            tracing::error!(why, "a part of the site's gallery is not taken: is [fleet] key_file the site's key?");
+        }
+    }
+}
+
 impl Keeper {
     /// Takes the link's events until `stop`.
     pub async fn run(self, events: &mut mpsc::Receiver<LinkEvent>, mut stop: watch::Receiver<bool>) -> StageResult {
@@ -155,7 +165,7 @@ impl Keeper {
                 hearing.quiet_at =
                     Some(Instant::now() + if hearing.fetching.is_empty() { QUIET } else { FETCH_PATIENCE });
             }
-            LinkEvent::Oversized(_) => self.refuse(hearing, "it is too large"),
+            LinkEvent::Oversized(_) => hearing.refuse("it is too large"),
             // The link has told these itself.
             LinkEvent::SubscriptionRefused { .. }
             | LinkEvent::SessionPurged { .. }
@@ -211,7 +221,7 @@ impl Keeper {
             Err(error) => {
                 desk.book.page_sealed_off(at);
                 drop(desk);
-                self.refuse(hearing, &error.to_string());
+                hearing.refuse(&error.to_string());
             }
         }
     }
@@ -252,16 +262,9 @@ impl Keeper {
             Err(error) => {
                 desk.book.record_sealed_off(id, account);
                 drop(desk);
-                self.refuse(hearing, &error.to_string());
+                hearing.refuse(&error.to_string());
                 None
             }
-        }
-    }
-
-    fn refuse(&self, hearing: &mut Hearing, why: &str) {
-        hearing.refused += 1;
-        if !std::mem::replace(&mut hearing.told, true) {
-            tracing::error!(why, "a part of the site's gallery is not taken: is [fleet] key_file the site's key?");
         }
     }
 
