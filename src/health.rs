@@ -31,6 +31,29 @@ pub enum MongoState {
     Refused,
 }
 
+/// How a door stands with the gallery that the site shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SharingState {
+    /// Where it is kept is not reached.
+    Away,
+    /// Being heard, or some of it is not here yet.
+    Learning,
+    /// What the site has is here.
+    Shared,
+    /// Nothing of it opens with our key.
+    WrongKey,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Sharing {
+    pub state: SharingState,
+    /// Subjects that the site has newer than we.
+    pub behind: u64,
+    /// Messages that were not taken: sealed with another key, altered, or no subject at all.
+    pub refused: u64,
+}
+
 impl CameraHealth {
     pub fn as_str(self) -> &'static str {
         match self {
@@ -92,6 +115,8 @@ pub struct Health {
     refused: Mutex<BTreeMap<&'static str, u64>>,
     /// And since when, by the wall clock; none where no MongoDB is configured.
     mongo: Mutex<Option<(MongoState, i64)>>,
+    /// None where the gallery is not shared.
+    sharing: Mutex<Option<Sharing>>,
 }
 
 impl Health {
@@ -108,6 +133,15 @@ impl Health {
         let before = self.camera();
         self.camera.store(state as u8, Ordering::Relaxed);
         before
+    }
+
+    pub fn sharing(&self) -> Option<Sharing> {
+        *self.sharing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what it was before.
+    pub fn set_sharing(&self, now: Sharing) -> Option<Sharing> {
+        self.sharing.lock().unwrap_or_else(PoisonError::into_inner).replace(now)
     }
 
     pub fn mongo(&self) -> Option<(MongoState, i64)> {

@@ -8,11 +8,19 @@ pub struct GalleryCell {
     current: Mutex<Arc<Gallery>>,
     /// Held by whoever changes, so that of two changes at once none is lost, and readers wait for neither.
     changing: Mutex<()>,
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl GalleryCell {
     pub fn new(gallery: Gallery) -> Self {
-        Self { current: Mutex::new(Arc::new(gallery)), changing: Mutex::new(()) }
+        let current = Mutex::new(Arc::new(gallery));
+        Self { current, changing: Mutex::new(()), turn: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Whoever changes the gallery holds this from before the store is written until the snapshot is swapped, so that both
+    /// see the changes in one order.
+    pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     pub fn snapshot(&self) -> Arc<Gallery> {

@@ -7,6 +7,7 @@ pub mod camera_events;
 pub mod capture;
 pub mod commander;
 pub mod discovery;
+pub mod fleet;
 pub mod gallery;
 pub mod inference;
 pub mod mqtt_sink;
@@ -121,6 +122,7 @@ pub fn store_options(settings: &Settings, clock: &Arc<dyn Clock>) -> StoreOption
     let mut options = StoreOptions::new(sinks(settings), Arc::clone(clock));
     options.credentials_dir = credentials_dir();
     options.device.clone_from(&settings.device);
+    options.shared = settings.fleet.is_some();
     options
 }
 

@@ -14,6 +14,7 @@ use crate::app::camera_events::CameraEvents;
 use crate::app::capture::Capture;
 use crate::app::commander::{CameraEnrolment, Commander};
 use crate::app::discovery::{self, Birth, Discovery};
+use crate::app::fleet::{BYTES_MAX, Fleet, GallerySink, Keeper};
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
@@ -34,7 +35,7 @@ use crate::camera::replay::Replay;
 use crate::camera::v4l2::V4l2Camera;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::raw::RawPace;
-use crate::config::{CameraSettings, MqttSettings, Settings};
+use crate::config::{CameraSettings, FleetSettings, MqttSettings, Settings};
 use crate::health::{CameraHealth, Health};
 use crate::mongo::{MongoLink, MongoSink, VenueNote, Venues};
 use crate::mqtt::broker::{BrokerError, BrokerProcess, BrokerSettings};
@@ -117,6 +118,9 @@ impl Daemon {
         let link = mqtt.map(|mqtt| self.start_mqtt(&mut stages, mqtt, jobs.clone())).transpose()?;
         if link.is_none() {
             tracing::warn!("no broker is configured: attendance is recorded here, and nothing is published");
+        }
+        if let (Some(mqtt), Some(fleet)) = (mqtt, &self.settings.fleet) {
+            self.start_fleet(&mut stages, mqtt, fleet).await?;
         }
         if let Some(broker) = &broker {
             watch_broker(&mut stages, broker, broker_settings(&self.settings));
@@ -251,6 +255,43 @@ impl Daemon {
             outcome.map_err(|e| anyhow!(e))
         });
         Ok(link)
+    }
+
+    async fn start_fleet(&self, stages: &mut Stages, mqtt: &MqttSettings, fleet: &FleetSettings) -> anyhow::Result<()> {
+        let topics = Topics::new(&self.settings.site, &self.settings.device).map_err(config)?;
+        let (link, driver, events) = link::open(gallery_link_settings(mqtt, &topics)).map_err(config)?;
+        let known = self.store.write_async(|tx| tx.all_accounts()).await.map_err(storage)?;
+        let fleet = Arc::new(Fleet::new(Arc::clone(&fleet.key), &self.settings.site, known));
+        let keeper = Keeper {
+            fleet: Arc::clone(&fleet),
+            link: link.clone(),
+            topics: topics.clone(),
+            device: self.settings.device.clone(),
+            store: self.store.clone(),
+            gallery: Arc::clone(&self.gallery),
+            embedder: self.embedder,
+            health: Arc::clone(&self.health),
+            changed: Arc::clone(&self.changed),
+        };
+        let sink = GallerySink { fleet, link, topics, store: self.store.clone() };
+        let relay = relay(self.store.clone(), sink, stages.last_signal(), RelaySettings::default());
+        let stop = stages.stop_signal();
+        // As with the commands: the link must not find its queue gone.
+        let (leave, left) = oneshot::channel();
+        stages.task("gallery", async move {
+            let mut events = events;
+            let outcome = keeper.run(&mut events, stop).await;
+            leave.send(events).ok();
+            outcome
+        });
+        stages.last_task("relay to the site's gallery", async move { relay.await.map_err(storage) });
+        let stop = stages.last_signal();
+        stages.last_task("gallery link", async move {
+            let outcome = driver.drive(stop).await;
+            drop(left);
+            outcome.map_err(|e| anyhow!(e))
+        });
+        Ok(())
     }
 
     fn start_mongo(&self, stages: &mut Stages) -> Option<MongoLink> {
@@ -392,6 +433,19 @@ pub fn link_settings(mqtt: &MqttSettings, topics: &Topics) -> LinkSettings {
     link.packet_bytes_max_in = mqtt.packet_bytes_max + (64 << 10);
     link.window = mqtt.window;
     link.subscriptions = topics.command_subscriptions();
+    link
+}
+
+/// A connection beside that of the commands, with a session of its own.
+fn gallery_link_settings(mqtt: &MqttSettings, topics: &Topics) -> LinkSettings {
+    let mut link = link_settings(mqtt, topics);
+    link.client_id = format!("{}-gallery", mqtt.client_id);
+    link.status_topic = topics.gallery_status();
+    link.packet_bytes_max_in = BYTES_MAX + (64 << 10);
+    link.packet_bytes_max_out = BYTES_MAX;
+    // Brokers that wait for no acknowledgement send much at once.
+    link.inbound_count_max = 2048;
+    link.subscriptions = Vec::new();
     link
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use crate::app::gallery::GalleryCell;
 use crate::app::supervise::StageResult;
 use crate::clock::{Clock, Stamp, rfc3339};
-use crate::health::{self, CameraHealth, Health, MongoState};
+use crate::health::{self, CameraHealth, Health, MongoState, Sharing};
 use crate::mqtt::link::Link;
 use crate::recognise::face::ModelDigest;
 use crate::record::store::{SinkStanding, Standing, Store, StoreError, Tx};
@@ -97,6 +97,8 @@ struct Gallery {
     digest: String,
     /// Enrolled, but without a reference of the embedder in use: not recognised until photographed again.
     outdated: Option<u64>,
+    /// Null where the gallery is not shared.
+    sharing: Option<Sharing>,
 }
 
 #[derive(Serialize)]
@@ -218,6 +220,7 @@ impl Vitals {
                 version: gallery.version(),
                 digest: format!("{:016x}", gallery.digest()),
                 outdated,
+                sharing: health.sharing(),
             },
             recorded: health.recorded.get(),
             events_published: health.events_published.get(),

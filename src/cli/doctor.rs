@@ -10,7 +10,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{CameraSettings, Settings};
 use crate::health;
 use crate::mongo::{self, Examined};
-use crate::record::store::{DATABASE, Store, StoreError};
+use crate::record::store::{DATABASE, SinkName, Store, StoreError};
 use crate::vision::{self, Vision, runtime};
 
 #[derive(Debug, clap::Args)]
@@ -76,7 +76,7 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
 
 fn look(settings: &Settings) -> Vec<Finding> {
     type Check = fn(&Settings) -> (State, String);
-    let checks: [(&'static str, Check); 10] = [
+    let checks: [(&'static str, Check); 11] = [
         ("networks", networks),
         ("library", library),
         ("camera", camera),
@@ -85,6 +85,7 @@ fn look(settings: &Settings) -> Vec<Finding> {
         ("disk", disk),
         ("broker", broker),
         ("mongodb", mongodb),
+        ("fleet", fleet),
         ("clock", clock),
         ("processor", processor),
     ];
@@ -231,6 +232,29 @@ fn mongodb(settings: &Settings) -> (State, String) {
         Examined::Good(words) => (State::Good, words),
         Examined::Warning(words) => (State::Warning, words),
         Examined::Fault(words) => (State::Fault, words),
+    }
+}
+
+fn fleet(settings: &Settings) -> (State, String) {
+    if let Some(warning) = settings.warnings.iter().find(|it| it.starts_with("[fleet]")) {
+        return (State::Warning, warning.clone());
+    }
+    let Some(fleet) = &settings.fleet else {
+        return (State::Good, "the gallery is this door's own ([fleet] key_file shares it with the site)".into());
+    };
+    let print = fleet.key.fingerprint();
+    let owed = Store::open_read_only(&settings.state_dir, app::credentials_dir().as_deref())
+        .and_then(|reader| reader.outbox_depth(SinkName::GALLERY));
+    match owed {
+        Ok(depth) if depth.rows > 0 => {
+            let words = "not told the site yet; if that lasts, see gallery.sharing in health";
+            (
+                State::Warning,
+                format!("shared, site key {print} (the same at every door); {} subjects {words}", depth.rows),
+            )
+        }
+        // Where there is no database yet, `storage` says so.
+        _ => (State::Good, format!("the gallery is shared, site key {print} (the same at every door)")),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod raw;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::attend::venue::{self, DirectionMode, Door, SessionSpec, Venue, VenueError, VenueSpec};
@@ -16,7 +17,7 @@ use crate::camera::replay::ReplaySettings;
 use crate::camera::v4l2::V4l2Settings;
 use crate::clock::{self, Trust};
 use crate::config::raw::{
-    RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawSource, RawVenue,
+    RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawShare, RawSource, RawVenue,
 };
 use crate::enrol::EnrolSettings;
 use crate::mongo::{self, MongoSettings};
@@ -33,6 +34,7 @@ use crate::recognise::picture::PictureLimits;
 use crate::recognise::quality::QualityBounds;
 use crate::recognise::track::TrackSettings;
 use crate::record::authority::{self, PublicKey};
+use crate::record::seal::SharedKey;
 use crate::vision::VisionSettings;
 use crate::vision::manifest::TemplateSpec;
 
@@ -86,6 +88,8 @@ pub struct Settings {
     pub broker: Option<BrokerSettings>,
     pub home_assistant: Option<HomeAssistantSettings>,
     pub mongo: Option<MongoSettings>,
+    /// Whether, and how, the doors of the site share who is enrolled.
+    pub fleet: Option<FleetSettings>,
     pub commands: CommandSettings,
     pub trust: Trust,
     pub level: RawLevel,
@@ -212,6 +216,12 @@ pub struct HomeAssistantSettings {
 }
 
 #[derive(Clone, Debug)]
+pub struct FleetSettings {
+    /// The site's: every door has the same.
+    pub key: Arc<SharedKey>,
+}
+
+#[derive(Clone, Debug)]
 pub struct CommandSettings {
     pub images_max: usize,
     pub image_bytes_max: usize,
@@ -308,6 +318,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
     let broker = broker(raw)?;
     let mqtt = mqtt(raw, &device, broker.as_ref(), folder)?;
     let home_assistant = home_assistant(raw, &device)?;
+    let fleet = fleet(raw, mqtt.is_some(), folder, &mut warnings)?;
     Ok(Settings {
         site: raw.device.site.clone(),
         device,
@@ -328,6 +339,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         broker,
         home_assistant,
         mongo: mongo(raw, folder)?,
+        fleet,
         trust: raw.clock.trust,
         level: raw.log.level,
     })
@@ -682,6 +694,33 @@ fn mongo(raw: &RawConfig, folder: &Path) -> Result<Option<MongoSettings>, Config
     let (tls, timeout, window) = (it.tls, it.timeout, it.window);
     mongo::settings_from(mongo::UriSource { uri, database, ca_file, tls, timeout, window })
         .map_err(|error| ConfigError::Value { key: error.key, why: error.why })
+}
+
+/// The site's key, as a credential of systemd's.
+const SITE_KEY_CREDENTIAL: &str = "rollcall-site.key";
+
+/// The key is the switch: without one nothing is shared.
+fn fleet(
+    raw: &RawConfig,
+    has_mqtt: bool,
+    folder: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<Option<FleetSettings>, ConfigError> {
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| Path::new(&dir).join(SITE_KEY_CREDENTIAL));
+    let file = path(folder, &raw.fleet.key_file).map(|it| (it, false));
+    let found = file.or_else(|| credential.filter(|it| it.is_file()).map(|it| (it, true)));
+    let Some((file, is_credential)) = found else {
+        return Ok(None);
+    };
+    if raw.fleet.share == RawShare::Off {
+        return Ok(None);
+    }
+    let key = SharedKey::load(&file, is_credential).map_err(|error| value("[fleet] key_file", format!("{error}")))?;
+    if !has_mqtt {
+        warnings.push("[fleet] there is a key, but no broker to share the gallery through ([mqtt] host)".into());
+        return Ok(None);
+    }
+    Ok(Some(FleetSettings { key: Arc::new(key) }))
 }
 
 fn is_open_to_others(path: &Path) -> bool {

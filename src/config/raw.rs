@@ -26,6 +26,7 @@ pub struct RawConfig {
     pub broker: RawBroker,
     pub home_assistant: RawHomeAssistant,
     pub mongo: RawMongo,
+    pub fleet: RawFleet,
     pub commands: RawCommands,
     pub clock: RawClock,
     pub log: RawLog,
@@ -460,6 +461,22 @@ impl Default for RawMongo {
             window: 500,
         }
     }
+}
+
+/// How the doors of a site share who is enrolled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawShare {
+    Off,
+    #[default]
+    Mqtt,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawFleet {
+    pub share: RawShare,
+    pub key_file: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

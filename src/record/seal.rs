@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use chacha20poly1305::aead::{Aead as _, Generate as _, KeyInit as _, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -119,6 +120,12 @@ impl SharedKey {
 
     pub fn path(&self) -> &Path {
         self.0.path()
+    }
+
+    /// Tells two keys apart, and nothing else of them.
+    pub fn fingerprint(&self) -> String {
+        let digest = Sha256::new().chain_update(b"rollcall key fingerprint 1\0").chain_update(*self.0.key).finalize();
+        format!("{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3])
     }
 
     /// Nonce and ciphertext. `belongs` is authenticated, not hidden: it must be the same to open.

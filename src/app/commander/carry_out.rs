@@ -113,6 +113,7 @@ impl Commander {
             answer(tx, &request_id, verb, &body)?;
             Ok(stored.templates)
         };
+        let _turn = self.gallery.turn().await;
         let templates = self.store.write_async(write).await?;
         self.gallery.update(|gallery| gallery.replaced(gallery::Subject { id, name }, &templates));
         self.changed.notify_one();
@@ -137,6 +138,7 @@ impl Commander {
             append_enrolment(tx, at, action, subject, references, Some(&request_id))?;
             answer(tx, &request_id, "withdraw", &Withdrawn { references, erased: erase, events })
         };
+        let _turn = self.gallery.turn().await;
         self.store.write_async(write).await?;
         self.gallery.update(|gallery| gallery.without(&withdraw.subject_id));
         self.changed.notify_one();
@@ -152,6 +154,7 @@ impl Commander {
             append_enrolment(tx, at, EnrolmentAction::Renamed, subject, count, Some(&request_id))?;
             answer(tx, &request_id, "rename", &Renamed { subject_id: id.clone(), name: name.clone() })
         };
+        let _turn = self.gallery.turn().await;
         self.store.write_async(write).await?;
         self.gallery.update(|gallery| gallery.renamed(&rename.subject_id, rename.name));
         Ok(())

@@ -8,8 +8,6 @@
 //! Invariant: an account is only ever replaced by a newer one. What came from another door keeps the ids and templates of
 //! its references, bit by bit, under this device's own key.
 
-use std::collections::HashMap;
-
 use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior, params};
 use uuid::Uuid;
 
@@ -97,14 +95,10 @@ pub(super) fn settle(conn: &mut Connection, options: &StoreOptions) -> Result<()
     tx.execute("update subject set changed_by = ?1 where changed_by = '' and ?1 <> ''", [&options.device])?;
     if !options.shared {
         tx.execute("delete from outbox where sink = ?1", [SinkName::GALLERY.as_str()])?;
-        tx.execute("delete from meta where key = ?1", [SHARED_WITH])?;
     }
     tx.commit()?;
     Ok(())
 }
-
-/// In `meta`: with whom all that is here was shared, as whoever shares it words that.
-const SHARED_WITH: &str = "gallery_shared_with";
 
 fn account(row: &Row<'_>) -> rusqlite::Result<Account> {
     let version = Version { withdrawals: row.get(0)?, changes: row.get(1)?, device: row.get(2)? };
@@ -120,13 +114,12 @@ impl Tx<'_> {
         Ok(self.conn.prepare_cached(sql)?.query_row([id.as_str()], account).optional()?)
     }
 
-    /// All that is known, enrolled and withdrawn: sorted by id, after `after`.
-    pub fn accounts(&self, after: Option<&SubjectId>, limit: u32) -> Result<Vec<Known>, StoreError> {
-        let sql = "select withdrawals, changes, changed_by, false, false, id from subject where id > ?1 \
-                   union all select withdrawals, changes, changed_by, true, erased, subject_id from withdrawn \
-                   where subject_id > ?1 order by 6 limit ?2";
-        let mut query = self.conn.prepare_cached(sql)?;
-        let mut rows = query.query(params![after.map_or("", SubjectId::as_str), limit])?;
+    /// All that is known, enrolled and withdrawn.
+    pub fn all_accounts(&self) -> Result<Vec<Known>, StoreError> {
+        let sql = "select withdrawals, changes, changed_by, false, false, id from subject \
+                   union all select withdrawals, changes, changed_by, true, erased, subject_id from withdrawn";
+        let mut query = self.conn.prepare(sql)?;
+        let mut rows = query.query([])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             found.push(Known { account: account(row)?, subject_id: subject_id(&row.get::<_, String>(5)?)? });
@@ -316,33 +309,6 @@ impl Tx<'_> {
         let sql = "delete from outbox where sink = 'gallery' and topic = ?1";
         self.conn.prepare_cached(sql)?.execute([topic_of(id)])?;
         Ok(())
-    }
-
-    /// Owes the site everybody, unless all was shared with the same before; `is_same` tells of what was noted then.
-    /// Gives how many that is.
-    pub fn share_with(&mut self, note: &[u8], is_same: impl Fn(&[u8]) -> bool) -> Result<usize, StoreError> {
-        if !self.setting.shared || self.meta(SHARED_WITH)?.is_some_and(|it| is_same(&it)) {
-            return Ok(0);
-        }
-        let sql = "insert into outbox (sink, topic, payload, created_ms) \
-                   select 'gallery', ?1 || id, ?2, ?3 from (select id from subject union select subject_id from withdrawn) \
-                   where true on conflict (topic) where sink = 'gallery' do nothing";
-        let now_ms = self.now().wall_ms;
-        let owed = self.conn.prepare(sql)?.execute(params![TOPIC, Debt::Missing.as_str(), now_ms])?;
-        self.put_meta(SHARED_WITH, note)?;
-        self.effects.outbox_grew |= owed > 0;
-        Ok(owed)
-    }
-
-    /// The accounts of these, as far as there are any.
-    pub fn accounts_of(&self, ids: &[SubjectId]) -> Result<HashMap<SubjectId, Account>, StoreError> {
-        let mut found = HashMap::with_capacity(ids.len());
-        for id in ids {
-            if let Some(account) = self.account(id)? {
-                found.insert(id.clone(), account);
-            }
-        }
-        Ok(found)
     }
 }
 
