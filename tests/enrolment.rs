@@ -101,6 +101,8 @@ fn good_photographs_are_taken() {
     assert!(refused.len() * 100 <= photographs.len() * 2, "more than two in a hundred: {refused:?}");
 }
 
+type Spoil<'a> = Box<dyn Fn(&RgbImage) -> RgbImage + 'a>;
+
 #[test]
 fn each_flaw_is_found_and_named() {
     let (mut vision, rules) = networks();
@@ -110,7 +112,6 @@ fn each_flaw_is_found_and_named() {
         people.iter().map(|it| open(&it.enrol[0])).filter(|it| it.width().min(it.height()) >= 150).take(8).collect();
     assert!(!portraits.is_empty());
     let side = |picture: &RgbImage| picture.width().max(picture.height()) as f32;
-    type Spoil<'a> = Box<dyn Fn(&RgbImage) -> RgbImage + 'a>;
     let cases: [(Flaw, Spoil<'_>); 4] = [
         (Flaw::Blurred, Box::new(|it| imageops::blur(it, 0.02 * side(it)))),
         (Flaw::Dark, Box::new(|it| lit(it, 0.12, 0.0))),
