@@ -140,7 +140,7 @@ fn a_door_does_all_its_work_under_the_rules() {
         &serde_json::to_vec(&command).unwrap(),
         &["-u", "office", "-P", "secret"],
     );
-    until("the enrolment is in the record", || home.events().iter().any(|it| it.1 == "enrolment").then_some(()));
+    until("the enrolment is in the record", || home.events().iter().any(|it| it.2 == "enrolment").then_some(()));
     // Retained, so that they are there whenever somebody looks.
     for topic in [
         "rollcall/hq/door-1/health",
