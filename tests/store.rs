@@ -459,3 +459,22 @@ fn a_large_write_that_does_not_fit_takes_no_small_one_with_it() {
     seqs.sort_unstable();
     assert_eq!(seqs, [1, 2, 3, 4, 5, 6, 7]);
 }
+
+#[test]
+fn an_answer_does_not_wait_behind_the_events_that_are_owed() {
+    let bench = Bench::new();
+    let store = bench.open();
+    for _ in 0..100 {
+        append(&store, &bench.camera());
+    }
+    store.write(|tx| tx.owe_reply("reply/r-1", "{}")).unwrap();
+    let batch = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 8)).unwrap();
+    assert!(batch[0].reply.is_some() && batch[1..].iter().all(|it| it.event.is_some()), "{batch:?}");
+    assert_eq!(batch.len(), 8);
+    // However many answers there are, events go on.
+    for n in 0..20 {
+        store.write(move |tx| tx.owe_reply(&format!("reply/s-{n}"), "{}")).unwrap();
+    }
+    let batch = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 8)).unwrap();
+    assert_eq!(batch.iter().filter(|it| it.reply.is_some()).count(), 4);
+}

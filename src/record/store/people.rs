@@ -226,7 +226,7 @@ impl Tx<'_> {
             (
                 "select id, payload from outbox where payload is not null and topic <> 'erasure' \
                  and topic not like 'receipt/%'",
-                "update outbox set payload = ?2 where id = ?1",
+                "update outbox set payload = ?2, buried_reason = iif(buried_reason is null, null, 'erased') where id = ?1",
             ),
         ] {
             let mut update = self.conn.prepare(update)?;

@@ -44,6 +44,7 @@ create table outbox (
   check ((topic is null) = (payload is null))
 ) strict;
 create index outbox_waiting on outbox (sink, id) where buried_reason is null;
+create index outbox_answers on outbox (sink, id) where topic is not null and buried_reason is null;
 create index outbox_buried on outbox (sink, id) where buried_reason is not null;
 create index outbox_by_event on outbox (event_seq) where event_seq is not null;
 -- one row for each subject that the site is still to be told of

@@ -209,10 +209,31 @@ impl<'a> Tx<'a> {
     /// What a sink is owed, oldest first, after the row `after_id`. An event that cannot be read any more is buried
     /// on the way: it would block all behind it.
     pub fn outbox_batch(&mut self, sink: SinkName, after_id: i64, limit: usize) -> Result<Vec<OutboxRow>, StoreError> {
+        // Somebody waits for an answer, however many events are still owed to the broker. MongoDB's erasures keep their place.
+        let answers = if sink == SinkName::MQTT {
+            self.outbox_rows(sink, after_id, limit.div_ceil(2), "and o.topic is not null")?
+        } else {
+            Vec::new()
+        };
+        let left = limit - answers.len();
+        let others = if sink == SinkName::MQTT { "and o.topic is null" } else { "" };
+        let mut batch = self.outbox_rows(sink, after_id, left, others)?;
+        // Acknowledged or not, each by itself: their order among one another is that of their ids all the same.
+        batch.splice(0..0, answers);
+        Ok(batch)
+    }
+
+    fn outbox_rows(
+        &mut self,
+        sink: SinkName,
+        after_id: i64,
+        limit: usize,
+        which: &str,
+    ) -> Result<Vec<OutboxRow>, StoreError> {
         let sql = format!(
             "select {}, o.id, o.topic, o.payload, o.created_ms, o.attempts from outbox o \
              left join event e on e.seq = o.event_seq \
-             where o.sink = ?1 and o.id > ?2 and o.buried_reason is null order by o.id limit ?3",
+             where o.sink = ?1 and o.id > ?2 and o.buried_reason is null {which} order by o.id limit ?3",
             read::EVENT_COLUMNS
         );
         let mut query = self.conn.prepare(&sql)?;

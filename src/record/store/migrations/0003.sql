@@ -45,3 +45,6 @@ create unique index outbox_of_gallery on outbox (topic) where sink = 'gallery';
 
 -- how many are known to which embedder, without reading the templates
 create index reference_by_embedder on reference (embedder, subject_id);
+
+-- answers go before events
+create index outbox_answers on outbox (sink, id) where topic is not null and buried_reason is null;
