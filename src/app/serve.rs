@@ -14,7 +14,7 @@ use crate::app::camera_events::CameraEvents;
 use crate::app::capture::Capture;
 use crate::app::commander::{CameraEnrolment, Commander};
 use crate::app::discovery::{self, Birth, Discovery};
-use crate::app::fleet::{BYTES_MAX, Fleet, GallerySink, Keeper};
+use crate::app::fleet::{BYTES_MAX, CollectionKeeper, CollectionSink, Fleet, GallerySink, Keeper, Shelf};
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
@@ -35,7 +35,7 @@ use crate::camera::replay::Replay;
 use crate::camera::v4l2::V4l2Camera;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::raw::RawPace;
-use crate::config::{CameraSettings, FleetSettings, MqttSettings, Settings};
+use crate::config::{CameraSettings, FleetSettings, MqttSettings, Settings, Through};
 use crate::health::{CameraHealth, Health};
 use crate::mongo::{MongoLink, MongoSink, VenueNote, Venues};
 use crate::mqtt::broker::{BrokerError, BrokerProcess, BrokerSettings};
@@ -119,13 +119,17 @@ impl Daemon {
         if link.is_none() {
             tracing::warn!("no broker is configured: attendance is recorded here, and nothing is published");
         }
-        if let (Some(mqtt), Some(fleet)) = (mqtt, &self.settings.fleet) {
+        let fleet = self.settings.fleet.as_ref();
+        if let (Some(mqtt), Some(fleet)) = (mqtt, fleet.filter(|it| it.through == Through::Mqtt)) {
             self.start_fleet(&mut stages, mqtt, fleet).await?;
         }
         if let Some(broker) = &broker {
             watch_broker(&mut stages, broker, broker_settings(&self.settings));
         }
         let mongo = self.start_mongo(&mut stages);
+        if let (Some(mongo), Some(fleet)) = (&mongo, fleet.filter(|it| it.through == Through::Mongo)) {
+            self.start_fleet_in_mongo(&mut stages, mongo, fleet);
+        }
         self.start_watermark(&mut stages, link.clone(), mongo)?;
         self.start_vitals(&mut stages, link)?;
         let (site, device) = (&self.settings.site, &self.settings.device);
@@ -292,6 +296,25 @@ impl Daemon {
             outcome.map_err(|e| anyhow!(e))
         });
         Ok(())
+    }
+
+    fn start_fleet_in_mongo(&self, stages: &mut Stages, link: &MongoLink, fleet: &FleetSettings) {
+        let shelf = Arc::new(Shelf::new(Arc::clone(&fleet.key), &self.settings.site));
+        let keeper = CollectionKeeper {
+            shelf: Arc::clone(&shelf),
+            link: link.clone(),
+            device: self.settings.device.clone(),
+            store: self.store.clone(),
+            gallery: Arc::clone(&self.gallery),
+            embedder: self.embedder,
+            health: Arc::clone(&self.health),
+            changed: Arc::clone(&self.changed),
+        };
+        let sink = CollectionSink { shelf, link: link.clone(), store: self.store.clone() };
+        let relay = relay(self.store.clone(), sink, stages.last_signal(), RelaySettings::default());
+        let stop = stages.stop_signal();
+        stages.task("gallery", keeper.run(stop));
+        stages.last_task("relay to the site's gallery", async move { relay.await.map_err(storage) });
     }
 
     fn start_mongo(&self, stages: &mut Stages) -> Option<MongoLink> {

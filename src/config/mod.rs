@@ -219,6 +219,14 @@ pub struct HomeAssistantSettings {
 pub struct FleetSettings {
     /// The site's: every door has the same.
     pub key: Arc<SharedKey>,
+    pub through: Through,
+}
+
+/// Where the site's gallery is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Through {
+    Mqtt,
+    Mongo,
 }
 
 #[derive(Clone, Debug)]
@@ -318,7 +326,8 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
     let broker = broker(raw)?;
     let mqtt = mqtt(raw, &device, broker.as_ref(), folder)?;
     let home_assistant = home_assistant(raw, &device)?;
-    let fleet = fleet(raw, mqtt.is_some(), folder, &mut warnings)?;
+    let mongo = mongo(raw, folder)?;
+    let fleet = fleet(raw, mqtt.is_some(), mongo.is_some(), folder, &mut warnings)?;
     Ok(Settings {
         site: raw.device.site.clone(),
         device,
@@ -338,7 +347,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         mqtt,
         broker,
         home_assistant,
-        mongo: mongo(raw, folder)?,
+        mongo,
         fleet,
         trust: raw.clock.trust,
         level: raw.log.level,
@@ -703,24 +712,37 @@ const SITE_KEY_CREDENTIAL: &str = "rollcall-site.key";
 fn fleet(
     raw: &RawConfig,
     has_mqtt: bool,
+    has_mongo: bool,
     folder: &Path,
     warnings: &mut Vec<String>,
 ) -> Result<Option<FleetSettings>, ConfigError> {
+    let through = match raw.fleet.share {
+        RawShare::Off => return Ok(None),
+        RawShare::Mqtt => Through::Mqtt,
+        RawShare::Mongo if !cfg!(feature = "mongo") => {
+            let why = "= \"mongo\", but this program was built without MongoDB (cargo feature `mongo`)";
+            return Err(value("[fleet] share", why));
+        }
+        RawShare::Mongo if !has_mongo => {
+            return Err(value("[fleet] share", "= \"mongo\", but no MongoDB is configured ([mongo] uri or uri_file)"));
+        }
+        RawShare::Mongo => Through::Mongo,
+    };
     let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| Path::new(&dir).join(SITE_KEY_CREDENTIAL));
     let file = path(folder, &raw.fleet.key_file).map(|it| (it, false));
     let found = file.or_else(|| credential.filter(|it| it.is_file()).map(|it| (it, true)));
     let Some((file, is_credential)) = found else {
+        if through == Through::Mongo {
+            warnings.push("[fleet] share = \"mongo\", but nothing is shared without a key ([fleet] key_file)".into());
+        }
         return Ok(None);
     };
-    if raw.fleet.share == RawShare::Off {
-        return Ok(None);
-    }
     let key = SharedKey::load(&file, is_credential).map_err(|error| value("[fleet] key_file", format!("{error}")))?;
-    if !has_mqtt {
+    if through == Through::Mqtt && !has_mqtt {
         warnings.push("[fleet] there is a key, but no broker to share the gallery through ([mqtt] host)".into());
         return Ok(None);
     }
-    Ok(Some(FleetSettings { key: Arc::new(key) }))
+    Ok(Some(FleetSettings { key: Arc::new(key), through }))
 }
 
 fn is_open_to_others(path: &Path) -> bool {

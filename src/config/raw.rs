@@ -470,6 +470,7 @@ pub enum RawShare {
     Off,
     #[default]
     Mqtt,
+    Mongo,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -52,6 +52,7 @@ fn what_is_wrong_is_refused_by_name() {
         ("[device]\nname = \"gallery\"", "[device] name"),
         ("[fleet]\nkey_file = \"nowhere.key\"", "[fleet] key_file"),
         ("[fleet]\nshare = \"smoke\"", "smoke"),
+        ("[fleet]\nshare = \"mongo\"", "[fleet] share"),
         ("[mqtt]\nhealth_every = \"10ms\"", "[mqtt] health_every"),
         ("[commands]\nper_minute_max = 0", "[commands] per_minute_max"),
         ("[commands]\ntrusted_keys = [\"ed25519:AAAA\"]", "[commands] trusted_keys"),

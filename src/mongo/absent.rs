@@ -7,8 +7,9 @@ use std::time::Duration;
 use crate::attend::venue::DirectionMode;
 use crate::clock::Clock;
 use crate::health::Health;
+use crate::recognise::face::SubjectId;
 use crate::record::outbox::{Delivery, Sink};
-use crate::record::store::{OutboxRow, SinkName};
+use crate::record::store::{Account, OutboxRow, SinkName};
 
 pub const WINDOW_MAX: usize = 2_000;
 
@@ -85,6 +86,39 @@ impl MongoLink {
     pub async fn put_device(&self, _: &DeviceNote) -> Result<(), String> {
         std::future::ready(Err(ABSENT.into())).await
     }
+
+    pub async fn gallery_bell(&self, _: &str) -> Result<Option<i64>, String> {
+        std::future::ready(Err(ABSENT.into())).await
+    }
+
+    pub async fn gallery_page(&self, _: &str, _: Option<&str>) -> Result<ListedPage, String> {
+        std::future::ready(Err(ABSENT.into())).await
+    }
+
+    pub async fn gallery_records(&self, _: &str, _: &[SubjectId]) -> Result<Vec<SealedAccount>, String> {
+        std::future::ready(Err(ABSENT.into())).await
+    }
+
+    pub async fn put_gallery(&self, _: &str, records: &[(SealedAccount, u32)]) -> Vec<Delivery> {
+        std::future::ready(vec![Delivery::Refused(ABSENT.into()); records.len()]).await
+    }
+}
+
+pub struct Listed {
+    pub subject_id: Option<SubjectId>,
+    pub account: Option<Account>,
+    pub bytes: u64,
+}
+
+pub struct ListedPage {
+    pub listed: Vec<Listed>,
+    pub last: Option<String>,
+}
+
+pub struct SealedAccount {
+    pub subject_id: SubjectId,
+    pub account: Account,
+    pub sealed: Vec<u8>,
 }
 
 pub type Venues = Arc<dyn Fn() -> Vec<VenueNote> + Send + Sync>;

@@ -237,8 +237,8 @@ pub(super) async fn connect(settings: &MongoSettings) -> mongodb::error::Result<
     let patience = settings.timeout.mul_f32(0.6);
     options.server_selection_timeout = Some(options.server_selection_timeout.map_or(patience, |it| it.min(patience)));
     options.connect_timeout = Some(options.connect_timeout.map_or(patience, |it| it.min(patience)));
-    // A sink and a watermark: two conversations at a time.
-    options.max_pool_size.get_or_insert(2);
+    // A sink and a watermark, and where the gallery is there too, its sink and its keeper: so many conversations at a time.
+    options.max_pool_size.get_or_insert(4);
     if let Some(ca_file) = &settings.ca_file
         && let Some(Tls::Enabled(tls)) = &mut options.tls
     {

@@ -44,18 +44,23 @@ struct Outcomes(Vec<Delivery>);
 
 impl Outcomes {
     fn fail(&mut self, row: usize, attempts: u32, fault: &Fault) {
-        let why = fault.why.clone();
-        self.0[row] = match fault.verdict {
-            Verdict::Poison => Delivery::Poison(why),
-            Verdict::Unknown if attempts >= ATTEMPTS_MAX => Delivery::Poison(format!("{why} ({attempts} times)")),
-            Verdict::Refused => Delivery::Refused(why),
-            Verdict::Unknown => Delivery::Doubtful(why),
-            Verdict::Retry => Delivery::Retry(why),
-        };
+        self.0[row] = delivery(fault, attempts);
     }
 
     fn is_well(&self, row: usize) -> bool {
         self.0[row] == Delivery::Acknowledged
+    }
+}
+
+/// What a row's fault means for the relay.
+pub(super) fn delivery(fault: &Fault, attempts: u32) -> Delivery {
+    let why = fault.why.clone();
+    match fault.verdict {
+        Verdict::Poison => Delivery::Poison(why),
+        Verdict::Unknown if attempts >= ATTEMPTS_MAX => Delivery::Poison(format!("{why} ({attempts} times)")),
+        Verdict::Refused => Delivery::Refused(why),
+        Verdict::Unknown => Delivery::Doubtful(why),
+        Verdict::Retry => Delivery::Retry(why),
     }
 }
 

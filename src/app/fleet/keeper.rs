@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
+use super::takeover::Takeover;
 use super::wire::{Envelope, PAGES, open_page, page, page_of};
 use super::{AUTHOR_PAUSE, Fleet};
 use crate::app::gallery::GalleryCell;
@@ -16,10 +17,9 @@ use crate::app::supervise::StageResult;
 use crate::health::{Health, Sharing, SharingState};
 use crate::mqtt::link::{AckToken, Inbound, Link, LinkEvent, Message};
 use crate::mqtt::topics::{GalleryTopic, Topics};
-use crate::recognise::face::{ModelDigest, SubjectId, Template};
-use crate::recognise::gallery::{Gallery, Subject};
-use crate::record::portable::{Portable, State, Version};
-use crate::record::store::{Account, Debt, Outcome, Store, StoreError, Tx};
+use crate::recognise::face::{ModelDigest, SubjectId};
+use crate::record::portable::{Portable, Version};
+use crate::record::store::{Account, Debt, Store, StoreError, Tx};
 
 /// What the broker keeps has been heard when nothing came for this long.
 const QUIET: Duration = Duration::from_millis(400);
@@ -268,42 +268,18 @@ impl Keeper {
         }
     }
 
-    /// Stores what is newer, and puts it into the gallery. The inner error is one that another attempt may not meet.
+    /// The inner error is one that another attempt may not meet.
     async fn apply(&self, accepted: Vec<Portable>) -> Result<Result<(), StoreError>, StoreError> {
-        if accepted.is_empty() {
-            return Ok(Ok(()));
-        }
-        let turn = self.gallery.turn().await;
-        let portables = Arc::new(accepted);
-        let stored = Arc::clone(&portables);
-        let write = move |tx: &mut Tx<'_>| {
-            let accept = |it: &Portable| {
-                let outcome = tx.accept(it)?;
-                // What is not taken met a newer one, which may be changed here and not told yet.
-                Ok((outcome, tx.account(&it.subject_id)?))
-            };
-            stored.iter().map(accept).collect::<Result<Vec<_>, StoreError>>()
-        };
-        let outcomes = match self.store.write_async(write).await {
-            Ok(outcomes) => outcomes,
-            Err(error) if error.is_fatal() => return Err(error),
+        let (store, gallery, embedder) = (&self.store, &*self.gallery, &self.embedder);
+        let now = match (Takeover { store, gallery, embedder, changed: &self.changed }).apply(accepted).await? {
+            Ok(now) => now,
             Err(error) => return Ok(Err(error)),
         };
-        let taken = portables.iter().zip(&outcomes).filter(|it| it.1.0 == Outcome::Taken).map(|it| it.0);
-        let taken: Vec<&Portable> = taken.collect();
-        self.gallery.update(|gallery| taken.iter().fold(gallery, |gallery, it| enter(gallery, it, &self.embedder)));
-        drop(turn);
         let mut desk = self.fleet.desk();
-        for (it, (_, account)) in portables.iter().zip(&outcomes) {
+        for (id, account) in now {
             if let Some(account) = account {
-                desk.book.put(&it.subject_id, account.clone());
+                desk.book.put(&id, account);
             }
-        }
-        drop(desk);
-        if !taken.is_empty() {
-            let withdrawn = taken.iter().filter(|it| it.is_withdrawn()).count();
-            tracing::info!(subjects = taken.len() - withdrawn, withdrawn, "taken over from other doors");
-            self.changed.notify_one();
         }
         Ok(Ok(()))
     }
@@ -429,19 +405,6 @@ fn nothing() -> Account {
     Account { version: Version::default(), withdrawn: false, erased: false }
 }
 
-fn enter(gallery: Gallery, portable: &Portable, embedder: &ModelDigest) -> Gallery {
-    let gallery = gallery.without(&portable.subject_id);
-    let State::Enrolled { name, references, .. } = &portable.state else {
-        return gallery;
-    };
-    let ours = references.iter().filter(|it| it.embedder == *embedder);
-    let templates: Vec<Template> = ours.map(|it| it.template.clone()).collect();
-    if templates.is_empty() {
-        return gallery;
-    }
-    gallery.with(Subject { id: portable.subject_id.clone(), name: name.clone() }, &templates)
-}
-
 async fn until(wake: Option<Instant>) {
     match wake {
         Some(at) => tokio::time::sleep_until(at).await,
@@ -449,7 +412,7 @@ async fn until(wake: Option<Instant>) {
     }
 }
 
-fn others_pause() -> Duration {
+pub(super) fn others_pause() -> Duration {
     OTHERS_PAUSE + spread(OTHERS_SPREAD)
 }
 

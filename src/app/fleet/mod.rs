@@ -7,6 +7,8 @@
 //! index when it connects, asks for what it lacks one by one, and tells the site what that lacks: after an outage of
 //! either side, and with a broker that lost what it kept, all end with the same.
 //!
+//! Where a site has no liking for that, MongoDB keeps the same records (`collection`); the rest of this is about MQTT.
+//!
 //! A connection of its own carries this, so that commands never wait for a gallery.
 //!
 //! Invariants: what is taken over was sealed with the site's key and is newer than what is here; the site's record is
@@ -14,8 +16,10 @@
 //! the site was heard.
 
 mod book;
+mod collection;
 mod keeper;
 mod sink;
+mod takeover;
 mod wire;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +28,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+pub use collection::{CollectionKeeper, CollectionSink, Shelf};
 pub use keeper::Keeper;
 pub use sink::GallerySink;
 pub use wire::BYTES_MAX;
