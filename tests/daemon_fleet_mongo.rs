@@ -141,7 +141,7 @@ fn count(home: &Home, sql: &str) -> usize {
 }
 
 fn kept(server: &Mongod, id: &str) -> Option<Document> {
-    server.all("gallery").into_iter().find(|it| it.get_str("_id") == Ok(id))
+    server.all("gallery").into_iter().find(|it| it.get_str("_id").ok() == Some(id))
 }
 
 #[test]
@@ -188,11 +188,11 @@ fn what_one_door_enrols_or_withdraws_all_of_them_know() {
     }
     // The tombstones outlive the erasure in `subjects`.
     until("he is erased in MongoDB", || {
-        (!server.all("subjects").iter().any(|it| it.get_str("_id") == Ok("obama"))).then_some(())
+        (!server.all("subjects").iter().any(|it| it.get_str("_id").ok() == Some("obama"))).then_some(())
     });
     for id in ["hq/obama", "hq/biden"] {
         let document = kept(&server, id).unwrap();
-        assert_eq!(document.get_bool("withdrawn"), Ok(true), "{document}");
+        assert_eq!(document.get_bool("withdrawn").ok(), Some(true), "{document}");
         assert!(!document.to_string().contains("Name "), "{document}");
     }
     // Who was withdrawn comes back.
@@ -217,7 +217,7 @@ fn a_door_with_another_key_learns_nothing_and_spoils_nothing() {
     office.enrol("door-2", "obama", "obama.jpg");
     until("it says so", || office.gallery("door-2").filter(|it| it["sharing"]["state"] == "wrong_key"));
     until("its row is refused", || homes[1].log().contains("does not open with this key (").then_some(()));
-    assert_eq!(kept(&server, "hq/biden"), Some(told));
+    assert_eq!(kept(&server, "hq/biden").as_ref(), Some(&told));
     assert_eq!(kept(&server, "hq/obama"), None);
     // Nonsense is counted and left alone; what is only said to be older gives way to what is right.
     let spoil = |id: &str, set: Document| {
@@ -235,9 +235,9 @@ fn a_door_with_another_key_learns_nothing_and_spoils_nothing() {
     until("it is counted", || office.gallery("door-1").filter(|it| it["sharing"]["refused"].as_u64() >= Some(3)));
     assert!(office.recognises("door-1", "biden.jpg"));
     until("it is put right", || {
-        kept(&server, "hq/biden").filter(|it| it.get_document("version").unwrap().get_i64("changes") == Ok(1))
+        kept(&server, "hq/biden").filter(|it| it.get_document("version").ok() == told.get_document("version").ok())
     });
-    assert_eq!(kept(&server, "hq/nonsense").unwrap().get_str("version"), Ok("none"));
+    assert_eq!(kept(&server, "hq/nonsense").unwrap().get_str("version").ok(), Some("none"));
     // With the right key it has all, and tells what it has.
     assert!(second.terminate().success());
     fs::copy(keys.site.path(), keys.wrong.path()).unwrap();
