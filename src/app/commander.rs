@@ -235,7 +235,7 @@ impl Commander {
             Err(refusal) => refusal,
         };
         if let Some(reason) = reason_of(refusal.code).filter(|it| *it == SecurityReason::Retained) {
-            alarms.note(reason, verb);
+            alarms.note(reason, verb, &now);
         }
         // A command that was carried out and comes again, too late or damaged by now, was carried out all the same.
         if !self.repeat_answer(refusal.request_id.as_deref()).await? {
@@ -353,7 +353,8 @@ impl Commander {
     /// A refusal that is not kept.
     async fn reply(&self, verb: &str, refusal: &Refusal) -> Result<(), StoreError> {
         self.count(refusal.code);
-        tracing::info!(verb, code = refusal.code.as_str(), "command refused");
+        // No louder: whoever may publish could fill the log. Health counts them.
+        tracing::debug!(verb, code = refusal.code.as_str(), "command refused");
         let topic = answer::topic_part(refusal.request_id.as_deref());
         let reply = answer::refused(verb, refusal);
         let (to, body) = (topic.clone(), reply.clone());
