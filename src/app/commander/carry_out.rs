@@ -204,6 +204,7 @@ impl Commander {
         let write = move |tx: &mut Tx<'_>| {
             // With no answer kept, nothing else tells that this attempt came to its end.
             tx.put_meta(FUSE, b"")?;
+            tx.end_signed(&request_id)?;
             tx.owe_reply(&topic, &reply)
         };
         Ok(self.store.write_async(write).await?)
