@@ -102,6 +102,12 @@ fn an_erasure_ends_with_a_receipt_that_can_be_checked() {
     let daemon = client.started(&home);
     let answer = client.request("enrol", "e-1", enrolment("biden", "Joe", &[demo("biden.jpg")]));
     assert_eq!(answer["ok"], true, "{answer}");
+    // Its answer is not kept: each time it is looked at again.
+    for _ in 0..6 {
+        let image = enrolment("x", "x", &[demo("biden.jpg")])["images"][0].clone();
+        let seen = client.request("recognise", "r-1", json!({"image": image}));
+        assert_eq!(seen["names"], json!(["Joe"]), "{seen}");
+    }
     assert_eq!(client.request("withdraw", "w-1", json!({"subject_id": "biden", "erase": true}))["erased"], true);
     let listed = daemon::until("the receipt is there", || {
         let listed = home.json(&["erasures", "--json"]);

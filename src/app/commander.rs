@@ -235,7 +235,7 @@ impl Commander {
             Err(refusal) => refusal,
         };
         if let Some(reason) = reason_of(refusal.code).filter(|it| *it == SecurityReason::Retained) {
-            alarms.note(reason, verb);
+            alarms.note(reason, verb, &now);
         }
         // A command that was carried out and comes again, too late or damaged by now, was carried out all the same.
         if !self.repeat_answer(refusal.request_id.as_deref()).await? {
@@ -279,14 +279,14 @@ impl Commander {
         let topic = answer::topic_part(Some(&request_id));
         match fault {
             Fault::Stopping => {
-                self.clear_fuse().await?;
+                self.clear_fuse(None).await?;
                 Ok(false)
             }
             Fault::Fatal(error) => Err(error),
             Fault::Refused { mut refusal, lasting, details } => {
                 refusal.request_id = Some(request_id.clone());
                 if !lasting {
-                    self.clear_fuse().await?;
+                    self.clear_fuse(Some(request_id)).await?;
                     self.reply(verb, &refusal).await?;
                     return Ok(true);
                 }
@@ -326,9 +326,13 @@ impl Commander {
         }
     }
 
-    /// The attempt ended, though without an answer that lasts.
-    async fn clear_fuse(&self) -> Result<(), StoreError> {
-        let cleared = self.store.write_async(|tx| tx.put_meta(FUSE, b"")).await;
+    /// The attempt ended, though without an answer that lasts. `answered`: with one that does not.
+    async fn clear_fuse(&self, answered: Option<String>) -> Result<(), StoreError> {
+        let clear = move |tx: &mut Tx<'_>| {
+            tx.put_meta(FUSE, b"")?;
+            answered.as_deref().map_or(Ok(()), |request_id| tx.end_signed(request_id))
+        };
+        let cleared = self.store.write_async(clear).await;
         self.survive(cleared)
     }
 
@@ -341,6 +345,7 @@ impl Commander {
             let stored = tx.answer_of(&request_id)?;
             if let Some(stored) = &stored {
                 tx.owe_reply(&stored.topic, &stored.reply)?;
+                tx.end_signed(&request_id)?;
             }
             Ok(stored.is_some())
         };
@@ -353,7 +358,8 @@ impl Commander {
     /// A refusal that is not kept.
     async fn reply(&self, verb: &str, refusal: &Refusal) -> Result<(), StoreError> {
         self.count(refusal.code);
-        tracing::info!(verb, code = refusal.code.as_str(), "command refused");
+        // No louder: whoever may publish could fill the log. Health counts them.
+        tracing::debug!(verb, code = refusal.code.as_str(), "command refused");
         let topic = answer::topic_part(refusal.request_id.as_deref());
         let reply = answer::refused(verb, refusal);
         let (to, body) = (topic.clone(), reply.clone());

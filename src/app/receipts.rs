@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -24,21 +25,37 @@ pub struct Receipts {
 
 /// Made in one transaction.
 const BATCH: u32 = 100;
+const AFTER_ERROR: Duration = Duration::from_mins(1);
+
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// How many databases were set aside cannot be told, and nothing is attested that was not looked at.
+    #[error("the state directory cannot be listed: {0}")]
+    Listing(#[from] std::io::Error),
+}
 
 impl Receipts {
     pub async fn run(self, mut stop: watch::Receiver<bool>) -> StageResult {
         let mut wakes = self.store.wakes();
         loop {
             let seen: Wake = *wakes.borrow_and_update();
-            match self.make().await {
-                Ok(0) => {}
-                Ok(made) => tracing::info!(made, "erasures are complete, receipts were made"),
-                Err(error) if error.is_fatal() => return Err(error.into()),
-                Err(error) => {
-                    tracing::error!(error = %error, "a receipt could not be kept; it is made after the next erasure or start");
+            let again = match self.make().await {
+                Ok(0) => None,
+                Ok(made) => {
+                    tracing::info!(made, "erasures are complete, receipts were made");
+                    // There may be more.
+                    (made >= BATCH as usize).then_some(Duration::ZERO)
                 }
-            }
+                Err(Fault::Store(error)) if error.is_fatal() => return Err(error.into()),
+                Err(error) => {
+                    tracing::error!(error = %error, "a receipt could not be made; it is tried again in a minute");
+                    Some(AFTER_ERROR)
+                }
+            };
             tokio::select! {
+                () = after(again) => {}
                 // Its sender lives as long as our handle to the store.
                 _ = wakes.wait_for(|it| it.scrubbed != seen.scrubbed) => {}
                 _ = stop.wait_for(|it| *it) => return Ok(()),
@@ -46,8 +63,8 @@ impl Receipts {
         }
     }
 
-    async fn make(&self) -> Result<usize, StoreError> {
-        let set_aside = self.set_aside();
+    async fn make(&self) -> Result<usize, Fault> {
+        let set_aside = self.set_aside()?;
         let now = self.clock.now();
         let (site, device, key) = (self.site.clone(), self.device.clone(), Arc::clone(&self.key));
         let write = move |tx: &mut crate::record::store::Tx<'_>| {
@@ -71,16 +88,27 @@ impl Receipts {
             }
             Ok(erasures.len())
         };
-        self.store.write_async(write).await
+        Ok(self.store.write_async(write).await?)
     }
 
     /// Databases that were found damaged lie beside it, and nobody looks into them.
-    fn set_aside(&self) -> u32 {
+    fn set_aside(&self) -> std::io::Result<u32> {
         let aside = format!("{DATABASE}.damaged-");
-        let names = std::fs::read_dir(&self.state_dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
         let is_database = |name: &str| !name.ends_with("-wal") && !name.ends_with("-shm");
-        let found = names.filter(|name| name.to_str().is_some_and(|it| it.starts_with(&aside) && is_database(it)));
-        found.count() as u32
+        let mut found = 0;
+        for entry in std::fs::read_dir(&self.state_dir)? {
+            let name = entry?.file_name();
+            found += u32::from(name.to_str().is_some_and(|it| it.starts_with(&aside) && is_database(it)));
+        }
+        Ok(found)
+    }
+}
+
+/// Never, where there is nothing to do.
+async fn after(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::clock::rfc3339;
 use crate::config::Settings;
 use crate::record::authority::PublicKey;
 use crate::record::receipt::Receipt;
-use crate::record::signer::{DEVICE_KEY_FILE, SigningKey};
+use crate::record::signer::SigningKey;
 use crate::record::store::StoredErasure;
 
 /// More than anybody asks to be erased at one door.
@@ -26,26 +26,38 @@ pub struct Args {
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let erasures = app::open_reader(settings)?.erasures(LISTED_MAX)?;
+    let has_mongo = settings.mongo.is_some();
     if args.json {
         let entry = |it: &StoredErasure| {
             serde_json::json!({
                 "subject_id": it.subject_id, "request_id": it.request_id, "asked_at": rfc3339(it.asked_ms),
                 "references": it.references, "events": it.events, "receipt": it.receipt,
+                "waits_for": waits_for(it, has_mongo),
             })
         };
         println!("{}", erasures.iter().map(entry).collect::<serde_json::Value>());
         return Ok(());
     }
     let row = |it: &StoredErasure| {
-        let state = if it.receipt.is_some() { "complete" } else { "something is left, or MongoDB has not confirmed" };
+        let state = waits_for(it, has_mongo).map_or("complete".into(), |what| format!("waits for {what}"));
         let request_id = it.request_id.clone().unwrap_or_else(|| "another door".into());
         let counts = [it.references.to_string(), it.events.to_string()];
-        [vec![it.subject_id.to_string(), rfc3339(it.asked_ms), request_id], counts.to_vec(), vec![state.into()]]
-            .concat()
+        [vec![it.subject_id.to_string(), rfc3339(it.asked_ms), request_id], counts.to_vec(), vec![state]].concat()
     };
     let rows: Vec<_> = erasures.iter().map(row).collect();
     print!("{}", table::render(&["subject", "asked at", "request", "templates", "events", "state"], &rows));
     Ok(())
+}
+
+/// What keeps the receipt from being made.
+fn waits_for(it: &StoredErasure, has_mongo: bool) -> Option<&'static str> {
+    match it {
+        _ if it.receipt.is_some() => None,
+        _ if it.mongo_waits && !has_mongo => Some("MongoDB, which [mongo] does not name any more"),
+        _ if it.mongo_waits => Some("MongoDB"),
+        _ if it.scrub_waits => Some("the database, which is to be written anew"),
+        _ => Some("the daemon"),
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -61,7 +73,7 @@ pub struct VerifyArgs {
 pub fn verify(args: &VerifyArgs, settings: impl FnOnce() -> anyhow::Result<Settings>) -> anyhow::Result<()> {
     let key = match &args.key {
         Some(key) => key.clone(),
-        None => SigningKey::load(&settings()?.state_dir.join(DEVICE_KEY_FILE))?.public().clone(),
+        None => SigningKey::device_public(&settings()?.state_dir)?,
     };
     let mut token = Vec::new();
     if args.receipt == Path::new("-") {

@@ -9,7 +9,7 @@ use crate::app;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Settings;
 use crate::record::seal::SharedKey;
-use crate::record::signer::{DEVICE_KEY_FILE, SigningKey};
+use crate::record::signer::SigningKey;
 use crate::record::store::Store;
 
 #[derive(Debug, clap::Subcommand)]
@@ -28,9 +28,9 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         to: Option<PathBuf>,
     },
-    /// The key is lost for good: delete the templates that nobody can open, so that everybody can be enrolled again
+    /// The key is lost for good: delete who is enrolled, whose templates nobody can open, so that they can be enrolled again
     Forget {
-        /// Really: names, the record and what is owed stay, no face does
+        /// Really: the record and what is owed stay, nobody stays enrolled
         #[arg(long)]
         yes: bool,
     },
@@ -50,7 +50,7 @@ pub fn run(command: &Command, settings: impl FnOnce() -> anyhow::Result<Settings
             eprintln!("the private half is {}: keep it where the commands come from, not at the doors", file.display());
         }
         Command::Show { file } => println!("{}", SigningKey::load(file)?.public()),
-        Command::Device => println!("{}", SigningKey::load(&settings()?.state_dir.join(DEVICE_KEY_FILE))?.public()),
+        Command::Device => println!("{}", SigningKey::device_public(&settings()?.state_dir)?),
         Command::Rotate { to } => {
             let settings = settings()?;
             let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
@@ -68,11 +68,17 @@ pub fn run(command: &Command, settings: impl FnOnce() -> anyhow::Result<Settings
         }
         Command::Forget { yes } => {
             let settings = settings()?;
-            ensure!(*yes, "this deletes all templates in {}: add --yes", settings.state_dir.display());
+            ensure!(
+                *yes,
+                "this deletes everybody who is enrolled in {} (`rollcall subjects` lists whom): add --yes",
+                settings.state_dir.display()
+            );
             let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
             let options = app::store_options(&settings, &clock);
             let deleted = Store::forget_templates(&settings.state_dir, options).map_err(app::storage)?;
-            println!("{deleted} templates were deleted; enrol everybody again (`rollcall subjects` lists whom)");
+            println!(
+                "{deleted} templates were deleted, and those whose they were; enrol them again, or let the site's gallery do it"
+            );
         }
     }
     Ok(())

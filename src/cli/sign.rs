@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::clock::{Clock as _, SystemClock, Trust};
 use crate::config::Settings;
+use crate::recognise::face::check_id;
 use crate::record::authority::{COMMAND, Claims, LIFETIME_MAX_S};
 use crate::record::command::{self, Limits};
 use crate::record::signer::SigningKey;
@@ -84,6 +85,8 @@ fn add_image(body: &mut Value, verb: &str, image: String) -> anyhow::Result<()> 
 pub fn token(key: &SigningKey, aud: &str, verb: &str, mut body: Value, lifetime: Duration) -> anyhow::Result<String> {
     let seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
     ensure!((1..=LIFETIME_MAX_S).contains(&seconds), "the lifetime must be 1s to 24h");
+    let is_audience = aud.split_once('/').is_some_and(|(site, device)| check_id(site).and(check_id(device)).is_ok());
+    ensure!(is_audience, "--aud must be SITE/DEVICE or SITE/all, as in hq/door-1");
     body["verb"] = verb.into();
     let now_ms = SystemClock::new(Trust::Always).now().wall_ms;
     let text = serde_json::to_string(&body)?;

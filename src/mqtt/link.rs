@@ -235,9 +235,10 @@ pub struct Inbound {
     pub payload: Vec<u8>,
     /// The broker had it stored, so it is of unknown age: the contract refuses such a command.
     pub retained: bool,
-    /// The broker says that it has sent this before (DUP): we did not acknowledge it. A sender cannot say so.
+    /// Said to have been sent before (DUP). mosquitto says so of what we did not acknowledge, and only then; the embedded
+    /// broker does not, and passes on what a sender says: nothing may rest on it alone.
     pub again: bool,
-    /// Under which the broker sends it, the same each time; 0 at QoS 0.
+    /// Under which the broker sends it; by mosquitto the same each time, by the embedded broker another. 0 at QoS 0.
     pub packet_id: u16,
     pub ack: AckToken,
 }

@@ -26,7 +26,7 @@ use crate::recognise::face::check_id;
 pub const LIFETIME_MAX_S: i64 = 86_400;
 /// How far the clocks of sender and device may be apart.
 pub const SKEW_S: i64 = 60;
-/// Keys that a device trusts at most: each is tried where a message does not say which it was signed with.
+/// Keys that a device trusts at most; with more than one a message must say which it was signed with.
 pub const KEYS_MAX: usize = 16;
 
 /// A command's `typ`, which may be left out.
@@ -184,6 +184,10 @@ pub fn verify(message: &[u8], typ: &str, keys: &[PublicKey]) -> Result<Signed, U
         return Err(bad("it is not of 64 bytes"));
     }
     let (text, raw) = (&message[..message.len() - signature.len() - 1], &raw[..SIGNATURE_BYTES]);
+    if header.kid.is_none() && keys.len() > 1 {
+        // Each key would have to read all of the message.
+        return Err(bad("with several trusted keys its header must say which one made it (kid)"));
+    }
     let named = |key: &&PublicKey| header.kid.as_ref().is_none_or(|kid| *kid == key.kid());
     let key = keys.iter().filter(named).find(|key| key.verifies(text, raw));
     let key = key.ok_or(bad("no trusted key made it, or the message was altered"))?.clone();

@@ -46,6 +46,8 @@ pub enum SealError {
          credential"
     )]
     Elsewhere { path: PathBuf },
+    #[error("the key {path} is the right one, nothing is lost: nothing was deleted")]
+    NotLost { path: PathBuf },
     #[error("there is no key to open templates with")]
     NoKey,
     #[error("there is no key {path}: copy it from another device of the site, or make one")]
@@ -64,6 +66,13 @@ pub enum SealError {
     DoesNotOpen,
     #[error("the system gives no random numbers")]
     Random,
+}
+
+impl SealError {
+    /// Whether no key, or another, stands where the right one should.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::KeyLost { .. } | Self::WrongKey { .. })
+    }
 }
 
 /// What a sealed template belongs to.

@@ -32,6 +32,8 @@ pub struct SigningKey {
 pub enum SignerError {
     #[error("there is no key {path}: `rollcall keys signer {path}` makes one")]
     Missing { path: PathBuf },
+    #[error("there is no key {path} yet: the daemon makes it at its first start")]
+    NoDeviceKey { path: PathBuf },
     #[error("the key {path} may be read by others (mode {mode:03o}): `chmod 600` it, and consider it known")]
     Exposed { path: PathBuf, mode: u32 },
     #[error("{path} holds no Ed25519 private key (PKCS #8 in PEM)")]
@@ -88,6 +90,15 @@ impl SigningKey {
         match Self::load(&path) {
             Err(SignerError::Missing { .. }) => Self::create(&path),
             other => other,
+        }
+    }
+
+    /// The public half of the device's own, which is not made here.
+    pub fn device_public(state_dir: &Path) -> Result<PublicKey, SignerError> {
+        match Self::load(&state_dir.join(DEVICE_KEY_FILE)) {
+            Ok(key) => Ok(key.public),
+            Err(SignerError::Missing { path }) => Err(SignerError::NoDeviceKey { path }),
+            Err(error) => Err(error),
         }
     }
 

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{Commander, Fault, JOB_PATIENCE, not_now, refuse};
+use super::{Commander, FUSE, Fault, JOB_PATIENCE, not_now, refuse};
 use crate::app::inference::{Job, LookError, Seen};
 use crate::app::recorder::{Visit, record_visit};
 use crate::attend::venue::Venue;
@@ -201,7 +201,13 @@ impl Commander {
         // Nothing is recorded, not even the answer: the same request is simply looked at again.
         let topic = answer::topic_part(Some(&request_id));
         let reply = answer::accepted(&request_id, "recognise", &body);
-        Ok(self.store.write_async(move |tx| tx.owe_reply(&topic, &reply)).await?)
+        let write = move |tx: &mut Tx<'_>| {
+            // With no answer kept, nothing else tells that this attempt came to its end.
+            tx.put_meta(FUSE, b"")?;
+            tx.end_signed(&request_id)?;
+            tx.owe_reply(&topic, &reply)
+        };
+        Ok(self.store.write_async(write).await?)
     }
 
     async fn attend(&self, request_id: String, attend: Attend) -> Result<(), Fault> {

@@ -34,18 +34,24 @@ struct Alarm {
 }
 
 impl Alarms {
-    pub(super) fn note(&mut self, reason: SecurityReason, verb: &str) {
+    /// Whether it is the first within its pause.
+    pub(super) fn note(&mut self, reason: SecurityReason, verb: &str, now: &Stamp) -> bool {
         // What the sender made up is not repeated.
         let verb = Some(verb).filter(|it| command::is_verb(it)).map(str::to_owned);
         match self.0.iter_mut().find(|it| it.reason == reason) {
-            None => self.0.push(Alarm { reason, verb, count: 1, told: None, pause: TOLD_EVERY }),
+            None => {
+                self.0.push(Alarm { reason, verb, count: 1, told: None, pause: TOLD_EVERY });
+                true
+            }
             Some(alarm) => {
+                let is_first = alarm.count == 0 && alarm.is_due(now);
                 if alarm.count == 0 {
                     alarm.verb = verb;
                 } else if alarm.verb != verb {
                     alarm.verb = None;
                 }
                 alarm.count = alarm.count.saturating_add(1);
+                is_first
             }
         }
     }
@@ -114,12 +120,19 @@ impl Commander {
             Ok(signed) => signed,
             Err(why) => {
                 let (code, reason) = untrusted(why);
-                tracing::warn!(reason = code.as_str(), "a command was not believed");
                 self.count(code);
-                alarms.note(reason, verb);
+                alarms.note(reason, verb, &now);
                 return Ok((None, ack));
             }
         };
+        // Who signed it need not be who sent it: what comes too fast must cost little here too.
+        if !pace.allows(&now) {
+            let claims = signed.claims().ok();
+            let request_id = claims.and_then(|it| command::request_id(it.cmd.get().as_bytes(), &self.limits));
+            let message = format!("more than {} commands in a minute", self.per_minute_max);
+            self.reply(verb, &Refusal::new(request_id.as_deref(), ErrorCode::RateLimited, message)).await?;
+            return Ok((None, ack));
+        }
         let claims = match signed.claims() {
             Ok(claims) => claims,
             Err(why) => {
@@ -127,7 +140,11 @@ impl Commander {
                 return Ok((None, ack));
             }
         };
-        match self.read_signed(verb, retained, &claims, &now, pace) {
+        if let Err(why) = claims.check(&self.topics.audiences(), &now) {
+            self.refuse_unfit(verb, &claims, why, alarms).await?;
+            return Ok((None, ack));
+        }
+        match command::parse_signed(verb, retained, claims.cmd.get().as_bytes(), &self.limits, now.wall_ms) {
             Ok(command) => {
                 let token = Token {
                     id: signed.token_id(&claims),
@@ -141,7 +158,7 @@ impl Commander {
             }
             Err(refusal) => {
                 if let Some(reason) = reason_of(refusal.code) {
-                    alarms.note(reason, verb);
+                    alarms.note(reason, verb, &now);
                 }
                 // As with any command: what was carried out once and comes again too late, was carried out.
                 if !self.repeat_answer(refusal.request_id.as_deref()).await? {
@@ -154,24 +171,23 @@ impl Commander {
         }
     }
 
-    fn read_signed(
+    /// What is too late or for others anybody may have kept, and may send for ever: within a pause one such message is
+    /// answered, the others are counted.
+    async fn refuse_unfit(
         &self,
         verb: &str,
-        retained: bool,
         claims: &Claims<'_>,
-        now: &Stamp,
-        pace: &mut Pace,
-    ) -> Result<Command, Refusal> {
-        let body = claims.cmd.get().as_bytes();
-        let request_id = || command::request_id(body, &self.limits);
-        if let Err(why) = claims.check(&self.topics.audiences(), now) {
-            return Err(Refusal::new(request_id().as_deref(), unfit(why), why.to_string()));
+        why: Unfit,
+        alarms: &mut Alarms,
+    ) -> Result<(), StoreError> {
+        let code = unfit(why);
+        let is_first = reason_of(code).is_none_or(|reason| alarms.note(reason, verb, &self.clock.now()));
+        if !is_first {
+            self.count(code);
+            return Ok(());
         }
-        if !pace.allows(now) {
-            let message = format!("more than {} commands in a minute", self.per_minute_max);
-            return Err(Refusal::new(request_id().as_deref(), ErrorCode::RateLimited, message));
-        }
-        command::parse_signed(verb, retained, body, &self.limits, now.wall_ms)
+        let request_id = command::request_id(claims.cmd.get().as_bytes(), &self.limits);
+        self.reply(verb, &Refusal::new(request_id.as_deref(), code, why.to_string())).await
     }
 
     /// Whether it may be carried out. Written down before that: killed in between, the broker sends it once more, under the
@@ -182,13 +198,15 @@ impl Commander {
         let refusal = match self.store.write_async(move |tx| tx.remember(&token)).await {
             Ok(Seen::Never) => return Ok(true),
             Ok(Seen::Replayed) => {
-                tracing::warn!("a signed command was published again");
                 self.count(ErrorCode::Replayed);
-                alarms.note(SecurityReason::Replayed, verb);
+                alarms.note(SecurityReason::Replayed, verb, &self.clock.now());
                 return Ok(false);
             }
             Ok(Seen::Late) => {
-                alarms.note(SecurityReason::Expired, verb);
+                if !alarms.note(SecurityReason::Expired, verb, &self.clock.now()) {
+                    self.count(ErrorCode::Expired);
+                    return Ok(false);
+                }
                 refuse(ErrorCode::Expired, "later ones are forgotten already: sign it again")
             }
             Ok(Seen::Full) => {
@@ -206,6 +224,9 @@ impl Commander {
     pub(super) async fn tell_alarms(&self, told: Vec<Security>) -> Result<(), StoreError> {
         if told.is_empty() {
             return Ok(());
+        }
+        for Security { reason, verb, count } in &told {
+            tracing::warn!(?reason, verb, count, "commands were not believed");
         }
         let now = self.clock.now();
         let write = move |tx: &mut crate::record::store::Tx<'_>| {
@@ -285,7 +306,7 @@ mod tests {
         let mut alarms = Alarms::default();
         let (mut events, mut counted) = (0, 0);
         for second in 0..86_400 {
-            alarms.note(SecurityReason::Unsigned, if second < 10 { "enrol" } else { "withdraw" });
+            alarms.note(SecurityReason::Unsigned, if second < 10 { "enrol" } else { "withdraw" }, &at(second));
             for told in alarms.take_due(&at(second)) {
                 if events == 0 {
                     assert_eq!((told.count, told.verb.as_deref()), (1, Some("enrol")), "at once");
@@ -305,15 +326,16 @@ mod tests {
     #[test]
     fn after_a_quiet_time_the_next_is_told_at_once_again() {
         let mut alarms = Alarms::default();
-        alarms.note(SecurityReason::Replayed, "enrol");
+        assert!(alarms.note(SecurityReason::Replayed, "enrol", &at(0)));
+        assert!(!alarms.note(SecurityReason::Replayed, "enrol", &at(0)), "one is answered");
         assert_eq!(alarms.pause(&at(0)), Some(Duration::ZERO));
         assert_eq!(alarms.take_due(&at(0)).len(), 1);
         assert_eq!(alarms.pause(&at(1)), None);
-        alarms.note(SecurityReason::Replayed, "../../made up");
+        assert!(!alarms.note(SecurityReason::Replayed, "../../made up", &at(1)), "within the pause");
         assert_eq!((alarms.take_due(&at(20)).len(), alarms.pause(&at(20))), (0, Some(Duration::from_secs(40))));
         assert_eq!(alarms.take_due(&at(60))[0].verb, None, "what the sender made up is not repeated");
         assert!(alarms.take_due(&at(200)).is_empty());
-        alarms.note(SecurityReason::Replayed, "enrol");
+        assert!(alarms.note(SecurityReason::Replayed, "enrol", &at(201)));
         assert_eq!(alarms.take_due(&at(201)).len(), 1);
     }
 }

@@ -38,7 +38,8 @@ fn keys_and_signatures_are_those_of_the_standard() {
     assert_eq!(PublicKey::parse(&key.to_string()).as_ref(), Ok(&key));
     let token = "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc.\
                  hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
-    let signed = verify(token.as_bytes(), COMMAND, &[pair(1).1, key]).unwrap();
+    let signed = verify(token.as_bytes(), COMMAND, std::slice::from_ref(&key)).unwrap();
+    assert!(verify(token.as_bytes(), COMMAND, &[pair(1).1, key]).is_err(), "of several keys it must name one");
     assert_eq!(signed.bytes(), b"Example of Ed25519 signing");
     for bad in ["", "ed25519:", "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "ed25519:11qY", "ed25519:+++"] {
         assert_eq!(PublicKey::parse(bad), Err(NoKey), "{bad}");

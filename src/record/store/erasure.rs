@@ -26,10 +26,15 @@ pub struct StoredErasure {
     pub mongo: bool,
     /// A compact JWS by the device's key; none as long as something may be left.
     pub receipt: Option<String>,
+    /// MongoDB has not confirmed.
+    pub mongo_waits: bool,
+    /// The database is still to be written anew.
+    pub scrub_waits: bool,
 }
 
-const COLUMNS: &str = "select row, subject_id, request_id, asked_ms, clock, reference_count, event_count, mongo_row, receipt \
-                       from erasure";
+const COLUMNS: &str = "select row, subject_id, request_id, asked_ms, clock, reference_count, event_count, mongo_row, receipt, \
+                       exists (select 1 from outbox where id = mongo_row), \
+                       exists (select 1 from meta where key = 'scrub_owed') from erasure";
 
 /// Written anew is the database, its log cut off, and what MongoDB was told is acknowledged: the row that told it is gone.
 const CLEAN: &str = "receipt is null and not exists (select 1 from meta where key = 'scrub_owed') \
@@ -91,6 +96,8 @@ fn listed(conn: &Connection, sql: &str, limit: u32) -> Result<Vec<StoredErasure>
             events: row.get(6)?,
             mongo: row.get::<_, Option<i64>>(7)?.is_some(),
             receipt: row.get(8)?,
+            mongo_waits: row.get(9)?,
+            scrub_waits: row.get(10)?,
         };
         Ok(Some(erasure))
     };

@@ -100,6 +100,13 @@ pub(super) fn settle(conn: &mut Connection, options: &StoreOptions) -> Result<()
     Ok(())
 }
 
+/// Before those who are enrolled are forgotten: the site is not to hear of emptied accounts.
+pub(super) fn forget_debts_of_enrolled(conn: &Connection) -> Result<(), StoreError> {
+    let sql = "delete from outbox where sink = ?1 and topic in (select ?2 || id from subject)";
+    conn.execute(sql, params![SinkName::GALLERY.as_str(), TOPIC])?;
+    Ok(())
+}
+
 fn account(row: &Row<'_>) -> rusqlite::Result<Account> {
     let version = Version { withdrawals: row.get(0)?, changes: row.get(1)?, device: row.get(2)? };
     Ok(Account { version, withdrawn: row.get(3)?, erased: row.get(4)? })

@@ -10,9 +10,11 @@ use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
 use super::writer::{fitting_key, open_database, put_proof};
-use super::{Store, StoreError, StoreOptions, files};
+use super::{Store, StoreError, StoreOptions, files, fleet};
 use crate::recognise::face::{ModelDigest, SubjectId};
 use crate::record::seal::{Belongs, KEY_FILE, NEXT_KEY_FILE, SealError, SealKey};
+
+const OWE_SCRUB: &str = "insert into meta (key, value) values ('scrub_owed', x'') on conflict (key) do nothing";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rotated {
@@ -50,12 +52,25 @@ impl Store {
         Ok(Rotated { resealed, unreadable, path })
     }
 
-    /// The key is lost: the templates that it sealed go, everything else stays. Gives how many there were.
+    /// The key is lost: the templates that it sealed go, and with them the subjects, as if this device had never heard of
+    /// them. No tombstone, no emptied account: the site's gallery teaches them again. Gives how many templates there were.
     pub fn forget_templates(dir: &Path, options: StoreOptions) -> Result<u64, StoreError> {
         files::prepare_dir(dir)?;
         let lock = files::lock(dir)?;
-        let conn = open_database(dir)?;
-        let deleted = conn.execute("delete from reference", [])?;
+        let mut conn = open_database(dir)?;
+        match fitting_key(&conn, dir, options.credentials_dir.as_deref()) {
+            Ok((key, _)) => return Err(SealError::NotLost { path: key.path().to_owned() }.into()),
+            Err(StoreError::Sealed { source }) if source.is_lost() => {}
+            Err(error) => return Err(error),
+        }
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // What is owed of withdrawals stays.
+        fleet::forget_debts_of_enrolled(&tx)?;
+        tx.execute("delete from photograph", [])?;
+        let deleted = tx.execute("delete from reference", [])?;
+        tx.execute("delete from subject", [])?;
+        tx.execute(OWE_SCRUB, [])?;
+        tx.commit()?;
         drop((conn, lock));
         Store::open(dir, options)?.store.close()?;
         Ok(deleted as u64)
@@ -106,7 +121,7 @@ fn reseal(conn: &mut Connection, old: &SealKey, new: &SealKey) -> Result<(u64, u
         resealed += 1;
     }
     put_proof(&tx, new)?;
-    tx.execute("insert into meta (key, value) values ('scrub_owed', x'') on conflict (key) do nothing", [])?;
+    tx.execute(OWE_SCRUB, [])?;
     tx.commit()?;
     Ok((resealed, unreadable))
 }

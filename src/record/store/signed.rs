@@ -1,13 +1,16 @@
 //! What may be done within a write: signed commands are remembered, so that none is taken twice.
 //!
-//! Each is written down before it is carried out, and stays until it would be too late for it anyway. The broker sends again
-//! what was not acknowledged: that comes flagged, under the packet id it had, and is the same publication. Everything else
-//! with an id that was seen is another publication of the same message: a replay.
+//! Each is written down before it is carried out, and stays until it would be too late for it anyway. It is done with the
+//! transaction that holds its answer, and with it its effect. One that is not done (killed in between) has changed nothing:
+//! whoever sends it again, under whatever packet id, brings what its signer asked for. One that is done is a replay, but for
+//! the broker's own repetition of what was not acknowledged, which comes flagged under the packet id it had and is answered
+//! from the stored answer. Flag and packet id may be a sender's (the embedded broker passes them on or gives others): so
+//! that answer is all that they are ever worth.
 //!
 //! Invariant: what is forgotten is never taken again, whatever the clock does afterwards: the end of the last one forgotten
 //! stays, and nothing that ends before it is new.
 
-use rusqlite::{OptionalExtension as _, params};
+use rusqlite::{OptionalExtension as _, Row, params};
 
 use super::StoreError;
 use super::tx::Tx;
@@ -34,7 +37,7 @@ pub struct Token {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// To be carried out: new, or the same publication once more.
+    /// To be carried out, or answered again: new, not done, or the same publication once more.
     Never,
     Replayed,
     /// Others that ended later are forgotten already: whether this one was seen cannot be told.
@@ -46,11 +49,16 @@ pub enum Seen {
 impl Tx<'_> {
     /// Remembers a signed command, if it may be carried out.
     pub fn remember(&mut self, token: &Token) -> Result<Seen, StoreError> {
-        let of = "select packet_id from signed where jti = ?1";
-        let before: Option<u16> = self.conn.prepare(of)?.query_row([&token.id], |row| row.get(0)).optional()?;
-        if let Some(packet_id) = before {
-            let same = token.again && packet_id == token.packet_id;
-            return Ok(if same { Seen::Never } else { Seen::Replayed });
+        let of = "select packet_id, done, request_id from signed where jti = ?1";
+        let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+        let before: Option<(u16, bool, String)> = self.conn.prepare(of)?.query_row([&token.id], read).optional()?;
+        if let Some((packet_id, done, request_id)) = before {
+            if request_id != token.request_id {
+                return Ok(Seen::Replayed);
+            }
+            let repeated = token.again && packet_id == token.packet_id;
+            let may_come = !done || repeated && self.answer_of(&request_id)?.is_some();
+            return Ok(if may_come { Seen::Never } else { Seen::Replayed });
         }
         if token.gone_ms <= self.forget_late()? {
             return Ok(Seen::Late);
@@ -63,6 +71,13 @@ impl Tx<'_> {
         let row = params![token.id, token.request_id, token.gone_ms, token.packet_id];
         self.conn.prepare(insert)?.execute(row)?;
         Ok(Seen::Never)
+    }
+
+    /// The request was answered: in the transaction of the answer.
+    pub fn end_signed(&mut self, request_id: &str) -> Result<(), StoreError> {
+        let sql = "update signed set done = 1 where request_id = ?1 and done = 0";
+        self.conn.prepare_cached(sql)?.execute([request_id])?;
+        Ok(())
     }
 
     /// Forgets those that it is too late for; gives the end of the last one that ever was forgotten.

@@ -166,6 +166,7 @@ impl<'a> Tx<'a> {
 
     /// Stores the answer to a request and owes it to MQTT. `false`, and nothing done, if the request has one already.
     pub fn put_answer(&mut self, request_id: &str, verb: &str, topic: &str, reply: &str) -> Result<bool, StoreError> {
+        self.end_signed(request_id)?;
         let sql = "insert into command (request_id, verb, topic, reply, answered_ms) \
                    values (?1, ?2, ?3, ?4, ?5) on conflict (request_id) do nothing";
         let now_ms = self.now().wall_ms;

@@ -18,7 +18,7 @@ use super::files::{self, Reserve};
 use super::tx::{Effects, Setting, Tx};
 use super::{StoreError, StoreOptions, Wake, fleet, rotate, schema};
 use crate::clock::Stopwatch;
-use crate::record::seal::{NEXT_KEY_FILE, SealError, SealKey};
+use crate::record::seal::{KEY_FILE, NEXT_KEY_FILE, SealError, SealKey};
 
 /// How many writes share a commit. More would not be faster (the fsync is spread already) but let the first wait.
 const GROUP: usize = 64;
@@ -183,7 +183,8 @@ fn set_up(conn: &mut Connection) -> Result<(), StoreError> {
 }
 
 /// After a rotation that was cut short: the new key takes the place of the old where the templates are sealed with it, and
-/// goes where they are not.
+/// goes where the old one fits. Where neither can be told (the database was lost, or set aside as damaged) it may be the only
+/// one that opens a copy of it: it is kept under another name.
 fn settle_rotation(dir: &Path, proof: Option<&Vec<u8>>) -> Result<(), StoreError> {
     let next = dir.join(NEXT_KEY_FILE);
     let Some(key) = SealKey::load_from(&next)? else {
@@ -191,10 +192,15 @@ fn settle_rotation(dir: &Path, proof: Option<&Vec<u8>>) -> Result<(), StoreError
     };
     if proof.is_some_and(|it| key.recognises(it)) {
         rotate::settle(dir)?;
-    } else {
-        std::fs::remove_file(&next).map_err(files::io_error(&next))?;
+        return Ok(());
     }
-    Ok(())
+    let old = SealKey::load_from(&dir.join(KEY_FILE))?;
+    if proof.is_some_and(|proof| old.is_some_and(|it| it.recognises(proof))) {
+        return std::fs::remove_file(&next).map_err(files::io_error(&next));
+    }
+    let names = (1..u32::MAX).map(|number| dir.join(format!("{NEXT_KEY_FILE}.{number}")));
+    let free = names.into_iter().find(|it| !it.exists()).unwrap_or_else(|| next.clone());
+    std::fs::rename(&next, &free).map_err(files::io_error(&next))
 }
 
 pub(super) fn put_proof(conn: &Connection, key: &SealKey) -> Result<(), StoreError> {
@@ -221,7 +227,7 @@ pub(super) fn fitting_key(
         Some(key) if fits(&key) => return Ok((key, false)),
         Some(key) if sealed => return Err(SealError::WrongKey { path: key.path().to_owned() }.into()),
         None if sealed => {
-            return Err(SealError::KeyLost { path: dir.join(crate::record::seal::KEY_FILE) }.into());
+            return Err(SealError::KeyLost { path: dir.join(KEY_FILE) }.into());
         }
         Some(key) => (key, false),
         None => (SealKey::create(dir)?, true),

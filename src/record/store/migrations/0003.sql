@@ -17,9 +17,12 @@ create table signed (
   jti text primary key not null,
   request_id text not null,
   expires_ms integer not null,
-  packet_id integer not null
+  packet_id integer not null,
+  -- whether its request was answered
+  done integer not null default 0 check (done in (0, 1))
 ) strict, without rowid;
 create index signed_by_expiry on signed (expires_ms);
+create index signed_undone on signed (request_id) where done = 0;
 
 create table erasure (
   row integer primary key autoincrement,
