@@ -254,7 +254,7 @@ impl Settling<'_> {
             digests.push(digest);
             each.push(judged);
         }
-        let judgement = enrol::conclude(each, &self.gallery, &person.id, self.rules);
+        let judgement = enrol::conclude(each, &self.gallery, &person.id, false, self.rules);
         for (at, judged) in places.iter().zip(&judgement.photographs) {
             verdicts[*at] = match judged {
                 Judged::Accepted { .. } => Verdict::Accepted,
