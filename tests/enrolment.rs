@@ -77,7 +77,7 @@ fn beside(left: &RgbImage, right: &RgbImage) -> RgbImage {
 
 fn judge(vision: &mut Vision, rules: &EnrolSettings, photographs: &[Vec<u8>]) -> Judgement {
     let (gallery, id) = (Gallery::new(vision.dimension()), SubjectId::new("somebody").unwrap());
-    enrol::judge(vision, &gallery, &id, photographs.iter().map(Vec::as_slice), rules).unwrap()
+    enrol::judge(vision, &gallery, &id, false, photographs.iter().map(Vec::as_slice), rules).unwrap()
 }
 
 fn reason(vision: &mut Vision, rules: &EnrolSettings, photograph: Vec<u8>) -> Option<Reason> {
@@ -220,18 +220,30 @@ fn a_face_that_is_enrolled_already_is_noticed_and_a_look_alike_told() {
     let person = people.iter().find(|it| it.enrol.len() >= 2).unwrap();
     let (one, two) = (fs::read(&person.enrol[0]).unwrap(), fs::read(&person.enrol[1]).unwrap());
     let id = |text: &str| SubjectId::new(text).unwrap();
-    let judged = enrol::judge(&mut vision, &Gallery::new(512), &id("first"), [one.as_slice()], &rules).unwrap();
+    let judged = enrol::judge(&mut vision, &Gallery::new(512), &id("first"), false, [one.as_slice()], &rules).unwrap();
     let template = judged.accepted().next().unwrap().0.clone();
     let subject = Subject { id: id("first"), name: Name::new("First").unwrap() };
     let gallery = Gallery::new(template.dimension()).with(subject, &[template]);
-    let again = enrol::judge(&mut vision, &gallery, &id("second"), [one.as_slice(), two.as_slice()], &rules).unwrap();
+    let again =
+        enrol::judge(&mut vision, &gallery, &id("second"), false, [one.as_slice(), two.as_slice()], &rules).unwrap();
     assert_eq!(again.duplicate_of, Some(id("first")));
     assert_eq!(again.look_alikes[0].0, id("first"));
     // One's own references are no duplicate.
-    let own = enrol::judge(&mut vision, &gallery, &id("first"), [two.as_slice()], &rules).unwrap();
+    let own = enrol::judge(&mut vision, &gallery, &id("first"), false, [two.as_slice()], &rules).unwrap();
     assert!(own.duplicate_of.is_none() && own.look_alikes.is_empty(), "{own:?}");
+    // Somebody else's photograph is not added to them; it may take their place.
+    let stranger = people.iter().find(|it| it.id != person.id).unwrap();
+    let other = fs::read(&stranger.enrol[0]).unwrap();
+    let mixed = [two.as_slice(), other.as_slice()];
+    let added = enrol::judge(&mut vision, &gallery, &id("first"), false, mixed, &rules).unwrap();
+    assert!(matches!(added.photographs[0], Judged::Accepted { .. }), "{added:?}");
+    assert!(matches!(added.photographs[1], Judged::Refused(Reason::OtherPerson)), "{added:?}");
+    let alone = enrol::judge(&mut vision, &gallery, &id("first"), false, [other.as_slice()], &rules).unwrap();
+    assert_eq!(alone.accepted().count(), 0);
+    let instead = enrol::judge(&mut vision, &gallery, &id("first"), true, [other.as_slice()], &rules).unwrap();
+    assert_eq!(instead.accepted().count(), 1);
     // Too near, but not near enough to be called the same: told, and taken.
     let lenient = EnrolSettings { duplicate_margin: 1.0, ..rules };
-    let near = enrol::judge(&mut vision, &gallery, &id("second"), [one.as_slice()], &lenient).unwrap();
+    let near = enrol::judge(&mut vision, &gallery, &id("second"), false, [one.as_slice()], &lenient).unwrap();
     assert!(near.duplicate_of.is_none() && near.look_alikes[0].0 == id("first"), "{near:?}");
 }

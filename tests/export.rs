@@ -103,6 +103,12 @@ fn a_gallery_moves_bit_by_bit_and_once() {
         &run(&here, &["export", &path("x"), "--key-file", &key, "--subject", "nobody"]),
         "there is no subject nobody",
     );
+    enrol(&open, count..count + 1);
+    let withdrawn = id(count);
+    open.write(move |tx| tx.delete_subject(&withdrawn)).unwrap();
+    let withdrawn = id(count).to_string();
+    let why = format!("there is no subject {withdrawn}");
+    refused(&run(&here, &["export", &path("x"), "--key-file", &key, "--subject", &withdrawn]), &why);
     open.close().unwrap();
 
     // Another key, a cut file: nothing is taken.

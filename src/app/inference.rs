@@ -32,12 +32,14 @@ use crate::recognise::still;
 pub enum Job {
     Enrol {
         subject: SubjectId,
+        replace: bool,
         photographs: Vec<Vec<u8>>,
         answer: oneshot::Sender<Result<Judgement, EngineError>>,
     },
     /// The next person alone before the camera. Takes as long as it takes: whoever asked gives up by letting go.
     EnrolFromCamera {
         subject: SubjectId,
+        replace: bool,
         samples: usize,
         tally: Arc<Mutex<Tally>>,
         answer: oneshot::Sender<Result<Judgement, EngineError>>,
@@ -73,6 +75,7 @@ pub const JOBS_MAX: usize = 4;
 /// An enrolment under way: one photograph between two frames, so that nobody passes the door unseen meanwhile.
 pub struct Enrolling {
     subject: SubjectId,
+    replace: bool,
     photographs: VecDeque<Vec<u8>>,
     judged: Vec<Judged>,
     answer: oneshot::Sender<Result<Judgement, EngineError>>,
@@ -81,6 +84,7 @@ pub struct Enrolling {
 /// Somebody is to be enrolled by the camera.
 pub struct FromCamera {
     subject: SubjectId,
+    replace: bool,
     gathering: Gathering,
     /// Why frames were of no use so far.
     tally: Arc<Mutex<Tally>>,
@@ -198,13 +202,13 @@ impl Inference {
     fn carry_out(&mut self, job: Job) {
         // Whoever asked may have given up meanwhile: then there is nobody to tell, and that is all right.
         match job {
-            Job::Enrol { subject, photographs, answer } => {
+            Job::Enrol { subject, replace, photographs, answer } => {
                 self.enrolling =
-                    Some(Enrolling { subject, photographs: photographs.into(), judged: Vec::new(), answer });
+                    Some(Enrolling { subject, replace, photographs: photographs.into(), judged: Vec::new(), answer });
             }
-            Job::EnrolFromCamera { subject, samples, tally, answer } => {
+            Job::EnrolFromCamera { subject, replace, samples, tally, answer } => {
                 let gathering = Gathering::new(samples, self.pad);
-                self.from_camera = Some(FromCamera { subject, gathering, tally, answer });
+                self.from_camera = Some(FromCamera { subject, replace, gathering, tally, answer });
             }
             Job::Look { photograph, answer } => {
                 if !answer.is_closed() {
@@ -233,7 +237,7 @@ impl Inference {
             }
         } else {
             let (gallery, judged) = (self.gallery.snapshot(), std::mem::take(&mut enrolling.judged));
-            Ok(enrol::conclude(judged, &gallery, &enrolling.subject, &self.enrol))
+            Ok(enrol::conclude(judged, &gallery, &enrolling.subject, enrolling.replace, &self.enrol))
         };
         // Whoever asked may have given up meanwhile.
         enrolling.answer.send(outcome).ok();
@@ -254,7 +258,8 @@ impl Inference {
             }
             Ok(Some(judged)) => {
                 let gallery = self.gallery.snapshot();
-                let judgement = enrol::conclude(judged, &gallery, &from_camera.subject, &self.enrol);
+                let judgement =
+                    enrol::conclude(judged, &gallery, &from_camera.subject, from_camera.replace, &self.enrol);
                 from_camera.answer.send(Ok(judgement)).ok();
             }
             Err(error) => {

@@ -299,9 +299,9 @@ impl Daemon {
     }
 
     fn start_fleet_in_mongo(&self, stages: &mut Stages, link: &MongoLink, fleet: &FleetSettings) {
-        let shelf = Arc::new(Shelf::new(Arc::clone(&fleet.key), &self.settings.site));
+        let of_site = Arc::new(Shelf::new(Arc::clone(&fleet.key), &self.settings.site));
         let keeper = CollectionKeeper {
-            shelf: Arc::clone(&shelf),
+            shelf: Arc::clone(&of_site),
             link: link.clone(),
             device: self.settings.device.clone(),
             store: self.store.clone(),
@@ -310,7 +310,7 @@ impl Daemon {
             health: Arc::clone(&self.health),
             changed: Arc::clone(&self.changed),
         };
-        let sink = CollectionSink { shelf, link: link.clone(), store: self.store.clone() };
+        let sink = CollectionSink { shelf: of_site, link: link.clone(), store: self.store.clone() };
         let relay = relay(self.store.clone(), sink, stages.last_signal(), RelaySettings::default());
         let stop = stages.stop_signal();
         stages.task("gallery", keeper.run(stop));

@@ -73,7 +73,10 @@ pub struct Report {
     /// Subjects with one reference, who say nothing of how a person varies.
     pub single_reference: usize,
     pub references_of_other_embedders: u64,
+    /// What the suggested threshold is for.
     pub fpir_target: f32,
+    /// What the rule aims at; of no effect where the threshold is set by hand.
+    pub fpir_in_force: f32,
     /// In force for this gallery, by the rule or set by hand.
     pub threshold: f32,
     pub threshold_fixed: bool,
@@ -81,7 +84,7 @@ pub struct Report {
     pub impostor: Impostor,
     pub search: Searches,
     pub suggested: Option<Suggested>,
-    /// A target that makes the rule give the suggested threshold.
+    /// A target that makes the rule give the suggested threshold; none where the threshold is set by hand.
     pub suggested_fpir: Option<f64>,
     pub doubles: usize,
     pub look_alikes: Vec<LookAlike>,
@@ -151,7 +154,7 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let vision = app::load_vision(settings)?;
     let spec = vision.template_spec();
     let rule = settings.recognition.threshold(&spec);
-    let rule = ThresholdRule { fpir: args.fpir.unwrap_or(rule.fpir), ..rule };
+    let target = args.fpir.unwrap_or(rule.fpir);
     let (matrix, others) = load(&reader, &vision)?;
     ensure!(
         matrix.subjects.len() > 1,
@@ -165,7 +168,7 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let bar = progress::bar(matrix.references as u64, "searches");
     let tally = compare(&matrix, marks, args.comparisons, workers, &|more| bar.inc(more));
     bar.finish_and_clear();
-    let mut report = Report::new(&matrix, &tally, &rule, marks);
+    let mut report = Report::new(&matrix, &tally, &rule, target, marks);
     report.site.clone_from(&settings.site);
     report.device.clone_from(&settings.device);
     report.at = rfc3339(SystemClock::new(settings.trust).now().wall_ms);
@@ -211,7 +214,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 impl Report {
-    fn new(matrix: &Matrix, tally: &Tally, rule: &ThresholdRule, marks: Marks) -> Self {
+    fn new(matrix: &Matrix, tally: &Tally, rule: &ThresholdRule, target: f32, marks: Marks) -> Self {
         let subjects = matrix.subjects.len();
         let threshold = rule.at(subjects).value();
         let (mut genuine, identical) = matrix.genuine();
@@ -237,7 +240,7 @@ impl Report {
         let doubles = tally.pairs.iter().filter(|(.., score)| *score >= marks.double).count();
         // Left out of the searches, so many would bend what is left.
         let settled = doubles * DOUBLES_SHARE <= subjects;
-        let suggested = settled.then(|| suggest(&by_subject, f64::from(rule.fpir))).flatten();
+        let suggested = settled.then(|| suggest(&by_subject, f64::from(target))).flatten();
         let at_one_percent = ThresholdRule { fpir: 0.01, fixed: None, ..*rule }.at(subjects).value();
         let id = |at: u32| matrix.subjects[at as usize].to_string();
         let look_alike = |(one, other, score): &(u32, u32, f32)| LookAlike {
@@ -258,7 +261,8 @@ impl Report {
             references: matrix.references,
             single_reference: matrix.single,
             references_of_other_embedders: 0,
-            fpir_target: rule.fpir,
+            fpir_target: target,
+            fpir_in_force: rule.fpir,
             threshold,
             threshold_fixed: rule.fixed.is_some(),
             genuine: Genuine {
@@ -277,7 +281,9 @@ impl Report {
             },
             search: Searches { fpir: Share::new(over, best.len() as u64, by_subject.len() as u64) },
             suggested,
-            suggested_fpir: suggested.and_then(|it| fpir_for(it.threshold, at_one_percent, rule.per_decade)),
+            suggested_fpir: suggested
+                .filter(|_| rule.fixed.is_none())
+                .and_then(|it| fpir_for(it.threshold, at_one_percent, rule.per_decade)),
             doubles,
             look_alikes: tally.pairs.iter().take(LISTED_MAX).map(look_alike).collect(),
             best,
@@ -303,11 +309,13 @@ impl Report {
                 format!("{} references, not compared", self.references_of_other_embedders),
             ));
         }
-        let by = if self.threshold_fixed { "set by hand" } else { "by the rule" };
-        rows.push((
-            "threshold in force",
-            format!("{:.3} ({by}, FPIR aimed at {})", self.threshold, percent(f64::from(self.fpir_target))),
-        ));
+        let by = if self.threshold_fixed {
+            "set by hand".to_owned()
+        } else {
+            format!("by the rule, FPIR aimed at {}", percent(f64::from(self.fpir_in_force)))
+        };
+        rows.push(("threshold in force", format!("{:.3} ({by})", self.threshold)));
+        rows.push(("target (FPIR)", percent(f64::from(self.fpir_target))));
         rows.push((
             "pairs of one person",
             match (self.genuine.lowest, self.genuine.median) {

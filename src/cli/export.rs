@@ -82,7 +82,8 @@ fn each(
     mut visit: impl FnMut(&SubjectId) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     for id in wanted {
-        if enrolled.portable(id)?.is_none() {
+        // A withdrawal is no subject to be exported.
+        if enrolled.portable(id)?.is_none_or(|it| it.is_withdrawn()) {
             return Err(app::storage(StoreError::UnknownSubject { id: id.clone() }));
         }
         visit(id)?;

@@ -100,7 +100,7 @@ fn enrol_here(
     let gallery: Gallery = app::load_gallery(store, &vision)?;
     let rules = settings.recognition.enrol(&vision.template_spec());
     let photographs = photographs.iter().map(Vec::as_slice);
-    let judgement = enrol::judge(&mut vision, &gallery, &args.id, photographs, &rules)?;
+    let judgement = enrol::judge(&mut vision, &gallery, &args.id, args.replace, photographs, &rules)?;
     show_verdicts(args, &judgement);
     if let Some((_, why)) = unfit(&judgement, args.allow_duplicate) {
         bail!("{why}");

@@ -23,6 +23,8 @@ pub struct Gathering {
     wanted: usize,
     pad: PadSettings,
     track: Option<u64>,
+    /// Two faces were found within this track: its verdict may be the other's.
+    mixed: bool,
     samples: Vec<(Template, f32)>,
     last: Option<Stamp>,
     tally: Tally,
@@ -30,7 +32,7 @@ pub struct Gathering {
 
 impl Gathering {
     pub fn new(wanted: usize, pad: PadSettings) -> Self {
-        Self { wanted, pad, track: None, samples: Vec::new(), last: None, tally: Tally::new() }
+        Self { wanted, pad, track: None, mixed: false, samples: Vec::new(), last: None, tally: Tally::new() }
     }
 
     pub fn tally(&self) -> &Tally {
@@ -48,7 +50,7 @@ impl Gathering {
         if self.track != Some(sight.track_id) {
             // Somebody else: what was gathered is not theirs.
             self.begin_again();
-            self.track = Some(sight.track_id);
+            (self.track, self.mixed) = (Some(sight.track_id), false);
         }
         if self.pad.mode != PadMode::Off && sight.presentation == Presentation::Attack {
             self.begin_again();
@@ -69,6 +71,7 @@ impl Gathering {
     pub fn add(&mut self, template: Template, quality: &Quality, settings: &EnrolSettings, now: &Stamp) {
         let is_other = |(earlier, _): &(Template, f32)| earlier.compare(&template) < settings.same_person_min;
         if self.samples.iter().any(is_other) {
+            self.mixed = true;
             self.begin_again();
         }
         self.samples.push((template, quality::rank(quality)));
@@ -81,7 +84,7 @@ impl Gathering {
             return None;
         }
         let judged = match (self.pad.mode, sight.presentation) {
-            (PadMode::Off, _) | (_, Presentation::Live) => true,
+            (PadMode::Off, _) | (_, Presentation::Live) if !self.mixed => true,
             (PadMode::Flag, Presentation::Unjudged) => eye_distance_px < self.pad.eye_distance_px_min,
             _ => false,
         };
@@ -186,6 +189,26 @@ mod tests {
         gathering.add(template(0.1, 1.0), &GOOD, &settings, &at(800));
         assert_eq!(gathering.finished(&bob, 40.0).unwrap().len(), 2);
         assert_eq!(told(gathering.tally()), "dark in 1 frames, no_face in 1 frames, several_faces in 1 frames");
+    }
+
+    #[test]
+    fn a_verdict_is_not_believed_of_a_track_that_two_faces_shared() {
+        let (mut gathering, settings) = (Gathering::new(2, pad(PadMode::Enforce)), settings());
+        for (track, believed) in [(1, false), (2, true)] {
+            let sight = sight(track, Presentation::Live);
+            let faces = if believed { [(1.0, 0.0); 3] } else { [(1.0, 0.0), (0.0, 1.0), (0.0, 1.0)] };
+            for (at, (x, y)) in faces.into_iter().enumerate() {
+                let now = at_of(track, at);
+                if gathering.regard(1, std::slice::from_ref(&sight), &now).is_some() {
+                    gathering.add(template(x, y), &GOOD, &settings, &now);
+                }
+            }
+            assert_eq!(gathering.finished(&sight, 40.0).is_some(), believed);
+        }
+    }
+
+    fn at_of(track: u64, sample: usize) -> Stamp {
+        at(track * 10_000 + sample as u64 * 1000)
     }
 
     #[test]

@@ -81,20 +81,26 @@ pub fn judge<'a>(
     engine: &mut dyn FaceEngine,
     gallery: &Gallery,
     subject: &SubjectId,
+    replace: bool,
     photographs: impl IntoIterator<Item = &'a [u8]>,
     settings: &EnrolSettings,
 ) -> Result<Judgement, EngineError> {
     let judged = photographs.into_iter().map(|photograph| judge_photograph(engine, photograph, settings));
-    Ok(conclude(judged.collect::<Result<_, _>>()?, gallery, subject, settings))
+    Ok(conclude(judged.collect::<Result<_, _>>()?, gallery, subject, replace, settings))
 }
 
-/// What the photographs, each judged by itself, say together.
+/// What the photographs, each judged by itself, say together. An addition must show whom the subject's references show;
+/// with `replace` they are given up, and say nothing.
 pub fn conclude(
     mut judged: Vec<Judged>,
     gallery: &Gallery,
     subject: &SubjectId,
+    replace: bool,
     settings: &EnrolSettings,
 ) -> Judgement {
+    if !replace {
+        refuse_strangers(&mut judged, gallery, subject, settings.same_person_min);
+    }
     refuse_other_persons(&mut judged, settings.same_person_min);
     let threshold = settings.threshold.at(gallery.subjects()).value();
     let accepted = judged.iter().filter_map(|judged| match judged {
@@ -144,6 +150,17 @@ pub fn judge_photograph(
     match still::template(engine, &main.sample)? {
         Some(template) => Ok(Judged::Accepted { template, quality: quality::rank(&quality) }),
         None => refused(Reason::NoFace),
+    }
+}
+
+/// Refuses what does not agree with any of the subject's own references, where it has some.
+fn refuse_strangers(judged: &mut [Judged], gallery: &Gallery, subject: &SubjectId, same_person_min: f32) {
+    for judged in judged {
+        if let Judged::Accepted { template, .. } = judged
+            && gallery.own_score(template, subject).is_some_and(|score| score < same_person_min)
+        {
+            *judged = Judged::Refused(Reason::OtherPerson);
+        }
     }
 }
 

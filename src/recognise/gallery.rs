@@ -24,6 +24,8 @@ use std::sync::Arc;
 use blocks::{Blocks, Rounded};
 use book::Book;
 
+use simsimd::SpatialSimilarity as _;
+
 use crate::recognise::face::{Name, SubjectId, Template};
 
 /// Who can be found.
@@ -212,6 +214,13 @@ impl Gallery {
         let mut found: Vec<_> = best.into_iter().filter_map(|(slot, score)| self.candidate(slot, score)).collect();
         found.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.subject.id.cmp(&b.subject.id)));
         found
+    }
+
+    /// The best score with the subject's own references; none where it has none here, or the probe is of another dimension.
+    pub fn own_score(&self, probe: &Template, id: &SubjectId) -> Option<f32> {
+        let slot = self.book.slot(id).filter(|_| probe.dimension() == self.dimension)?;
+        let own = self.references.of(slot, self.book.references(slot));
+        own.filter_map(|it| f32::dot(probe.as_slice(), it)).map(|score| score as f32).max_by(f32::total_cmp)
     }
 
     fn candidate(&self, slot: u32, score: f32) -> Option<Candidate> {

@@ -267,7 +267,7 @@ impl Commander {
     async fn judge(&self, enrol: &Enrol) -> Result<Judgement, Fault> {
         let (answer, answered) = oneshot::channel();
         let photographs = enrol.images.iter().map(|image| image.bytes().to_vec()).collect();
-        self.submit(Job::Enrol { subject: enrol.subject_id.clone(), photographs, answer })?;
+        self.submit(Job::Enrol { subject: enrol.subject_id.clone(), replace: enrol.replace, photographs, answer })?;
         let judged = self.wait(answered).await?;
         judged.map_err(failed)
     }

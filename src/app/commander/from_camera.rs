@@ -71,7 +71,8 @@ impl Commander {
         let (answer, answered) = oneshot::channel();
         let tally = Arc::new(Mutex::new(Tally::new()));
         let EnrolFromCamera { subject_id, name, samples, timeout, replace, allow_duplicate } = command;
-        let job = Job::EnrolFromCamera { subject: subject_id.clone(), samples, tally: Arc::clone(&tally), answer };
+        let job =
+            Job::EnrolFromCamera { subject: subject_id.clone(), replace, samples, tally: Arc::clone(&tally), answer };
         if let Err(fault) = self.submit(job) {
             self.forget_waiting().await?;
             return Err(fault);

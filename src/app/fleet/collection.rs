@@ -114,7 +114,8 @@ enum Trouble {
 #[derive(Default)]
 struct Round {
     reached: bool,
-    /// What the bell said before the last whole look.
+    /// What the bell said before the last whole look; nothing is also what it may say.
+    #[expect(clippy::option_option, reason = "not asked yet, never rung, and when it rang")]
     bell: Option<Option<i64>>,
     whole_at: Option<Instant>,
     /// When to give the site what it lacks of other doors' accounts.
@@ -383,7 +384,7 @@ impl CollectionSink {
             Some((subject_of(topic)?, Debt::parse(payload)))
         };
         let owed: Vec<_> = batch.iter().map(owed).collect();
-        let shelf = Arc::clone(&self.shelf);
+        let of_site = Arc::clone(&self.shelf);
         // Sealed on the store's thread: what is in clear does not leave it.
         let read = move |tx: &mut Tx<'_>| {
             let errand = |row: &Option<(SubjectId, Debt)>| -> Result<Errand, StoreError> {
@@ -395,10 +396,10 @@ impl CollectionSink {
                 };
                 let account = Account::of(&portable);
                 // Never only because we cannot read it: but somebody changed it here, knowing it or not.
-                if *debt != Debt::Changed && shelf.known().sealed_off.contains_key(id) {
+                if *debt != Debt::Changed && of_site.known().sealed_off.contains_key(id) {
                     return Ok(Errand::Done);
                 }
-                let sealed = portable.seal(&shelf.key, &shelf.site)?;
+                let sealed = portable.seal(&of_site.key, &of_site.site)?;
                 Ok(Errand::Put(SealedAccount { subject_id: id.clone(), account, sealed }))
             };
             owed.iter().map(errand).collect()

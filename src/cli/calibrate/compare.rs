@@ -6,7 +6,7 @@
 //! Budget: some 30 ns a comparison of 512 elements on one core; probes are taken in blocks, so that each reference is
 //! read once for a block and not once for each of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use simsimd::SpatialSimilarity;
@@ -21,6 +21,8 @@ pub const IDENTICAL: f32 = 0.9999;
 /// Pairs kept while comparing; far more than are told.
 const PAIRS_KEPT: usize = 10_000;
 const SEED: u64 = 0x5eed_0000;
+/// Of each search so many of the best are kept until the doubles are known.
+const BEST_KEPT: usize = 8;
 
 /// References, subject after subject, and the mean of those who have several.
 #[derive(Default)]
@@ -91,7 +93,7 @@ pub struct Tally {
     /// Of single references of different subjects.
     pub histogram: Histogram,
     pub highest: f32,
-    /// The best score of each search among the others, with its subject's number; that of a probable double left out.
+    /// The best score of each search among the others, with its subject's number; probable doubles left out.
     pub best: Vec<(u32, f32)>,
     /// Two subjects and their best score.
     pub pairs: Vec<(u32, u32, f32)>,
@@ -111,7 +113,8 @@ struct Part {
     comparisons: u64,
     histogram: Histogram,
     highest: f32,
-    best: Vec<(u32, f32)>,
+    /// Of each search its subject, and the best of the others, the most alike first.
+    best: Vec<(u32, Best)>,
     pairs: HashMap<(u32, u32), f32>,
     floor: f32,
 }
@@ -132,12 +135,14 @@ pub fn compare(
     } else {
         references
     };
+    let mut is_probe = vec![false; matrix.rows.len()];
+    probes.iter().for_each(|at| is_probe[*at] = true);
     let blocks: Vec<&[usize]> = probes.chunks(BLOCK).collect();
     let next = AtomicUsize::new(0);
     let work = || {
         let mut part = Part { floor: marks.near, highest: -1.0, ..Part::default() };
         while let Some(block) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            part.search(matrix, block, marks);
+            part.search(matrix, block, &is_probe);
             told(block.len() as u64);
         }
         part
@@ -148,42 +153,79 @@ pub fn compare(
     });
     let mut tally = Tally { sampled, highest: -1.0, ..Tally::default() };
     let mut pairs: HashMap<(u32, u32), f32> = HashMap::new();
+    let mut searches: Vec<(u32, Best)> = Vec::new();
     for part in parts {
         tally.comparisons += part.comparisons;
         tally.histogram.join(&part.histogram);
         tally.highest = tally.highest.max(part.highest);
-        tally.best.extend(part.best);
+        searches.extend(part.best);
         for (pair, score) in part.pairs {
             let best = pairs.entry(pair).or_insert(score);
             *best = best.max(score);
         }
     }
+    let doubles: HashSet<(u32, u32)> =
+        pairs.iter().filter(|(_, score)| **score >= marks.double).map(|(pair, _)| *pair).collect();
+    let without_doubles = |(own, best): (u32, Best)| {
+        // Pairs are let go of when there are very many: a score alone tells too.
+        let is_double = |(other, score): &&(u32, f32)| *score >= marks.double || doubles.contains(&pair(own, *other));
+        (own, best.0.iter().find(|it| !is_double(it)).map_or(-1.0, |(_, score)| *score))
+    };
+    tally.best = searches.into_iter().map(without_doubles).collect();
     tally.best.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
     tally.pairs = pairs.into_iter().map(|((one, other), score)| (one, other, score)).collect();
     tally.pairs.sort_by(|a, b| b.2.total_cmp(&a.2).then((a.0, a.1).cmp(&(b.0, b.1))));
     tally
 }
 
+/// The best other subjects of a search, the most alike first.
+#[derive(Default)]
+struct Best(Vec<(u32, f32)>);
+
+impl Best {
+    fn offer(&mut self, other: u32, score: f32) {
+        if self.0.len() == BEST_KEPT && self.0[BEST_KEPT - 1].1 >= score {
+            return;
+        }
+        self.0.insert(self.0.partition_point(|(_, it)| *it >= score), (other, score));
+        self.0.truncate(BEST_KEPT);
+    }
+}
+
+/// The same whichever is first.
+fn pair(one: u32, other: u32) -> (u32, u32) {
+    (one.min(other), one.max(other))
+}
+
 impl Part {
-    fn search(&mut self, matrix: &Matrix, block: &[usize], marks: Marks) {
-        let mut best = vec![-1.0_f32; block.len()];
+    fn search(&mut self, matrix: &Matrix, block: &[usize], is_probe: &[bool]) {
+        let mut best: Vec<Best> = block.iter().map(|_| Best::default()).collect();
+        // The score of each probe with the subject whose rows are being read.
+        let mut merged = vec![-1.0_f32; block.len()];
         for (at, row) in matrix.rows.iter().enumerate() {
-            for (probe, best) in block.iter().zip(&mut best) {
-                let own = matrix.rows[*probe].subject;
-                if row.subject == own {
+            for (probe, merged) in block.iter().zip(&mut merged) {
+                if row.subject == matrix.rows[*probe].subject {
                     continue;
                 }
                 let score = matrix.score(*probe, at);
-                if score >= self.floor {
-                    self.pair(own, row.subject, score);
-                }
-                if !row.is_mean {
+                *merged = merged.max(score);
+                // Two probes meet twice, and are one comparison.
+                if !row.is_mean && (at > *probe || !is_probe[at]) {
                     self.comparisons += 1;
                     self.histogram.add(score);
                     self.highest = self.highest.max(score);
                 }
-                if score < marks.double {
-                    *best = best.max(score);
+            }
+            if matrix.rows.get(at + 1).is_none_or(|next| next.subject != row.subject) {
+                for ((probe, best), merged) in block.iter().zip(&mut best).zip(&mut merged) {
+                    let (own, score) = (matrix.rows[*probe].subject, std::mem::replace(merged, -1.0));
+                    if own == row.subject {
+                        continue;
+                    }
+                    if score >= self.floor {
+                        self.pair(own, row.subject, score);
+                    }
+                    best.offer(row.subject, score);
                 }
             }
         }
@@ -191,7 +233,7 @@ impl Part {
     }
 
     fn pair(&mut self, one: u32, other: u32, score: f32) {
-        let best = self.pairs.entry((one.min(other), one.max(other))).or_insert(score);
+        let best = self.pairs.entry(pair(one, other)).or_insert(score);
         *best = best.max(score);
         if self.pairs.len() >= 2 * PAIRS_KEPT {
             let mut scores: Vec<f32> = self.pairs.values().copied().collect();
@@ -232,12 +274,29 @@ mod tests {
         assert_eq!((&one.best, &one.pairs, &one.histogram), (&three.best, &three.pairs, &three.histogram));
         assert_eq!((one.best.len(), one.sampled), (matrix.references, false));
         let own: u64 = (0..150_u64).map(|it| (it % 3 + 1).pow(2)).sum::<u64>() + 1;
-        assert_eq!(one.comparisons, (matrix.references as u64).pow(2) - own);
+        assert_eq!(one.comparisons, ((matrix.references as u64).pow(2) - own) / 2);
         assert_eq!(one.pairs[0].0, 7);
         assert_eq!(one.pairs[0].1, 150);
         assert!(one.pairs[0].2 > IDENTICAL && one.best.iter().all(|(_, score)| *score < MARKS.double));
         let (genuine, identical) = matrix.genuine();
         assert_eq!((genuine.len(), identical), (50 + 3 * 50, 0));
+    }
+
+    #[test]
+    fn a_double_is_left_out_of_every_search_whichever_reference_betrays_it() {
+        let direction = |at: usize, share: f32| {
+            let mut raw = vec![0.0; 8];
+            (raw[0], raw[at]) = (share, (1.0 - share * share).sqrt());
+            Template::normalised(raw).unwrap()
+        };
+        let mut matrix = Matrix::new(8);
+        // Of one person: the first two agree wholly, the other references less, and would look like a stranger's.
+        matrix.add(SubjectId::new("one").unwrap(), &[direction(1, 1.0), direction(2, 0.7)]);
+        matrix.add(SubjectId::new("double").unwrap(), &[direction(1, 1.0), direction(3, 0.7)]);
+        matrix.add(SubjectId::new("other").unwrap(), &[direction(4, 0.1)]);
+        let tally = compare(&matrix, MARKS, u64::MAX, 2, &|_| ());
+        assert_eq!(tally.pairs.iter().filter(|it| it.2 >= MARKS.double).count(), 1);
+        assert!(tally.best.iter().all(|(_, score)| *score < 0.2), "{:?}", tally.best);
     }
 
     #[test]

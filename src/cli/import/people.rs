@@ -111,6 +111,8 @@ pub fn of_map(map: &Path, dir: &Path, photographs_max: usize) -> anyhow::Result<
         let id = SubjectId::new(&row.id).with_context(place)?;
         let name = Name::new(if row.name.is_empty() { &row.id } else { &row.name }).with_context(place)?;
         let path = dir.join(&row.file);
+        let is_all = row.file.as_os_str().is_empty() || path.canonicalize().ok() == dir.canonicalize().ok();
+        ensure!(!is_all || path.canonicalize().is_err(), "{}: its file is the whole folder", place());
         let (known, photographs) = by_id.entry(id.clone()).or_insert_with(|| (name.clone(), Vec::new()));
         ensure!(*known == name, "{}: {id} has two names", place());
         if path.is_dir() {
@@ -216,7 +218,13 @@ mod tests {
         let list: Vec<_> =
             found.people.iter().map(|it| (it.id.as_str(), it.name.as_str(), it.photographs.len())).collect();
         assert_eq!(list, [("j1", "Jane Doe", 2), ("j2", "j2", 1)]);
-        for bad in ["file,id\n1.jpg,a b\n", "file,id,name\n1.jpg,a,A\n2.jpg,a,B\n", "a,b\n1,2\n"] {
+        for bad in [
+            "file,id\n1.jpg,a b\n",
+            "file,id,name\n1.jpg,a,A\n2.jpg,a,B\n",
+            "a,b\n1,2\n",
+            "file,id,name\n,a,A\n",
+            "file,id,name\n./,a,A\n",
+        ] {
             fs::write(&map, bad).unwrap();
             assert!(of_map(&map, dir.path(), 10).is_err(), "{bad}");
         }

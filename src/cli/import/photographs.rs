@@ -112,11 +112,12 @@ pub fn standing(
 /// The file's bytes, or why not.
 pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     let unreadable = |error: std::io::Error| format!("unreadable ({error})");
-    let file = File::open(path).map_err(unreadable)?;
-    let kind = file.metadata().map_err(unreadable)?;
+    // Before it is opened: opening a FIFO waits for whoever writes into it.
+    let kind = std::fs::metadata(path).map_err(unreadable)?;
     if !kind.is_file() {
         return Err("unreadable (it is not a file)".into());
     }
+    let file = File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::with_capacity(kind.len().min(FILE_BYTES_MAX) as usize);
     // One byte more tells a file that is too long.
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
@@ -254,7 +255,7 @@ impl Settling<'_> {
             digests.push(digest);
             each.push(judged);
         }
-        let judgement = enrol::conclude(each, &self.gallery, &person.id, self.rules);
+        let judgement = enrol::conclude(each, &self.gallery, &person.id, false, self.rules);
         for (at, judged) in places.iter().zip(&judgement.photographs) {
             verdicts[*at] = match judged {
                 Judged::Accepted { .. } => Verdict::Accepted,

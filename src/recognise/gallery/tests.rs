@@ -230,3 +230,15 @@ proptest! {
         prop_assert!((scores[0] - a.compare(&b)).abs() <= gallery.references.bound(0, &probe));
     }
 }
+
+#[test]
+fn a_probe_is_compared_with_one_subjects_own_references_alone() {
+    let (one, two, other) = (template(64, 1), template(64, 2), template(64, 3));
+    let gallery =
+        Gallery::new(64).with(subject(1), &[one.clone(), two.clone()]).with(subject(2), std::slice::from_ref(&other));
+    let own = |probe: &Template, id| gallery.own_score(probe, &subject(id).id);
+    let best = other.compare(&one).max(other.compare(&two));
+    assert!((own(&other, 1).unwrap() - best).abs() < 1e-6);
+    assert!(own(&two, 1).unwrap() > 0.9999);
+    assert_eq!((own(&one, 3), own(&template(32, 1), 1)), (None, None));
+}
