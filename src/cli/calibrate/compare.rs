@@ -136,7 +136,9 @@ pub fn compare(
         references
     };
     let mut is_probe = vec![false; matrix.rows.len()];
-    probes.iter().for_each(|at| is_probe[*at] = true);
+    for at in &probes {
+        is_probe[*at] = true;
+    }
     let blocks: Vec<&[usize]> = probes.chunks(BLOCK).collect();
     let next = AtomicUsize::new(0);
     let work = || {
