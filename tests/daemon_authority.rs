@@ -1,6 +1,8 @@
 //! Signed commands against a real broker: what is not signed by a trusted key, for this device, now and for the first time,
 //! is refused, counted and told; what is, passes. And the receipt of an erasure.
 
+#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+
 #[path = "support/client.rs"]
 mod client;
 #[path = "support/daemon.rs"]
@@ -17,7 +19,8 @@ use daemon::{BASE, Home};
 use faces::{demo, enrolment};
 use mosquitto::Mosquitto;
 use rollcall::cli::sign::token;
-use rollcall::record::authority::PublicKey;
+use rollcall::clock::{Clock as _, SystemClock, Trust};
+use rollcall::record::authority::{COMMAND, PublicKey};
 use rollcall::record::receipt::Receipt;
 use rollcall::record::signer::SigningKey;
 use serde_json::{Value, json};
@@ -34,6 +37,14 @@ fn keyed(broker: &Mosquitto) -> (Home, SigningKey, SigningKey) {
 fn signed(key: &SigningKey, aud: &str, verb: &str, request_id: &str, mut body: Value) -> String {
     body["request_id"] = request_id.into();
     token(key, aud, verb, body, FIVE_MINUTES).unwrap()
+}
+
+/// Signed ten minutes ago, good for one.
+fn expired(key: &SigningKey, request_id: &str) -> String {
+    let iat = SystemClock::new(Trust::Always).now().wall_ms / 1000 - 600;
+    let cmd = json!({"verb": "withdraw", "request_id": request_id, "subject_id": "biden"});
+    let claims = json!({"iat": iat, "exp": iat + 60, "jti": "late-1", "aud": "hq/door-1", "cmd": cmd});
+    key.sign(COMMAND, &serde_json::to_vec(&claims).unwrap())
 }
 
 #[test]
@@ -65,6 +76,16 @@ fn only_what_a_trusted_key_signed_for_us_and_once_is_carried_out() {
     assert_eq!((&alarm("unsigned")["verb"], &alarm("unsigned")["count"]), (&json!("withdraw"), &json!(1)));
     send("withdraw", &signed(&other, "hq/door-1", "withdraw", "u-2", json!({"subject_id": "biden"})));
     alarm("bad_signature");
+    // Altered on the way; too late.
+    let mut altered = signed(&office, "hq/door-1", "withdraw", "u-5", json!({"subject_id": "biden"})).into_bytes();
+    let at = altered.iter().position(|it| *it == b'.').unwrap() + 40;
+    altered[at] = if altered[at] == b'A' { b'B' } else { b'A' };
+    client.publish(&format!("{BASE}/command/withdraw"), &altered);
+    let late = expired(&office, "u-6");
+    send("withdraw", &late);
+    send("withdraw", &late);
+    assert_eq!(alarm("expired")["verb"], "withdraw");
+    assert_eq!(client.await_from(0, "reply/u-6").json()["error"]["code"], "expired");
     send("withdraw", &signed(&office, "hq/door-2", "withdraw", "u-3", json!({"subject_id": "biden"})));
     alarm("wrong_audience");
     assert_eq!(client.await_from(0, "reply/u-3").json()["error"]["code"], "wrong_audience");
@@ -72,13 +93,14 @@ fn only_what_a_trusted_key_signed_for_us_and_once_is_carried_out() {
     assert_eq!(client.await_from(0, "reply/u-4").json()["error"]["code"], "wrong_audience");
     send("sync", &sync);
     alarm("replayed");
-    let health = client.await_health("all of it is counted", |it| it["commands"] == 7);
+    let health = client.await_health("all of it is counted", |it| it["commands"] == 10);
     assert_eq!(
         health["commands_refused"],
-        json!({"bad_signature": 1, "replayed": 1, "unsigned": 1, "wrong_audience": 2})
+        json!({"bad_signature": 2, "expired": 2, "replayed": 1, "unsigned": 1, "wrong_audience": 2})
     );
     assert_eq!(client.heard_on("reply/u-1").len() + client.heard_on("reply/u-2").len(), 0, "not answered");
     assert_eq!(client.heard_on("reply/s-1").len(), 1, "a replay is not answered");
+    assert_eq!((client.heard_on("reply/u-5").len(), client.heard_on("reply/u-6").len()), (0, 1), "one of the late");
 
     // Killed without a word, it still knows.
     daemon.kill();
@@ -98,7 +120,6 @@ fn an_erasure_ends_with_a_receipt_that_can_be_checked() {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "");
-    // Beside the others, somebody who listens to receipts.
     let daemon = client.started(&home);
     let answer = client.request("enrol", "e-1", enrolment("biden", "Joe", &[demo("biden.jpg")]));
     assert_eq!(answer["ok"], true, "{answer}");
@@ -115,6 +136,8 @@ fn an_erasure_ends_with_a_receipt_that_can_be_checked() {
     });
     let health = client.await_health("the device's key", |it| it["device_key"].is_string());
     let key = PublicKey::parse(health["device_key"].as_str().unwrap()).unwrap();
+    let heard = client.await_from(0, "receipt/biden");
+    assert_eq!(String::from_utf8(heard.payload).unwrap(), listed["receipt"], "published as it is kept");
     let receipt = Receipt::verify(listed["receipt"].as_str().unwrap().as_bytes(), &key).unwrap();
     let told = (receipt.subject_id.as_str(), receipt.request_id.as_deref(), receipt.references);
     assert_eq!(told, ("biden", Some("w-1"), 1));

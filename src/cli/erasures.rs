@@ -12,7 +12,7 @@ use crate::config::Settings;
 use crate::record::authority::PublicKey;
 use crate::record::receipt::Receipt;
 use crate::record::signer::SigningKey;
-use crate::record::store::StoredErasure;
+use crate::record::store::{Left, StoredErasure};
 
 /// More than anybody asks to be erased at one door.
 const LISTED_MAX: u32 = 100_000;
@@ -51,13 +51,15 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
 
 /// What keeps the receipt from being made.
 fn waits_for(it: &StoredErasure, has_mongo: bool) -> Option<&'static str> {
-    match it {
-        _ if it.receipt.is_some() => None,
-        _ if it.mongo_waits && !has_mongo => Some("MongoDB, which [mongo] does not name any more"),
-        _ if it.mongo_waits => Some("MongoDB"),
-        _ if it.scrub_waits => Some("the database, which is to be written anew"),
-        _ => Some("the daemon"),
+    if it.receipt.is_some() {
+        return None;
     }
+    Some(match it.left {
+        Some(Left::Mongo) if !has_mongo => "MongoDB, which [mongo] does not name any more",
+        Some(Left::Mongo) => "MongoDB",
+        Some(Left::Scrub) => "the database, which is to be written anew",
+        None => "the daemon",
+    })
 }
 
 #[derive(Debug, clap::Args)]

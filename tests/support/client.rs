@@ -47,7 +47,9 @@ impl Client {
     pub fn connect_as(port: u16, id: &str) -> Self {
         let mut wanted = LinkSettings::new("127.0.0.1", port, id, format!("{id}/status"));
         wanted.subscriptions = vec![format!("{BASE}/event/+"), format!("{BASE}/reply/+")];
-        wanted.subscriptions.extend(["status", "health", "watermark"].map(|part| format!("{BASE}/{part}")));
+        wanted
+            .subscriptions
+            .extend(["status", "health", "watermark", "receipt/+"].map(|part| format!("{BASE}/{part}")));
         wanted.packet_bytes_max_out = 64 << 20;
         wanted.retry.shortest = Duration::from_millis(20);
         wanted.retry.longest = Duration::from_millis(200);

@@ -27,10 +27,16 @@ pub struct StoredErasure {
     pub mongo: bool,
     /// A compact JWS by the device's key; none as long as something may be left.
     pub receipt: Option<String>,
+    /// What is left to be done.
+    pub left: Option<Left>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
     /// MongoDB has not confirmed.
-    pub mongo_waits: bool,
+    Mongo,
     /// The database is still to be written anew.
-    pub scrub_waits: bool,
+    Scrub,
 }
 
 const COLUMNS: &str = "select row, subject_id, request_id, asked_ms, clock, reference_count, event_count, mongo_row, receipt, \
@@ -97,8 +103,11 @@ fn listed(conn: &Connection, sql: &str, limit: u32) -> Result<Vec<StoredErasure>
             events: row.get(6)?,
             mongo: row.get::<_, Option<i64>>(7)?.is_some(),
             receipt: row.get(8)?,
-            mongo_waits: row.get(9)?,
-            scrub_waits: row.get(10)?,
+            left: match (row.get(9)?, row.get(10)?) {
+                (true, _) => Some(Left::Mongo),
+                (false, true) => Some(Left::Scrub),
+                (false, false) => None,
+            },
         };
         Ok(Some(erasure))
     };

@@ -49,7 +49,7 @@ use writer::{Job, Message, Task, wait};
 
 pub use attendance::StoredVenue;
 pub use enrolled::Enrolled;
-pub use erasure::StoredErasure;
+pub use erasure::{Left, StoredErasure};
 pub use files::DATABASE;
 pub use fleet::{Account, Debt, Known, Outcome, subject_of};
 pub use observation::Observation;
