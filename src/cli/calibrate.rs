@@ -224,7 +224,6 @@ impl Report {
             histogram.add(*score);
         }
         let below = genuine.partition_point(|score| *score < threshold) as u64;
-        let several = (subjects - matrix.single) as u64;
 
         let mut by_subject: Vec<Vec<f32>> = Vec::new();
         let mut last = None;
@@ -268,7 +267,7 @@ impl Report {
             genuine: Genuine {
                 pairs: genuine.len(),
                 identical,
-                fnmr: Share::new(below, genuine.len() as u64, several),
+                fnmr: Share::new(below, genuine.len() as u64, (subjects - matrix.single) as u64),
                 lowest: genuine.first().copied(),
                 median: genuine.get(genuine.len() / 2).copied(),
                 histogram,

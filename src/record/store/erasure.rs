@@ -11,7 +11,6 @@ use crate::record::receipt;
 
 /// A person who was erased here. The subject's id stands in this table for good, and with it in the receipt: it is what can
 /// be proved. Nothing else of the person does.
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredErasure {
     pub row: i64,
