@@ -13,6 +13,8 @@ mod client;
 mod daemon;
 #[path = "support/door.rs"]
 mod door;
+#[path = "support/faces.rs"]
+mod faces;
 #[path = "support/mongod.rs"]
 mod mongod;
 #[path = "support/mosquitto.rs"]
@@ -25,12 +27,13 @@ use std::time::Duration;
 
 use client::Client;
 use daemon::{Home, scaled, until};
+use faces::{Faces, enrolment};
 use mongod::Mongod;
 use mongodb::bson::{Document, doc};
 use mosquitto::Mosquitto;
 use rollcall::clock::{Clock as _, SimulatedClock, Stopwatch, SystemClock, Trust, rfc3339};
 use rollcall::record::store::{SinkName, Store, StoreOptions};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn now_ms() -> i64 {
     SystemClock::new(Trust::Always).now().wall_ms
@@ -186,4 +189,39 @@ fn doctor_and_check_config_know_mongodb() {
     let output = home.output(&["check-config"]);
     assert_eq!(output.status.code(), Some(78));
     assert!(String::from_utf8_lossy(&output.stderr).contains("[mongo] uri may not set w"), "{output:?}");
+}
+
+#[test]
+fn an_erased_person_is_nowhere_in_mongodb_and_the_receipt_says_so() {
+    let (broker, server) = (Mosquitto::start(), Mongod::start());
+    let home = home(&broker, &server, "");
+    let daemon = home.start();
+    let client = Client::connect(broker.port());
+    let (name, person) = ("Jørgen Überall", Faces::find().people.remove(0));
+    let enrolled = client.request("enrol", "e-1", enrolment("p-77", name, &person.enrol[..1]));
+    assert_eq!(enrolled["ok"], true, "{enrolled}");
+    let visit = json!({"venue": "main", "image": faces::base64(&person.enrol[0])});
+    assert_eq!(client.request("attend", "a-1", visit)["recorded"], json!([name]));
+    let everything = || {
+        let listed = server.command(doc! { "listCollections": 1, "nameOnly": true });
+        let collections = listed.get_document("cursor").unwrap().get_array("firstBatch").unwrap();
+        let names = collections.iter().map(|it| it.as_document().unwrap().get_str("name").unwrap().to_owned());
+        names.flat_map(|it| server.all(&it)).map(|it| format!("{it:?}")).collect::<Vec<String>>().join("\n")
+    };
+    until("MongoDB has them", || (server.count("attendance") == 1 && everything().contains(name)).then_some(()));
+    client.request("withdraw", "w-1", json!({"subject_id": "p-77", "erase": true}));
+    let listed = until("the receipt is there", || {
+        let listed = home.json(&["erasures", "--json"]);
+        listed[0]["receipt"].is_string().then(|| listed[0].clone())
+    });
+    assert_eq!(listed["receipt"].as_str().unwrap().split('.').count(), 3, "{listed}");
+    // At once: the receipt says that it has been done.
+    let left = everything();
+    assert!(!left.contains(name) && !left.contains("Jørgen") && !left.contains("p-77"), "{left}");
+    assert!(!left.contains("Binary"), "no template was ever there: {left}");
+    assert_eq!(server.count("attendance"), 1, "that somebody passed stays");
+    fs::write(home.path("receipt"), listed["receipt"].as_str().unwrap()).unwrap();
+    let shown = home.output(&["verify-receipt", home.path("receipt").to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("mongodb"), "{shown:?}");
+    assert!(daemon.terminate().success());
 }
