@@ -13,17 +13,18 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::Stand;
 use super::keeper::others_pause;
 use super::takeover::Takeover;
 use super::wire::BYTES_MAX;
 use crate::app::gallery::GalleryCell;
 use crate::app::storage;
 use crate::app::supervise::StageResult;
-use crate::health::{Health, Sharing, SharingState};
+use crate::health::Health;
 use crate::mongo::{Listed, MongoLink, SealedAccount};
 use crate::recognise::face::{ModelDigest, SubjectId};
 use crate::record::outbox::{Delivery, Sink};
-use crate::record::portable::{Portable, Version};
+use crate::record::portable::Portable;
 use crate::record::seal::SharedKey;
 use crate::record::store::{Account, Debt, OutboxRow, SinkName, Store, StoreError, Tx, subject_of};
 
@@ -237,7 +238,7 @@ impl CollectionKeeper {
                 look.strays += 1;
                 continue;
             };
-            let account = it.account.clone().unwrap_or_else(nothing);
+            let account = it.account.clone().unwrap_or_default();
             if it.account.is_none() || it.bytes > BYTES_MAX as u64 || known.sealed_off.get(&id) == Some(&account) {
                 look.lacking.remove(&id);
                 look.sealed_off.insert(id, account);
@@ -337,30 +338,9 @@ impl CollectionKeeper {
             let known = self.shelf.known();
             (known.is_strange(), known.refused)
         };
-        let state = if !round.reached {
-            SharingState::Away
-        } else if strange {
-            SharingState::WrongKey
-        } else if round.behind > 0 || !*self.shelf.ready.borrow() {
-            SharingState::Learning
-        } else {
-            SharingState::Shared
-        };
-        let before = self.health.set_sharing(Sharing { state, behind: round.behind, refused });
-        if before.is_none_or(|before| before.state != state) {
-            if state == SharingState::WrongKey {
-                tracing::error!(
-                    "the site's gallery does not open with this key: nothing is learnt, and nothing is told"
-                );
-            }
-            self.changed.notify_one();
-        }
+        let (ready, behind) = (*self.shelf.ready.borrow(), round.behind);
+        Stand { reached: round.reached, strange, ready, behind, refused }.tell(&self.health, &self.changed);
     }
-}
-
-/// The account of what says nothing: every other counts for more.
-fn nothing() -> Account {
-    Account { version: Version::default(), withdrawn: false, erased: false }
 }
 
 /// Subjects that the site is owed become documents. A row says whom, not what, as over MQTT.

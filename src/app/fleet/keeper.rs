@@ -10,15 +10,15 @@ use tokio::time::Instant;
 
 use super::takeover::Takeover;
 use super::wire::{Envelope, PAGES, open_page, page, page_of};
-use super::{AUTHOR_PAUSE, Fleet};
+use super::{AUTHOR_PAUSE, Fleet, Stand};
 use crate::app::gallery::GalleryCell;
 use crate::app::storage;
 use crate::app::supervise::StageResult;
-use crate::health::{Health, Sharing, SharingState};
+use crate::health::Health;
 use crate::mqtt::link::{AckToken, Inbound, Link, LinkEvent, Message};
 use crate::mqtt::topics::{GalleryTopic, Topics};
 use crate::recognise::face::{ModelDigest, SubjectId};
-use crate::record::portable::{Portable, Version};
+use crate::record::portable::Portable;
 use crate::record::store::{Account, Debt, Store, StoreError, Tx};
 
 /// What the broker keeps has been heard when nothing came for this long.
@@ -238,7 +238,7 @@ impl Keeper {
             Ok(envelope) => (Some(envelope.account()), Ok(envelope)),
             Err(error) => (None, Err(error)),
         };
-        let account = envelope.unwrap_or_else(nothing);
+        let account = envelope.unwrap_or_default();
         let is_news = theirs.is_ok() && desk.book.ours(id).is_none_or(|ours| account.is_newer_than(ours));
         let opened = match theirs {
             Ok(_) if !is_news => {
@@ -378,31 +378,9 @@ impl Keeper {
             let desk = self.fleet.desk();
             (desk.book.is_strange(), desk.book.needs().len() as u64)
         };
-        let state = if !hearing.connected {
-            SharingState::Away
-        } else if strange {
-            SharingState::WrongKey
-        } else if behind > 0 || !*self.fleet.ready.borrow() {
-            SharingState::Learning
-        } else {
-            SharingState::Shared
-        };
-        let now = Sharing { state, behind, refused: hearing.refused };
-        let before = self.health.set_sharing(now);
-        if before.is_none_or(|before| before.state != state) {
-            if state == SharingState::WrongKey {
-                tracing::error!(
-                    "the site's gallery does not open with this key: nothing is learnt, and nothing is told"
-                );
-            }
-            self.changed.notify_one();
-        }
+        let (ready, refused) = (*self.fleet.ready.borrow(), hearing.refused);
+        Stand { reached: hearing.connected, strange, ready, behind, refused }.tell(&self.health, &self.changed);
     }
-}
-
-/// The account of what says nothing: every other counts for more.
-fn nothing() -> Account {
-    Account { version: Version::default(), withdrawn: false, erased: false }
 }
 
 async fn until(wake: Option<Instant>) {

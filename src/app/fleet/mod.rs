@@ -35,6 +35,7 @@ pub use wire::BYTES_MAX;
 
 use crate::app::fleet::book::Book;
 use crate::app::fleet::wire::{PAGES, page_of};
+use crate::health::{Health, Sharing, SharingState};
 use crate::recognise::face::SubjectId;
 use crate::record::seal::SharedKey;
 use crate::record::store::Known;
@@ -51,6 +52,41 @@ pub struct Fleet {
     nudge: Notify,
     /// Whether the site was heard, so that we may speak.
     ready: watch::Sender<bool>,
+}
+
+/// How far this door is with the site's gallery, whichever way that is shared.
+struct Stand {
+    reached: bool,
+    /// Nothing of the site's opens with our key.
+    strange: bool,
+    ready: bool,
+    behind: u64,
+    refused: u64,
+}
+
+impl Stand {
+    /// For the vital signs; a change is told at once.
+    fn tell(self, health: &Health, changed: &Notify) {
+        let Self { behind, refused, .. } = self;
+        let state = if !self.reached {
+            SharingState::Away
+        } else if self.strange {
+            SharingState::WrongKey
+        } else if behind > 0 || !self.ready {
+            SharingState::Learning
+        } else {
+            SharingState::Shared
+        };
+        let before = health.set_sharing(Sharing { state, behind, refused });
+        if before.is_none_or(|before| before.state != state) {
+            if state == SharingState::WrongKey {
+                tracing::error!(
+                    "the site's gallery does not open with this key: nothing is learnt, and nothing is told"
+                );
+            }
+            changed.notify_one();
+        }
+    }
 }
 
 struct Desk {

@@ -57,14 +57,10 @@ impl Takeover<'_> {
 }
 
 fn enter(gallery: Gallery, portable: &Portable, embedder: &ModelDigest) -> Gallery {
-    let gallery = gallery.without(&portable.subject_id);
     let State::Enrolled { name, references, .. } = &portable.state else {
-        return gallery;
+        return gallery.without(&portable.subject_id);
     };
     let ours = references.iter().filter(|it| it.embedder == *embedder);
     let templates: Vec<Template> = ours.map(|it| it.template.clone()).collect();
-    if templates.is_empty() {
-        return gallery;
-    }
-    gallery.with(Subject { id: portable.subject_id.clone(), name: name.clone() }, &templates)
+    gallery.replaced(Subject { id: portable.subject_id.clone(), name: name.clone() }, &templates)
 }

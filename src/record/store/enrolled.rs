@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 
 use super::tx::{Effects, Setting, Tx};
-use super::{StoreError, Subject, files, read, schema};
+use super::{StoreError, Subject, read};
 use crate::clock::Clock;
 use crate::recognise::face::{ModelDigest, SubjectId};
 use crate::record::portable::Portable;
@@ -19,13 +19,7 @@ pub struct Enrolled {
 
 impl Enrolled {
     pub fn open(dir: &Path, credentials_dir: Option<&Path>, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
-        let path = dir.join(files::DATABASE);
-        std::fs::metadata(&path).map_err(files::io_error(&path))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let conn = Connection::open_with_flags(&path, flags)?;
-        conn.busy_timeout(std::time::Duration::from_secs(5))?;
-        schema::check_version(&conn)?;
-        schema::check_migrated(&conn)?;
+        let conn = read::connect(dir)?;
         let key = SealKey::load(dir, credentials_dir)?.ok_or(SealError::NoKey)?;
         // The moment is that of the first read, not of `begin`.
         conn.execute_batch("begin; select count(*) from subject")?;

@@ -17,8 +17,8 @@ use crate::recognise::face::{ModelDigest, Name, SubjectId};
 use crate::record::portable::{Portable, PortableReference, REFERENCES_MAX, State, Version};
 use crate::record::seal::Belongs;
 
-/// Which account of a subject is held here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Which account of a subject is held here. That of one who is not known says nothing, and every other counts for more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     pub version: Version,
     pub withdrawn: bool,

@@ -48,16 +48,22 @@ pub struct Reader {
     key: Option<SealKey>,
 }
 
+/// A connection that only reads the database of `dir`, whose schema is this version's.
+pub(super) fn connect(dir: &Path) -> Result<Connection, StoreError> {
+    let path = dir.join(files::DATABASE);
+    // SQLite would only say that it cannot open it.
+    std::fs::metadata(&path).map_err(files::io_error(&path))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(&path, flags)?;
+    conn.busy_timeout(std::time::Duration::from_secs(5))?;
+    schema::check_version(&conn)?;
+    schema::check_migrated(&conn)?;
+    Ok(conn)
+}
+
 impl Reader {
     pub(super) fn open(dir: &Path, credentials_dir: Option<&Path>) -> Result<Self, StoreError> {
-        let path = dir.join(files::DATABASE);
-        // SQLite would only say that it cannot open it.
-        std::fs::metadata(&path).map_err(files::io_error(&path))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let conn = Connection::open_with_flags(&path, flags)?;
-        conn.busy_timeout(std::time::Duration::from_secs(5))?;
-        schema::check_version(&conn)?;
-        schema::check_migrated(&conn)?;
+        let conn = connect(dir)?;
         let key = SealKey::load(dir, credentials_dir)?;
         Ok(Self { conn, key })
     }
