@@ -20,7 +20,7 @@ const FLOW: &[&[&str]] = &[
     &["record::portable"],
     &["record::store"],
     &["record::outbox"],
-    &["camera", "vision", "mqtt", "mongo"],
+    &["camera", "vision", "mqtt", "mongo", "http"],
     &["config"],
     &["app"],
     &["cli"],

@@ -7,6 +7,7 @@ pub mod camera_events;
 pub mod capture;
 pub mod commander;
 pub mod gallery;
+pub mod http;
 pub mod inference;
 pub mod mqtt_sink;
 pub mod observer;

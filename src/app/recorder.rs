@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::app::inference::Seen;
 use crate::app::venues::VenueBook;
 use crate::attend::judge::{Moment, judge};
 use crate::attend::venue::Venue;
@@ -160,6 +161,36 @@ pub struct Visit {
     pub frames: u32,
     pub track_ms: u64,
     pub latency_ms: u64,
+}
+
+/// Those who are in a command's picture, each once: one person shown twice (a mirror) is there once.
+pub fn visits_in(faces: &[Seen], direction: Option<Direction>, latency_ms: u64) -> Vec<Visit> {
+    let mut visits: Vec<Visit> = Vec::new();
+    for seen in faces {
+        if let Decision::Identified(found) = &seen.decision
+            && visits.iter().all(|visit| visit.subject.id != found.subject.id)
+        {
+            let subject = SubjectRef { id: found.subject.id.clone(), name: found.subject.name.clone() };
+            let (score, threshold) = (found.score, found.threshold);
+            visits.push(Visit { subject, direction, score, threshold, frames: 1, track_ms: 0, latency_ms });
+        }
+    }
+    visits
+}
+
+/// Records those of the visits that are not recorded already, and gives what was recorded.
+pub fn record_visits(
+    tx: &mut Tx<'_>,
+    venue: &Venue,
+    visits: &[Visit],
+    at: Stamp,
+    clock: &dyn Clock,
+) -> Result<Vec<NewEvent>, StoreError> {
+    let mut recorded = Vec::new();
+    for visit in visits {
+        recorded.extend(record_visit(tx, venue, visit, at, clock)?);
+    }
+    Ok(recorded)
 }
 
 /// Records the visit unless it is recorded already. The question and the record are one transaction.

@@ -14,6 +14,7 @@ use crate::app::camera_events::CameraEvents;
 use crate::app::capture::Capture;
 use crate::app::commander::Commander;
 use crate::app::gallery::GalleryCell;
+use crate::app::http::HttpServer;
 use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
 use crate::app::observer::Observer;
@@ -108,6 +109,7 @@ impl Daemon {
         self.start_watch(&mut stages, scenes);
         let mqtt = self.settings.mqtt.as_ref();
         let link = mqtt.map(|mqtt| self.start_mqtt(&mut stages, mqtt, jobs.clone())).transpose()?;
+        self.start_http(&mut stages, &jobs).await?;
         if link.is_none() {
             tracing::warn!("no broker is configured: attendance is recorded here, and nothing is published");
         }
@@ -232,6 +234,30 @@ impl Daemon {
             outcome.map_err(|e| anyhow!(e))
         });
         Ok(link)
+    }
+
+    async fn start_http(&self, stages: &mut Stages, jobs: &SyncSender<Job>) -> anyhow::Result<()> {
+        let Some(http) = self.settings.http.clone() else {
+            return Ok(());
+        };
+        let server = HttpServer {
+            settings: http,
+            limits: limits(&self.settings),
+            site: self.settings.site.clone(),
+            device: self.settings.device.clone(),
+            venues: Arc::clone(&self.venues),
+            store: self.store.clone(),
+            gallery: Arc::clone(&self.gallery),
+            embedder: self.embedder,
+            jobs: jobs.clone(),
+            clock: Arc::clone(&self.clock),
+            health: Arc::clone(&self.health),
+            changed: Arc::clone(&self.changed),
+        };
+        let listener = server.listen().await.map_err(config)?;
+        let stop = stages.stop_signal();
+        stages.task("http", server.run(listener, stop));
+        Ok(())
     }
 
     fn start_mongo(&self, stages: &mut Stages) -> Option<MongoLink> {

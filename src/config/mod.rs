@@ -4,6 +4,7 @@
 //! Relative paths are relative to the folder of config.toml.
 
 mod camera;
+mod http;
 pub mod raw;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use crate::config::raw::{
     RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawSource, RawVenue,
 };
 use crate::enrol::EnrolSettings;
+use crate::http::HttpSettings;
 use crate::mongo::{self, MongoSettings};
 use crate::mqtt::link::Credentials;
 use crate::mqtt::tls::{self, TlsSettings};
@@ -83,6 +85,7 @@ pub struct Settings {
     pub snapshot: bool,
     pub broker: Option<BrokerSettings>,
     pub mongo: Option<MongoSettings>,
+    pub http: Option<HttpSettings>,
     pub commands: CommandSettings,
     pub trust: Trust,
     pub level: RawLevel,
@@ -306,6 +309,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         mqtt,
         broker,
         mongo: mongo(raw, folder)?,
+        http: http::http(raw, folder)?,
         trust: raw.clock.trust,
         level: raw.log.level,
     })

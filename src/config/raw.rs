@@ -25,6 +25,7 @@ pub struct RawConfig {
     pub mqtt: RawMqtt,
     pub broker: RawBroker,
     pub mongo: RawMongo,
+    pub http: RawHttp,
     pub commands: RawCommands,
     pub clock: RawClock,
     pub log: RawLog,
@@ -438,6 +439,30 @@ impl Default for RawMongo {
             ca_file: PathBuf::new(),
             timeout: Duration::from_secs(10),
             window: 500,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawHttp {
+    pub listen: String,
+    pub token_file: PathBuf,
+    pub cors_origins: Vec<String>,
+    pub connections_max: usize,
+    pub requests_max: usize,
+    pub per_minute_max: u32,
+}
+
+impl Default for RawHttp {
+    fn default() -> Self {
+        Self {
+            listen: String::new(),
+            token_file: PathBuf::new(),
+            cors_origins: Vec::new(),
+            connections_max: 64,
+            requests_max: 4,
+            per_minute_max: 600,
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use sha2::{Digest as _, Sha256};
 
 /// A point in pixels of the full-resolution frame, origin at the top left, pixel centres at whole numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -145,6 +146,28 @@ pub fn check_id(id: &str) -> Result<(), IdError> {
         Some(other) => fault(format!("it has a {other:?}")),
         None => Ok(()),
     }
+}
+
+/// The id of somebody who came with a name only: always the same for the same name, another for another. A name that
+/// could be an id is its own; of any other, what can stand in an id with the beginning of the name's digest.
+pub fn subject_id_from_name(name: &Name) -> SubjectId {
+    if let Ok(id) = SubjectId::new(name.as_str()) {
+        return id;
+    }
+    let mut id = String::new();
+    for c in name.as_str().chars() {
+        if c.is_ascii_alphanumeric() {
+            id.push(c);
+        } else if !id.is_empty() && !id.ends_with('-') {
+            id.push('-');
+        }
+    }
+    id.truncate(51);
+    let digest = Sha256::digest(name.as_str());
+    let digest: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = id.trim_end_matches('-');
+    let id = if id.is_empty() { digest } else { format!("{id}-{digest}") };
+    SubjectId(id.into())
 }
 
 /// A person's name: free text of 1 to 200 characters without control characters. Never part of a topic, never logged.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Commander, Fault, JOB_PATIENCE, not_now, refuse};
 use crate::app::inference::{Job, LookError, Seen};
-use crate::app::recorder::{Visit, record_visit};
+use crate::app::recorder::{record_visit, visits_in};
 use crate::attend::venue::Venue;
 use crate::clock::{Stamp, Stopwatch, rfc3339};
 use crate::enrol::{Judged, Judgement, Reason};
@@ -83,6 +83,7 @@ impl Commander {
             let (images, duplicate_of) = (images.clone(), duplicate_of.clone());
             answer(tx, &request_id, "enrol", &Enrolled { subject_id, references, images, duplicate_of })
         };
+        let _alone = self.gallery.alone().await;
         self.store.write_async(write).await?;
         let templates: Vec<Template> = judgement.accepted().map(|(template, _)| template.clone()).collect();
         let subject = gallery::Subject { id: enrol.subject_id, name: enrol.name };
@@ -112,6 +113,7 @@ impl Commander {
             append_enrolment(tx, at, action, subject, references, Some(&request_id))?;
             answer(tx, &request_id, "withdraw", &Withdrawn { references, erased: erase, events })
         };
+        let _alone = self.gallery.alone().await;
         self.store.write_async(write).await?;
         self.gallery.update(|gallery| gallery.without(&withdraw.subject_id));
         self.changed.notify_one();
@@ -127,6 +129,7 @@ impl Commander {
             append_enrolment(tx, at, EnrolmentAction::Renamed, subject, count, Some(&request_id))?;
             answer(tx, &request_id, "rename", &Renamed { subject_id: id.clone(), name: name.clone() })
         };
+        let _alone = self.gallery.alone().await;
         self.store.write_async(write).await?;
         self.gallery.update(|gallery| gallery.renamed(&rename.subject_id, rename.name));
         Ok(())
@@ -177,18 +180,7 @@ impl Commander {
         let (watch, at) = (Stopwatch::start(), self.clock.now());
         let faces = self.look(&attend.image).await?;
         let latency_ms = watch.elapsed().as_millis() as u64;
-        let direction = attend.direction;
-        let mut visits: Vec<Visit> = Vec::new();
-        for seen in &faces {
-            if let Decision::Identified(found) = &seen.decision {
-                let subject = subject_of(&found.subject);
-                // One person, shown twice (a mirror), is there once.
-                if visits.iter().all(|visit| visit.subject.id != subject.id) {
-                    let (score, threshold) = (found.score, found.threshold);
-                    visits.push(Visit { subject, direction, score, threshold, frames: 1, track_ms: 0, latency_ms });
-                }
-            }
-        }
+        let visits = visits_in(&faces, attend.direction, latency_ms);
         let clock = std::sync::Arc::clone(&self.clock);
         let write = move |tx: &mut Tx<'_>| {
             let (mut recorded, mut event_ids) = (Vec::new(), Vec::<Uuid>::new());

@@ -173,6 +173,11 @@ pub struct Venues {
 pub struct EncodedImage(Vec<u8>);
 
 impl EncodedImage {
+    /// From base64 or a data URL that did not come in a command; `field` stands in the refusal.
+    pub fn from_text(field: &str, text: &str, limits: &Limits) -> Result<Self, Refusal> {
+        fields::image(field, text, limits).map_err(|fault| fault.into_refusal(None))
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }

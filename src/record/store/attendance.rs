@@ -219,6 +219,14 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// The names recorded at a venue, each once, the first recorded first; nobody's who was erased.
+    pub fn names_recorded(&self, venue: &str) -> Result<Vec<String>, StoreError> {
+        let sql = "select json_extract(body, '$.subject.name') as name from event where kind = 'attendance' \
+                   and venue = ?1 and name is not null group by name order by min(seq)";
+        let mut query = self.conn.prepare(sql)?;
+        Ok(query.query_map([venue], |row| row.get(0))?.collect::<Result<_, _>>()?)
+    }
+
     // Venues put by command
 
     /// Gives whether it took the place of another.

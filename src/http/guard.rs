@@ -1,0 +1,189 @@
+//! Before any route: who asks, how often, and how much of it is read.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use tokio::sync::Semaphore;
+
+use super::{HttpSettings, Token, refusal};
+use crate::clock::Stopwatch;
+use crate::health::Health;
+
+/// A body has this long to come.
+const BODY_PATIENCE: Duration = Duration::from_secs(10);
+/// From the body to the head of the answer. The networks are waited for 20 s at most.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Guard {
+    token: Option<Token>,
+    origins: Vec<String>,
+    body_bytes_max: usize,
+    places: Semaphore,
+    pace: Mutex<Pace>,
+    health: Arc<Health>,
+}
+
+impl Guard {
+    pub fn new(settings: &HttpSettings, health: Arc<Health>) -> Self {
+        Self {
+            token: settings.token.clone(),
+            origins: settings.origins.clone(),
+            body_bytes_max: settings.body_bytes_max,
+            places: Semaphore::new(settings.requests_max),
+            pace: Mutex::new(Pace::new(settings.per_minute_max)),
+            health,
+        }
+    }
+
+    /// Why a request is refused by its head alone.
+    fn check(&self, request: &Request) -> Result<(), (StatusCode, &'static str)> {
+        let headers = request.headers();
+        if !self.is_allowed_origin(headers) {
+            return Err((StatusCode::FORBIDDEN, "pages of this origin may not use this device"));
+        }
+        // For a name that somebody else's DNS lets point here, a browser would think our answers its page's own.
+        if self.token.is_none() && !text(headers, header::HOST.as_str()).is_some_and(is_this_machine) {
+            return Err((StatusCode::BAD_REQUEST, "without a token only localhost is served: the Host header names another"));
+        }
+        if request.uri().path() == "/healthz" {
+            return Ok(());
+        }
+        if !self.pace.lock().unwrap_or_else(PoisonError::into_inner).allows() {
+            return Err((StatusCode::TOO_MANY_REQUESTS, "too many requests in a minute"));
+        }
+        if let Some(token) = &self.token {
+            let shown = text(headers, header::AUTHORIZATION.as_str()).and_then(|it| it.strip_prefix("Bearer "));
+            if !shown.is_some_and(|shown| token.is(shown.trim().as_bytes())) {
+                return Err((StatusCode::UNAUTHORIZED, "a token is needed: Authorization: Bearer …"));
+            }
+        }
+        Ok(())
+    }
+
+    /// No browser, our own page, or a page that the configuration allows.
+    fn is_allowed_origin(&self, headers: &HeaderMap) -> bool {
+        if !headers.contains_key(header::ORIGIN) {
+            return true;
+        }
+        let (origin, host) = (text(headers, header::ORIGIN.as_str()), text(headers, header::HOST.as_str()));
+        let own = |origin: &str| origin.split_once("://").map(|it| it.1) == host;
+        origin.is_some_and(|origin| own(origin) || self.origins.iter().any(|it| it == origin))
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// A `Host` with or without port.
+fn is_this_machine(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or("", |it| it.0),
+        None => host.split_once(':').map_or(host, |it| it.0),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok_and(|it| it.is_loopback())
+}
+
+/// Around every route.
+pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |it| it.as_str().to_owned());
+    let response = match guard.check(&request) {
+        Err((status, message)) => refusal(status, message),
+        Ok(()) => admit(&guard, request, next).await,
+    };
+    guard.health.answered_http(&route, response.status().as_u16());
+    response
+}
+
+async fn admit(guard: &Guard, request: Request, next: Next) -> Response {
+    // Only what has a body takes memory worth counting.
+    if request.method() != Method::POST {
+        return answer(request, next).await;
+    }
+    let claimed = text(request.headers(), header::CONTENT_LENGTH.as_str()).and_then(|it| it.parse::<u64>().ok());
+    if claimed.is_some_and(|bytes| bytes > guard.body_bytes_max as u64) {
+        return too_large(guard.body_bytes_max);
+    }
+    let Ok(place) = guard.places.try_acquire() else {
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, "busy; try again");
+    };
+    let (head, body) = request.into_parts();
+    let body = match tokio::time::timeout(BODY_PATIENCE, to_bytes(body, guard.body_bytes_max)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => return too_large(guard.body_bytes_max),
+        Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
+    };
+    let response = answer(Request::from_parts(head, Body::from(body)), next).await;
+    drop(place);
+    response
+}
+
+async fn answer(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(ANSWER_PATIENCE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => refusal(StatusCode::SERVICE_UNAVAILABLE, "no answer in time; try again"),
+    }
+}
+
+fn too_large(bytes_max: usize) -> Response {
+    refusal(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body is cut short or has more than {bytes_max} bytes"))
+}
+
+/// Requests per minute: a bucket that fills evenly and holds a minute's worth.
+struct Pace {
+    per_minute: f64,
+    left: f64,
+    last: Stopwatch,
+}
+
+impl Pace {
+    fn new(per_minute: u32) -> Self {
+        Self { per_minute: f64::from(per_minute), left: f64::from(per_minute), last: Stopwatch::start() }
+    }
+
+    fn allows(&mut self) -> bool {
+        let minutes = self.last.elapsed().as_secs_f64() / 60.0;
+        self.last = Stopwatch::start();
+        self.left = (self.left + minutes * self.per_minute).min(self.per_minute);
+        let allowed = self.left >= 1.0;
+        self.left -= f64::from(u8::from(allowed));
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_its_own() {
+        for (host, expected) in [
+            ("localhost", true),
+            ("LocalHost:8080", true),
+            ("127.0.0.1:8080", true),
+            ("127.1.2.3", true),
+            ("[::1]:8080", true),
+            ("[::1", false),
+            ("evil.example", false),
+            ("localhost.evil.example:8080", false),
+            ("127.0.0.1.evil.example", false),
+            ("10.0.0.1:8080", false),
+            ("", false),
+        ] {
+            assert_eq!(is_this_machine(host), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn the_pace_has_an_end() {
+        let mut pace = Pace::new(60);
+        // A busy machine may take a second or two for these.
+        let allowed = (0..200).filter(|_| pace.allows()).count();
+        assert!((60..100).contains(&allowed), "{allowed}");
+    }
+}
