@@ -47,7 +47,9 @@ pub(super) async fn events(
     let place = Arc::clone(&server.feeds).try_acquire_owned();
     let place = place.map_err(|_| Refused(StatusCode::SERVICE_UNAVAILABLE, "too many watch already".into()))?;
     let had = headers.get("last-event-id").and_then(|it| it.to_str().ok()).and_then(|it| it.parse::<i64>().ok());
-    let wakes = server.store.wakes();
+    let mut wakes = server.store.wakes();
+    // There may be something since the event that they have.
+    wakes.mark_changed();
     let newest = server.store.write_async(|tx| tx.newest_seq()).await?;
     let mut views = interval(VIEW_EVERY);
     views.set_missed_tick_behavior(MissedTickBehavior::Delay);
