@@ -252,13 +252,13 @@ impl Inference {
     fn go_on_looking(&mut self, mut work: Looking) -> Option<Looking> {
         let outcome = match &mut work.found {
             None => still::faces(self.engine.as_mut(), &work.picture).map(|found| work.found = Some(found.into())),
-            Some(found) => match found.pop_front() {
-                Some(found) => self.recognise(&found).map(|seen| work.seen.extend(seen)),
-                None => {
+            Some(found) => {
+                let Some(found) = found.pop_front() else {
                     work.answer.send(Ok(work.seen)).ok();
                     return None;
-                }
-            },
+                };
+                self.recognise(&found).map(|seen| work.seen.extend(seen))
+            }
         };
         if let Err(error) = outcome {
             work.answer.send(Err(error)).ok();

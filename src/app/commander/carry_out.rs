@@ -12,6 +12,7 @@ use super::asked::Asked;
 use super::{Commander, FUSE, Fault, JOB_PATIENCE, not_now, refuse};
 use crate::app::inference::{Job, Seen};
 use crate::app::recorder::{Visit, record_visit};
+use crate::app::supervise::aside;
 use crate::attend::venue::Venue;
 use crate::clock::{Stamp, Stopwatch, rfc3339};
 use crate::enrol::choose::choose;
@@ -275,12 +276,9 @@ impl Commander {
 
     async fn look(&self, image: EncodedImage) -> Result<Vec<Seen>, Fault> {
         let limits = self.picture;
-        let decoded = tokio::task::spawn_blocking(move || Picture::decode(image.bytes(), limits)).await;
-        let picture = match decoded {
-            Ok(Ok(picture)) => picture,
-            Ok(Err(error)) => return Err(refuse(ErrorCode::BadImage, error.to_string())),
-            Err(_) => return Err(Fault::Stopping),
-        };
+        let decoded = aside("picture", move || Picture::decode(image.bytes(), limits)).await;
+        let decoded = decoded.ok_or_else(|| not_now(ErrorCode::Busy, "no thread could be started; try again"))?;
+        let picture = decoded.map_err(|error| refuse(ErrorCode::BadImage, error.to_string()))?;
         let (answer, answered) = oneshot::channel();
         self.submit(Job::Look { picture, answer })?;
         self.wait(answered).await?.map_err(failed)

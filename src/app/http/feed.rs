@@ -18,7 +18,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::{HttpServer, Refused, Shared};
 use crate::app::scene::{Scene, Scenes, view};
-use crate::record::event;
+use crate::record::event::{self, StoredEvent};
 use crate::record::store::{StoreError, Wake};
 
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
@@ -130,13 +130,12 @@ impl Feed {
             self.wakes.mark_changed();
         }
         let (now, boot_id) = (self.server.clock.now(), self.server.clock.boot_id());
-        let mut text = String::new();
-        for stored in found {
-            self.seq = stored.seq;
-            let wire = event::wire(&stored, &self.server.site, &self.server.device, &now, &boot_id);
-            text.push_str(&format!("id: {}\nevent: event\ndata: {}\n\n", stored.seq, String::from_utf8_lossy(&wire)));
-        }
-        Ok(text)
+        self.seq = found.last().map_or(after, |last| last.seq);
+        let message = |stored: &StoredEvent| {
+            let wire = event::wire(stored, &self.server.site, &self.server.device, &now, &boot_id);
+            format!("id: {}\nevent: event\ndata: {}\n\n", stored.seq, String::from_utf8_lossy(&wire))
+        };
+        Ok(found.iter().map(message).collect())
     }
 }
 
@@ -173,6 +172,7 @@ impl Watching {
 }
 
 impl Drop for Watching {
+    #[expect(clippy::disallowed_methods, reason = "it ends by itself in half a second, and nobody needs it to")]
     fn drop(&mut self) {
         self.receiver = None;
         let scenes = Arc::clone(&self.scenes);
