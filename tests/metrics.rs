@@ -74,7 +74,8 @@ fn a_door_that_has_done_nothing_yet_is_in_order() {
     assert!(exposed.value("rollcall_build_info", &build) > 0.0);
     assert!(exposed.value("rollcall_camera_state", &[("state", "absent")]) > 0.0);
     // Nothing is claimed that is not known.
-    for name in ["rollcall_mqtt_connected", "rollcall_complete_through_timestamp_seconds", "rollcall_erasures_pending"] {
+    for name in ["rollcall_mqtt_connected", "rollcall_complete_through_timestamp_seconds", "rollcall_erasures_pending"]
+    {
         assert_eq!(exposed.find(name, &[]), None, "{name}");
         assert!(exposed.has_name(name));
     }
@@ -203,7 +204,8 @@ fn the_dashboard_asks_only_for_what_there_is() {
     assert!(missing.is_empty(), "{missing:?}");
     // And for nearly all of it: what nobody looks at need not be counted.
     let unseen = ["rollcall_build_info", "rollcall_engine_errors_total", "rollcall_storage_reserve_held"];
-    let shown = |name: &str| asked.iter().any(|it| it == name || it.strip_prefix(name).is_some_and(|it| it.starts_with('_')));
+    let shown =
+        |name: &str| asked.iter().any(|it| it == name || it.strip_prefix(name).is_some_and(|it| it.starts_with('_')));
     let alerts = names_in(&std::fs::read_to_string(document("alerts.yml")).unwrap());
     let unused: Vec<_> = exposed.kinds.keys().filter(|name| !shown(name) && !alerts.contains(*name)).collect();
     assert!(unused.iter().all(|name| unseen.contains(&name.as_str())), "{unused:?}");
@@ -280,7 +282,8 @@ fn the_alerts_ask_only_for_what_there_is() {
 
 /// What queries ask of a label, by `=` or `=~` with words between bars.
 fn exposed_values(text: &str, label: &str) -> BTreeSet<String> {
-    let asked = text.split(&format!("{label}=")).skip(1).filter_map(|rest| {
+    let wanted = format!("{label}=");
+    let asked = text.split(&wanted).skip(1).filter_map(|rest| {
         let rest = rest.strip_prefix('~').unwrap_or(rest).strip_prefix('"')?;
         rest.split_once('"').map(|it| it.0.to_owned())
     });

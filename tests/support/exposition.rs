@@ -129,7 +129,8 @@ fn check_lines(text: &str) -> BTreeMap<String, SampleType> {
             LineInfo::Sample { metric_name, timestamp, .. } => {
                 let (name, kind) = current.as_ref().unwrap_or_else(|| panic!("no head above: {line}"));
                 let rest = metric_name.strip_prefix(name.as_str());
-                let of_histogram = matches!(rest, Some("_bucket" | "_sum" | "_count")) && *kind == SampleType::Histogram;
+                let of_histogram =
+                    matches!(rest, Some("_bucket" | "_sum" | "_count")) && *kind == SampleType::Histogram;
                 assert!(of_histogram || rest == Some("") && *kind != SampleType::Histogram, "below {name}: {line}");
                 assert_eq!(timestamp, None, "the time is the scrape's: {line}");
                 let (_, value) = line.rsplit_once(' ').unwrap();
@@ -144,7 +145,11 @@ fn check_lines(text: &str) -> BTreeMap<String, SampleType> {
 fn check_name(name: &str, kind: SampleType) {
     assert!(kind != SampleType::Untyped && kind != SampleType::Summary, "{name}");
     assert!(is_plain(name), "{name} has other characters than a-z, 0-9 and _");
-    assert_eq!(name.ends_with("_total"), kind == SampleType::Counter, "_total is for counters, and they need it: {name}");
+    assert_eq!(
+        name.ends_with("_total"),
+        kind == SampleType::Counter,
+        "_total is for counters, and they need it: {name}"
+    );
     for suffix in ["_bucket", "_sum", "_count", "_info_total"] {
         assert!(!name.ends_with(suffix), "{name}: the suffix is reserved");
     }
@@ -159,9 +164,33 @@ fn check_name(name: &str, kind: SampleType) {
 
 /// Abbreviations, and what has a base unit.
 const SMALL_UNITS: [&str; 27] = [
-    "s", "ms", "us", "ns", "sec", "secs", "min", "mins", "minutes", "hours", "days", "weeks", "milliseconds",
-    "microseconds", "nanoseconds", "b", "kb", "mb", "gb", "kib", "mib", "kilobytes", "megabytes", "bits", "percent",
-    "degrees", "fahrenheit",
+    "s",
+    "ms",
+    "us",
+    "ns",
+    "sec",
+    "secs",
+    "min",
+    "mins",
+    "minutes",
+    "hours",
+    "days",
+    "weeks",
+    "milliseconds",
+    "microseconds",
+    "nanoseconds",
+    "b",
+    "kb",
+    "mb",
+    "gb",
+    "kib",
+    "mib",
+    "kilobytes",
+    "megabytes",
+    "bits",
+    "percent",
+    "degrees",
+    "fahrenheit",
 ];
 
 fn is_plain(name: &str) -> bool {
