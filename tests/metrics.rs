@@ -92,6 +92,9 @@ fn figures_arrive_where_they_belong() {
     health.set_sharing(Sharing { state: SharingState::WrongKey, behind: 3, refused: 4 });
     health.refused("rate_limited");
     health.refused("rate_limited");
+    health.answered_http("/metrics", 200);
+    health.answered_http("/metrics", 200);
+    health.answered_http("other", 404);
     health.recorded.add(7);
     health.pace_step.set(2);
     for ms in [1, 3, 3, 400, 20_000] {
@@ -111,6 +114,8 @@ fn figures_arrive_where_they_belong() {
         ("rollcall_commands_refused_total", &[("reason", "rate_limited")], 2.0),
         ("rollcall_commands_refused_total", &[("reason", "replayed")], 0.0),
         ("rollcall_attendances_recorded_total", &[], 7.0),
+        ("rollcall_http_requests_total", &[("route", "/metrics"), ("status", "200")], 2.0),
+        ("rollcall_http_requests_total", &[("route", "other"), ("status", "404")], 1.0),
         ("rollcall_pace_step", &[], 2.0),
         ("rollcall_stage_duration_seconds_count", &[("stage", "detect")], 5.0),
         ("rollcall_stage_duration_seconds_sum", &[("stage", "detect")], 20.407),

@@ -70,6 +70,7 @@ impl Metrics {
         owed(&mut page, counts.standing.as_ref(), &now);
         self.deliveries(&mut page);
         self.commands(&mut page);
+        self.http(&mut page);
         page.into_text()
     }
 
@@ -219,6 +220,22 @@ impl Metrics {
         let reasons = ErrorCode::ALL.map(ErrorCode::as_str);
         let samples = reasons.map(|reason| ([("reason", reason)], refusals.get(reason).copied().unwrap_or_default()));
         page.counters("rollcall_commands_refused_total", "Commands that were refused.", samples);
+    }
+
+    fn http(&self, page: &mut Exposition) {
+        let answers: Vec<((String, String), u64)> = self
+            .health
+            .http_answers()
+            .into_iter()
+            .map(|((route, status), count)| ((route, status.to_string()), count))
+            .collect();
+        let samples = answers
+            .iter()
+            .map(|((route, status), count)| ([("route", route.as_str()), ("status", status.as_str())], *count));
+        let help = "Requests by HTTP, by route of ours and status; other is no route.";
+        page.counters("rollcall_http_requests_total", help, samples);
+        let help = "From the head of a request to the head of its answer.";
+        page.histograms("rollcall_http_request_duration_seconds", help, [([], &self.health.times.http)]);
     }
 }
 

@@ -6,10 +6,12 @@
 pub mod camera_events;
 pub mod capture;
 pub mod commander;
+pub mod csv;
 pub mod discovery;
 pub mod exposition;
 pub mod fleet;
 pub mod gallery;
+pub mod http;
 pub mod inference;
 pub mod metrics;
 pub mod mqtt_sink;
