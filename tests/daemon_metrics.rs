@@ -18,14 +18,17 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use client::Client;
 use daemon::{Home, PATIENCE, until};
 use exposition::Exposed;
-use faces::{Faces, enrolment};
+use faces::{Faces, Person, enrolment};
 use mosquitto::Mosquitto;
 use serde_json::json;
 
+const STAGES: &str = "rollcall_stage_duration_seconds";
+const ACKNOWLEDGED: [(&str, &str); 2] = [("sink", "mqtt"), ("outcome", "acknowledged")];
 const TOKEN: &str = "a-token-for-those-who-scrape";
 
 const HTTP: &str = "[http]\nlisten = \"127.0.0.1:0\"\ntoken_file = \"token\"\nper_minute_max = 1000000\n";
@@ -65,31 +68,28 @@ fn write_token(home: &Home) {
     fs::set_permissions(home.path("token"), fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-#[test]
-fn what_is_counted_is_what_was_recorded_and_delivered() {
-    let faces = Faces::find();
-    let (people, strangers) = (&faces.people[..3], &faces.impostors[..2]);
-    let broker = Mosquitto::start();
-    let client = Client::connect(broker.port());
-    let home = Home::new(broker.port(), "");
-    let running = client.started(&home);
+/// What is so at the end of a visit: the last scrape, and what the database holds that is new.
+struct Outcome {
+    said: Exposed,
+    /// Kinds of the events since the start.
+    events: Vec<String>,
+}
+
+fn enrol(client: &Client, home: &Home, people: &[Person]) {
+    let running = client.started(home);
     for person in people {
         let body = enrolment(&person.id, &format!("Name of {}", person.id), &person.enrol);
         assert_eq!(client.request("enrol", &format!("enrol-{}", person.id), body)["ok"], true);
     }
     // What this one still owed, the next would deliver.
-    client.await_health("everything is delivered", |it| it["outbox"][0]["rows"] == 0 && it["gallery"]["subjects"] == 3);
+    client.await_health("everything is delivered", |it| {
+        it["outbox"][0]["rows"] == 0 && it["gallery"]["subjects"] == people.len()
+    });
     assert!(running.terminate().success());
-    let before = home.events().len();
+}
 
-    let mut list = String::from("file,show_ms,gap_ms\n");
-    let probes = people.iter().map(|it| &it.probes[0]).chain(strangers).chain(faces.empty_scenes.first());
-    probes.for_each(|file| writeln!(list, "{}", file.display()).unwrap());
-    fs::write(home.path("visits.csv"), list).unwrap();
-    write_token(&home);
-    home.configure(broker.port(), &format!("{CAMERA}{HTTP}"));
-    let daemon = home.start();
-    let address = address(&home);
+/// Until every frame was looked at and everything is delivered.
+fn replayed(client: &Client, home: &Home, address: SocketAddr, before: usize, photograph: &Path) -> Outcome {
     let mut last = scrape(address);
     until("the replay has ended", || {
         let now = scrape(address);
@@ -98,33 +98,52 @@ fn what_is_counted_is_what_was_recorded_and_delivered() {
             assert!(was <= is, "{name} fell from {was:?} to {is:?}");
         }
         last = now;
-        let is_taken_up = last.count("rollcall_stage_duration_seconds", &[("stage", "wait")]) > 0.0;
+        let is_taken_up = last.count(STAGES, &[("stage", "wait")]) > 0.0;
         let ended = last.value("rollcall_camera_state", &[("state", "absent")]) > 0.0;
         (is_taken_up && ended).then_some(())
     });
     // Answered after the last frame was looked at; and not counted among them.
-    let image = faces::base64(&people[0].probes[0]);
+    let image = faces::base64(photograph);
     assert_eq!(client.request("recognise", "r-1", json!({"image": image}))["ok"], true);
-    let events = home.events();
-    let newly = (events.len() - before) as f64;
-    let acknowledged = [("sink", "mqtt"), ("outcome", "acknowledged")];
-    let done = until("the events and the answer are delivered, and that has been counted", || {
+    let events: Vec<String> = home.events().split_off(before).into_iter().map(|it| it.2).collect();
+    let said = until("the events and the answer are delivered, and that has been counted", || {
         let now = scrape(address);
-        let delivered = now.value("rollcall_deliveries_total", &acknowledged) >= newly + 1.0;
+        let delivered = now.value("rollcall_deliveries_total", &ACKNOWLEDGED) >= events.len() as f64 + 1.0;
         (delivered && now.find("rollcall_outbox_rows", &[("sink", "mqtt")]) == Some(0.0)).then_some(now)
     });
+    Outcome { said, events }
+}
 
-    let of_kind = |kind: &str| events[before..].iter().filter(|(_, _, it)| it == kind).count() as f64;
+#[test]
+fn what_is_counted_is_what_was_recorded_and_delivered() {
+    let faces = Faces::find();
+    let (people, strangers) = (&faces.people[..3], &faces.impostors[..2]);
+    let broker = Mosquitto::start();
+    let client = Client::connect(broker.port());
+    let home = Home::new(broker.port(), "");
+    enrol(&client, &home, people);
+    let before = home.events().len();
+    let mut list = String::from("file,show_ms,gap_ms\n");
+    let probes = people.iter().map(|it| &it.probes[0]).chain(strangers).chain(faces.empty_scenes.first());
+    probes.for_each(|file| writeln!(list, "{}", file.display()).unwrap());
+    fs::write(home.path("visits.csv"), list).unwrap();
+    write_token(&home);
+    home.configure(broker.port(), &format!("{CAMERA}{HTTP}"));
+    let daemon = home.start();
+    let address = address(&home);
+    let Outcome { said, events } = replayed(&client, &home, address, before, &people[0].probes[0]);
+
+    let of_kind = |kind: &str| events.iter().filter(|it| *it == kind).count() as f64;
     let (attendances, unknown, attacks) = (of_kind("attendance"), of_kind("unknown"), of_kind("attack"));
     assert!(attendances >= 2.0 && unknown >= 1.0, "{events:?}");
-    let total = |name: &str| done.value(&format!("rollcall_{name}_total"), &[]);
-    let stage = |stage: &str| done.count("rollcall_stage_duration_seconds", &[("stage", stage)]);
-    let decided = |decision: &str| done.value("rollcall_decisions_total", &[("decision", decision)]);
-    for (what, said, expected) in [
+    let total = |name: &str| said.value(&format!("rollcall_{name}_total"), &[]);
+    let stage = |stage: &str| said.count(STAGES, &[("stage", stage)]);
+    let decided = |decision: &str| said.value("rollcall_decisions_total", &[("decision", decision)]);
+    for (what, counted, expected) in [
         ("attendances", total("attendances_recorded"), attendances),
-        ("their latencies", done.count("rollcall_attendance_latency_seconds", &[]), attendances),
+        ("their latencies", said.count("rollcall_attendance_latency_seconds", &[]), attendances),
         ("unknown", decided("unknown"), unknown),
-        ("decisions", done.count("rollcall_decision_duration_seconds", &[]), decided("identified") + unknown),
+        ("decisions", said.count("rollcall_decision_duration_seconds", &[]), decided("identified") + unknown),
         ("records", stage("record"), decided("identified") + unknown + attacks),
         ("frames taken up", stage("wait"), total("frames_captured")),
         ("frames glanced at", stage("glance"), total("frames_analysed")),
@@ -132,20 +151,20 @@ fn what_is_counted_is_what_was_recorded_and_delivered() {
         ("frames decoded", stage("decode"), total("frames_detected")),
         ("whole frames", stage("frame"), total("frames_detected")),
         ("templates", stage("template"), total("templates_made")),
-        ("acknowledged", done.value("rollcall_deliveries_total", &acknowledged), newly + 1.0),
-        ("published", total("events_published"), newly),
+        ("acknowledged", said.value("rollcall_deliveries_total", &ACKNOWLEDGED), events.len() as f64 + 1.0),
+        ("published", total("events_published"), events.len() as f64),
         ("commands", total("commands"), 1.0),
-        ("enrolled", done.value("rollcall_gallery_subjects", &[]), people.len() as f64),
-        ("connected", done.value("rollcall_mqtt_connected", &[]), 1.0),
-        ("outdated", done.value("rollcall_gallery_outdated_subjects", &[]), 0.0),
+        ("enrolled", said.value("rollcall_gallery_subjects", &[]), people.len() as f64),
+        ("connected", said.value("rollcall_mqtt_connected", &[]), 1.0),
+        ("outdated", said.value("rollcall_gallery_outdated_subjects", &[]), 0.0),
         ("errors", total("engine_errors") + total("store_errors"), 0.0),
     ] {
-        assert!((said - expected).abs() < 0.5, "{what}: {said}, and not {expected}");
+        assert!((counted - expected).abs() < 0.5, "{what}: {counted}, and not {expected}");
     }
-    assert!(done.count("rollcall_delivery_duration_seconds", &[("sink", "mqtt")]) >= 1.0);
-    assert!(done.count("rollcall_store_commit_duration_seconds", &[]) >= attendances);
+    assert!(said.count("rollcall_delivery_duration_seconds", &[("sink", "mqtt")]) >= 1.0);
+    assert!(said.count("rollcall_store_commit_duration_seconds", &[]) >= attendances);
     assert!(stage("identify") >= 1.0 && stage("identify") <= stage("template"));
-    let spent = |stage: &str| done.value("rollcall_stage_duration_seconds_sum", &[("stage", stage)]);
+    let spent = |stage: &str| said.value(&format!("{STAGES}_sum"), &[("stage", stage)]);
     let parts = ["decode", "detect", "refine", "liveness", "template", "identify"].map(spent);
     assert!(spent("frame") >= parts.iter().sum::<f64>() * 0.99, "{parts:?} of {}", spent("frame"));
     let text = get(address, Some(TOKEN)).2;
