@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// The upper bounds of the buckets, which include them; what takes longer than the last goes into one more.
 pub const BOUNDS: [Duration; 13] = [
-    Duration::from_micros(1_000),
+    Duration::from_millis(1),
     Duration::from_micros(2_500),
     Duration::from_millis(5),
     Duration::from_millis(10),
@@ -17,7 +17,7 @@ pub const BOUNDS: [Duration; 13] = [
     Duration::from_millis(100),
     Duration::from_millis(250),
     Duration::from_millis(500),
-    Duration::from_millis(1_000),
+    Duration::from_secs(1),
     Duration::from_millis(2_500),
     Duration::from_secs(5),
     Duration::from_secs(10),

@@ -188,10 +188,10 @@ impl Inference {
         times.wait.observe(self.clock.now().since(&frame.taken));
         let (gallery, slowed) = (self.gallery.snapshot(), power::pause_of(self.health.pace_step.get()));
         let pixels = Arc::new(TimedPixels::new(Arc::clone(&frame.pixels), Arc::clone(&self.health)));
-        let timed = Frame { pixels: pixels.clone(), ..*frame };
+        let watched = Frame { pixels: pixels.clone(), ..*frame };
         let mut engine = TimedEngine::new(self.engine.as_mut(), times);
         let watch = Stopwatch::start();
-        let report = self.live.process(&mut engine, &gallery, &timed, slowed)?;
+        let report = self.live.process(&mut engine, &gallery, &watched, slowed)?;
         let took = watch.elapsed();
         if report.attention == Attention::Full {
             times.frame.observe(took);

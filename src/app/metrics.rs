@@ -89,8 +89,8 @@ impl Metrics {
         page.gauge("rollcall_clock_timestamp_seconds", wall, now.wall_ms as f64 / 1e3);
         let celsius = health::cpu_celsius().filter(|it| it.is_finite());
         page.gauge_if("rollcall_cpu_temperature_celsius", "Of the processor; absent without a sensor.", celsius);
-        let pace = "By how many steps recognition is slowed because the processor is hot; 0 is full pace.";
-        page.gauge("rollcall_pace_step", pace, self.health.pace_step.get());
+        let slowed = "By how many steps recognition is slowed because the processor is hot; 0 is full pace.";
+        page.gauge("rollcall_pace_step", slowed, self.health.pace_step.get());
         let cpu = clock::process_cpu_time().as_secs_f64();
         page.counter("process_cpu_seconds_total", "CPU time used.", cpu);
         page.gauge_if("process_resident_memory_bytes", "Resident memory.", health::resident_bytes());
@@ -115,7 +115,9 @@ impl Metrics {
                 &health.frames_detected,
             ),
         ];
-        counters.into_iter().for_each(|(name, help, counter)| page.counter(name, help, counter.get()));
+        for (name, help, counter) in counters {
+            page.counter(name, help, counter.get());
+        }
     }
 
     fn recognition(&self, page: &mut Exposition) {
@@ -127,7 +129,9 @@ impl Metrics {
             ("rollcall_too_far_total", "Faces that were too far away for one good sample.", &health.too_far),
             ("rollcall_engine_errors_total", "How often a network failed.", &health.engine_errors),
         ];
-        counters.into_iter().for_each(|(name, help, counter)| page.counter(name, help, counter.get()));
+        for (name, help, counter) in counters {
+            page.counter(name, help, counter.get());
+        }
         let decisions = [("identified", &health.identified), ("unknown", &health.unknown)];
         let decisions = decisions.map(|(decision, counter)| ([("decision", decision)], counter.get()));
         page.counters("rollcall_decisions_total", "Faces before the camera that were decided upon.", decisions);
