@@ -10,6 +10,8 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
+use crate::histogram::Histogram;
+
 /// What the camera is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -55,11 +57,38 @@ pub struct Sharing {
 }
 
 impl CameraHealth {
+    pub const ALL: [Self; 3] = [Self::Absent, Self::Streaming, Self::Lost];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Absent => "absent",
             Self::Streaming => "streaming",
             Self::Lost => "lost",
+        }
+    }
+}
+
+impl MongoState {
+    pub const ALL: [Self; 3] = [Self::Connected, Self::Away, Self::Refused];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Away => "away",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl SharingState {
+    pub const ALL: [Self; 4] = [Self::Away, Self::Learning, Self::Shared, Self::WrongKey];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Away => "away",
+            Self::Learning => "learning",
+            Self::Shared => "shared",
+            Self::WrongKey => "wrong_key",
         }
     }
 }
@@ -80,8 +109,52 @@ impl Counter {
     }
 }
 
+/// How long things take, each written where it happens.
+#[derive(Debug, Default)]
+pub struct Times {
+    /// From the moment a live frame was taken until the networks take it up: the camera, and waiting in the slot.
+    pub wait: Histogram,
+    /// Its brightness, by which change is noticed; of Motion JPEG half a decoding.
+    pub glance: Histogram,
+    /// Its pixels, once a frame that the detector is shown.
+    pub decode: Histogram,
+    pub detect: Histogram,
+    pub refine: Histogram,
+    pub template: Histogram,
+    pub liveness: Histogram,
+    /// What is left of a frame with a template without decoding and networks: tracks, alignment, and the search in the gallery.
+    pub identify: Histogram,
+    /// All of a frame that the detector was shown, without waiting and recording.
+    pub frame: Histogram,
+    /// From asking for a sighting to be recorded until it is on the disk.
+    pub record: Histogram,
+    /// From the first frame of a face to the decision, by the source's own time.
+    pub decision: Histogram,
+    /// From the moment the deciding frame was taken until the attendance is on the disk.
+    pub attendance: Histogram,
+    /// HTTP requests, from the head to the head of the answer.
+    pub http: Histogram,
+}
+
+/// How deliveries to one sink go.
+#[derive(Debug, Default)]
+pub struct Deliveries {
+    /// Of batches of which something was acknowledged, from sending to the answer.
+    pub times: Histogram,
+    pub acknowledged: Counter,
+    /// Not taken, and to be tried again.
+    pub failed: Counter,
+    /// Never taken: set aside.
+    pub buried: Counter,
+}
+
 #[derive(Debug, Default)]
 pub struct Health {
+    pub times: Times,
+    pub to_mqtt: Deliveries,
+    pub to_mongo: Deliveries,
+    /// The gallery that the site shares.
+    pub to_gallery: Deliveries,
     camera: AtomicU8,
     pub frames_captured: Counter,
     pub frames_analysed: Counter,
@@ -182,6 +255,12 @@ pub fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// File descriptors that this process has open.
+pub fn open_files() -> Option<u64> {
+    // The listing itself takes one.
+    fs::read_dir("/proc/self/fd").ok().map(|listed| (listed.count() as u64).saturating_sub(1))
 }
 
 /// The processor's temperature in degrees Celsius; `None` where there is no sensor.

@@ -13,6 +13,7 @@
 //! that never meet one another except in `app`.
 
 pub mod clock;
+pub mod histogram;
 
 pub mod health;
 

@@ -24,6 +24,8 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::app::commander::asked::Request;
+use crate::app::exposition;
+use crate::app::metrics::Metrics;
 use crate::app::scene::Scenes;
 use crate::app::supervise::StageResult;
 use crate::app::venues::VenueBook;
@@ -51,6 +53,7 @@ pub struct HttpServer {
     pub clock: Arc<dyn Clock>,
     pub health: Arc<Health>,
     pub vitals: Arc<Vitals>,
+    pub metrics: Metrics,
     pub scenes: Arc<Scenes>,
     /// Whether pictures may leave the daemon.
     pub snapshot: bool,
@@ -118,6 +121,7 @@ impl HttpServer {
             .route("/get-attendance", post(former::get_attendance))
             .route("/add_face", post(former::add_face))
             .route("/healthz", get(healthz))
+            .route("/metrics", get(metrics))
             .route("/openapi.json", get(openapi))
             .route("/api/command/{verb}", post(api::command))
             .route("/api/attendance", get(attendance::attendance))
@@ -179,6 +183,10 @@ async fn healthz(State(server): Shared) -> Response {
     let faults = server.faults();
     let status = if faults.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json!({"healthy": faults.is_empty(), "faults": faults}))).into_response()
+}
+
+async fn metrics(State(server): Shared) -> Response {
+    ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], server.metrics.text()).into_response()
 }
 
 async fn openapi() -> Response {

@@ -12,7 +12,8 @@ use crate::app::power;
 use crate::app::recorder::Recorder;
 use crate::app::scene::{Scene, Scenes};
 use crate::app::supervise::StageResult;
-use crate::clock::Stamp;
+use crate::app::timing::{TimedEngine, TimedPixels};
+use crate::clock::{Clock, Stamp, Stopwatch};
 use crate::enrol::camera::{Gathering, Tally};
 use crate::enrol::{self, EnrolSettings, Judged, Judgement};
 use crate::health::Health;
@@ -22,7 +23,7 @@ use crate::recognise::decision::{self, Decision, DecisionSettings};
 use crate::recognise::engine::{EngineError, FaceEngine};
 use crate::recognise::face::{BoundingBox, Detection, SubjectId};
 use crate::recognise::frame::{Frame, Latest};
-use crate::recognise::live::{FrameError, Live, Sight};
+use crate::recognise::live::{FrameError, FrameReport, Live, Sight};
 use crate::recognise::pad::PadSettings;
 use crate::recognise::picture::Picture;
 use crate::recognise::quality;
@@ -110,6 +111,7 @@ pub struct Inference {
     pub gallery: Arc<GalleryCell>,
     pub recorder: Recorder,
     pub health: Arc<Health>,
+    pub clock: Arc<dyn Clock>,
     pub stop: watch::Receiver<bool>,
     /// Where whoever watches sees what we see.
     pub scenes: Arc<Scenes>,
@@ -148,9 +150,7 @@ impl Inference {
 
     /// The outer error is the store's, and ends the stage; the inner one is the networks'.
     fn look_live(&mut self, frame: &Frame) -> anyhow::Result<Result<Attention, FrameError>> {
-        let gallery = self.gallery.snapshot();
-        let slowed = power::pause_of(self.health.pace_step.get());
-        let report = match self.live.process(self.engine.as_mut(), &gallery, frame, slowed) {
+        let report = match self.process(frame) {
             Ok(report) => report,
             Err(error) => {
                 self.count(&error);
@@ -182,6 +182,26 @@ impl Inference {
             self.count(&error);
             Err(error)
         }))
+    }
+
+    /// Recognition itself, and how long each part of it took.
+    fn process(&mut self, frame: &Frame) -> Result<FrameReport, FrameError> {
+        let times = &self.health.times;
+        times.wait.observe(self.clock.now().since(&frame.taken));
+        let (gallery, slowed) = (self.gallery.snapshot(), power::pause_of(self.health.pace_step.get()));
+        let pixels = Arc::new(TimedPixels::new(Arc::clone(&frame.pixels), Arc::clone(&self.health)));
+        let watched = Frame { pixels: pixels.clone(), ..*frame };
+        let mut engine = TimedEngine::new(self.engine.as_mut(), times);
+        let watch = Stopwatch::start();
+        let report = self.live.process(&mut engine, &gallery, &watched, slowed)?;
+        let took = watch.elapsed();
+        if report.attention == Attention::Full {
+            times.frame.observe(took);
+        }
+        if report.templates > 0 {
+            times.identify.observe(took.saturating_sub(engine.spent + pixels.spent()));
+        }
+        Ok(report)
     }
 
     fn count(&self, error: &FrameError) {

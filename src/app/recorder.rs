@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::app::venues::VenueBook;
 use crate::attend::judge::{Moment, judge};
 use crate::attend::venue::Venue;
-use crate::clock::{Clock, Stamp};
+use crate::clock::{Clock, Stamp, Stopwatch};
 use crate::health::Health;
 use crate::recognise::decision::{Decision, Identification};
 use crate::recognise::face::SubjectId;
@@ -45,8 +45,9 @@ impl Recorder {
             Decision::Unknown { best_score, threshold, samples } => {
                 self.unknown(outcome, *best_score, *threshold, *samples)
             }
-            Decision::Undecided => Ok(()),
+            Decision::Undecided => return Ok(()),
         };
+        self.health.times.decision.observe(outcome.track_age);
         self.survive(done)
     }
 
@@ -55,6 +56,18 @@ impl Recorder {
         self.health.attacks.add(1);
         let done = self.attacked(attack);
         self.survive(done)
+    }
+
+    /// How long it takes until something is on the disk is what a worn card shows first.
+    fn write<T, F>(&self, f: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let watch = Stopwatch::start();
+        let written = self.store.write(f)?;
+        self.health.times.record.observe(watch.elapsed());
+        Ok(written)
     }
 
     fn survive(&self, done: Result<(), StoreError>) -> Result<(), StoreError> {
@@ -81,9 +94,10 @@ impl Recorder {
             latency_ms: self.clock.now().since(&outcome.decided_at).as_millis() as u64,
         };
         let (venue, at, clock) = (self.venues.door(), outcome.decided_at, Arc::clone(&self.clock));
-        let recorded = self.store.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()))?;
+        let recorded = self.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()))?;
         if let Some(event) = recorded {
             self.health.recorded.add(1);
+            self.health.times.attendance.observe(self.clock.now().since(&outcome.decided_at));
             tracing::info!(track_id = outcome.track_id, score = found.score, event_id = %event.event_id, "attendance recorded");
         }
         Ok(())
@@ -110,7 +124,7 @@ impl Recorder {
             threshold: attack.threshold,
             enforced: attack.enforced,
         };
-        let event_id = self.store.write(move |tx| {
+        let event_id = self.write(move |tx| {
             // The networks compared with a snapshot: whoever was withdrawn meanwhile must not come back by name.
             let mut body = body.clone();
             if let Some(shown) = &body.subject
@@ -143,7 +157,7 @@ impl Recorder {
         let venue = Some(self.venues.door().id.clone());
         let body = Body::Unknown(Unknown { venue, score, threshold, frames: samples as u32, track_ms });
         let event = NewEvent::new(at, body);
-        self.store.write(move |tx| tx.append_event(&event))?;
+        self.write(move |tx| tx.append_event(&event))?;
         self.last_unknown = Some(at);
         Ok(())
     }

@@ -19,6 +19,7 @@ use crate::app::fleet::{BYTES_MAX, CollectionKeeper, CollectionSink, Fleet, Gall
 use crate::app::gallery::GalleryCell;
 use crate::app::http::{self, HttpServer};
 use crate::app::inference::{Inference, JOBS_MAX, Job};
+use crate::app::metrics::{Counted, Metrics};
 use crate::app::mqtt_sink::MqttSink;
 use crate::app::observer::Observer;
 use crate::app::power::Power;
@@ -26,6 +27,7 @@ use crate::app::receipts::Receipts;
 use crate::app::recorder::Recorder;
 use crate::app::scene::Scenes;
 use crate::app::supervise::Stages;
+use crate::app::timing::TimedSink;
 use crate::app::upkeep::Upkeep;
 use crate::app::venues::{Listed, VenueBook};
 use crate::app::vitals::Vitals;
@@ -76,6 +78,8 @@ pub(super) struct Daemon {
     pub embedder: ModelDigest,
     /// All networks by name.
     pub networks: BTreeMap<String, String>,
+    /// What is owed, as it was last counted.
+    pub counted: Arc<Counted>,
     /// Signs receipts.
     pub device_key: Arc<SigningKey>,
 }
@@ -100,6 +104,7 @@ impl Daemon {
             changed: Arc::new(Notify::new()),
             embedder: vision.embedder(),
             networks: vision.digests(),
+            counted: Arc::default(),
             device_key,
         }
     }
@@ -203,6 +208,7 @@ impl Daemon {
             gallery: Arc::clone(&self.gallery),
             recorder,
             health: Arc::clone(&self.health),
+            clock: Arc::clone(&self.clock),
             stop: stages.stop_signal(),
             scenes,
         };
@@ -273,6 +279,7 @@ impl Daemon {
         };
         let window = usize::from(mqtt.window);
         let settings = RelaySettings { window, ..RelaySettings::default() };
+        let sink = TimedSink::new(sink, &self.health, |it| &it.to_mqtt);
         let relay = relay(self.store.clone(), sink, stages.last_signal(), settings);
         let stop = stages.stop_signal();
         // The link goes on after the commands have stopped, and must not find its queue gone: it would take that for a failure.
@@ -310,6 +317,7 @@ impl Daemon {
             changed: Arc::clone(&self.changed),
         };
         let sink = GallerySink { fleet, link, topics, store: self.store.clone() };
+        let sink = TimedSink::new(sink, &self.health, |it| &it.to_gallery);
         let relay = relay(self.store.clone(), sink, stages.last_signal(), RelaySettings::default());
         let stop = stages.stop_signal();
         // As with the commands: the link must not find its queue gone.
@@ -343,6 +351,7 @@ impl Daemon {
             changed: Arc::clone(&self.changed),
         };
         let sink = CollectionSink { shelf: of_site, link: link.clone(), store: self.store.clone() };
+        let sink = TimedSink::new(sink, &self.health, |it| &it.to_gallery);
         let relay = relay(self.store.clone(), sink, stages.last_signal(), RelaySettings::default());
         let stop = stages.stop_signal();
         stages.task("gallery", keeper.run(stop));
@@ -367,6 +376,7 @@ impl Daemon {
             requests,
             clock: Arc::clone(&self.clock),
             health: Arc::clone(&self.health),
+            metrics: self.metrics(&vitals),
             vitals,
             scenes,
             snapshot: self.settings.snapshot,
@@ -387,6 +397,7 @@ impl Daemon {
         let book = Arc::clone(&self.venues);
         let venues: Venues = Arc::new(move || notes(&book));
         let sink = MongoSink::new(link.clone(), site, device, venues);
+        let sink = TimedSink::new(sink, &self.health, |it| &it.to_mongo);
         let settings = RelaySettings { window, ..RelaySettings::default() };
         let relay = relay(self.store.clone(), sink, stages.last_signal(), settings);
         stages.last_task("relay to mongodb", async move { relay.await.map_err(storage) });
@@ -397,10 +408,28 @@ impl Daemon {
         let (site, device) = (self.settings.site.clone(), self.settings.device.clone());
         let topic = Topics::new(&site, &device).map_err(config)?.watermark();
         let (store, clock, health) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));
-        let watermark = Watermark { store, clock, site, device, link, topic, mongo, health };
+        let counted = Arc::clone(&self.counted);
+        let watermark = Watermark { store, clock, site, device, link, topic, mongo, health, counted };
         let stop = stages.stop_signal();
         stages.task("watermark", watermark.run(stop));
         Ok(())
+    }
+
+    /// What is told to whoever asks for metrics.
+    fn metrics(&self, vitals: &Vitals) -> Metrics {
+        Metrics {
+            health: Arc::clone(&self.health),
+            store: self.store.clone(),
+            gallery: Arc::clone(&self.gallery),
+            clock: Arc::clone(&self.clock),
+            counted: Arc::clone(&self.counted),
+            link: vitals.link.clone(),
+            started: vitals.started,
+            site: self.settings.site.clone(),
+            device: self.settings.device.clone(),
+            embedder: vitals.embedder.clone(),
+            precision: vitals.precision.clone(),
+        }
     }
 
     fn start_vitals(&self, stages: &mut Stages, link: Option<Link>) -> anyhow::Result<Arc<Vitals>> {
@@ -413,6 +442,7 @@ impl Daemon {
             topic: Topics::new(&self.settings.site, &self.settings.device).map_err(config)?.health(),
             every: self.settings.health_every,
             changed: Arc::clone(&self.changed),
+            counted: Arc::clone(&self.counted),
             networks: self.networks.clone(),
             device_key: self.device_key.public().to_string(),
             embedder: self.settings.vision.embedder.clone(),

@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
 use crate::app::gallery::GalleryCell;
+use crate::app::metrics::Counted;
 use crate::app::supervise::StageResult;
 use crate::clock::{Clock, Stamp, rfc3339};
 use crate::health::{self, CameraHealth, Health, MongoState, Sharing};
@@ -24,6 +25,7 @@ pub struct Vitals {
     pub topic: String,
     pub every: Duration,
     pub changed: Arc<Notify>,
+    pub counted: Arc<Counted>,
     /// Digest of each network's file.
     pub networks: BTreeMap<String, String>,
     pub embedder: String,
@@ -170,8 +172,8 @@ impl Vitals {
     }
 
     async fn publish(&self, now: &Stamp) -> Result<(), StoreError> {
+        let payload = self.payload(now).await?;
         if let Some(link) = &self.link {
-            let payload = self.payload(now).await?;
             link.publish_latest(&self.topic, payload, true);
         }
         Ok(())
@@ -189,10 +191,14 @@ impl Vitals {
         let counted = counted.filter(|it| it.0 == version).map(|it| it.1);
         let read = move |tx: &mut Tx<'_>| {
             let outdated = counted.map_or_else(|| tx.migration(&embedder).map(|it| it.outdated), Ok)?;
-            Ok((tx.standing()?, outdated))
+            Ok((tx.standing()?, outdated, tx.erasures_pending()?))
         };
         let (standing, outdated) = match self.store.write_async(read).await {
-            Ok((standing, outdated)) => (Some(standing), Some(outdated)),
+            Ok((standing, outdated, erasures_pending)) => {
+                self.counted.set_standing(&standing);
+                self.counted.set_people(outdated, erasures_pending);
+                (Some(standing), Some(outdated))
+            }
             Err(error) if error.is_fatal() => return Err(error),
             Err(_) => (None, None),
         };

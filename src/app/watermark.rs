@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::app::metrics::Counted;
 use crate::app::supervise::StageResult;
 use crate::clock::{Clock, Stamp, rfc3339};
 use crate::health::{Health, MongoState};
@@ -25,6 +26,8 @@ pub struct Watermark {
     pub topic: String,
     pub mongo: Option<MongoLink>,
     pub health: Arc<Health>,
+    /// What is owed, for whoever may not ask the store.
+    pub counted: Arc<Counted>,
 }
 
 /// How often to look; a drained outbox is told within this.
@@ -63,6 +66,7 @@ impl Watermark {
             let now = self.clock.now();
             match self.store.write_async(|tx| tx.standing()).await {
                 Ok(standing) => {
+                    self.counted.set_standing(&standing);
                     self.tell(&standing, &mut told).await;
                     tokio::select! {
                         () = self.note(&standing, &now, &mut noted) => {}

@@ -100,12 +100,14 @@ fn is_this_machine(host: &str) -> bool {
 
 /// Around every route.
 pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    let watch = Stopwatch::start();
     let route = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |it| it.as_str().to_owned());
     let response = match guard.check(&request) {
         Err((status, message)) => refusal(status, message),
         Ok(()) => admit(&guard, request, next).await,
     };
     guard.health.answered_http(&route, response.status().as_u16());
+    guard.health.times.http.observe(watch.elapsed());
     response
 }
 

@@ -69,6 +69,12 @@ impl Tx<'_> {
         listed(self.conn, &format!("{COLUMNS} where {CLEAN} order by row limit ?1"), limit)
     }
 
+    /// Erasures that have no receipt yet: something of the person may be left somewhere.
+    pub fn erasures_pending(&self) -> Result<u64, StoreError> {
+        let sql = "select count(*) from erasure where receipt is null";
+        Ok(self.conn.query_row(sql, [], |row| row.get::<_, i64>(0))? as u64)
+    }
+
     /// Keeps the receipt of an erasure and owes it to MQTT; nothing if it has one.
     pub fn put_receipt(&mut self, row: i64, subject_id: &SubjectId, receipt: &str) -> Result<(), StoreError> {
         let sql = format!("update erasure set receipt = ?2 where row = ?1 and {CLEAN}");

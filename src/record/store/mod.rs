@@ -40,6 +40,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::histogram::Histogram;
 use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use crate::record::event::{BodyError, StoredEvent};
 use crate::record::seal::SealError;
@@ -323,6 +324,7 @@ struct Handle {
     thread: Mutex<Option<JoinHandle<()>>>,
     wake: watch::Sender<Wake>,
     reserve_held: Arc<std::sync::atomic::AtomicBool>,
+    commits: Arc<Histogram>,
     dir: PathBuf,
 }
 
@@ -332,7 +334,7 @@ impl Store {
         let (wake, _) = watch::channel(Wake::default());
         let (messages, inbox) = mpsc::channel(QUEUE);
         let opened = writer::open(dir, options, wake.clone())?;
-        let reserve_held = opened.writer.reserve_flag();
+        let (reserve_held, commits) = (opened.writer.reserve_flag(), opened.writer.commits());
         let writer = opened.writer;
         let thread = std::thread::Builder::new()
             .name("store".into())
@@ -343,6 +345,7 @@ impl Store {
             thread: Mutex::new(Some(thread)),
             wake,
             reserve_held,
+            commits,
             dir: dir.to_owned(),
         };
         Ok(Opened {
@@ -403,6 +406,11 @@ impl Store {
             reserve_held: self.handle.reserve_held.load(std::sync::atomic::Ordering::Relaxed),
             queue: messages.max_capacity() - messages.capacity(),
         }
+    }
+
+    /// How long the disk took for each group of writes.
+    pub fn commits(&self) -> &Histogram {
+        &self.handle.commits
     }
 
     /// Carries out what was asked before, writes the log back into the database, and ends the thread. What is asked

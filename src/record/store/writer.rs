@@ -18,6 +18,7 @@ use super::files::{self, Reserve};
 use super::tx::{Effects, Setting, Tx};
 use super::{StoreError, StoreOptions, Wake, fleet, rotate, schema};
 use crate::clock::Stopwatch;
+use crate::histogram::Histogram;
 use crate::record::seal::{KEY_FILE, NEXT_KEY_FILE, SealError, SealKey};
 
 /// How many writes share a commit. More would not be faster (the fsync is spread already) but let the first wait.
@@ -103,6 +104,7 @@ pub(super) struct Writer {
     wake: watch::Sender<Wake>,
     reserve: Reserve,
     reserve_held: Arc<AtomicBool>,
+    commits: Arc<Histogram>,
     page_limit: Option<u32>,
     reserve_pages: u32,
     /// Whether what was erased may still stand in the database file or its log.
@@ -135,6 +137,7 @@ pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>)
         setting,
         wake,
         reserve_held: Arc::new(AtomicBool::new(reserve.is_held())),
+        commits: Arc::default(),
         reserve,
         page_limit: options.page_limit,
         reserve_pages: u32::try_from(options.reserve_bytes / u64::from(PAGE_BYTES)).unwrap_or(u32::MAX),
@@ -279,6 +282,10 @@ impl Writer {
         Arc::clone(&self.reserve_held)
     }
 
+    pub(super) fn commits(&self) -> Arc<Histogram> {
+        Arc::clone(&self.commits)
+    }
+
     pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
         let mut since = Stopwatch::start();
         let mut closing = None;
@@ -339,6 +346,7 @@ impl Writer {
     fn attempt(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<Effects, Setback> {
         let group = |error: rusqlite::Error| Setback::Group(error.into());
         let mut effects = Effects::default();
+        let changes_before = self.conn.total_changes();
         // Rolls back when dropped.
         let transaction = self.conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(group)?;
         for (at, job) in jobs.iter_mut().enumerate() {
@@ -360,7 +368,12 @@ impl Writer {
                 Err(_) => transaction.execute_batch("rollback to job; release job").map_err(group)?,
             }
         }
+        let (watch, changed) = (Stopwatch::start(), transaction.total_changes() != changes_before);
         transaction.commit().map_err(group)?;
+        // Those that only read wait for no disk.
+        if changed {
+            self.commits.observe(watch.elapsed());
+        }
         Ok(effects)
     }
 
