@@ -136,11 +136,13 @@ impl WatchServer {
                 line.push(b'\n');
                 within(stream.write_all(&line)).await?
             }
-            Ok(Question::Exposure) => match self.next_scene().await.map(|scene| scene.pixels.full().map(Exposure::of)) {
-                Some(Ok(exposure)) => send_line(&mut stream, &exposure).await,
-                Some(Err(error)) => refuse(&mut stream, &error.to_string()).await,
-                None => refuse(&mut stream, "the camera gives no picture").await,
-            },
+            Ok(Question::Exposure) => {
+                match self.next_scene().await.map(|scene| scene.pixels.full().map(Exposure::of)) {
+                    Some(Ok(exposure)) => send_line(&mut stream, &exposure).await,
+                    Some(Err(error)) => refuse(&mut stream, &error.to_string()).await,
+                    None => refuse(&mut stream, "the camera gives no picture").await,
+                }
+            }
             Ok(Question::Snapshot { names }) => self.take_snapshot(&mut stream, names, uid).await,
             Err(why) => refuse(&mut stream, &why).await,
         }

@@ -36,7 +36,12 @@ pub struct Place {
 }
 
 impl Place {
-    fn new(settings: Settings) -> Self {
+    /// Where no daemon is asked.
+    pub fn quiet(settings: Settings) -> Self {
+        Self { settings, answers: false, health: Value::Null }
+    }
+
+    pub fn new(settings: Settings) -> Self {
         let health = ask_health(&settings);
         Self { settings, answers: health.is_some(), health: health.unwrap_or(Value::Null) }
     }

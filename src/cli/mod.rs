@@ -23,6 +23,7 @@ pub mod prune;
 pub mod recognise;
 pub mod restore;
 mod scratch;
+pub mod setup;
 pub mod sign;
 pub mod snapshot;
 pub mod sync;
@@ -124,6 +125,8 @@ enum Command {
     Bench(bench::Args),
     /// List the cameras that are connected, with their formats, sizes, rates and controls
     Cameras(cameras::Args),
+    /// Set this device up: asks, checks each part as it goes, writes the configuration, starts the service
+    Setup(setup::Args),
     /// Look at everything the daemon needs, and say what is wrong and what to do
     Doctor(doctor::Args),
     /// What a shell needs to complete commands and flags, on standard output
@@ -177,9 +180,12 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
-    let path = cli.config.or_else(|| std::env::var_os("ROLLCALL_CONFIG").map(PathBuf::from)).or_else(usual_config);
+    let named = cli.config.or_else(|| std::env::var_os("ROLLCALL_CONFIG").map(PathBuf::from));
+    let path = named.clone().or_else(usual_config);
     let settings = || load(path.as_deref());
     match cli.command {
+        // Not the one in the working directory, which may be a source tree's.
+        Command::Setup(args) => setup::run(&args, named.as_deref()),
         Command::Run { until_replay_ends } => {
             let settings = settings()?;
             log_to_stderr(settings.level);

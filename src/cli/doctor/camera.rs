@@ -14,7 +14,8 @@ use crate::clock::Stopwatch;
 use crate::config::{CameraSettings, Settings};
 use crate::recognise::exposure::{Exposure, Unfit};
 
-const NOBODY: &str = "nobody is recorded at this door until there is a picture; people who pass now are missing from the record";
+const NOBODY: &str =
+    "nobody is recorded at this door until there is a picture; people who pass now are missing from the record";
 
 pub fn check(place: &Place) -> Verdict {
     let settings = &place.settings;
@@ -136,7 +137,7 @@ fn exposed(exposure: &Exposure) -> Option<Verdict> {
             "is there a cover, a film or a sticker on the lens, or does it look at a bare wall? `rollcall snapshot` shows it",
         ),
         Unfit::Blurred => (
-            format!("the picture is blurred (sharpness {:.2}; 0.2 is usual)", exposure.sharpness),
+            format!("the picture is blurred (sharpness {:.2}; 0.5 is usual)", exposure.sharpness),
             "wipe the lens with a soft cloth, take the film off, turn the focus ring; `rollcall snapshot` shows the picture",
         ),
     };

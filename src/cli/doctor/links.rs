@@ -16,7 +16,8 @@ use crate::mqtt::link::{self, LinkEvent};
 use crate::mqtt::topics::Topics;
 use crate::record::store::{SinkName, Store};
 
-const UNPUBLISHED: &str = "who passes is recorded here; what the broker is owed waits on this device's disk and is delivered later";
+const UNPUBLISHED: &str =
+    "who passes is recorded here; what the broker is owed waits on this device's disk and is delivered later";
 
 pub fn broker(place: &Place) -> Verdict {
     broker_of(&place.settings)
@@ -104,7 +105,10 @@ fn refused(name: &str, why: &str, tls: bool, clock_trusted: bool) -> Verdict {
         );
     }
     if has(&["authorise"]) {
-        return fault("does not let us in", "has this door a user on the broker (docs/mosquitto)? `sudo rollcall setup` takes user and password");
+        return fault(
+            "does not let us in",
+            "has this door a user on the broker (docs/mosquitto)? `sudo rollcall setup` takes user and password",
+        );
     }
     if has(&["Expired", "expired", "NotValidYet", "not valid yet"]) {
         let remedy = if clock_trusted {
@@ -134,9 +138,13 @@ fn refused(name: &str, why: &str, tls: bool, clock_trusted: bool) -> Verdict {
         );
     }
     if has(&["certificate"]) {
-        return fault("shows a certificate that cannot be used", "ask whoever runs the broker to look at its certificate");
+        return fault(
+            "shows a certificate that cannot be used",
+            "ask whoever runs the broker to look at its certificate",
+        );
     }
-    if tls && has(&["InvalidContentType", "corrupt message", "closed the connection", "unexpected end of file", "eof"]) {
+    if tls && has(&["InvalidContentType", "corrupt message", "closed the connection", "unexpected end of file", "eof"])
+    {
         return fault("does not speak TLS", "check [mqtt] port: with TLS it is mostly 8883, without 1883");
     }
     if has(&["closed the connection", "Connection reset", "not an MQTT broker", "corrupt"]) {
@@ -146,7 +154,10 @@ fn refused(name: &str, why: &str, tls: bool, clock_trusted: bool) -> Verdict {
         );
     }
     if has(&["lookup address", "Name or service not known", "name resolution", "No address associated"]) {
-        return fault("has no address", "check [mqtt] host for a typing mistake, the network cable, and the name server (`getent hosts`)");
+        return fault(
+            "has no address",
+            "check [mqtt] host for a typing mistake, the network cable, and the name server (`getent hosts`)",
+        );
     }
     if has(&["Connection refused"]) {
         return away("is there, but no broker answers at this port", "start the broker there, or correct [mqtt] port");
@@ -178,7 +189,9 @@ pub fn mongodb_of(settings: &Settings) -> Verdict {
     let now_ms = SystemClock::new(settings.trust).now().wall_ms;
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return Verdict::fault(format!("cannot start the runtime: {error}"), UNDELIVERED, "restart the device"),
+        Err(error) => {
+            return Verdict::fault(format!("cannot start the runtime: {error}"), UNDELIVERED, "restart the device");
+        }
     };
     let examined = runtime.block_on(mongo::examine(mongo, now_ms));
     runtime.shutdown_background();
@@ -210,7 +223,11 @@ pub fn fleet(place: &Place) -> Verdict {
     let settings = &place.settings;
     const ALONE: &str = "who is enrolled at another door is not known here, and the other way round";
     if let Some(warning) = settings.warnings.iter().find(|it| it.starts_with("[fleet]")) {
-        return Verdict::warning(warning.clone(), ALONE, "`sudo rollcall setup` with a broker, or [fleet] share = \"off\"");
+        return Verdict::warning(
+            warning.clone(),
+            ALONE,
+            "`sudo rollcall setup` with a broker, or [fleet] share = \"off\"",
+        );
     }
     let Some(fleet) = &settings.fleet else {
         return Verdict::good("the gallery is this door's own ([fleet] key_file shares it with the site)");
@@ -238,7 +255,10 @@ pub fn fleet(place: &Place) -> Verdict {
         .and_then(|reader| reader.outbox_depth(SinkName::GALLERY));
     match owed {
         Ok(depth) if depth.rows > 0 => Verdict::warning(
-            format!("shared, site key {print} (the same at every door); {} subjects are not told the site yet", depth.rows),
+            format!(
+                "shared, site key {print} (the same at every door); {} subjects are not told the site yet",
+                depth.rows
+            ),
             "other doors do not know them yet",
             "if that lasts, see \"broker\" or \"mongodb\"",
         ),

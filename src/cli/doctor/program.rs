@@ -66,7 +66,10 @@ pub fn library(place: &Place) -> Verdict {
     }
     let version = runtime::PINNED_VERSION;
     if runtime::is_pinned(vision.runtime_library.as_deref(), &vision.models) == Some(true) {
-        return Verdict::good(format!("ONNX Runtime {version} loads; one inference uses {} of the cores", vision.threads));
+        return Verdict::good(format!(
+            "ONNX Runtime {version} loads; one inference uses {} of the cores",
+            vision.threads
+        ));
     }
     Verdict::warning(
         format!("another ONNX Runtime than {version} loads"),
@@ -84,7 +87,9 @@ fn unloadable(error: ModelError) -> Verdict {
         ModelError::Manifest { .. } | ModelError::Inconsistent { .. } | ModelError::Session { .. } => {
             "reinstall the package (sudo apt install --reinstall rollcall); in a source tree `git checkout models`"
         }
-        ModelError::Missing { .. } => "reinstall the package, or correct [recognition] models and precision in config.toml",
+        ModelError::Missing { .. } => {
+            "reinstall the package, or correct [recognition] models and precision in config.toml"
+        }
         ModelError::NoRuntime { .. } | ModelError::Runtime { .. } => {
             "reinstall the package (sudo apt install --reinstall rollcall), in a source tree `make setup`; [recognition] \
              runtime_library names another"
@@ -135,11 +140,9 @@ fn of_service(unit: Option<&BTreeMap<String, String>>, answers: bool, version: O
             restarts => format!("runs; it was started again {restarts} times, {LOG}"),
         }),
         (state, Some(_)) if state != "inactive" || of("Result") != "success" => ended(&of),
-        (_, Some(_)) if !answers => Verdict::fault(
-            "the service is not started",
-            "nobody is recorded",
-            "sudo systemctl enable --now rollcall",
-        ),
+        (_, Some(_)) if !answers => {
+            Verdict::fault("the service is not started", "nobody is recorded", "sudo systemctl enable --now rollcall")
+        }
         _ if answers => Verdict::good("a daemon runs (not as a service)"),
         _ => Verdict::warning(
             "no daemon runs here",
@@ -153,19 +156,23 @@ fn of_service(unit: Option<&BTreeMap<String, String>>, answers: bool, version: O
 fn ended<'a>(of: &impl Fn(&str) -> &'a str) -> Verdict {
     let status = of("ExecMainStatus");
     let (why, remedy) = match (of("Result"), status.parse::<u8>()) {
-        ("exit-code", Ok(exit::CONFIG)) => {
-            ("the configuration cannot be used", "see \"configuration\" above; `rollcall check-config`, `rollcall setup`")
-        }
-        ("exit-code", Ok(exit::STORAGE)) => {
-            ("the storage cannot be used", "see \"storage\" and \"disk\"; journalctl -u rollcall -e says what it could not do")
-        }
+        ("exit-code", Ok(exit::CONFIG)) => (
+            "the configuration cannot be used",
+            "see \"configuration\" above; `rollcall check-config`, `rollcall setup`",
+        ),
+        ("exit-code", Ok(exit::STORAGE)) => (
+            "the storage cannot be used",
+            "see \"storage\" and \"disk\"; journalctl -u rollcall -e says what it could not do",
+        ),
         ("exit-code", Ok(exit::MODEL)) => {
             ("a network or the library is missing", "see \"networks\" and \"library\"; reinstall the package")
         }
         ("exit-code", Ok(exit::USAGE)) => {
             ("it was started with wrong arguments", "systemctl cat rollcall: take back what was changed in ExecStart")
         }
-        ("watchdog", _) => ("it hung and was stopped by the watchdog", "journalctl -u rollcall -e; is the card failing (dmesg)?"),
+        ("watchdog", _) => {
+            ("it hung and was stopped by the watchdog", "journalctl -u rollcall -e; is the card failing (dmesg)?")
+        }
         ("oom-kill", _) => ("the memory ran out", "end what else needs memory here; `free -m`"),
         ("timeout", _) => ("it did not get ready in time", "is the card very slow (dmesg)? journalctl -u rollcall -e"),
         _ => ("it ended by itself", "journalctl -u rollcall -e shows its last words"),
@@ -237,7 +244,9 @@ mod tests {
     fn a_service_runs_or_does_not() {
         let own = Some(env!("CARGO_PKG_VERSION"));
         assert!(of_service(Some(&unit("active", "running", "success", "0")), true, own).is_good());
-        assert!(of_service(Some(&unit("active", "running", "success", "0")), true, Some("0.0.1")).words.contains("0.0.1"));
+        assert!(
+            of_service(Some(&unit("active", "running", "success", "0")), true, Some("0.0.1")).words.contains("0.0.1")
+        );
         let stopped = of_service(Some(&unit("inactive", "dead", "success", "0")), false, None);
         assert!(stopped.words.contains("not started") && stopped.remedy.contains("enable --now"), "{stopped:?}");
         let absent = properties("LoadState=not-found\nActiveState=inactive\nResult=success\n");

@@ -61,9 +61,10 @@ fn unusable(error: StoreError) -> Verdict {
             STOPPED,
             "install the newer version again, or put the backup from before the upgrade back (`rollcall restore`)",
         ),
-        StoreError::SchemaTooOld { .. } => {
-            ("nothing: it is brought up to date at the next start", "sudo systemctl restart rollcall, or `rollcall run`")
-        }
+        StoreError::SchemaTooOld { .. } => (
+            "nothing: it is brought up to date at the next start",
+            "sudo systemctl restart rollcall, or `rollcall run`",
+        ),
         StoreError::Damaged { .. } => (
             "at its next start the daemon sets the damaged database aside whole and begins anew, with nobody enrolled",
             "restore a backup (`rollcall restore`); a database is damaged by a failing card: replace it",
