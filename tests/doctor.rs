@@ -52,7 +52,7 @@ fn openssl(dir: &Path, args: &str) {
     assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A broker with TLS whose certificate is for `san`, valid for so many days from `begin` on (`openssl ca` takes dates).
+/// A broker with TLS whose certificate is for `san` (`openssl ca` because it alone takes dates).
 fn tls_broker(san: &str, expired: bool) -> Mosquitto {
     Mosquitto::start_with(|dir| {
         let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
@@ -110,7 +110,7 @@ fn a_certificate_that_does_not_fit_is_told_by_its_reason() {
     check_with(&tls_broker("IP:127.0.0.1", true), "ca.pem", "fault", &["not valid at this time", "renew"]);
 }
 
-/// A photograph of 640 by 480, made here: edges at every eighth pixel, `low` and `high` bright, blurred by so many pixels.
+/// A photograph of 640 by 480, made here: squares of 80 pixels, `low` and `high` bright, blurred by so many pixels.
 fn photograph(home: &Home, name: &str, (low, high): (u8, u8), blur: u32) -> PathBuf {
     let square = |x: u32, y: u32| if (x / 80 + y / 80).is_multiple_of(2) { low } else { high };
     let picture = image::ImageBuffer::from_fn(640, 480, |x, y| image::Luma([square(x, y)]));
@@ -143,7 +143,8 @@ fn a_running_daemon_is_asked_what_only_it_knows() {
     let home = Home::new(NO_BROKER, "");
     check(&home, "service", "warning", &["no daemon runs", "nobody is recorded"]);
     let dark = photograph(&home, "dark.png", (0, 20), 0);
-    let replay = |path: &Path| format!("[camera]\nsource = \"replay\"\npath = {path:?}\nrepeat = true\nshow = \"1m\"\n");
+    let replay =
+        |path: &Path| format!("[camera]\nsource = \"replay\"\npath = {path:?}\nrepeat = true\nshow = \"1m\"\n");
     home.configure(NO_BROKER, &replay(&dark));
     let daemon = home.start();
     until("its camera streams", || {
@@ -199,6 +200,24 @@ fn the_key_and_the_database_are_looked_after() {
         fs::remove_file(home.state().join(format!("rollcall.db{end}"))).ok();
     }
     check(&home, "storage", "fault", &["damaged", "restore"]);
+}
+
+#[test]
+fn a_port_that_is_taken_is_told() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let home = Home::new(NO_BROKER, &format!("[http]\nlisten = \"{address}\"\n"));
+    check(&home, "http", "fault", &["another program uses", "ss -ltnp"]);
+    fs::write(home.path("token"), "a token of this test's own").unwrap();
+    fs::set_permissions(home.path("token"), fs::Permissions::from_mode(0o600)).unwrap();
+    home.configure(NO_BROKER, "[http]\nlisten = \"192.0.2.7:8080\"\ntoken_file = \"token\"\n");
+    check(&home, "http", "fault", &["no address of this device"]);
+    drop(taken);
+    home.configure(NO_BROKER, &format!("[http]\nlisten = \"{address}\"\n"));
+    check(&home, "http", "good", &["is free"]);
+    let daemon = home.start();
+    check(&home, "http", "good", &["the daemon answers"]);
+    assert!(daemon.terminate().success());
 }
 
 #[test]

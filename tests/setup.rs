@@ -106,13 +106,14 @@ const PLACE: [&str; 8] = ["--site", "hq", "--device", "door-1", "--venue", "hall
 fn without_a_terminal_every_missing_answer_is_named() {
     let unit = Unit::new("");
     let before = unit.files();
-    let all: [(&str, &[&str]); 6] = [
+    let all: [(&str, &[&str]); 7] = [
         ("--site", &[]),
         ("--device", &["--site", "hq"]),
         ("--venue", &PLACE[..4]),
         ("--time-zone", &PLACE[..6]),
         ("--mqtt-host", &PLACE),
         ("--mongo-uri-file", &[&PLACE[..], &["--mqtt-host", "none"]].concat()),
+        ("--http-listen", &[&PLACE[..], &["--mqtt-host", "none", "--mongo-uri-file", "none"]].concat()),
     ];
     for (missing, given) in all {
         check(&unit.setup(given), 64, &[&format!("{missing} "), "missing", "--yes"]);
@@ -177,7 +178,10 @@ fn flags_make_a_configuration_that_runs() {
     if rustix::process::geteuid().is_root() {
         assert_ne!(meta.uid(), 0, "it is the daemon's user's");
     }
-    assert_eq!(fs::read_dir(unit.home.path("secrets")).unwrap().count(), 2, "the refused password is gone");
+    assert_eq!(fs::read_dir(unit.home.path("secrets")).unwrap().count(), 3, "the refused password is gone");
+    // Pages beyond this device take a token: one was made.
+    let token = fs::read_to_string(unit.home.path("secrets/http_token")).unwrap();
+    assert!(token.len() >= 32 && !said(&good).contains(&token));
     // The shipped file's words are all there.
     assert!(unit.written().contains("# Where this device belongs"));
     // Again, with nothing said: all is known.
@@ -267,6 +271,7 @@ fn somebody_at_a_terminal_is_asked_and_asked_again() {
     terminal.answer_hidden("Password", "s3cret");
     terminal.wait_for("takes us");
     terminal.answer_hidden("MongoDB URI", "");
+    terminal.answer("HTTP", "");
     assert!(terminal.wait().success(), "{}", terminal.screen());
     assert!(terminal.echoes(), "the terminal is as it was");
     assert!(!terminal.screen().contains("s3cret") && !terminal.screen().contains("guess"), "{}", terminal.screen());
@@ -288,6 +293,7 @@ fn somebody_at_a_terminal_is_asked_and_asked_again() {
     terminal.answer("[door-1]", "");
     terminal.answer_hidden("empty: as it is", "");
     terminal.answer_hidden("MongoDB URI", "");
+    terminal.answer("HTTP", "");
     assert!(terminal.wait().success(), "{}", terminal.screen());
     assert!(terminal.screen().contains("nothing was changed"), "{}", terminal.screen());
     assert_eq!(unit.files(), before);

@@ -86,7 +86,7 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
 
 fn look(place: &Place) -> Vec<Finding> {
     type Check = fn(&Place) -> Verdict;
-    let checks: [(&'static str, Check); 13] = [
+    let checks: [(&'static str, Check); 14] = [
         ("service", program::service),
         ("networks", program::networks),
         ("library", program::library),
@@ -97,6 +97,7 @@ fn look(place: &Place) -> Vec<Finding> {
         ("broker", links::broker),
         ("mongodb", links::mongodb),
         ("fleet", links::fleet),
+        ("http", links::http),
         ("clock", machine::clock),
         ("processor", machine::processor),
         ("power", machine::power),

@@ -77,6 +77,12 @@ struct Answers {
     /// The authority that signed MongoDB's certificate (PEM)
     #[arg(long, value_name = "FILE")]
     mongo_ca_file: Option<PathBuf>,
+    /// Where page, metrics and HTTP routes are served: "127.0.0.1:8080", "0.0.0.0:8080" (with a token), or "none"
+    #[arg(long, value_name = "ADDRESS")]
+    http_listen: Option<String>,
+    /// A file with the token that HTTP clients show, which is copied; without one a token is made where one is needed
+    #[arg(long, value_name = "FILE")]
+    http_token_file: Option<PathBuf>,
     /// The venue at which the camera records
     #[arg(long)]
     venue: Option<String>,

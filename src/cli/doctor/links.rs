@@ -1,5 +1,7 @@
 //! Who the daemon talks to: broker, MongoDB, the site's other doors.
 
+use std::io::ErrorKind;
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -216,6 +218,48 @@ pub fn mongodb_of(settings: &Settings) -> Verdict {
             "the URI with the right user and password in [mongo] uri_file (`sudo rollcall setup`), and the role of \
              docs/operations.md for that user",
         ),
+    }
+}
+
+pub fn http(place: &Place) -> Verdict {
+    http_of(&place.settings, place.answers)
+}
+
+/// Also what `rollcall setup` says. `served`: by a daemon that runs here now.
+pub fn http_of(settings: &Settings, served: bool) -> Verdict {
+    let Some(http) = &settings.http else {
+        return Verdict::good("off ([http] listen)");
+    };
+    let listen = http.listen;
+    if served {
+        return match TcpStream::connect_timeout(&listen, Duration::from_secs(3)) {
+            Ok(_) => Verdict::good(format!("the daemon answers at {listen}")),
+            Err(error) => Verdict::fault(
+                format!("a daemon runs, but does not answer at {listen} ({error})"),
+                "page, metrics and HTTP routes are not served; attendance is recorded all the same",
+                "sudo systemctl restart rollcall, so that it takes what config.toml says now",
+            ),
+        };
+    }
+    const STOPPED: &str = "the daemon does not start: nobody is recorded";
+    match TcpListener::bind(listen).map_err(|error| (error.kind(), error)) {
+        Ok(_) => Verdict::good(format!("{listen} is free for the daemon")),
+        Err((ErrorKind::AddrInUse, _)) => Verdict::fault(
+            format!("another program uses {listen}"),
+            STOPPED,
+            format!("end it (`sudo ss -ltnp` names it), or take another port in [http] listen than {}", listen.port()),
+        ),
+        Err((ErrorKind::AddrNotAvailable, _)) => Verdict::fault(
+            format!("{listen} is no address of this device"),
+            STOPPED,
+            "[http] listen = \"0.0.0.0:PORT\" is every address, \"127.0.0.1:PORT\" this device alone",
+        ),
+        Err((ErrorKind::PermissionDenied, _)) => Verdict::fault(
+            format!("{listen} is reserved for root"),
+            STOPPED,
+            "take a port from 1024 on in [http] listen, 8080 for example",
+        ),
+        Err((_, error)) => Verdict::fault(format!("{listen} cannot be used ({error})"), STOPPED, "check [http] listen"),
     }
 }
 

@@ -43,6 +43,7 @@ const fn kept(section: &'static str, key: &'static str, clear: Option<&'static s
 
 pub const PASSWORD: Kept = kept("mqtt", "password_file", Some("password"), "mqtt_password");
 pub const URI: Kept = kept("mongo", "uri_file", Some("uri"), "mongo_uri");
+pub const TOKEN: Kept = kept("http", "token_file", None, "http_token");
 pub const SITE_KEY: Kept = kept("fleet", "key_file", None, "site.key");
 pub const MQTT_CA: Kept = Kept { secret: false, ..kept("mqtt", "ca_file", None, "mqtt_ca.pem") };
 pub const MONGO_CA: Kept = Kept { secret: false, ..kept("mongo", "ca_file", None, "mongo_ca.pem") };
@@ -50,8 +51,8 @@ const CLIENT_CERT: Kept = Kept { secret: false, ..kept("mqtt", "client_cert_file
 const CLIENT_KEY: Kept = kept("mqtt", "client_key_file", None, "mqtt_client.key");
 const SIGNING_KEY: Kept = kept("commands", "signing_key_file", None, "signing.key");
 
-pub const ALL_KEPT: [&Kept; 8] =
-    [&PASSWORD, &URI, &SITE_KEY, &MQTT_CA, &MONGO_CA, &CLIENT_CERT, &CLIENT_KEY, &SIGNING_KEY];
+pub const ALL_KEPT: [&Kept; 9] =
+    [&PASSWORD, &URI, &TOKEN, &SITE_KEY, &MQTT_CA, &MONGO_CA, &CLIENT_CERT, &CLIENT_KEY, &SIGNING_KEY];
 
 /// The folder of secrets, beside the configuration.
 const SECRETS: &str = "secrets";

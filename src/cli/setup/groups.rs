@@ -1,13 +1,17 @@
 //! What is asked, part by part, each checked before the next.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::anyhow;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::camera::v4l2::find::{self, Choice as Camera, Described};
 use crate::cli::doctor::{Place, camera, finding::Verdict, links, machine};
 use crate::cli::setup::ask::{Asker, Choice, Question, usage};
-use crate::cli::setup::draft::{Draft, MONGO_CA, MQTT_CA, PASSWORD, SITE_KEY, URI};
+use crate::cli::setup::draft::{Draft, MONGO_CA, MQTT_CA, PASSWORD, SITE_KEY, TOKEN, URI};
 use crate::cli::setup::{Answers, first_line, show};
 use crate::clock;
 use crate::config::raw::RawConfig;
@@ -23,6 +27,7 @@ pub fn ask_all(asker: &Asker, answers: &Answers, draft: &mut Draft) -> anyhow::R
     until_good(asker, draft, |asker, draft, again| ask_camera(asker, answers, draft, again))?;
     until_good(asker, draft, |asker, draft, again| ask_broker(asker, answers, draft, again))?;
     until_good(asker, draft, |asker, draft, again| ask_mongo(asker, answers, draft, again))?;
+    until_good(asker, draft, |asker, draft, again| ask_http(asker, answers, draft, again))?;
     if let Some(file) = &answers.site_key_file {
         draft.keep_file(&SITE_KEY, file)?;
     }
@@ -415,6 +420,45 @@ fn without_mongo(draft: &mut Draft) {
     if draft.is_on("mongo", "tls") {
         draft.set("mongo", "tls", false);
     }
+}
+
+fn ask_http(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) -> Checked {
+    let before = draft.settings().ok().and_then(|it| it.http).map(|it| it.listen);
+    let mut ask = Ask { asker, draft, again };
+    let now = ask.draft.text("http", "listen");
+    let settled = now.is_some();
+    let words = "HTTP: page, metrics, routes (address like 0.0.0.0:8080; none)";
+    let given = answers.http_listen.as_deref();
+    let usual = Some(now.unwrap_or_else(|| "none".into()));
+    let question = Question { flag: "--http-listen ADDRESS", words, given, usual, settled };
+    let listen = ask.text(("http", "listen"), question, |text| match text {
+        "none" | "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| "is no address like 127.0.0.1:8080".to_owned()),
+    })?;
+    let Some(listen): Option<SocketAddr> = listen else {
+        draft.drop_kept(&TOKEN);
+        if draft.text("http", "listen").is_some() {
+            draft.set("http", "listen", "");
+        }
+        return settings_of(draft).map(|_| None);
+    };
+    draft.set("http", "listen", listen.to_string());
+    if let (Some(file), false) = (&answers.http_token_file, again) {
+        draft.keep(&TOKEN, first_line(file)?.into_bytes())?;
+    } else if !listen.ip().is_loopback() && !draft.has_kept(&TOKEN) {
+        draft.keep(&TOKEN, make_token()?.into_bytes())?;
+        println!("  a token was made for HTTP clients; the file it is written to is named below");
+    }
+    let settings = settings_of(draft)?;
+    let served = before == Some(listen) && Place::new(settings.clone()).answers;
+    Ok(Some(("http", links::http_of(&settings, served))))
+}
+
+/// 192 bits, in letters that survive being typed into a header.
+fn make_token() -> anyhow::Result<String> {
+    let mut bytes = [0; 24];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow!("the system gives no random numbers"))?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
 pub fn yes_or_no(text: &str) -> Result<bool, String> {
