@@ -68,7 +68,7 @@ fn tls_broker(san: &str, expired: bool) -> Mosquitto {
         openssl(
             dir,
             &format!(
-                "ca -batch -config ca.conf -cert ca.pem -keyfile ca.key -in server.csr -out server.pem -extfile san {dates}"
+                "ca -batch -notext -config ca.conf -cert ca.pem -keyfile ca.key -in server.csr -out server.pem -extfile san {dates}"
             ),
         );
         let at = dir.display();
@@ -92,7 +92,7 @@ fn a_broker_that_does_not_take_us_is_told_by_its_reason() {
     check(&with(free_port(), ""), "broker", "warning", &["no broker answers at this port", "waits on this device"]);
     let home = with(NO_BROKER, "");
     let text = fs::read_to_string(home.path("config.toml")).unwrap();
-    fs::write(home.path("config.toml"), text.replace("127.0.0.1", "broker.invalid")).unwrap();
+    fs::write(home.path("config.toml"), text.replace("127.0.0.1", "broker..invalid")).unwrap();
     check(&home, "broker", "fault", &["has no address", "typing mistake"]);
 }
 

@@ -112,44 +112,23 @@ fn refused(name: &str, why: &str, tls: bool, clock_trusted: bool) -> Verdict {
             "has this door a user on the broker (docs/mosquitto)? `sudo rollcall setup` takes user and password",
         );
     }
-    if has(&["Expired", "expired", "NotValidYet", "not valid yet"]) {
-        let remedy = if clock_trusted {
-            "whoever runs the broker must renew its certificate (or its clock or ours is wrong: `date`)"
-        } else {
-            "the time is not known here, so no certificate can be judged: see \"clock\"; if the date is right, the broker's \
-             certificate must be renewed"
-        };
-        return fault("shows a certificate that is not valid at this time", remedy);
+    if let Some((words, remedy)) = certificate(why, clock_trusted) {
+        return fault(words, remedy);
     }
-    if has(&["NotValidForName", "not valid for name"]) {
-        return fault(
-            "shows a certificate for another name",
-            "[mqtt] host must be the name that stands in the broker's certificate, not its address or another name of it",
-        );
-    }
-    if has(&["UnknownIssuer", "BadSignature", "unknown issuer", "CaUsedAsEndEntity"]) {
-        return fault(
-            "shows a certificate of an authority that we do not know",
-            "[mqtt] ca_file must be the certificate of the authority that signed the broker's: ask whoever runs it",
-        );
-    }
-    if has(&["CertificateRequired", "HandshakeFailure", "BadCertificate", "UnknownCA", "CertificateUnknown"]) {
-        return fault(
-            "does not take our certificate",
-            "[mqtt] client_cert_file and client_key_file must be a certificate that the broker's authority signed",
-        );
-    }
-    if has(&["certificate"]) {
-        return fault(
-            "shows a certificate that cannot be used",
-            "ask whoever runs the broker to look at its certificate",
-        );
-    }
-    if tls && has(&["InvalidContentType", "corrupt message", "closed the connection", "unexpected end of file", "eof"])
+    if tls
+        && has(&[
+            "InvalidContentType",
+            "corrupt message",
+            "closed",
+            "reset",
+            "Broken pipe",
+            "unexpected end of file",
+            "eof",
+        ])
     {
         return fault("does not speak TLS", "check [mqtt] port: with TLS it is mostly 8883, without 1883");
     }
-    if has(&["closed the connection", "Connection reset", "not an MQTT broker", "corrupt"]) {
+    if has(&["closed", "reset by peer", "aborted", "not an MQTT broker", "corrupt"]) {
         return fault(
             "does not answer as a broker",
             "check [mqtt] host and port; where the broker wants TLS (mostly port 8883), [mqtt] tls = true",
@@ -168,6 +147,42 @@ fn refused(name: &str, why: &str, tls: bool, clock_trusted: bool) -> Verdict {
         return away("cannot be reached", "is the network cable in, is the Wi-Fi on (`ip route`)?");
     }
     away("does not answer", "is the broker running, is the network up, does a firewall stand between?")
+}
+
+/// What is wrong with a certificate, theirs or ours, and what to do; none where it is something else.
+fn certificate(why: &str, clock_trusted: bool) -> Option<(&'static str, &'static str)> {
+    let has = |parts: &[&str]| parts.iter().any(|part| why.contains(part));
+    if has(&["Expired", "expired", "NotValidYet", "not valid yet"]) {
+        let remedy = if clock_trusted {
+            "whoever runs the broker must renew its certificate (or its clock or ours is wrong: `date`)"
+        } else {
+            "the time is not known here, so no certificate can be judged: see \"clock\"; if the date is right, the broker's \
+             certificate must be renewed"
+        };
+        return Some(("shows a certificate that is not valid at this time", remedy));
+    }
+    if has(&["NotValidForName", "not valid for name"]) {
+        return Some((
+            "shows a certificate for another name",
+            "[mqtt] host must be the name that stands in the broker's certificate, not its address or another name of it",
+        ));
+    }
+    if has(&["UnknownIssuer", "BadSignature", "unknown issuer", "CaUsedAsEndEntity"]) {
+        return Some((
+            "shows a certificate of an authority that we do not know",
+            "[mqtt] ca_file must be the certificate of the authority that signed the broker's: ask whoever runs it",
+        ));
+    }
+    if has(&["CertificateRequired", "HandshakeFailure", "BadCertificate", "UnknownCA", "CertificateUnknown"]) {
+        return Some((
+            "does not take our certificate",
+            "[mqtt] client_cert_file and client_key_file must be a certificate that the broker's authority signed",
+        ));
+    }
+    why.contains("certificate").then_some((
+        "shows a certificate that cannot be used",
+        "ask whoever runs the broker to look at its certificate",
+    ))
 }
 
 const UNDELIVERED: &str = "who passes is recorded here and published; what MongoDB is owed waits on this device's disk and is delivered later";
@@ -227,6 +242,7 @@ pub fn http(place: &Place) -> Verdict {
 
 /// Also what `rollcall setup` says. `served`: by a daemon that runs here now.
 pub fn http_of(settings: &Settings, served: bool) -> Verdict {
+    const STOPPED: &str = "the daemon does not start: nobody is recorded";
     let Some(http) = &settings.http else {
         return Verdict::good("off ([http] listen)");
     };
@@ -241,7 +257,6 @@ pub fn http_of(settings: &Settings, served: bool) -> Verdict {
             ),
         };
     }
-    const STOPPED: &str = "the daemon does not start: nobody is recorded";
     match TcpListener::bind(listen).map_err(|error| (error.kind(), error)) {
         Ok(_) => Verdict::good(format!("{listen} is free for the daemon")),
         Err((ErrorKind::AddrInUse, _)) => Verdict::fault(
@@ -264,8 +279,8 @@ pub fn http_of(settings: &Settings, served: bool) -> Verdict {
 }
 
 pub fn fleet(place: &Place) -> Verdict {
-    let settings = &place.settings;
     const ALONE: &str = "who is enrolled at another door is not known here, and the other way round";
+    let settings = &place.settings;
     if let Some(warning) = settings.warnings.iter().find(|it| it.starts_with("[fleet]")) {
         return Verdict::warning(
             warning.clone(),

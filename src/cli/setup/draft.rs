@@ -186,6 +186,12 @@ impl Draft {
     /// A key that has the value already is left as it is written.
     pub fn set(&mut self, section: &str, key: &str, value: impl Into<Value>) {
         let mut value = value.into();
+        // What the file leaves out is as it ships.
+        let shipped = || SHIPPED.parse::<DocumentMut>().ok()?.get(section)?.get(key)?.as_value().cloned();
+        if self.section(section).is_none_or(|it| !it.contains_key(key)) && shipped().is_some_and(|it| same(&it, &value))
+        {
+            return;
+        }
         let root = self.document.as_table_mut();
         if !root.contains_key(section) {
             root.insert(section, Item::Table(Table::new()));

@@ -9,7 +9,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::camera::v4l2::find::{self, Choice as Camera, Described};
-use crate::cli::doctor::{Place, camera, finding::Verdict, links, machine};
+use crate::cli::doctor::finding::{State, Verdict};
+use crate::cli::doctor::{Place, camera, links, machine};
 use crate::cli::setup::ask::{Asker, Choice, Question, usage};
 use crate::cli::setup::draft::{Draft, MONGO_CA, MQTT_CA, PASSWORD, SITE_KEY, TOKEN, URI};
 use crate::cli::setup::{Answers, first_line, show};
@@ -208,6 +209,15 @@ fn ask_camera(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) 
     let same = before.as_ref().is_some_and(|it| is_same(it, &settings.camera));
     Ok(match &settings.camera {
         CameraSettings::None => None,
+        // Whoever sets a replay up knows it.
+        camera @ CameraSettings::Replay { .. } => {
+            let verdict = camera::verdict(camera);
+            if verdict.state == State::Fault {
+                return Ok(Some(("camera", verdict)));
+            }
+            show("camera", &verdict);
+            None
+        }
         // A running daemon has the camera that it was told: of that one it can be asked.
         _ if same && !draft.is_new() => Some(("camera", camera::check(&Place::new(settings)))),
         camera => Some(("camera", camera::verdict(camera))),
