@@ -179,8 +179,12 @@ fn what_keeps_the_daemon_from_starting_is_explained() {
 #[test]
 fn the_key_and_the_database_are_looked_after() {
     let home = Home::new(NO_BROKER, "");
-    assert!(home.start().terminate().success());
-    check(&home, "storage", "good", &["0 subjects"]);
+    // The first of all makes database and key.
+    let photograph = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/photos/biden.jpg");
+    let enrolled = home.output(&["enrol", "--id", "joe", "--name", "Joe", photograph.to_str().unwrap()]);
+    assert!(enrolled.status.success(), "{enrolled:?}");
+    check(&home, "storage", "good", &["1 subjects"]);
+    check(&home, "people", "good", &["all 1"]);
     let key = home.state().join("rollcall.key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     check(&home, "storage", "fault", &["may be read by others", "keys rotate"]);

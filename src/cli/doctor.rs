@@ -78,7 +78,9 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
     if args.json {
         println!("{}", serde_json::json!({"good": faults == 0, "findings": findings}));
     } else {
-        findings.iter().for_each(|finding| print!("{}", finding.text()));
+        for finding in &findings {
+            print!("{}", finding.text());
+        }
     }
     anyhow::ensure!(faults == 0, "{faults} of {} checks found a fault", findings.len());
     Ok(())

@@ -126,7 +126,7 @@ enum Command {
     /// List the cameras that are connected, with their formats, sizes, rates and controls
     Cameras(cameras::Args),
     /// Set this device up: asks, checks each part as it goes, writes the configuration, starts the service
-    Setup(setup::Args),
+    Setup(Box<setup::Args>),
     /// Look at everything the daemon needs, and say what is wrong and what to do
     Doctor(doctor::Args),
     /// What a shell needs to complete commands and flags, on standard output

@@ -104,7 +104,9 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
         .may_be_written()
         .map_err(|error| with_remedy(anyhow::Error::new(error).context(format!("cannot write {}", path.display()))))?;
     draft.settings().map_err(unusable)?;
-    draft.notes().iter().for_each(|note| println!("{note}"));
+    for note in draft.notes() {
+        println!("{note}");
+    }
     println!("{} {}", if draft.is_new() { "A new" } else { "Changing" }, draft.path().display());
     let secrets = match card(args, &asker)? {
         Some(card) => provision::apply(&mut draft, &card)?,

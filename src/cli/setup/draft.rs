@@ -294,22 +294,19 @@ impl Draft {
         }
         let Some(venues) = item.as_array_of_tables_mut() else { return };
         let known = venues.iter_mut().find(|it| it.get("id").and_then(Item::as_str) == Some(&id));
-        match known {
-            Some(known) => {
-                if whole {
-                    known.clear();
-                }
-                for (key, value) in venue {
-                    known.insert(key, value.clone());
-                }
+        if let Some(known) = known {
+            if whole {
+                known.clear();
             }
-            None => {
-                let mut fresh = Table::new();
-                for (key, value) in venue {
-                    fresh.insert(key, value.clone());
-                }
-                venues.push(fresh);
+            for (key, value) in venue {
+                known.insert(key, value.clone());
             }
+        } else {
+            let mut fresh = Table::new();
+            for (key, value) in venue {
+                fresh.insert(key, value.clone());
+            }
+            venues.push(fresh);
         }
     }
 
@@ -353,7 +350,7 @@ impl Draft {
         self.check(&text).context("with the files in their places it cannot be used")?;
         let changed = self.before.as_deref() != Some(&text);
         if changed {
-            writer.replace(&self.path, text.as_bytes())?;
+            Writer::replace(&self.path, text.as_bytes())?;
         }
         writer.keep();
         self.clear_away();
