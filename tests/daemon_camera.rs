@@ -48,7 +48,7 @@ fn doctor_opens_the_camera_and_says_why_it_is_none() {
         (locked.to_str().unwrap(), "cannot be used"),
     ] {
         let finding = told(device);
-        assert_eq!(finding["state"], "warning", "{device}: {finding}");
+        assert_eq!(finding["state"], "fault", "{device}: {finding}");
         assert!(finding["words"].as_str().unwrap().contains(why), "{device}: {finding}");
     }
 }

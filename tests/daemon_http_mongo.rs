@@ -1,7 +1,6 @@
 //! A client of the former service and the database that it has always read, with the daemon between them.
 
 #![cfg(feature = "mongo")]
-#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
 #[path = "support/daemon.rs"]
 mod daemon;

@@ -173,6 +173,7 @@ impl Vitals {
 
     async fn publish(&self, now: &Stamp) -> Result<(), StoreError> {
         let payload = self.payload(now).await?;
+        self.health.set_message(payload.clone());
         if let Some(link) = &self.link {
             link.publish_latest(&self.topic, payload, true);
         }

@@ -7,6 +7,7 @@ pub mod bench;
 pub mod calibrate;
 pub mod cameras;
 mod canvas;
+pub mod completions;
 pub mod console;
 pub mod demo;
 pub mod doctor;
@@ -22,6 +23,7 @@ pub mod prune;
 pub mod recognise;
 pub mod restore;
 mod scratch;
+pub mod setup;
 pub mod sign;
 pub mod snapshot;
 pub mod sync;
@@ -123,8 +125,12 @@ enum Command {
     Bench(bench::Args),
     /// List the cameras that are connected, with their formats, sizes, rates and controls
     Cameras(cameras::Args),
+    /// Set this device up: asks, checks each part as it goes, writes the configuration, starts the service
+    Setup(Box<setup::Args>),
     /// Look at everything the daemon needs, and say what is wrong and what to do
     Doctor(doctor::Args),
+    /// What a shell needs to complete commands and flags, on standard output
+    Completions(completions::Args),
     /// Photographs of many people, for measuring; see docs/performance.md
     #[command(hide = true)]
     BenchPeople(bench::people::Args),
@@ -174,9 +180,12 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
-    let path = cli.config.or_else(|| std::env::var_os("ROLLCALL_CONFIG").map(PathBuf::from)).or_else(usual_config);
+    let named = cli.config.or_else(|| std::env::var_os("ROLLCALL_CONFIG").map(PathBuf::from));
+    let path = named.clone().or_else(usual_config);
     let settings = || load(path.as_deref());
     match cli.command {
+        // Not the one in the working directory, which may be a source tree's.
+        Command::Setup(args) => setup::run(&args, named.as_deref()),
         Command::Run { until_replay_ends } => {
             let settings = settings()?;
             log_to_stderr(settings.level);
@@ -215,6 +224,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench(&args, &settings()?),
         Command::BenchPeople(args) => bench::people::run(&args),
         Command::Cameras(args) => cameras::run(&args, &settings()?),
+        Command::Completions(args) => completions::run(&args, command()),
         Command::Doctor(args) => doctor::run(&args, path.as_deref()),
         Command::BrokerChild => unreachable!("handled before"),
     }
