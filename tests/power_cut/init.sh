@@ -26,10 +26,14 @@ ip link set lo up
 ip link set eth0 up
 ip addr add 10.0.2.15/24 dev eth0
 ip route add default via 10.0.2.2
-# The journal is replayed here, after a cut.
+# The journal is replayed here, after a cut. Where that is not enough, what every device does at its start is.
 if ! mount -t ext4 -o noatime /dev/vdb /var/lib; then
-    echo "VM cannot mount the state partition"
-    poweroff -f
+    echo "VM checks the state partition: $(dmesg | grep -i -e ext4 -e jbd2 | tail -n 3 | tr '\n' ';')"
+    e2fsck -p /dev/vdb
+    if ! mount -t ext4 -o noatime /dev/vdb /var/lib; then
+        echo "VM cannot mount the state partition"
+        poweroff -f
+    fi
 fi
 echo "VM up $(cut -d' ' -f1 /proc/uptime)"
 # Not straight to the console: the daemon would take it for a terminal and send colours.

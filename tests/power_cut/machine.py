@@ -137,7 +137,7 @@ def root(folder, init, programs, files):
         (folder / name).mkdir(parents=True)
     os.symlink("lib64", folder / "lib")
     shutil.copy(which("busybox"), folder / "bin" / "busybox")
-    for applet in ("sh", "cat", "cut", "date", "ip", "killall", "mount", "poweroff", "stty", "umount"):
+    for applet in ("sh", "cat", "cut", "date", "dmesg", "grep", "ip", "killall", "mount", "poweroff", "stty", "tail", "tr", "umount"):
         os.symlink("busybox", folder / "bin" / applet)
     shutil.copy(init, folder / "bin" / "init.sh")
     (folder / "bin" / "init.sh").chmod(0o755)

@@ -156,7 +156,7 @@ class Bench:
         self.kernel = machine.prepare(CACHE, say)
         self.broker, self.running, self.disk = Broker(folder, free_port()), None, None
         self.made = self.sent = 0
-        self.totals = {"cuts": 0, "cached": 0, "kept": 0, "torn": 0, "writes": 0, "flushes": 0, "bytes": 0}
+        self.totals = {"cuts": 0, "cached": 0, "kept": 0, "torn": 0, "checked": 0, "writes": 0, "flushes": 0, "bytes": 0}
         self.device_key, self.seal_key = None, None
         # Events up to this one were delivered before anybody here listened.
         self.delivered_before = 0
@@ -168,7 +168,8 @@ class Bench:
         runtime = ROOT / ".cache" / "onnxruntime" / "x86_64" / "libonnxruntime.so"
         files = [(PHOTOS / name, f"photos/{name}") for name in set(SHOWN)]
         files += [(path, f"models/{path.name}") for path in (ROOT / "models").iterdir() if path.is_file()]
-        machine.root(root, HERE / "init.sh", [(stripped, "bin/rollcall"), (runtime, "lib64/libonnxruntime.so")], files)
+        programs = [(stripped, "bin/rollcall"), (runtime, "lib64/libonnxruntime.so"), (machine.which("e2fsck"), "bin/e2fsck")]
+        machine.root(root, HERE / "init.sh", programs, files)
         shown = "".join(f"/photos/{name},2000,500\n" for name in SHOWN)
         (root / "photos" / "visits.csv").write_text(shown)
         (root / "etc" / "rollcall.toml").write_text(config("10.0.2.2", self.broker.port, "/var/lib/rollcall", "/models",
@@ -210,6 +211,10 @@ class Bench:
         key = health["device_key"]
         insist(self.device_key in (None, key), "the device has another key than before")
         self.device_key = key
+        for line in self.running.lines:
+            if "VM checks" in line:
+                say(line)
+                self.totals["checked"] += 1
         aside = [line for line in self.running.lines if "set aside" in line]
         insist(not aside, f"the database was found damaged: {aside}")
         return health
@@ -504,8 +509,13 @@ def main():
             say(
                 f"{figures['cuts']} cuts: {figures['cached']} writes were in the cache, {figures['kept']} of them reached the medium"
                 f" whole, {figures['torn']} in part; {figures['writes']} writes, {figures['flushes']} flushes,"
-                f" {figures['bytes'] >> 20} MiB in all. Nothing lost"
+                f" {figures['bytes'] >> 20} MiB in all; {figures['checked']} times the file system had to be checked before it"
+                " could be mounted. Nothing lost"
             )
+        except Failed:
+            if bench.disk:
+                say(f"the medium is kept as {disk.save(bench.disk.durable, CACHE / 'failed.image')}")
+            raise
         finally:
             bench.end()
 
