@@ -295,8 +295,9 @@ impl Commander {
                     Some(details) => answer::refused_with(verb, &refusal, details.as_ref()),
                     None => answer::refused(verb, &refusal),
                 };
-                let put = self.store.write_async(move |tx| tx.put_answer(&request_id, verb, &topic, &reply));
-                self.survive(put.await.map(|_| ()))?;
+                let (to, body) = (topic.clone(), reply.clone());
+                let put = self.store.write_async(move |tx| tx.put_answer(&request_id, verb, &to, &body));
+                self.stored_or_sent(put.await.map(|_| ()), &topic, reply).await?;
                 Ok(true)
             }
         }
@@ -363,15 +364,23 @@ impl Commander {
         let topic = answer::topic_part(refusal.request_id.as_deref());
         let reply = answer::refused(verb, refusal);
         let (to, body) = (topic.clone(), reply.clone());
-        match self.store.write_async(move |tx| tx.owe_reply(&to, &body)).await {
-            Err(StoreError::Full) => {
-                // The answer does not fit on the disk: it goes out without having been stored.
-                let message = Message { topic: self.topics.below(&topic), payload: reply.into_bytes(), retain: false };
-                self.link.publish_batch(vec![message]).await;
-                Ok(())
-            }
-            other => self.survive(other),
+        let owed = self.store.write_async(move |tx| tx.owe_reply(&to, &body)).await;
+        self.stored_or_sent(owed, &topic, reply).await
+    }
+
+    /// An answer that does not fit on the disk goes out without having been stored.
+    async fn stored_or_sent(
+        &self,
+        stored: Result<(), StoreError>,
+        topic: &str,
+        reply: String,
+    ) -> Result<(), StoreError> {
+        if !matches!(stored, Err(StoreError::Full)) {
+            return self.survive(stored);
         }
+        let message = Message { topic: self.topics.below(topic), payload: reply.into_bytes(), retain: false };
+        self.link.publish_batch(vec![message]).await;
+        Ok(())
     }
 
     fn survive(&self, written: Result<(), StoreError>) -> Result<(), StoreError> {

@@ -42,6 +42,9 @@ struct Finding {
 /// Less than this is a warning: a year of visits is about 100 MB, a database written anew after an erasure needs twice its size.
 const FREE_BYTES_MIN: u64 = 500 << 20;
 
+/// Less than this is full: what the daemon has kept back for that is about to be used up, or is.
+const FULL_BYTES: u64 = 1 << 20;
+
 pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
     let mut findings = Vec::new();
     match super::load(path) {
@@ -185,6 +188,11 @@ fn disk(settings: &Settings) -> (State, String) {
     // The state directory may not be there yet: then the nearest folder above it tells.
     let place = settings.state_dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
     match health::free_bytes(place) {
+        Some(free) if free < FULL_BYTES => {
+            let words = "full: people are recognised, but soon nobody is recorded. Make room; the daemon goes on by itself, and \
+                         [storage] keep_days keeps it small";
+            (State::Fault, words.into())
+        }
         Some(free) if free < FREE_BYTES_MIN => {
             (State::Warning, format!("only {} MB free: make room, or set [storage] keep_days", free >> 20))
         }
