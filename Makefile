@@ -9,7 +9,7 @@ PHOTOS_DONE := .cache/photos/complete
 MONGOD := .cache/mongod/mongod
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
-.PHONY: help demo test test-camera setup build lint fp32 bench compare clean
+.PHONY: help demo test test-camera test-power-cut setup build lint fp32 bench compare clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## /  make \1|/' | tr '|' '\t'
@@ -30,6 +30,10 @@ endif
 test-camera: setup ## the daemon with a real kernel camera in a virtual machine; installs Debian packages (CYCLES=200 STALLS=50)
 	$(CARGO) build
 	python3 tests/camera_vm/run.py --program target/debug/rollcall --cycles $(or $(CYCLES),10) --stalls $(or $(STALLS),3)
+
+test-power-cut: setup ## the power of a virtual machine goes at any instant, and nothing is lost; installs Debian packages (CUTS=20)
+	$(CARGO) build
+	python3 tests/power_cut/run.py --program target/debug/rollcall --cuts $(or $(CUTS),20)
 
 setup: $(RUNTIME) $(PHOTOS_DONE) ## fetch the ONNX Runtime library and the demo's photographs (pinned packages, checked by sha256)
 

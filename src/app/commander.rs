@@ -318,8 +318,13 @@ impl Commander {
                     return Ok(true);
                 }
                 self.count(refusal.code);
-                let put = self.store.write_async(move |tx| asked.put_answer(tx, verb, &reply));
-                self.survive(put.await)?;
+                let (to, body) = (asked.clone(), reply.clone());
+                let put = self.store.write_async(move |tx| to.put_answer(tx, verb, &body)).await;
+                if asked.is_by_mqtt() {
+                    self.stored_or_sent(put, &answer::topic_part(Some(&asked.request_id)), reply).await?;
+                } else {
+                    self.survive(put)?;
+                }
                 Ok(true)
             }
         }
@@ -392,17 +397,25 @@ impl Commander {
         let topic = answer::topic_part(refusal.request_id.as_deref());
         let reply = answer::refused(verb, refusal);
         let (to, body) = (topic.clone(), reply.clone());
-        match self.store.write_async(move |tx| tx.owe_reply(&to, &body)).await {
-            Err(StoreError::Full) => {
-                // The answer does not fit on the disk: it goes out without having been stored.
-                let message = Message { topic: self.topics.below(&topic), payload: reply.into_bytes(), retain: false };
-                if let Some(link) = &self.link {
-                    link.publish_batch(vec![message]).await;
-                }
-                Ok(())
-            }
-            other => self.survive(other),
+        let owed = self.store.write_async(move |tx| tx.owe_reply(&to, &body)).await;
+        self.stored_or_sent(owed, &topic, reply).await
+    }
+
+    /// An answer that does not fit on the disk goes out without having been stored.
+    async fn stored_or_sent(
+        &self,
+        stored: Result<(), StoreError>,
+        topic: &str,
+        reply: String,
+    ) -> Result<(), StoreError> {
+        if !matches!(stored, Err(StoreError::Full)) {
+            return self.survive(stored);
         }
+        let message = Message { topic: self.topics.below(topic), payload: reply.into_bytes(), retain: false };
+        if let Some(link) = &self.link {
+            link.publish_batch(vec![message]).await;
+        }
+        Ok(())
     }
 
     fn survive(&self, written: Result<(), StoreError>) -> Result<(), StoreError> {

@@ -56,6 +56,8 @@ pub mod exit {
     pub const CONFIG: u8 = 78;
 }
 
+const STORAGE_UNUSABLE: &str = "the storage cannot be used";
+
 /// An error with the exit code that it ends the process with.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
@@ -96,7 +98,11 @@ pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     let daemon = Daemon::new(settings, clock, store.clone(), &vision, gallery, venues, Arc::new(device_key));
-    let outcome = runtime.block_on(daemon.serve(vision, options, watch));
+    let outcome = runtime.block_on(daemon.serve(vision, options, watch)).map_err(|error| {
+        // Whichever stage met it first: a store that is of no use ends the process by its own exit code.
+        let of_storage = error.chain().any(|it| it.downcast_ref::<StoreError>().is_some());
+        if of_storage { Failure { code: exit::STORAGE, what: STORAGE_UNUSABLE, source: error }.into() } else { error }
+    });
     let closed = store.close();
     outcome.and(closed.map_err(storage))
 }
@@ -106,7 +112,7 @@ fn unusable_key(error: SignerError) -> anyhow::Error {
 }
 
 pub fn storage(error: StoreError) -> anyhow::Error {
-    Failure { code: exit::STORAGE, what: "the storage cannot be used", source: error.into() }.into()
+    Failure { code: exit::STORAGE, what: STORAGE_UNUSABLE, source: error.into() }.into()
 }
 
 fn config(error: impl Into<anyhow::Error>) -> anyhow::Error {

@@ -143,12 +143,13 @@ struct Storage {
 
 impl Vitals {
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) -> StageResult {
-        let mut published: Option<(Stamp, CameraHealth, Option<MongoState>)> = None;
+        let mut published: Option<(Stamp, CameraHealth, Option<MongoState>, bool)> = None;
         loop {
             let now = self.clock.now();
-            let state = (now, self.health.camera(), self.health.mongo().map(|(state, _)| state));
-            let due = published.is_none_or(|(at, camera, mongo)| {
-                let changed = camera != state.1 || mongo != state.2 || now.trusted != at.trusted;
+            let mongo = self.health.mongo().map(|(state, _)| state);
+            let state = (now, self.health.camera(), mongo, self.store.is_reserve_held());
+            let due = published.is_none_or(|(at, camera, mongo, reserve)| {
+                let changed = (camera, mongo, reserve) != (state.1, state.2, state.3) || now.trusted != at.trusted;
                 changed || now.since(&at) >= self.every
             });
             if due {

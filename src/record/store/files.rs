@@ -21,7 +21,11 @@ pub(super) fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError
 /// Makes the state directory, for us alone. One that others may read is closed if it is plainly ours (empty, or with
 /// our database), and refused if it is not: somebody may have named their home directory by mistake.
 pub(super) fn prepare_dir(dir: &Path) -> Result<(), StoreError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))?;
+    if !dir.exists() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))?;
+        // So that a power cut does not take it, with the keys that are made in it. Not every file system lets us.
+        dir.parent().and_then(|parent| File::open(parent).ok()?.sync_all().ok());
+    }
     let mode = fs::metadata(dir).map_err(io_error(dir))?.mode() & 0o777;
     if mode & OTHERS == 0 {
         return Ok(());
@@ -101,6 +105,11 @@ impl Reserve {
 
     pub(super) fn is_held(&self) -> bool {
         self.held
+    }
+
+    /// Whether none is wanted.
+    pub(super) fn is_none(&self) -> bool {
+        self.bytes == 0
     }
 
     /// Whether there was something to give up.

@@ -197,6 +197,10 @@ impl StoreError {
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         let code = error.sqlite_error_code();
+        // The index of the log is a mapped file: that it cannot grow is said as a failure of input and output.
+        if error.sqlite_error().is_some_and(|it| it.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE) {
+            return Self::Full;
+        }
         let source = Arc::new(error);
         match code {
             Some(ErrorCode::DiskFull) => Self::Full,
@@ -403,7 +407,7 @@ impl Store {
         StoreVitals {
             database_bytes: files::database_bytes(&self.handle.dir),
             free_bytes: files::free_bytes(&self.handle.dir),
-            reserve_held: self.handle.reserve_held.load(std::sync::atomic::Ordering::Relaxed),
+            reserve_held: self.is_reserve_held(),
             queue: messages.max_capacity() - messages.capacity(),
         }
     }
@@ -411,6 +415,11 @@ impl Store {
     /// How long the disk took for each group of writes.
     pub fn commits(&self) -> &Histogram {
         &self.handle.commits
+    }
+
+    /// Whether what is kept back for a full disk is still kept back.
+    pub fn is_reserve_held(&self) -> bool {
+        self.handle.reserve_held.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Carries out what was asked before, writes the log back into the database, and ends the thread. What is asked

@@ -27,10 +27,15 @@ const GROUP: usize = 64;
 /// How often the thread looks after the reserve and a log that is still to be written back.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
+/// How often it looks whether a disk that ran full has room again.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(10);
+
 /// How long the connection waits for readers before a log can be cut off.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 const PAGE_BYTES: u32 = 4096;
+
+const FULL: &str = "the disk is full: writing into the reserve, make room";
 
 pub(super) enum Message {
     Job(Box<dyn Job>),
@@ -117,18 +122,15 @@ pub(super) struct Writer {
 pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>) -> Result<OpenedWriter, StoreError> {
     files::prepare_dir(dir)?;
     let lock = files::lock(dir)?;
-    let (mut conn, set_aside) = match open_database(dir) {
-        Err(StoreError::Damaged { .. }) => {
-            let aside = files::set_aside(dir, options.clock.now().wall_ms)?;
-            (open_database(dir)?, Some(aside))
+    let (mut reserve, mut set_aside) = (Reserve::new(dir, options.reserve_bytes), None);
+    let (conn, key, key_created) = match open_settled(dir, &options, &mut set_aside) {
+        Err(StoreError::Full) if reserve.release() => {
+            tracing::error!("{FULL}");
+            open_settled(dir, &options, &mut set_aside)?
         }
-        other => (other?, None),
+        other => other?,
     };
-    let (key, key_created) = fitting_key(&conn, dir, options.credentials_dir.as_deref())?;
     let key_path = key.path().to_owned();
-    settle_sinks(&mut conn, &options)?;
-    fleet::settle(&mut conn, &options)?;
-    let mut reserve = Reserve::new(dir, options.reserve_bytes);
     reserve.restore();
     let StoreOptions { clock, sinks, device, shared, .. } = options;
     let setting = Setting { clock, sinks, device, shared, key };
@@ -152,6 +154,25 @@ pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>)
         writer.scrub();
     }
     Ok(OpenedWriter { writer, set_aside, key_created, key_path })
+}
+
+/// The database and its key, with everything in it that a start puts right.
+fn open_settled(
+    dir: &Path,
+    options: &StoreOptions,
+    set_aside: &mut Option<PathBuf>,
+) -> Result<(Connection, SealKey, bool), StoreError> {
+    let mut conn = match open_database(dir) {
+        Err(StoreError::Damaged { .. }) => {
+            *set_aside = Some(files::set_aside(dir, options.clock.now().wall_ms)?);
+            open_database(dir)?
+        }
+        other => other?,
+    };
+    let (key, key_created) = fitting_key(&conn, dir, options.credentials_dir.as_deref())?;
+    settle_sinks(&mut conn, options)?;
+    fleet::settle(&mut conn, options)?;
+    Ok((conn, key, key_created))
 }
 
 pub(super) fn open_database(dir: &Path) -> Result<Connection, StoreError> {
@@ -287,11 +308,12 @@ impl Writer {
     }
 
     pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
-        let mut since = Stopwatch::start();
+        let (mut since, mut looked) = (Stopwatch::start(), Stopwatch::start());
         let mut closing = None;
         while closing.is_none() {
             let mut jobs = Vec::new();
-            match wait_for(inbox.recv(), HOUSEKEEPING) {
+            let pause = if self.reserve.is_held() { HOUSEKEEPING } else { LOOK_FOR_ROOM };
+            match wait_for(inbox.recv(), pause) {
                 Some(None) => break,
                 Some(Some(message)) => {
                     let mut next = Some(message);
@@ -309,12 +331,21 @@ impl Writer {
             if !jobs.is_empty() {
                 self.commit(jobs);
             }
+            if !self.reserve.is_held() && looked.elapsed() >= LOOK_FOR_ROOM {
+                self.restore_reserve();
+                looked = Stopwatch::start();
+            }
             if since.elapsed() >= HOUSEKEEPING {
-                self.keep_house();
+                self.scrub_if_due();
                 since = Stopwatch::start();
             }
         }
-        let closed = self.truncate_log().map(|_| ());
+        let closed = if self.reserve.is_held() || self.reserve.is_none() {
+            self.truncate_log().map(|_| ())
+        } else {
+            // On a full disk the log is kept as it is: the room that it takes would be gone at the next start, which reads it.
+            self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(|_| ()).map_err(Into::into)
+        };
         // Everything is released before the answer, so that whoever closed may open again.
         drop(self);
         drop(inbox);
@@ -393,18 +424,22 @@ impl Writer {
             return false;
         }
         self.reserve_held.store(false, Ordering::Relaxed);
-        tracing::error!("the disk is full: writing into the reserve, make room");
+        tracing::error!("{FULL}");
         self.limit_pages().is_ok()
     }
 
-    fn keep_house(&mut self) {
-        let held_before = self.reserve.is_held();
+    fn restore_reserve(&mut self) {
         self.reserve.restore();
-        if self.reserve.is_held() && !held_before {
+        if self.reserve.is_held() {
             self.reserve_held.store(true, Ordering::Relaxed);
             tracing::info!("the disk has room again, the reserve is kept back");
             self.limit_pages().ok();
+            // The relays wait longest after a disk that was full; there is no reason to any more.
+            self.wake.send_modify(|it| it.asked += 1);
         }
+    }
+
+    fn scrub_if_due(&mut self) {
         match self.scrub {
             Scrub::Done => {}
             Scrub::After(0 | 1) => self.scrub(),
