@@ -9,7 +9,7 @@ PHOTOS_DONE := .cache/photos/complete
 MONGOD := .cache/mongod/mongod
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
-.PHONY: help demo test test-camera setup build lint fp32 bench compare clean
+.PHONY: help demo test test-camera setup build lint deb lint-deb check-arm64 fp32 bench compare clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## /  make \1|/' | tr '|' '\t'
@@ -48,6 +48,15 @@ build: setup ## the release binary, target/release/rollcall
 lint: ## formatting and lints, as CI runs them
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+
+deb: ## the Debian package, target/deb/rollcall_*_ARCH.deb (ARCH=amd64, arm64 or armhf; docs/package.md)
+	CARGO="$(CARGO)" cross/deb.sh $(ARCH)
+
+lint-deb: ## what Debian's own checker says of the packages in target/deb
+	cross/lint.sh
+
+check-arm64: ## the arm64 program in an emulator decides as the one of this machine (docs/package.md)
+	cross/check.sh
 
 fp32: ## make the fp32 twins of the networks, for measurements (needs npm)
 	models/build/build.sh --fp32-only
