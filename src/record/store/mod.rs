@@ -14,6 +14,7 @@
 
 mod attendance;
 pub mod backup;
+mod before;
 mod enrolled;
 mod erasure;
 mod files;

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::files::{self, Reserve};
 use super::tx::{Effects, Setting, Tx};
-use super::{StoreError, StoreOptions, Wake, fleet, rotate, schema};
+use super::{StoreError, StoreOptions, Wake, before, fleet, rotate, schema};
 use crate::clock::Stopwatch;
 use crate::record::seal::{KEY_FILE, NEXT_KEY_FILE, SealError, SealKey};
 
@@ -99,6 +99,7 @@ const SCRUB_AGAIN: Scrub = Scrub::After(60);
 
 pub(super) struct Writer {
     conn: Connection,
+    dir: PathBuf,
     setting: Setting,
     wake: watch::Sender<Wake>,
     reserve: Reserve,
@@ -134,6 +135,7 @@ pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>)
     let setting = Setting { clock, sinks, device, shared, key };
     let mut writer = Writer {
         conn,
+        dir: dir.to_owned(),
         setting,
         wake,
         reserve_held: Arc::new(AtomicBool::new(reserve.is_held())),
@@ -158,7 +160,7 @@ pub(super) fn open_database(dir: &Path) -> Result<Connection, StoreError> {
     let path = files::create_database(dir)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(path, flags)?;
-    let opened = set_up(&mut conn);
+    let opened = set_up(&mut conn, dir);
     if let Err(StoreError::Damaged { .. }) = opened {
         // It is set aside as it is: closing must not work on it any more.
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -166,7 +168,7 @@ pub(super) fn open_database(dir: &Path) -> Result<Connection, StoreError> {
     opened.map(|()| conn)
 }
 
-fn set_up(conn: &mut Connection) -> Result<(), StoreError> {
+fn set_up(conn: &mut Connection, dir: &Path) -> Result<(), StoreError> {
     conn.busy_timeout(BUSY_TIMEOUT)?;
     // Before anything is changed.
     schema::check_version(conn)?;
@@ -181,6 +183,9 @@ fn set_up(conn: &mut Connection) -> Result<(), StoreError> {
     let verdict: String = conn.pragma_query_value(None, "quick_check", |row| row.get(0))?;
     if verdict != "ok" {
         return Err(StoreError::Damaged { source: None });
+    }
+    if let Some(found) = schema::older(conn)? {
+        before::keep(conn, dir, found);
     }
     schema::migrate(conn)
 }
@@ -392,6 +397,7 @@ impl Writer {
     }
 
     fn keep_house(&mut self) {
+        before::expire(&self.dir, &self.setting.clock.now());
         let held_before = self.reserve.is_held();
         self.reserve.restore();
         if self.reserve.is_held() && !held_before {
@@ -437,6 +443,7 @@ impl Writer {
         if !self.scrub_owed()? {
             return self.truncate_log();
         }
+        before::forget(&self.dir)?;
         if !self.rewritten {
             self.rewrite()?;
             self.rewritten = true;
