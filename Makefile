@@ -9,7 +9,9 @@ PHOTOS_DONE := .cache/photos/complete
 MONGOD := .cache/mongod/mongod
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
-.PHONY: help demo test test-camera setup build lint deb lint-deb check-arm64 fp32 bench compare clean
+PACKAGE ?=
+
+.PHONY: help demo test test-camera test-service setup build lint deb lint-deb check-arm64 fp32 bench compare clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## /  make \1|/' | tr '|' '\t'
@@ -30,6 +32,10 @@ endif
 test-camera: setup ## the daemon with a real kernel camera in a virtual machine; installs Debian packages (CYCLES=200 STALLS=50)
 	$(CARGO) build
 	python3 tests/camera_vm/run.py --program target/debug/rollcall --cycles $(or $(CYCLES),10) --stalls $(or $(STALLS),3)
+
+test-service: setup ## the package in a virtual machine with systemd, from install to purge; installs Debian packages (PACKAGE=FILE)
+	$(if $(PACKAGE),,$(MAKE) deb ARCH=amd64)
+	python3 tests/service_vm/run.py --package $(or $(PACKAGE),"$$(ls -t target/deb/rollcall_*_amd64.deb | head -n 1)")
 
 setup: $(RUNTIME) $(PHOTOS_DONE) ## fetch the ONNX Runtime library and the demo's photographs (pinned packages, checked by sha256)
 
