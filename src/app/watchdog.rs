@@ -279,16 +279,16 @@ mod tests {
     async fn a_store_whose_thread_hangs_answers_no_more() {
         let bench = Bench::new(Vec::new());
         let (go_on, wait) = sync_channel::<()>(1);
-        let (hangs, hung) = tokio::sync::oneshot::channel();
-        let (mut hangs, store, health) = (Some(hangs), bench.watchdog.store.clone(), &bench.watchdog.health);
+        let (tell, held_up) = tokio::sync::oneshot::channel();
+        let (mut tell, store, health) = (Some(tell), bench.watchdog.store.clone(), &bench.watchdog.health);
         let hang = store.write_async(move |_| {
-            hangs.take().map(|it| it.send(()));
+            tell.take().map(|it| it.send(()));
             wait.recv().ok();
             Ok(())
         });
         let ask = bench.watchdog.ask_store(Duration::from_millis(1));
         let watch = async {
-            hung.await.unwrap();
+            held_up.await.unwrap();
             // One may have been answered before that and not yet counted.
             let most = health.store_turns.get() + 1;
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -300,7 +300,7 @@ mod tests {
         };
         tokio::select! {
             () = ask => unreachable!("it asks for ever"),
-            (hung, ()) = async { tokio::join!(hang, watch) } => hung.unwrap(),
+            (done, ()) = async { tokio::join!(hang, watch) } => done.unwrap(),
         }
     }
 

@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(version_and_events(&dir.path().join(files::DATABASE)), (schema::NEWEST, 1));
         let copy = dir.path().join("rollcall.db.schema-1");
         assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(copies(dir.path()), [copy.clone()], "nothing is left unfinished");
+        assert_eq!(copies(dir.path()), std::slice::from_ref(&copy), "nothing is left unfinished");
         // The way back, and forward again.
         fs::rename(&copy, dir.path().join(files::DATABASE)).unwrap();
         assert_eq!(version_and_events(&dir.path().join(files::DATABASE)), (1, 1));
