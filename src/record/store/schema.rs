@@ -35,6 +35,11 @@ pub(super) fn check_version(conn: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// What is found of a database that is to be migrated; none when it is new, or up to date.
+pub(super) fn older(conn: &Connection) -> Result<Option<u32>, StoreError> {
+    Ok(Some(version(conn)?).filter(|found| (1..NEWEST).contains(found)))
+}
+
 /// Refuses a database that is still to be migrated, for those who may not.
 pub(super) fn check_migrated(conn: &Connection) -> Result<(), StoreError> {
     let found = version(conn)?;

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::files::{self, Reserve};
 use super::tx::{Effects, Setting, Tx};
-use super::{StoreError, StoreOptions, Wake, fleet, rotate, schema};
+use super::{StoreError, StoreOptions, Wake, before, fleet, rotate, schema};
 use crate::clock::Stopwatch;
 use crate::histogram::Histogram;
 use crate::record::seal::{KEY_FILE, NEXT_KEY_FILE, SealError, SealKey};
@@ -105,11 +105,14 @@ const SCRUB_AGAIN: Scrub = Scrub::After(60);
 
 pub(super) struct Writer {
     conn: Connection,
+    dir: PathBuf,
     setting: Setting,
     wake: watch::Sender<Wake>,
     reserve: Reserve,
     reserve_held: Arc<AtomicBool>,
     commits: Arc<Histogram>,
+    /// The whole database is being written anew, which may take minutes.
+    rewriting: Arc<AtomicBool>,
     page_limit: Option<u32>,
     reserve_pages: u32,
     /// Whether what was erased may still stand in the database file or its log.
@@ -136,10 +139,12 @@ pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>)
     let setting = Setting { clock, sinks, device, shared, key };
     let mut writer = Writer {
         conn,
+        dir: dir.to_owned(),
         setting,
         wake,
         reserve_held: Arc::new(AtomicBool::new(reserve.is_held())),
         commits: Arc::default(),
+        rewriting: Arc::default(),
         reserve,
         page_limit: options.page_limit,
         reserve_pages: u32::try_from(options.reserve_bytes / u64::from(PAGE_BYTES)).unwrap_or(u32::MAX),
@@ -179,7 +184,7 @@ pub(super) fn open_database(dir: &Path) -> Result<Connection, StoreError> {
     let path = files::create_database(dir)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(path, flags)?;
-    let opened = set_up(&mut conn);
+    let opened = set_up(&mut conn, dir);
     if let Err(StoreError::Damaged { .. }) = opened {
         // It is set aside as it is: closing must not work on it any more.
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -187,7 +192,7 @@ pub(super) fn open_database(dir: &Path) -> Result<Connection, StoreError> {
     opened.map(|()| conn)
 }
 
-fn set_up(conn: &mut Connection) -> Result<(), StoreError> {
+fn set_up(conn: &mut Connection, dir: &Path) -> Result<(), StoreError> {
     conn.busy_timeout(BUSY_TIMEOUT)?;
     // Before anything is changed.
     schema::check_version(conn)?;
@@ -202,6 +207,9 @@ fn set_up(conn: &mut Connection) -> Result<(), StoreError> {
     let verdict: String = conn.pragma_query_value(None, "quick_check", |row| row.get(0))?;
     if verdict != "ok" {
         return Err(StoreError::Damaged { source: None });
+    }
+    if let Some(found) = schema::older(conn)? {
+        before::keep(conn, dir, found);
     }
     schema::migrate(conn)
 }
@@ -307,6 +315,10 @@ impl Writer {
         Arc::clone(&self.commits)
     }
 
+    pub(super) fn rewriting_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.rewriting)
+    }
+
     pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
         let (mut since, mut looked) = (Stopwatch::start(), Stopwatch::start());
         let mut closing = None;
@@ -336,6 +348,7 @@ impl Writer {
                 looked = Stopwatch::start();
             }
             if since.elapsed() >= HOUSEKEEPING {
+                before::expire(&self.dir, &self.setting.clock.now());
                 self.scrub_if_due();
                 since = Stopwatch::start();
             }
@@ -450,7 +463,10 @@ impl Writer {
     /// After an erasure: writes the database anew and cuts the log off. `secure_delete` is not enough: when SQLite
     /// balances its tree it leaves copies of rows in the unused middle of pages (found by searching the file).
     fn scrub(&mut self) {
-        self.scrub = match self.clean() {
+        self.rewriting.store(true, Ordering::Relaxed);
+        let cleaned = self.clean();
+        self.rewriting.store(false, Ordering::Relaxed);
+        self.scrub = match cleaned {
             Ok(true) => {
                 self.rewritten = false;
                 self.wake.send_modify(|it| it.scrubbed += 1);
@@ -475,6 +491,7 @@ impl Writer {
         if !self.scrub_owed()? {
             return self.truncate_log();
         }
+        before::forget(&self.dir)?;
         if !self.rewritten {
             self.rewrite()?;
             self.rewritten = true;
