@@ -111,6 +111,10 @@ pub struct Health {
     pub store_errors: Counter,
     pub commands: Counter,
     pub events_published: Counter,
+    /// Rounds of the inference thread, and what its networks finished within one: still only when it hangs.
+    pub inference_turns: Counter,
+    /// Writes that the store's thread answered for the watchdog.
+    pub store_turns: Counter,
     /// Refused commands by error code.
     refused: Mutex<BTreeMap<&'static str, u64>>,
     /// And since when, by the wall clock; none where no MongoDB is configured.

@@ -117,6 +117,7 @@ impl Inference {
     pub fn run(mut self) -> StageResult {
         let (mut unreadable, mut failing) = (Complaint::default(), Complaint::default());
         while !*self.stop.borrow() {
+            self.health.inference_turns.add(1);
             let job = if self.enrolling.is_none() { self.jobs.try_recv().ok() } else { None };
             let busy = job.is_some() || self.enrolling.is_some();
             let patience = if busy { Duration::ZERO } else { PATIENCE };

@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod gallery;
 pub mod inference;
 pub mod mqtt_sink;
+pub mod notify;
 pub mod observer;
 pub mod power;
 pub mod receipts;
@@ -23,6 +24,7 @@ pub mod upkeep;
 pub mod venues;
 pub mod vitals;
 pub mod watch;
+pub mod watchdog;
 pub mod watermark;
 
 use std::collections::HashMap;

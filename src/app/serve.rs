@@ -18,6 +18,7 @@ use crate::app::fleet::{BYTES_MAX, CollectionKeeper, CollectionSink, Fleet, Gall
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
+use crate::app::notify::{self, Notifier};
 use crate::app::observer::Observer;
 use crate::app::power::Power;
 use crate::app::receipts::Receipts;
@@ -28,6 +29,7 @@ use crate::app::upkeep::Upkeep;
 use crate::app::venues::{Listed, VenueBook};
 use crate::app::vitals::Vitals;
 use crate::app::watch::WatchServer;
+use crate::app::watchdog::{Counting, Watchdog};
 use crate::app::watermark::Watermark;
 use crate::app::{RunOptions, config, storage};
 use crate::camera::FrameSource;
@@ -132,9 +134,15 @@ impl Daemon {
         }
         self.start_watermark(&mut stages, link.clone(), mongo)?;
         self.start_vitals(&mut stages, link)?;
+        let notifier = self.start_watchdog(&mut stages);
+        notifier.tell("READY=1");
         let (site, device) = (&self.settings.site, &self.settings.device);
         tracing::info!(site, device, elapsed_ms = watch.elapsed().as_millis() as u64, "ready");
-        let asked = self.end(options, &jobs, ended, signals);
+        let asked = async {
+            let reason = self.end(options, &jobs, ended, signals).await;
+            notifier.tell("STOPPING=1");
+            reason
+        };
         let parting = async {
             tokio::time::timeout(PARTING, drained(&jobs, &self.store, &sinks(&self.settings))).await.ok();
         };
@@ -177,7 +185,7 @@ impl Daemon {
         let clock = Arc::clone(&self.clock);
         let recorder = Recorder::new(self.store.clone(), clock, health, venues, self.settings.unknown_every);
         let inference = Inference {
-            engine: Box::new(vision),
+            engine: Box::new(Counting { engine: vision, health: Arc::clone(&self.health) }),
             live: Live::new(recognition.live(&spec)),
             decision: recognition.decision(&spec),
             enrol: recognition.enrol(&spec),
@@ -384,6 +392,25 @@ impl Daemon {
             stages.task("power", power.run(stop));
         }
         Ok(())
+    }
+
+    /// After all others, which it watches.
+    fn start_watchdog(&self, stages: &mut Stages) -> Arc<Notifier> {
+        let notifier = Arc::new(Notifier::from_environment());
+        if notifier.is_heard() {
+            let watchdog = Watchdog {
+                notifier: Arc::clone(&notifier),
+                limit: notify::watchdog_limit(),
+                health: Arc::clone(&self.health),
+                store: self.store.clone(),
+                gallery: Arc::clone(&self.gallery),
+                clock: Arc::clone(&self.clock),
+                tasks: stages.turns(),
+            };
+            let stop = stages.stop_signal();
+            stages.task("watchdog", watchdog.run(stop));
+        }
+        notifier
     }
 
     /// Resolves when the daemon is asked to end, with the reason.

@@ -1,6 +1,10 @@
 //! Stages: every task and thread of the daemon has a name, is awaited, and one that ends by itself is a failure.
 
 use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,12 +13,45 @@ use tokio::task::JoinSet;
 
 pub type StageResult = anyhow::Result<()>;
 
+/// How often a task was given its turn and gave it back: odd while it has it.
+#[derive(Clone, Debug, Default)]
+pub struct Turns(Arc<AtomicU64>);
+
+impl Turns {
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Whether the task has its turn at a count: it runs, or is stuck in a call that blocks.
+    pub fn is_running_at(count: u64) -> bool {
+        !count.is_multiple_of(2)
+    }
+}
+
+/// A task whose turns are counted.
+struct Counted<W> {
+    work: Pin<Box<W>>,
+    turns: Turns,
+}
+
+impl<W: Future> Future for Counted<W> {
+    type Output = W::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<W::Output> {
+        self.turns.0.fetch_add(1, Ordering::Relaxed);
+        let polled = self.work.as_mut().poll(context);
+        self.turns.0.fetch_add(1, Ordering::Relaxed);
+        polled
+    }
+}
+
 /// The stages that run, and the signals that end them: first those that make something, then those that deliver it.
 pub struct Stages {
     running: JoinSet<(&'static str, StageResult)>,
     stop: watch::Sender<bool>,
     last: JoinSet<(&'static str, StageResult)>,
     stop_last: watch::Sender<bool>,
+    turns: Vec<(&'static str, Turns)>,
 }
 
 impl Stages {
@@ -24,7 +61,19 @@ impl Stages {
             stop: watch::Sender::new(false),
             last: JoinSet::new(),
             stop_last: watch::Sender::new(false),
+            turns: Vec::new(),
         }
+    }
+
+    /// The tasks that were started so far, for who watches over them.
+    pub fn turns(&self) -> Vec<(&'static str, Turns)> {
+        self.turns.clone()
+    }
+
+    fn counted<W: Future>(&mut self, name: &'static str, work: W) -> Counted<W> {
+        let turns = Turns::default();
+        self.turns.push((name, turns.clone()));
+        Counted { work: Box::pin(work), turns }
     }
 
     /// Becomes true when everybody is to finish.
@@ -39,11 +88,13 @@ impl Stages {
 
     /// Starts a task.
     pub fn task(&mut self, name: &'static str, work: impl Future<Output = StageResult> + Send + 'static) {
+        let work = self.counted(name, work);
         self.running.spawn(async move { (name, work.await) });
     }
 
     /// Starts a task that ends after the others.
     pub fn last_task(&mut self, name: &'static str, work: impl Future<Output = StageResult> + Send + 'static) {
+        let work = self.counted(name, work);
         self.last.spawn(async move { (name, work.await) });
     }
 

@@ -323,6 +323,7 @@ struct Handle {
     thread: Mutex<Option<JoinHandle<()>>>,
     wake: watch::Sender<Wake>,
     reserve_held: Arc<std::sync::atomic::AtomicBool>,
+    rewriting: Arc<std::sync::atomic::AtomicBool>,
     dir: PathBuf,
 }
 
@@ -332,7 +333,7 @@ impl Store {
         let (wake, _) = watch::channel(Wake::default());
         let (messages, inbox) = mpsc::channel(QUEUE);
         let opened = writer::open(dir, options, wake.clone())?;
-        let reserve_held = opened.writer.reserve_flag();
+        let (reserve_held, rewriting) = (opened.writer.reserve_flag(), opened.writer.rewriting_flag());
         let writer = opened.writer;
         let thread = std::thread::Builder::new()
             .name("store".into())
@@ -343,6 +344,7 @@ impl Store {
             thread: Mutex::new(Some(thread)),
             wake,
             reserve_held,
+            rewriting,
             dir: dir.to_owned(),
         };
         Ok(Opened {
@@ -403,6 +405,11 @@ impl Store {
             reserve_held: self.handle.reserve_held.load(std::sync::atomic::Ordering::Relaxed),
             queue: messages.max_capacity() - messages.capacity(),
         }
+    }
+
+    /// Whether the whole database is being written anew after an erasure: other writes wait for minutes then.
+    pub fn is_rewriting(&self) -> bool {
+        self.handle.rewriting.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Carries out what was asked before, writes the log back into the database, and ends the thread. What is asked

@@ -103,6 +103,8 @@ pub(super) struct Writer {
     wake: watch::Sender<Wake>,
     reserve: Reserve,
     reserve_held: Arc<AtomicBool>,
+    /// The whole database is being written anew, which may take minutes.
+    rewriting: Arc<AtomicBool>,
     page_limit: Option<u32>,
     reserve_pages: u32,
     /// Whether what was erased may still stand in the database file or its log.
@@ -135,6 +137,7 @@ pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>)
         setting,
         wake,
         reserve_held: Arc::new(AtomicBool::new(reserve.is_held())),
+        rewriting: Arc::default(),
         reserve,
         page_limit: options.page_limit,
         reserve_pages: u32::try_from(options.reserve_bytes / u64::from(PAGE_BYTES)).unwrap_or(u32::MAX),
@@ -279,6 +282,10 @@ impl Writer {
         Arc::clone(&self.reserve_held)
     }
 
+    pub(super) fn rewriting_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.rewriting)
+    }
+
     pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
         let mut since = Stopwatch::start();
         let mut closing = None;
@@ -402,7 +409,10 @@ impl Writer {
     /// After an erasure: writes the database anew and cuts the log off. `secure_delete` is not enough: when SQLite
     /// balances its tree it leaves copies of rows in the unused middle of pages (found by searching the file).
     fn scrub(&mut self) {
-        self.scrub = match self.clean() {
+        self.rewriting.store(true, Ordering::Relaxed);
+        let cleaned = self.clean();
+        self.rewriting.store(false, Ordering::Relaxed);
+        self.scrub = match cleaned {
             Ok(true) => {
                 self.rewritten = false;
                 self.wake.send_modify(|it| it.scrubbed += 1);
