@@ -121,6 +121,8 @@ pub struct Health {
     mongo: Mutex<Option<(MongoState, i64)>>,
     /// None where the gallery is not shared.
     sharing: Mutex<Option<Sharing>>,
+    /// The health message as it was last put together, for who asks on the device itself.
+    message: Mutex<Vec<u8>>,
 }
 
 impl Health {
@@ -160,6 +162,14 @@ impl Health {
             *mongo = Some((state, at_ms));
         }
         before
+    }
+
+    pub fn message(&self) -> Vec<u8> {
+        self.message.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set_message(&self, message: Vec<u8>) {
+        *self.message.lock().unwrap_or_else(PoisonError::into_inner) = message;
     }
 
     pub fn refused(&self, code: &'static str) {

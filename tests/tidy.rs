@@ -9,7 +9,7 @@ const FLOW: &[&[&str]] = &[
     &["clock"],
     &["health"],
     &["recognise::picture", "recognise::face"],
-    &["recognise::frame", "recognise::align"],
+    &["recognise::frame", "recognise::align", "recognise::exposure"],
     &["recognise::quality", "recognise::gallery"],
     &["recognise::engine", "recognise::decision", "recognise::pad", "recognise::change"],
     &["recognise::track", "recognise::attention"],

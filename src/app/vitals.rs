@@ -175,9 +175,10 @@ impl Vitals {
             Err(error) if error.is_fatal() => return Err(error),
             Err(_) => (None, None),
         };
+        let message = self.message(started, now, standing.as_ref(), outdated);
+        let payload = serde_json::to_vec(&message).expect("plain numbers and strings");
+        self.health.set_message(payload.clone());
         if let Some(link) = &self.link {
-            let message = self.message(started, now, standing.as_ref(), outdated);
-            let payload = serde_json::to_vec(&message).expect("plain numbers and strings");
             link.publish_latest(&self.topic, payload, true);
         }
         Ok(())

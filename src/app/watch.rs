@@ -1,7 +1,8 @@
 //! The socket in the state directory through which `rollcall watch` and `rollcall snapshot` ask the running daemon.
 //!
 //! One line of JSON asks: `{"ask":"watch","names":false}` is answered with a line for each frame until one side hangs up,
-//! `{"ask":"snapshot","names":false}` with one line and the picture's pixels. Mode 0600, so that only the daemon's own
+//! `{"ask":"snapshot","names":false}` with one line and the picture's pixels, `{"ask":"exposure"}` with a line about light and
+//! focus of the next picture, `{"ask":"health"}` with the health message as the broker gets it. Mode 0600, so that only the daemon's own
 //! user (and root) may ask. Bounded: few at a time, short questions, and who does not read is let go. The networks do
 //! nothing more than hand over what they have; they never wait for anybody here.
 
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 use crate::app::scene::{Scene, Scenes, View, view};
 use crate::app::supervise::StageResult;
 use crate::health::Health;
+use crate::recognise::exposure::Exposure;
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "watch.sock";
@@ -38,6 +40,8 @@ const CLEARED_AFTER: Duration = Duration::from_millis(500);
 pub enum Question {
     Watch { names: bool },
     Snapshot { names: bool },
+    Exposure,
+    Health,
 }
 
 /// The line before a snapshot's pixels: `bytes` of them follow, three a pixel, row by row.
@@ -127,6 +131,16 @@ impl WatchServer {
                 tracing::warn!(uid, "a snapshot was asked for and refused");
                 refuse(&mut stream, "[privacy] snapshot = false forbids pictures on this device").await
             }
+            Ok(Question::Health) => {
+                let mut line = self.health.message();
+                line.push(b'\n');
+                within(stream.write_all(&line)).await?
+            }
+            Ok(Question::Exposure) => match self.next_scene().await.map(|scene| scene.pixels.full().map(Exposure::of)) {
+                Some(Ok(exposure)) => send_line(&mut stream, &exposure).await,
+                Some(Err(error)) => refuse(&mut stream, &error.to_string()).await,
+                None => refuse(&mut stream, "the camera gives no picture").await,
+            },
             Ok(Question::Snapshot { names }) => self.take_snapshot(&mut stream, names, uid).await,
             Err(why) => refuse(&mut stream, &why).await,
         }

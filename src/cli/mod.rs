@@ -7,6 +7,7 @@ pub mod bench;
 pub mod calibrate;
 pub mod cameras;
 mod canvas;
+pub mod completions;
 pub mod console;
 pub mod demo;
 pub mod doctor;
@@ -125,6 +126,8 @@ enum Command {
     Cameras(cameras::Args),
     /// Look at everything the daemon needs, and say what is wrong and what to do
     Doctor(doctor::Args),
+    /// What a shell needs to complete commands and flags, on standard output
+    Completions(completions::Args),
     /// Photographs of many people, for measuring; see docs/performance.md
     #[command(hide = true)]
     BenchPeople(bench::people::Args),
@@ -215,6 +218,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench(&args, &settings()?),
         Command::BenchPeople(args) => bench::people::run(&args),
         Command::Cameras(args) => cameras::run(&args, &settings()?),
+        Command::Completions(args) => completions::run(&args, command()),
         Command::Doctor(args) => doctor::run(&args, path.as_deref()),
         Command::BrokerChild => unreachable!("handled before"),
     }

@@ -8,6 +8,8 @@ pub mod face;
 
 pub mod align;
 
+pub mod exposure;
+
 pub mod quality;
 
 pub mod gallery;
