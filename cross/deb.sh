@@ -11,7 +11,9 @@ cd "$(dirname "$0")/.."
 . cross/lib.sh
 
 describe "${1:?amd64, arm64 or armhf}"
-need dpkg binutils xz-utils python3 python3-pip
+command -v "${CARGO:-cargo}" >/dev/null || die "a Rust toolchain is needed (rustup)"
+need dpkg binutils python3
+python3 -m pip --version >/dev/null 2>&1 || need python3-pip
 umask 022
 export LC_ALL=C TZ=UTC
 
@@ -44,23 +46,17 @@ for file in models/manifest.toml models/*.onnx; do put 644 "$file" "usr/share/ro
 # Twice: the second one tells the postinst whether the first is still as it came.
 put 644 cross/debian/config.toml etc/rollcall/config.toml
 put 644 cross/debian/config.toml usr/share/rollcall/config.toml
-for file in systemd/*; do
-    case $file in
-        *.service | *.timer | *.path) put 644 "$file" "lib/systemd/system/${file##*/}" ;;
-        *sysusers*) put 644 "$file" usr/lib/sysusers.d/rollcall.conf ;;
-        *tmpfiles*) put 644 "$file" usr/lib/tmpfiles.d/rollcall.conf ;;
-    esac
-done
+for file in systemd/*.service; do put 644 "$file" "lib/systemd/system/${file##*/}"; done
+put 644 systemd/sysusers.conf usr/lib/sysusers.d/rollcall.conf
+put 644 systemd/tmpfiles.conf usr/lib/tmpfiles.d/rollcall.conf
 
 # Completions are the same for every architecture: where the program cannot run here, one that can writes them.
-if [ -e src/cli/completions.rs ]; then
-    speaker=$binary
-    "$speaker" --version >/dev/null 2>&1 || speaker="${CARGO:-cargo} run --quiet --locked --"
-    mkdir -p "$root"/usr/share/{bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
-    $speaker completions bash > "$root/usr/share/bash-completion/completions/rollcall"
-    $speaker completions zsh > "$root/usr/share/zsh/vendor-completions/_rollcall"
-    $speaker completions fish > "$root/usr/share/fish/vendor_completions.d/rollcall.fish"
-fi
+speaker=$binary
+"$speaker" --version >/dev/null 2>&1 || speaker="${CARGO:-cargo} run --quiet --locked --"
+mkdir -p "$root"/usr/share/{bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
+$speaker completions bash > "$root/usr/share/bash-completion/completions/rollcall"
+$speaker completions zsh > "$root/usr/share/zsh/vendor-completions/_rollcall"
+$speaker completions fish > "$root/usr/share/fish/vendor_completions.d/rollcall.fish"
 
 # Documentation, laid as in the sources, so that its links hold.
 doc=usr/share/doc/rollcall
