@@ -14,6 +14,8 @@ describe "${1:?amd64, arm64 or armhf}"
 command -v "${CARGO:-cargo}" >/dev/null || die "a Rust toolchain is needed (rustup)"
 need dpkg binutils python3
 python3 -m pip --version >/dev/null 2>&1 || need python3-pip
+[ "$arch" != armhf ] || [ -n "${UNTRIED:-}" ] ||
+    die "no package for armhf yet: it was never built nor run (docs/package.md, 32-bit ARM). UNTRIED=1 tries all the same"
 umask 022
 export LC_ALL=C TZ=UTC
 
@@ -42,6 +44,8 @@ fill() { # template, place
 # The program, and what it cannot run without.
 put 755 "$binary" usr/bin/rollcall
 put 644 "$runtime/libonnxruntime.so" usr/lib/rollcall/libonnxruntime.so
+# That for armhf comes with its symbols, a third of its size.
+[ "$arch" != armhf ] || "$gnu-strip" --strip-unneeded "$root/usr/lib/rollcall/libonnxruntime.so"
 for file in models/manifest.toml models/*.onnx; do put 644 "$file" "usr/share/rollcall/$file"; done
 # Twice: the second one tells the postinst whether the first is still as it came.
 put 644 cross/debian/config.toml etc/rollcall/config.toml
