@@ -54,13 +54,13 @@ for file in systemd/*.service; do put 644 "$file" "lib/systemd/system/${file##*/
 put 644 systemd/sysusers.conf usr/lib/sysusers.d/rollcall.conf
 put 644 systemd/tmpfiles.conf usr/lib/tmpfiles.d/rollcall.conf
 
-# Completions are the same for every architecture: where the program cannot run here, one that can writes them.
+# Completions are the same for every architecture: where the program cannot run here, this machine's own writes them.
 speaker=$binary
-"$speaker" --version >/dev/null 2>&1 || speaker="${CARGO:-cargo} run --quiet --locked --"
+"$speaker" --version >/dev/null 2>&1 || speaker=$(cross/build.sh "$(dpkg --print-architecture)")
 mkdir -p "$root"/usr/share/{bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
-$speaker completions bash > "$root/usr/share/bash-completion/completions/rollcall"
-$speaker completions zsh > "$root/usr/share/zsh/vendor-completions/_rollcall"
-$speaker completions fish > "$root/usr/share/fish/vendor_completions.d/rollcall.fish"
+"$speaker" completions bash > "$root/usr/share/bash-completion/completions/rollcall"
+"$speaker" completions zsh > "$root/usr/share/zsh/vendor-completions/_rollcall"
+"$speaker" completions fish > "$root/usr/share/fish/vendor_completions.d/rollcall.fish"
 
 # Documentation, laid as in the sources, so that its links hold.
 doc=usr/share/doc/rollcall
