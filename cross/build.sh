@@ -17,7 +17,7 @@ if [ "$arch" = "$own" ]; then
     need build-essential
 else
     need "gcc-${gnu//_/-}" "libc6-dev-$arch-cross" debian-archive-keyring
-    export "CARGO_TARGET_$(tr a-z A-Z <<< "$name")_LINKER=$gnu-gcc"
+    export "CARGO_TARGET_$(tr "[:lower:]" "[:upper:]" <<< "$name")_LINKER=$gnu-gcc"
     if [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target" ]; then
         RUSTC=$(cross/toolchain.sh "$arch")
         export RUSTC

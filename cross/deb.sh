@@ -11,7 +11,11 @@ cd "$(dirname "$0")/.."
 . cross/lib.sh
 
 describe "${1:?amd64, arm64 or armhf}"
-need dpkg binutils xz-utils python3 python3-pip
+command -v "${CARGO:-cargo}" >/dev/null || die "a Rust toolchain is needed (rustup)"
+need dpkg binutils python3
+python3 -m pip --version >/dev/null 2>&1 || need python3-pip
+[ "$arch" != armhf ] || [ -n "${UNTRIED:-}" ] ||
+    die "no package for armhf yet: it was never built nor run (docs/package.md, 32-bit ARM). UNTRIED=1 tries all the same"
 umask 022
 export LC_ALL=C TZ=UTC
 
@@ -40,27 +44,23 @@ fill() { # template, place
 # The program, and what it cannot run without.
 put 755 "$binary" usr/bin/rollcall
 put 644 "$runtime/libonnxruntime.so" usr/lib/rollcall/libonnxruntime.so
+# That for armhf comes with its symbols, a third of its size.
+[ "$arch" != armhf ] || "$gnu-strip" --strip-unneeded "$root/usr/lib/rollcall/libonnxruntime.so"
 for file in models/manifest.toml models/*.onnx; do put 644 "$file" "usr/share/rollcall/$file"; done
 # Twice: the second one tells the postinst whether the first is still as it came.
 put 644 cross/debian/config.toml etc/rollcall/config.toml
 put 644 cross/debian/config.toml usr/share/rollcall/config.toml
-for file in systemd/*; do
-    case $file in
-        *.service | *.timer | *.path) put 644 "$file" "lib/systemd/system/${file##*/}" ;;
-        *sysusers*) put 644 "$file" usr/lib/sysusers.d/rollcall.conf ;;
-        *tmpfiles*) put 644 "$file" usr/lib/tmpfiles.d/rollcall.conf ;;
-    esac
-done
+for file in systemd/*.service; do put 644 "$file" "lib/systemd/system/${file##*/}"; done
+put 644 systemd/sysusers.conf usr/lib/sysusers.d/rollcall.conf
+put 644 systemd/tmpfiles.conf usr/lib/tmpfiles.d/rollcall.conf
 
-# Completions are the same for every architecture: where the program cannot run here, one that can writes them.
-if [ -e src/cli/completions.rs ]; then
-    speaker=$binary
-    "$speaker" --version >/dev/null 2>&1 || speaker="${CARGO:-cargo} run --quiet --locked --"
-    mkdir -p "$root"/usr/share/{bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
-    $speaker completions bash > "$root/usr/share/bash-completion/completions/rollcall"
-    $speaker completions zsh > "$root/usr/share/zsh/vendor-completions/_rollcall"
-    $speaker completions fish > "$root/usr/share/fish/vendor_completions.d/rollcall.fish"
-fi
+# Completions are the same for every architecture: where the program cannot run here, this machine's own writes them.
+speaker=$binary
+"$speaker" --version >/dev/null 2>&1 || speaker=$(cross/build.sh "$(dpkg --print-architecture)")
+mkdir -p "$root"/usr/share/{bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
+"$speaker" completions bash > "$root/usr/share/bash-completion/completions/rollcall"
+"$speaker" completions zsh > "$root/usr/share/zsh/vendor-completions/_rollcall"
+"$speaker" completions fish > "$root/usr/share/fish/vendor_completions.d/rollcall.fish"
 
 # Documentation, laid as in the sources, so that its links hold.
 doc=usr/share/doc/rollcall

@@ -2,8 +2,8 @@
 # Fetches what the project needs and does not carry: the ONNX Runtime library and, for the demo, a few photographs.
 # Each is an official package of a registry, pinned by version and sha256; nothing is fetched twice.
 #
-#   models/fetch.sh runtime [x86_64|aarch64]   → .cache/onnxruntime/ARCH/libonnxruntime.so
-#   models/fetch.sh photos                     → .cache/photos/*.jpg, *.png
+#   models/fetch.sh runtime [x86_64|aarch64|armv7l]   → .cache/onnxruntime/ARCH/libonnxruntime.so
+#   models/fetch.sh photos                            → .cache/photos/*.jpg, *.png
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -45,11 +45,13 @@ runtime() {
     case $arch in
         x86_64) sha256=99e1074c4b2197accd5073052a465361be17b89c093b8ffb6e6bd8f986c52df8 ;;
         aarch64) sha256=e36c187006e7a7c8b8d6d57f1a209dd63f52430dca6c282b177718ad6b841054 ;;
-        *) die "no ONNX Runtime package is pinned for '$arch' (there is x86_64 and aarch64)" ;;
+        armv7l) sha256= ;;
+        *) die "no ONNX Runtime package is pinned for '$arch' (there is x86_64, aarch64 and armv7l)" ;;
     esac
     local library=.cache/onnxruntime/$arch/libonnxruntime.so
     local folder=${library%/*}
     [ -s "$library" ] && [ -s "$folder/ThirdPartyNotices.txt" ] && return
+    [ "$arch" != armv7l ] || { runtime_armv7l "$folder"; return; }
     echo "fetching ONNX Runtime $RUNTIME_VERSION for $arch …"
     # Every CPython tag of the wheel holds the same library; 3.12 is the one whose digest is pinned.
     download "onnxruntime==$RUNTIME_VERSION --hash=sha256:$sha256" \
@@ -58,6 +60,17 @@ runtime() {
     unpack "$work"/onnxruntime-*.whl onnxruntime/LICENSE "$folder/LICENSE"
     unpack "$work"/onnxruntime-*.whl onnxruntime/ThirdPartyNotices.txt "$folder/ThirdPartyNotices.txt"
     unpack "$work"/onnxruntime-*.whl "onnxruntime/capi/libonnxruntime.so.$RUNTIME_VERSION" "$library"
+}
+
+# Its makers publish no library for 32-bit ARM; another project carries one, of an older version and without the notices.
+runtime_armv7l() { # folder
+    echo "fetching ONNX Runtime 1.28.2 for armv7l …"
+    download "sherpa-onnx-core==2.0.1 --hash=sha256:c6ee74dffb4acf81f5fb26e1d45560baa6fd5c34bc192546b50c744005eb9702" \
+        --only-binary :all: --platform manylinux_2_35_armv7l
+    runtime aarch64
+    mkdir -p "$1"
+    cp .cache/onnxruntime/aarch64/{LICENSE,ThirdPartyNotices.txt} "$1"
+    unpack "$work"/sherpa_onnx_core-*.whl sherpa_onnx/lib/libonnxruntime.so "$1/libonnxruntime.so"
 }
 
 photos() {

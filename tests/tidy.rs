@@ -93,6 +93,13 @@ fn no_photograph_is_committed() {
     }
 }
 
+#[test]
+fn the_package_s_changelog_begins_with_this_version() {
+    let changelog = fs::read_to_string(root().join("cross/debian/changelog")).unwrap();
+    let begins = format!("rollcall ({}) ", env!("CARGO_PKG_VERSION"));
+    assert!(changelog.starts_with(&begins), "not {begins:?}: {changelog}");
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }

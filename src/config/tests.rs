@@ -179,3 +179,12 @@ fn the_uri_of_mongodb_is_kept_where_others_cannot_read_it() {
     assert!(settings.warnings.is_empty());
     assert!(!format!("{settings:?}").contains("s3cret"));
 }
+
+#[test]
+fn the_packaged_configuration_is_good_and_names_the_places_of_the_package() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("cross/debian/config.toml");
+    let settings = load(Some(&file), &BTreeMap::new()).unwrap();
+    assert_eq!(settings.state_dir, Path::new("/var/lib/rollcall"));
+    assert_eq!(settings.vision.models, Path::new("/usr/share/rollcall/models"));
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+}
