@@ -1,5 +1,7 @@
 //! `rollcall doctor` beside real brokers, with real faults: each is told in words, with what it means and what to do.
 
+#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "support/mosquitto.rs"]

@@ -1,5 +1,7 @@
 //! `rollcall setup` with real brokers and servers: what it asks, checks, writes, and leaves alone when it is broken off.
 
+#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "support/mongod.rs"]
@@ -38,7 +40,7 @@ impl Unit {
 
     fn provision(&self, more: &str) {
         let photographs = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/photos");
-        let text = format!("[camera]\nsource = \"replay\"\npath = {photographs:?}\n{more}");
+        let text = format!("[camera]\nsource = \"replay\"\npath = \"{}\"\n{more}", photographs.display());
         fs::write(self.home.path("card/rollcall.toml"), text).unwrap();
     }
 
