@@ -93,10 +93,10 @@ impl Exposed {
             let last = buckets.last().unwrap();
             assert!(last.less_than == f64::INFINITY && last.count.total_cmp(&count).is_eq(), "{name}{labels:?}");
             let sum = self.value(&format!("{name}_sum"), &labels);
-            let (mut least, mut before, mut bound) = (0.0, 0.0, 0.0);
+            let (mut least, mut counted, mut bound) = (0.0, 0.0, 0.0);
             for bucket in buckets {
-                least += (bucket.count - before) * bound;
-                (before, bound) = (bucket.count, bucket.less_than);
+                least += (bucket.count - counted) * bound;
+                (counted, bound) = (bucket.count, bucket.less_than);
             }
             assert!(sum >= least, "{name}{labels:?}: the sum is {sum}, by the buckets at least {least}");
         }
