@@ -21,6 +21,14 @@ function audit() {
   for (const id of new Set(ids.filter((id, at) => ids.indexOf(id) !== at))) faults.push(`the id ${id} is there twice`);
   if (document.querySelectorAll("h1").length && all.filter((it) => it.matches("h1")).length !== 1 && area === document.body) faults.push("there is not one heading");
 
+  // Every text was found and filled in.
+  for (const it of all) {
+    for (const node of it.childNodes) {
+      const text = node.nodeType === Node.TEXT_NODE ? node.textContent.trim() : "";
+      if (/\{\w+\}|undefined|NaN|\[object/.test(text) || /^[a-z]+(\.[a-zA-Z_]+)+$/.test(text)) faults.push(`${name(it)} is no text`);
+    }
+  }
+
   // A finger hits it: the control, or the label that belongs to it.
   for (const it of all.filter((it) => it.matches("input, select, button, nav a"))) {
     const boxes = [it, ...(it.labels ?? [])].map((part) => part.getBoundingClientRect());

@@ -13,7 +13,6 @@ const TEXTS = {
   none: "none",
   nobody: "Nobody yet.",
   erased: "a person who was erased",
-  loading: "Loading …",
   link: { none: "Connecting …", good: "Live", look: "Trying again …" },
   token: {
     title: "Sign in", forget: "Sign out", label: "Token", go: "Sign in",
@@ -31,7 +30,7 @@ const TEXTS = {
   },
   camera: { streaming: "The camera streams", lost: "The camera is lost", absent: "There is no camera" },
   decision: { identified: "recognised", unknown: "unknown", undecided: "looking …", attack: "seems to be a picture" },
-  score: "score {score}, needed {threshold}",
+  score: "score {score}, needed {needed}",
   samples: { one: "{n} sample", other: "{n} samples" },
   hint: {
     too_small: "too far away: come closer", dark: "too dark: more light on the face", overexposed: "too bright: less light on the face",
@@ -95,9 +94,9 @@ const TEXTS = {
     nav: "Health", title: "Health", owed: "Owed", device: "Device", sync: "Deliver now", retry: "and what was set aside",
     sink: { mqtt: "MQTT", mongo: "MongoDB" }, nothing: "nothing", rows: { one: "{n} message, for {time}", other: "{n} messages, for {time}" },
     buried: "{n} set aside", complete: "Complete through", notSaid: "cannot be said", synced: { one: "{n} message is still owed; delivery is tried now.", other: "{n} messages are still owed; delivery is tried now." },
-    syncedAll: "Nothing is owed.", version: "Version", uptime: "Running for", temperature: "Processor", database: "Database", free: "Free on the disk",
+    syncedAll: "Nothing is owed.", version: "Version", uptime: "Running for", database: "Database", free: "Free on the disk",
     memory: "Memory", recorded: "Recorded", unknown: "Unknown", attacks: "Pictures shown", frames: "Frames", of: "{n}, {m} with a look",
-    gallery: "Gallery", people: { one: "{n} person", other: "{n} people" }, refused: "Commands refused", sharing: "Sharing", key: "Key of this device",
+    gallery: "Gallery", people: { one: "{n} person", other: "{n} people" }, refused: "Commands refused", key: "Key of this device",
   },
   check: {
     title: "Set-up check", state: { good: "in order", look: "look here", bad: "fault", none: "for information" },
