@@ -271,6 +271,32 @@ pub fn time_zone(name: &str) -> Option<jiff::tz::TimeZone> {
     zone.iana_name().is_some().then_some(zone)
 }
 
+/// So much in a minute: a bucket that fills evenly and holds a minute's worth.
+#[derive(Debug)]
+pub struct Pace {
+    per_minute: f64,
+    left: f64,
+    last_ms: Option<u64>,
+}
+
+impl Pace {
+    pub fn new(per_minute: u32) -> Self {
+        Self { per_minute: f64::from(per_minute), left: f64::from(per_minute), last_ms: None }
+    }
+
+    /// `now_ms`: of a clock that never jumps.
+    pub fn allows(&mut self, now_ms: u64) -> bool {
+        if let Some(last_ms) = self.last_ms {
+            let minutes = now_ms.saturating_sub(last_ms) as f64 / 60_000.0;
+            self.left = (self.left + minutes * self.per_minute).min(self.per_minute);
+        }
+        self.last_ms = Some(now_ms);
+        let allowed = self.left >= 1.0;
+        self.left -= f64::from(u8::from(allowed));
+        allowed
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,5 +334,13 @@ mod tests {
         let taken = now.before(Duration::from_millis(40));
         assert_eq!((taken.wall_ms, taken.boottime_ms, taken.trusted), (4_960, 960, true));
         assert_eq!(now.before(Duration::from_mins(1)).boottime_ms, 0);
+    }
+
+    #[test]
+    fn the_pace_is_kept_and_recovers() {
+        let mut pace = Pace::new(60);
+        assert_eq!((0..100).filter(|_| pace.allows(0)).count(), 60);
+        assert!(!pace.allows(900));
+        assert!(pace.allows(2_000));
     }
 }

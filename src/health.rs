@@ -113,6 +113,8 @@ pub struct Health {
     pub events_published: Counter,
     /// Refused commands by error code.
     refused: Mutex<BTreeMap<&'static str, u64>>,
+    /// Answers by HTTP, by route and status. Routes are ours, so there are few.
+    http: Mutex<BTreeMap<(String, u16), u64>>,
     /// And since when, by the wall clock; none where no MongoDB is configured.
     mongo: Mutex<Option<(MongoState, i64)>>,
     /// None where the gallery is not shared.
@@ -160,6 +162,14 @@ impl Health {
 
     pub fn refused(&self, code: &'static str) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
+    }
+
+    pub fn answered_http(&self, route: &str, status: u16) {
+        *self.http.lock().unwrap_or_else(PoisonError::into_inner).entry((route.to_owned(), status)).or_default() += 1;
+    }
+
+    pub fn http_answers(&self) -> BTreeMap<(String, u16), u64> {
+        self.http.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn refusals(&self) -> BTreeMap<&'static str, u64> {

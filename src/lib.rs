@@ -24,6 +24,7 @@ pub mod enrol;
 pub mod record;
 
 pub mod camera;
+pub mod http;
 #[cfg(feature = "mongo")]
 pub mod mongo;
 #[cfg(not(feature = "mongo"))]

@@ -5,6 +5,7 @@
 //! A command that cannot be carried out *now* (busy, no room, networks failing) is answered but the answer is not kept, so
 //! that the same request may be sent again.
 
+pub mod asked;
 pub mod carry_out;
 mod from_camera;
 mod guard;
@@ -18,13 +19,14 @@ use tokio::sync::{mpsc, watch};
 
 use from_camera::{Ended, Waiting};
 
+use self::asked::{Asked, Request};
 use self::guard::{Alarms, reason_of};
 use crate::app::discovery::Birth;
 use crate::app::gallery::GalleryCell;
 use crate::app::inference::Job;
 use crate::app::supervise::StageResult;
 use crate::app::venues::VenueBook;
-use crate::clock::{Clock, Stamp};
+use crate::clock::{Clock, Pace};
 use crate::health::Health;
 use crate::mqtt::link::{AckToken, Inbound, Link, LinkEvent, Message, Oversized};
 use crate::mqtt::topics::Topics;
@@ -51,7 +53,10 @@ pub struct Commander {
     pub jobs: SyncSender<Job>,
     pub clock: Arc<dyn Clock>,
     pub health: Arc<Health>,
-    pub link: Link,
+    /// None: commands come by HTTP only.
+    pub link: Option<Link>,
+    /// From HTTP.
+    pub requests: mpsc::Receiver<Request>,
     /// Home Assistant's start is heard on the same link.
     pub birth: Option<Birth>,
     /// Told when the vital signs changed in a way worth publishing at once.
@@ -115,7 +120,7 @@ fn not_now(code: ErrorCode, message: impl Into<String>) -> Fault {
 
 impl Commander {
     /// Takes the link's events until `stop`.
-    pub async fn run(self, events: &mut mpsc::Receiver<LinkEvent>, mut stop: watch::Receiver<bool>) -> StageResult {
+    pub async fn run(mut self, events: &mut mpsc::Receiver<LinkEvent>, mut stop: watch::Receiver<bool>) -> StageResult {
         let (mut pace, mut alarms) = (Pace::new(self.per_minute_max), Alarms::default());
         let mut waiting: Option<Waiting> = None;
         self.tell_interrupted().await?;
@@ -123,13 +128,20 @@ impl Commander {
             waiting = waiting.or_else(|| self.newly_waiting());
             let later = alarms.pause(&self.clock.now());
             let woken = tokio::select! {
-                event = events.recv() => Woken::Event(event),
+                event = events.recv(), if self.link.is_some() => Woken::Event(event),
+                Some(request) = self.requests.recv() => Woken::Asked(request),
                 ended = someone(&mut waiting) => Woken::Came(ended),
                 () = after(later) => Woken::Alarms,
                 _ = stop.wait_for(|it| *it) => Woken::Stop,
             };
             let event = match woken {
                 Woken::Event(event) => event,
+                Woken::Asked(Request { command, answer }) => {
+                    self.health.commands.add(1);
+                    let asked = Asked::by_http(command.request_id, answer);
+                    self.answer(asked, command.verb).await?;
+                    continue;
+                }
                 Woken::Came(ended) => {
                     if let Some(waiting) = waiting.take() {
                         self.end_waiting(waiting, ended).await?;
@@ -198,8 +210,8 @@ impl Commander {
         } else {
             self.read(&verb, inbound, pace, alarms).await?
         };
-        if let Some(command) = command
-            && !self.answer(command).await?
+        if let Some(Command { request_id, verb, .. }) = command
+            && !self.answer(Asked::by_mqtt(request_id), verb).await?
         {
             // Unacknowledged: the broker sends it again, and the next start carries it out.
             return Ok(());
@@ -218,7 +230,7 @@ impl Commander {
     ) -> Result<(Option<Command>, AckToken), StoreError> {
         let Inbound { payload, retained, ack, .. } = inbound;
         let now = self.clock.now();
-        if !pace.allows(&now) {
+        if !pace.allows(now.boottime_ms) {
             // Before it is read: what comes too fast must cost little.
             let message = format!("more than {} commands in a minute", self.per_minute_max);
             let request_id = self.request_id_at_head(&payload);
@@ -238,7 +250,7 @@ impl Commander {
             alarms.note(reason, verb, &now);
         }
         // A command that was carried out and comes again, too late or damaged by now, was carried out all the same.
-        if !self.repeat_answer(refusal.request_id.as_deref()).await? {
+        if !self.repeat_to_mqtt(refusal.request_id.as_deref()).await? {
             self.reply(verb, &refusal).await?;
         }
         Ok((None, ack))
@@ -258,25 +270,26 @@ impl Commander {
     }
 
     /// Answers from the stored answer, or by carrying out. `false`: the daemon is stopping, and nothing was done.
-    async fn answer(&self, command: Command) -> Result<bool, StoreError> {
-        let (request_id, verb) = (command.request_id.clone(), command.verb.as_str());
-        if self.repeat_answer(Some(&request_id)).await? {
+    async fn answer(&self, asked: Asked, verb: Verb) -> Result<bool, StoreError> {
+        if self.repeat_answer(&asked).await? {
             return Ok(true);
         }
-        let outcome = if self.light_fuse(&command).await? {
-            self.carry_out(command).await
+        let (name, again) = (verb.as_str(), asked.clone());
+        let outcome = if self.light_fuse(&asked, &verb).await? {
+            self.carry_out(asked, verb).await
         } else {
             Err(refuse(ErrorCode::Internal, "the device ended each time it carried this out; it is not tried again"))
         };
         match outcome {
             Ok(()) => Ok(true),
-            Err(fault) => self.tell_fault(request_id, verb, fault).await,
+            Err(fault) => self.tell_fault(again, name, fault).await,
         }
     }
 
     /// The answer to a command that was not carried out. `false`: the daemon is stopping, and nothing was said.
-    async fn tell_fault(&self, request_id: String, verb: &'static str, fault: Fault) -> Result<bool, StoreError> {
-        let topic = answer::topic_part(Some(&request_id));
+    async fn tell_fault(&self, asked: Asked, verb: &'static str, fault: Fault) -> Result<bool, StoreError> {
+        // What was to be said is not true.
+        asked.say(None);
         match fault {
             Fault::Stopping => {
                 self.clear_fuse(None).await?;
@@ -284,19 +297,27 @@ impl Commander {
             }
             Fault::Fatal(error) => Err(error),
             Fault::Refused { mut refusal, lasting, details } => {
-                refusal.request_id = Some(request_id.clone());
-                if !lasting {
-                    self.clear_fuse(Some(request_id)).await?;
-                    self.reply(verb, &refusal).await?;
-                    return Ok(true);
-                }
-                self.count(refusal.code);
+                refusal.request_id = Some(asked.request_id.clone());
                 let reply = match &details {
                     Some(details) => answer::refused_with(verb, &refusal, details.as_ref()),
                     None => answer::refused(verb, &refusal),
                 };
-                let put = self.store.write_async(move |tx| tx.put_answer(&request_id, verb, &topic, &reply));
-                self.survive(put.await.map(|_| ()))?;
+                if !asked.is_by_mqtt() {
+                    // Where nothing can be stored, it is said all the same.
+                    asked.say(Some(reply.clone()));
+                }
+                if !lasting {
+                    self.clear_fuse(Some(asked.request_id.clone())).await?;
+                    if asked.is_by_mqtt() {
+                        self.reply(verb, &refusal).await?;
+                    } else {
+                        self.count(refusal.code);
+                    }
+                    return Ok(true);
+                }
+                self.count(refusal.code);
+                let put = self.store.write_async(move |tx| asked.put_answer(tx, verb, &reply));
+                self.survive(put.await)?;
                 Ok(true)
             }
         }
@@ -304,11 +325,12 @@ impl Commander {
 
     /// A command with images goes through decoders and networks. Should one of them end the process, the broker sends the
     /// command again at each start: so each attempt is written down first, and they have an end. `false`: this is it.
-    async fn light_fuse(&self, command: &Command) -> Result<bool, StoreError> {
-        if !matches!(command.verb, Verb::Enrol(_) | Verb::Recognise(_) | Verb::Attend(_)) {
+    async fn light_fuse(&self, asked: &Asked, verb: &Verb) -> Result<bool, StoreError> {
+        // Nobody sends a request of HTTP again but who made it.
+        if !asked.is_by_mqtt() || !matches!(verb, Verb::Enrol(_) | Verb::Recognise(_) | Verb::Attend(_)) {
             return Ok(true);
         }
-        let request_id = command.request_id.clone();
+        let request_id = asked.request_id.clone();
         let count = move |tx: &mut Tx<'_>| {
             let before = tx.meta(FUSE)?.unwrap_or_default();
             let before = String::from_utf8(before).unwrap_or_default();
@@ -336,16 +358,21 @@ impl Commander {
         self.survive(cleared)
     }
 
-    /// Sends the stored answer once more; `false` when the request has none.
-    async fn repeat_answer(&self, request_id: Option<&str>) -> Result<bool, StoreError> {
-        let Some(request_id) = request_id.map(str::to_owned) else {
-            return Ok(false);
-        };
+    async fn repeat_to_mqtt(&self, request_id: Option<&str>) -> Result<bool, StoreError> {
+        match request_id {
+            Some(request_id) => self.repeat_answer(&Asked::by_mqtt(request_id.to_owned())).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Gives the stored answer once more; `false` when the request has none.
+    async fn repeat_answer(&self, asked: &Asked) -> Result<bool, StoreError> {
+        let asked = asked.clone();
         let repeat = move |tx: &mut Tx<'_>| {
-            let stored = tx.answer_of(&request_id)?;
+            let stored = tx.answer_of(&asked.request_id)?;
             if let Some(stored) = &stored {
-                tx.owe_reply(&stored.topic, &stored.reply)?;
-                tx.end_signed(&request_id)?;
+                asked.owe_reply(tx, &stored.reply)?;
+                tx.end_signed(&asked.request_id)?;
             }
             Ok(stored.is_some())
         };
@@ -367,7 +394,9 @@ impl Commander {
             Err(StoreError::Full) => {
                 // The answer does not fit on the disk: it goes out without having been stored.
                 let message = Message { topic: self.topics.below(&topic), payload: reply.into_bytes(), retain: false };
-                self.link.publish_batch(vec![message]).await;
+                if let Some(link) = &self.link {
+                    link.publish_batch(vec![message]).await;
+                }
                 Ok(())
             }
             other => self.survive(other),
@@ -408,6 +437,7 @@ fn request_id_in(head: &[u8]) -> Option<String> {
 
 enum Woken {
     Event(Option<LinkEvent>),
+    Asked(Request),
     Came(Ended),
     Alarms,
     Stop,
@@ -418,30 +448,6 @@ async fn after(pause: Option<Duration>) {
     match pause {
         Some(pause) => tokio::time::sleep(pause).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Commands per minute: a bucket that fills evenly and holds a minute's worth.
-struct Pace {
-    per_minute: f64,
-    left: f64,
-    last: Option<Stamp>,
-}
-
-impl Pace {
-    fn new(per_minute: u32) -> Self {
-        Self { per_minute: f64::from(per_minute), left: f64::from(per_minute), last: None }
-    }
-
-    fn allows(&mut self, now: &Stamp) -> bool {
-        if let Some(last) = self.last {
-            let minutes = now.since(&last).as_secs_f64() / 60.0;
-            self.left = (self.left + minutes * self.per_minute).min(self.per_minute);
-        }
-        self.last = Some(*now);
-        let allowed = self.left >= 1.0;
-        self.left -= f64::from(u8::from(allowed));
-        allowed
     }
 }
 
@@ -461,14 +467,5 @@ mod tests {
         ] {
             assert_eq!(request_id_in(head).as_deref(), expected);
         }
-    }
-
-    #[test]
-    fn the_pace_is_kept_and_recovers() {
-        let at = |ms| Stamp { wall_ms: 0, boottime_ms: ms, trusted: true };
-        let mut pace = Pace::new(60);
-        assert_eq!((0..100).filter(|_| pace.allows(&at(0))).count(), 60);
-        assert!(!pace.allows(&at(900)));
-        assert!(pace.allows(&at(2_000)));
     }
 }

@@ -6,9 +6,11 @@
 pub mod camera_events;
 pub mod capture;
 pub mod commander;
+pub mod csv;
 pub mod discovery;
 pub mod fleet;
 pub mod gallery;
+pub mod http;
 pub mod inference;
 pub mod mqtt_sink;
 pub mod observer;

@@ -8,14 +8,16 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::app::camera_events::CameraEvents;
 use crate::app::capture::Capture;
+use crate::app::commander::asked::{REQUESTS_MAX, Request};
 use crate::app::commander::{CameraEnrolment, Commander};
 use crate::app::discovery::{self, Birth, Discovery};
 use crate::app::fleet::{BYTES_MAX, CollectionKeeper, CollectionSink, Fleet, GallerySink, Keeper, Shelf};
 use crate::app::gallery::GalleryCell;
+use crate::app::http::{self, HttpServer};
 use crate::app::inference::{Inference, JOBS_MAX, Job};
 use crate::app::mqtt_sink::MqttSink;
 use crate::app::observer::Observer;
@@ -37,6 +39,7 @@ use crate::clock::{Clock, Stopwatch};
 use crate::config::raw::RawPace;
 use crate::config::{CameraSettings, FleetSettings, MqttSettings, Settings, Through};
 use crate::health::{CameraHealth, Health};
+use crate::http::HttpSettings;
 use crate::mongo::{MongoLink, MongoSink, VenueNote, Venues};
 use crate::mqtt::broker::{BrokerError, BrokerProcess, BrokerSettings};
 use crate::mqtt::link::{self, Link, LinkSettings};
@@ -113,9 +116,17 @@ impl Daemon {
         self.start_camera(&mut stages, &slot, &replay_ended)?;
         let scenes = Arc::new(Scenes::new(None));
         self.start_inference(&mut stages, vision, slot, inbox, Arc::clone(&scenes))?;
-        self.start_watch(&mut stages, scenes);
+        self.start_watch(&mut stages, Arc::clone(&scenes));
+        let (requests, asked) = mpsc::channel(REQUESTS_MAX);
         let mqtt = self.settings.mqtt.as_ref();
-        let link = mqtt.map(|mqtt| self.start_mqtt(&mut stages, mqtt, jobs.clone())).transpose()?;
+        let link = if let Some(mqtt) = mqtt {
+            Some(self.start_mqtt(&mut stages, mqtt, jobs.clone(), asked)?)
+        } else {
+            let commander = self.commander(jobs.clone(), asked, None, None)?;
+            let stop = stages.stop_signal();
+            stages.task("commands", async move { commander.run(&mut mpsc::channel(1).1, stop).await });
+            None
+        };
         if link.is_none() {
             tracing::warn!("no broker is configured: attendance is recorded here, and nothing is published");
         }
@@ -131,7 +142,10 @@ impl Daemon {
             self.start_fleet_in_mongo(&mut stages, mongo, fleet);
         }
         self.start_watermark(&mut stages, link.clone(), mongo)?;
-        self.start_vitals(&mut stages, link)?;
+        let vitals = self.start_vitals(&mut stages, link)?;
+        if let Some(http) = &self.settings.http {
+            self.start_http(&mut stages, http, requests, vitals, scenes).await?;
+        }
         let (site, device) = (&self.settings.site, &self.settings.device);
         tracing::info!(site, device, elapsed_ms = watch.elapsed().as_millis() as u64, "ready");
         let asked = self.end(options, &jobs, ended, signals);
@@ -203,19 +217,16 @@ impl Daemon {
         stages.task("watch", server.run(listener, stop));
     }
 
-    fn start_mqtt(&self, stages: &mut Stages, mqtt: &MqttSettings, jobs: SyncSender<Job>) -> anyhow::Result<Link> {
+    fn commander(
+        &self,
+        jobs: SyncSender<Job>,
+        requests: mpsc::Receiver<Request>,
+        link: Option<Link>,
+        birth: Option<Birth>,
+    ) -> anyhow::Result<Commander> {
         let settings = &self.settings;
-        let topics = Topics::new(&settings.site, &settings.device).map_err(config)?;
-        let birth = settings.home_assistant.as_ref().map(Birth::new).transpose().map_err(config)?;
-        let mut wanted = link_settings(mqtt, &topics);
-        wanted.subscriptions.extend(birth.iter().map(|it| it.topic.clone()));
-        let (link, driver, events) = link::open(wanted).map_err(config)?;
-        let message = discovery::message(settings, &topics).map_err(config)?;
-        let discovery = Discovery { link: link.clone(), store: self.store.clone(), message, birth: birth.clone() };
-        let stop = stages.stop_signal();
-        stages.task("discovery", discovery.run(stop));
-        let commander = Commander {
-            topics: topics.clone(),
+        Ok(Commander {
+            topics: Topics::new(&settings.site, &settings.device).map_err(config)?,
             limits: limits(settings),
             per_minute_max: settings.commands.per_minute_max,
             trusted_keys: settings.commands.trusted_keys.clone(),
@@ -226,11 +237,32 @@ impl Daemon {
             jobs,
             clock: Arc::clone(&self.clock),
             health: Arc::clone(&self.health),
-            link: link.clone(),
+            link,
+            requests,
             birth,
             changed: Arc::clone(&self.changed),
             camera_enrolment: CameraEnrolment::default(),
-        };
+        })
+    }
+
+    fn start_mqtt(
+        &self,
+        stages: &mut Stages,
+        mqtt: &MqttSettings,
+        jobs: SyncSender<Job>,
+        requests: mpsc::Receiver<Request>,
+    ) -> anyhow::Result<Link> {
+        let settings = &self.settings;
+        let topics = Topics::new(&settings.site, &settings.device).map_err(config)?;
+        let birth = settings.home_assistant.as_ref().map(Birth::new).transpose().map_err(config)?;
+        let mut wanted = link_settings(mqtt, &topics);
+        wanted.subscriptions.extend(birth.iter().map(|it| it.topic.clone()));
+        let (link, driver, events) = link::open(wanted).map_err(config)?;
+        let message = discovery::message(settings, &topics).map_err(config)?;
+        let discovery = Discovery { link: link.clone(), store: self.store.clone(), message, birth: birth.clone() };
+        let stop = stages.stop_signal();
+        stages.task("discovery", discovery.run(stop));
+        let commander = self.commander(jobs, requests, Some(link.clone()), birth)?;
         let sink = MqttSink {
             link: link.clone(),
             topics,
@@ -317,6 +349,36 @@ impl Daemon {
         stages.last_task("relay to the site's gallery", async move { relay.await.map_err(storage) });
     }
 
+    async fn start_http(
+        &self,
+        stages: &mut Stages,
+        http: &HttpSettings,
+        requests: mpsc::Sender<Request>,
+        vitals: Arc<Vitals>,
+        scenes: Arc<Scenes>,
+    ) -> anyhow::Result<()> {
+        let server = HttpServer {
+            settings: http.clone(),
+            limits: limits(&self.settings),
+            site: self.settings.site.clone(),
+            device: self.settings.device.clone(),
+            venues: Arc::clone(&self.venues),
+            store: self.store.clone(),
+            requests,
+            clock: Arc::clone(&self.clock),
+            health: Arc::clone(&self.health),
+            vitals,
+            scenes,
+            snapshot: self.settings.snapshot,
+            stop: stages.stop_signal(),
+            feeds: http::feeds(),
+            shown: Mutex::new(None),
+        };
+        let listener = server.listen().await.map_err(config)?;
+        stages.task("http", server.run(listener));
+        Ok(())
+    }
+
     fn start_mongo(&self, stages: &mut Stages) -> Option<MongoLink> {
         let mongo = self.settings.mongo.clone()?;
         let window = mongo.window();
@@ -341,8 +403,8 @@ impl Daemon {
         Ok(())
     }
 
-    fn start_vitals(&self, stages: &mut Stages, link: Option<Link>) -> anyhow::Result<()> {
-        let vitals = Vitals {
+    fn start_vitals(&self, stages: &mut Stages, link: Option<Link>) -> anyhow::Result<Arc<Vitals>> {
+        let vitals = Arc::new(Vitals {
             health: Arc::clone(&self.health),
             store: self.store.clone(),
             gallery: Arc::clone(&self.gallery),
@@ -356,9 +418,11 @@ impl Daemon {
             embedder: self.settings.vision.embedder.clone(),
             embedder_digest: self.embedder,
             precision: format!("{:?}", self.settings.vision.precision).to_lowercase(),
-        };
+            started: self.clock.now(),
+            outdated: Mutex::new(None),
+        });
         let stop = stages.stop_signal();
-        stages.task("vitals", vitals.run(stop));
+        stages.task("vitals", Arc::clone(&vitals).run(stop));
         let receipts = Receipts {
             store: self.store.clone(),
             clock: Arc::clone(&self.clock),
@@ -383,7 +447,7 @@ impl Daemon {
             let stop = stages.stop_signal();
             stages.task("power", power.run(stop));
         }
-        Ok(())
+        Ok(vitals)
     }
 
     /// Resolves when the daemon is asked to end, with the reason.

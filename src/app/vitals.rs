@@ -1,7 +1,7 @@
 //! The health message: every minute, and at once when something changed that somebody may wait for.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -31,6 +31,9 @@ pub struct Vitals {
     pub embedder_digest: ModelDigest,
     /// The public half of the key that signs receipts.
     pub device_key: String,
+    pub started: Stamp,
+    /// Subjects without a reference of the embedder in use, as they were counted for a version of the gallery.
+    pub outdated: Mutex<Option<(u64, u64)>>,
 }
 
 /// How often to look whether the camera's state or the trust in the clock has changed.
@@ -137,8 +140,7 @@ struct Storage {
 }
 
 impl Vitals {
-    pub async fn run(self, mut stop: watch::Receiver<bool>) -> StageResult {
-        let started = self.clock.now();
+    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) -> StageResult {
         let mut published: Option<(Stamp, CameraHealth, Option<MongoState>)> = None;
         loop {
             let now = self.clock.now();
@@ -149,7 +151,7 @@ impl Vitals {
             });
             if due {
                 let told = published.is_none() && self.link.as_ref().is_some_and(Link::is_online);
-                self.publish(&started, &now).await?;
+                self.publish(&now).await?;
                 published = Some(state);
                 if told {
                     // A hundred enrolments in a second are two messages: the first, and one for the rest.
@@ -167,29 +169,47 @@ impl Vitals {
         }
     }
 
-    async fn publish(&self, started: &Stamp, now: &Stamp) -> Result<(), StoreError> {
-        let embedder = self.embedder_digest;
-        let read = move |tx: &mut Tx<'_>| Ok((tx.standing()?, tx.migration(&embedder)?.outdated));
-        let (standing, outdated) = match self.store.write_async(read).await {
-            Ok((standing, outdated)) => (Some(standing), Some(outdated)),
-            Err(error) if error.is_fatal() => return Err(error),
-            Err(_) => (None, None),
-        };
+    async fn publish(&self, now: &Stamp) -> Result<(), StoreError> {
         if let Some(link) = &self.link {
-            let message = self.message(started, now, standing.as_ref(), outdated);
-            let payload = serde_json::to_vec(&message).expect("plain numbers and strings");
+            let payload = self.payload(now).await?;
             link.publish_latest(&self.topic, payload, true);
         }
         Ok(())
     }
 
-    fn message(&self, started: &Stamp, now: &Stamp, standing: Option<&Standing>, outdated: Option<u64>) -> Message {
+    /// The message as it is now.
+    pub async fn now(&self) -> Result<Vec<u8>, StoreError> {
+        self.payload(&self.clock.now()).await
+    }
+
+    async fn payload(&self, now: &Stamp) -> Result<Vec<u8>, StoreError> {
+        let (embedder, version) = (self.embedder_digest, self.gallery.snapshot().version());
+        let counted = *self.outdated.lock().unwrap_or_else(PoisonError::into_inner);
+        // To count them all is work, and only a change of the gallery makes another number.
+        let counted = counted.filter(|it| it.0 == version).map(|it| it.1);
+        let read = move |tx: &mut Tx<'_>| {
+            let outdated = counted.map_or_else(|| tx.migration(&embedder).map(|it| it.outdated), Ok)?;
+            Ok((tx.standing()?, outdated))
+        };
+        let (standing, outdated) = match self.store.write_async(read).await {
+            Ok((standing, outdated)) => (Some(standing), Some(outdated)),
+            Err(error) if error.is_fatal() => return Err(error),
+            Err(_) => (None, None),
+        };
+        if let Some(outdated) = outdated {
+            *self.outdated.lock().unwrap_or_else(PoisonError::into_inner) = Some((version, outdated));
+        }
+        let message = self.message(now, standing.as_ref(), outdated);
+        Ok(serde_json::to_vec(&message).expect("plain numbers and strings"))
+    }
+
+    fn message(&self, now: &Stamp, standing: Option<&Standing>, outdated: Option<u64>) -> Message {
         let (health, gallery, store) = (&self.health, self.gallery.snapshot(), self.store.vitals());
         Message {
             schema: 1,
             version: env!("CARGO_PKG_VERSION"),
             at: rfc3339(now.wall_ms),
-            uptime_s: now.since(started).as_secs(),
+            uptime_s: now.since(&self.started).as_secs(),
             clock_trusted: now.trusted,
             camera: Camera {
                 state: health.camera(),

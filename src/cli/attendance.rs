@@ -5,7 +5,7 @@ use jiff::civil::Date;
 
 use crate::app::report::Absent;
 use crate::app::venues::VenueBook;
-use crate::app::{self, report};
+use crate::app::{self, csv, report};
 use crate::attend::venue::Venue;
 use crate::cli::table;
 use crate::clock::{Clock, SystemClock};
@@ -91,7 +91,7 @@ fn list(args: &Args, reader: &Reader, book: &VenueBook, venue: &Venue) -> anyhow
     let mut entries = Vec::new();
     reader.attendance_by_time(&query, |event| {
         let of = event.body.venue().unwrap_or_default().to_owned();
-        let local = local(&book.find(&of).unwrap_or_else(|| Venue::plain(&of)), event.occurred_ms);
+        let local = csv::local(&book.find(&of).unwrap_or_else(|| Venue::plain(&of)), event.occurred_ms);
         entries.extend(AttendanceEntry::of(&event).map(|entry| (of, local, entry)));
     })?;
     // As they were recorded: the order that `seq` tells.
@@ -107,8 +107,9 @@ fn list(args: &Args, reader: &Reader, book: &VenueBook, venue: &Venue) -> anyhow
         return put(&format!("{}\n", serde_json::Value::from(list)));
     }
     if args.csv {
-        let rows: Vec<Vec<String>> = entries.iter().map(|(venue, local, entry)| csv_row(venue, local, entry)).collect();
-        put(&csv(&CSV_HEADING, &rows))?;
+        let rows: Vec<Vec<String>> =
+            entries.iter().map(|(venue, local, entry)| csv::attendance(venue, local, entry)).collect();
+        put(&csv::table(&csv::ATTENDANCE, &rows))?;
     } else if entries.is_empty() {
         println!("nothing recorded yet");
     } else {
@@ -119,50 +120,11 @@ fn list(args: &Args, reader: &Reader, book: &VenueBook, venue: &Venue) -> anyhow
     Ok(())
 }
 
-/// With its offset, so that it is one moment: the wall clock at the venue.
-fn local(venue: &Venue, wall_ms: i64) -> String {
-    let Ok(at) = jiff::Timestamp::from_millisecond(wall_ms) else {
-        return "invalid".into();
-    };
-    at.to_zoned(venue.zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
-}
-
-const CSV_HEADING: [&str; 11] = [
-    "seq",
-    "occurred_at",
-    "clock",
-    "venue",
-    "direction",
-    "status",
-    "subject",
-    "name",
-    "session",
-    "local_time",
-    "superseded_by",
-];
-
-fn csv_row(venue: &str, local: &str, entry: &AttendanceEntry) -> Vec<String> {
-    let (id, name) = whose(entry);
-    vec![
-        entry.seq.to_string(),
-        entry.occurred_at.clone(),
-        entry.clock.as_str().into(),
-        venue.into(),
-        entry.direction.as_str().into(),
-        entry.status.as_str().into(),
-        id,
-        name,
-        entry.session.clone().unwrap_or_default(),
-        local.into(),
-        entry.superseded_by.map_or_else(String::new, |id| id.to_string()),
-    ]
-}
-
 const TABLE_HEADING: [&str; 9] =
     ["seq", "local_time", "clock", "venue", "session", "direction", "status", "subject", "name"];
 
 fn table_row(venue: &str, local: &str, entry: &AttendanceEntry) -> Vec<String> {
-    let (id, name) = whose(entry);
+    let (id, name) = csv::whose(entry);
     let status = if entry.superseded_by.is_some() { "superseded" } else { entry.status.as_str() };
     vec![
         entry.seq.to_string(),
@@ -175,20 +137,6 @@ fn table_row(venue: &str, local: &str, entry: &AttendanceEntry) -> Vec<String> {
         id,
         name,
     ]
-}
-
-fn whose(entry: &AttendanceEntry) -> (String, String) {
-    let erased = || ("(erased)".to_owned(), String::new());
-    entry.subject.as_ref().map_or_else(erased, |it| (it.id.to_string(), it.name.as_str().to_owned()))
-}
-
-fn csv(heading: &[&str], rows: &[Vec<String>]) -> String {
-    let mut text = heading.join(",") + "\n";
-    for row in rows {
-        text.push_str(&row.iter().map(|field| table::csv_field(field)).collect::<Vec<_>>().join(","));
-        text.push('\n');
-    }
-    text
 }
 
 /// A reader that has seen enough (`head`) is no mistake.
@@ -217,7 +165,7 @@ fn summary(args: &Args, settings: &Settings, reader: &Reader, venue: &Venue) -> 
     }
     let rows: Vec<Vec<String>> = report.rows.iter().map(|row| summary_row(venue, row)).collect();
     if args.csv {
-        put(&csv(&SUMMARY_HEADING, &rows))?;
+        put(&csv::table(&SUMMARY_HEADING, &rows))?;
         // Not among the rows, where somebody would count them.
         report.not_known.iter().for_each(|it| eprintln!("{}", not_known(venue, it)));
         return Ok(());
@@ -255,7 +203,7 @@ fn summary_row(venue: &Venue, row: &SummaryRow) -> Vec<String> {
 }
 
 fn local_of(venue: &Venue, at: &str) -> String {
-    at.parse::<jiff::Timestamp>().map_or_else(|_| at.to_owned(), |at| local(venue, at.as_millisecond()))
+    at.parse::<jiff::Timestamp>().map_or_else(|_| at.to_owned(), |at| csv::local(venue, at.as_millisecond()))
 }
 
 fn not_known(venue: &Venue, it: &NotKnown) -> String {

@@ -1,6 +1,5 @@
 //! `rollcall import`: people from photographs, or a sealed gallery that `rollcall export` made.
 
-mod ids;
 mod people;
 mod photographs;
 mod remote;

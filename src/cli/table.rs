@@ -20,13 +20,6 @@ pub fn render(heading: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A field of a CSV file (RFC 4180), quoted where it must be. A leading `=`, `+`, `-` or `@` is defused: a name must not
-/// become a formula in somebody's spreadsheet.
-pub fn csv_field(text: &str) -> String {
-    let text = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() };
-    if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,12 +28,5 @@ mod tests {
     fn columns_align() {
         let text = render(&["a", "bb"], &[vec!["äöü".into(), "1".into()], vec!["x".into(), "22".into()]]);
         assert_eq!(text, "a    bb\n───  ──\näöü  1\nx    22\n");
-    }
-
-    #[test]
-    fn a_csv_field_is_quoted_and_harmless() {
-        assert_eq!(csv_field("plain"), "plain");
-        assert_eq!(csv_field("a,\"b\""), "\"a,\"\"b\"\"\"");
-        assert_eq!(csv_field("=1+1"), "'=1+1");
     }
 }

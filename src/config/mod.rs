@@ -4,6 +4,7 @@
 //! Relative paths are relative to the folder of config.toml.
 
 mod camera;
+mod http;
 pub mod raw;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use crate::config::raw::{
     RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawShare, RawSource, RawVenue,
 };
 use crate::enrol::EnrolSettings;
+use crate::http::HttpSettings;
 use crate::mongo::{self, MongoSettings};
 use crate::mqtt::link::Credentials;
 use crate::mqtt::tls::{self, TlsSettings};
@@ -90,6 +92,7 @@ pub struct Settings {
     pub mongo: Option<MongoSettings>,
     /// Whether, and how, the doors of the site share who is enrolled.
     pub fleet: Option<FleetSettings>,
+    pub http: Option<HttpSettings>,
     pub commands: CommandSettings,
     pub trust: Trust,
     pub level: RawLevel,
@@ -348,6 +351,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         broker,
         home_assistant,
         mongo,
+        http: http::http(raw, folder)?,
         fleet,
         trust: raw.clock.trust,
         level: raw.log.level,

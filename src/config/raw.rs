@@ -27,6 +27,7 @@ pub struct RawConfig {
     pub home_assistant: RawHomeAssistant,
     pub mongo: RawMongo,
     pub fleet: RawFleet,
+    pub http: RawHttp,
     pub commands: RawCommands,
     pub clock: RawClock,
     pub log: RawLog,
@@ -478,6 +479,30 @@ pub enum RawShare {
 pub struct RawFleet {
     pub share: RawShare,
     pub key_file: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawHttp {
+    pub listen: String,
+    pub token_file: PathBuf,
+    pub cors_origins: Vec<String>,
+    pub connections_max: usize,
+    pub requests_max: usize,
+    pub per_minute_max: u32,
+}
+
+impl Default for RawHttp {
+    fn default() -> Self {
+        Self {
+            listen: String::new(),
+            token_file: PathBuf::new(),
+            cors_origins: Vec::new(),
+            connections_max: 64,
+            requests_max: 4,
+            per_minute_max: 600,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

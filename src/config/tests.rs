@@ -84,6 +84,12 @@ fn what_is_wrong_is_refused_by_name() {
         ("[mongo]\nuri = \"mongodb://a/?w=0\"", "[mongo] uri"),
         ("[mongo]\nca_file = \"ca.pem\"", "[mongo]"),
         ("[mongo]\nuri = \"mongodb://a\"\nuri_file = \"b\"", "[mongo] uri"),
+        ("[http]\nlisten = \"here\"", "[http] listen"),
+        ("[http]\nlisten = \"0.0.0.0:8080\"", "takes a token_file"),
+        ("[http]\ncors_origins = [\"https://a.example\"]", "[http] listen"),
+        ("[http]\nlisten = \"127.0.0.1:0\"\ncors_origins = [\"*\"]", "[http] cors_origins"),
+        ("[http]\nlisten = \"127.0.0.1:0\"\ncors_origins = [\"https://a.example/page\"]", "[http] cors_origins"),
+        ("[http]\nlisten = \"127.0.0.1:0\"\nrequests_max = 0", "[http] requests_max"),
         ("[commands]\nimage_bytes_max = 1", "[commands] image_bytes_max"),
     ] {
         let said = set(text).expect_err(text).to_string();

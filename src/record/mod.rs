@@ -4,6 +4,7 @@ pub mod authority;
 pub mod command;
 pub mod event;
 pub mod export;
+pub mod ids;
 pub mod outbox;
 pub mod portable;
 pub mod receipt;

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::asked::Asked;
 use super::{Commander, FUSE, Fault, JOB_PATIENCE, not_now, refuse};
 use crate::app::inference::{Job, LookError, Seen};
 use crate::app::recorder::{Visit, record_visit};
@@ -24,9 +25,7 @@ use crate::record::command::answer::{
     self, Attended, Buried, Enrolled, FaceEntry, ImageOutcome, ImageReason, LookAlike, NotEnrolled, Owed, Recognised,
     Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
 };
-use crate::record::command::{
-    Attend, Command, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw,
-};
+use crate::record::command::{Attend, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw};
 use crate::record::event::{Body, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
 use crate::record::portable::{Portable, State};
 use crate::record::store::{
@@ -54,36 +53,34 @@ pub fn synced(standing: &Standing, buried: &[BuriedRow], retried: u64) -> Synced
 }
 
 impl Commander {
-    pub(super) async fn carry_out(&self, command: Command) -> Result<(), Fault> {
-        let request_id = command.request_id;
-        match command.verb {
-            Verb::Enrol(enrol) => self.enrol(request_id, enrol).await,
-            Verb::EnrolFromCamera(command) => self.enrol_from_camera(request_id, command).await,
-            Verb::Withdraw(withdraw) => self.withdraw(request_id, withdraw).await,
-            Verb::Rename(rename) => self.rename(request_id, rename).await,
-            Verb::Subjects(subjects) => self.subjects(request_id, subjects).await,
-            Verb::Recognise(recognise) => self.recognise(request_id, &recognise.image).await,
-            Verb::Attend(attend) => self.attend(request_id, attend).await,
-            Verb::Attendance(attendance) => self.attendance(request_id, attendance).await,
-            Verb::VenuePut(venue) => self.venue_put(request_id, venue).await,
-            Verb::VenueDelete(delete) => self.venue_delete(request_id, delete.venue).await,
-            Verb::Venues(page) => self.venue_list(request_id, page).await,
-            Verb::Sync(sync) => self.sync(request_id, sync.retry_buried).await,
+    pub(super) async fn carry_out(&self, asked: Asked, verb: Verb) -> Result<(), Fault> {
+        match verb {
+            Verb::Enrol(enrol) => self.enrol(asked, enrol).await,
+            Verb::EnrolFromCamera(command) => self.enrol_from_camera(asked, command).await,
+            Verb::Withdraw(withdraw) => self.withdraw(asked, withdraw).await,
+            Verb::Rename(rename) => self.rename(asked, rename).await,
+            Verb::Subjects(subjects) => self.subjects(asked, subjects).await,
+            Verb::Recognise(recognise) => self.recognise(asked, &recognise.image).await,
+            Verb::Attend(attend) => self.attend(asked, attend).await,
+            Verb::Attendance(attendance) => self.attendance(asked, attendance).await,
+            Verb::VenuePut(venue) => self.venue_put(asked, venue).await,
+            Verb::VenueDelete(delete) => self.venue_delete(asked, delete.venue).await,
+            Verb::Venues(page) => self.venue_list(asked, page).await,
+            Verb::Sync(sync) => self.sync(asked, sync.retry_buried).await,
         }
     }
 
-    async fn enrol(&self, request_id: String, enrol: Enrol) -> Result<(), Fault> {
+    async fn enrol(&self, asked: Asked, enrol: Enrol) -> Result<(), Fault> {
         let judgement = self.judge(&enrol).await?;
         let photographs = enrol.images.iter().map(|image| Sha256::digest(image.bytes()).into()).collect();
         let Enrol { subject_id: id, name, replace, allow_duplicate, .. } = enrol;
-        self.store_judged(request_id, "enrol", Wanted { id, name, replace, allow_duplicate }, judgement, photographs)
-            .await
+        self.store_judged(asked, "enrol", Wanted { id, name, replace, allow_duplicate }, judgement, photographs).await
     }
 
     /// The second half of every enrolment: refused, or stored, answered and in the gallery.
     pub(super) async fn store_judged(
         &self,
-        request_id: String,
+        asked: Asked,
         verb: &'static str,
         wanted: Wanted,
         judgement: Judgement,
@@ -102,7 +99,7 @@ impl Commander {
         let enrolment = NewEnrolment::new(id.clone(), name.clone(), replace, &judgement, embedder, at)
             .with_photographs(photographs);
         let write = move |tx: &mut Tx<'_>| {
-            let stored = enrolment.store(tx, Some(&request_id))?;
+            let stored = enrolment.store(tx, Some(&asked.request_id))?;
             let body = Enrolled {
                 subject_id: enrolment.subject.id.clone(),
                 references: stored.references,
@@ -110,7 +107,7 @@ impl Commander {
                 duplicate_of: duplicate_of.clone(),
                 look_alikes: look_alikes.clone(),
             };
-            answer(tx, &request_id, verb, &body)?;
+            answer(tx, &asked, verb, &body)?;
             Ok(stored.templates)
         };
         let _turn = self.gallery.turn().await;
@@ -120,12 +117,12 @@ impl Commander {
         Ok(())
     }
 
-    async fn withdraw(&self, request_id: String, withdraw: Withdraw) -> Result<(), Fault> {
+    async fn withdraw(&self, asked: Asked, withdraw: Withdraw) -> Result<(), Fault> {
         let (id, erase, at) = (withdraw.subject_id.clone(), withdraw.erase, self.clock.now());
         let write = move |tx: &mut Tx<'_>| {
             let known = tx.subject(&id)?;
             let (references, events, subject, action) = if erase {
-                let erased = tx.erase_as_asked(&id, Some(&request_id))?;
+                let erased = tx.erase_as_asked(&id, Some(&asked.request_id))?;
                 if !erased.enrolled && erased.events == 0 {
                     return Err(StoreError::UnknownSubject { id: id.clone() });
                 }
@@ -135,8 +132,8 @@ impl Commander {
                 let subject = known.map(|known| SubjectRef { id: known.id, name: known.name });
                 (references, 0, subject, EnrolmentAction::Withdrawn)
             };
-            append_enrolment(tx, at, action, subject, references, Some(&request_id))?;
-            answer(tx, &request_id, "withdraw", &Withdrawn { references, erased: erase, events })
+            append_enrolment(tx, at, action, subject, references, Some(&asked.request_id))?;
+            answer(tx, &asked, "withdraw", &Withdrawn { references, erased: erase, events })
         };
         let _turn = self.gallery.turn().await;
         self.store.write_async(write).await?;
@@ -145,14 +142,14 @@ impl Commander {
         Ok(())
     }
 
-    async fn rename(&self, request_id: String, rename: Rename) -> Result<(), Fault> {
+    async fn rename(&self, asked: Asked, rename: Rename) -> Result<(), Fault> {
         let (id, name, at) = (rename.subject_id.clone(), rename.name.clone(), self.clock.now());
         let write = move |tx: &mut Tx<'_>| {
             tx.rename_subject(&id, &name)?;
             let count = tx.subject(&id)?.map_or(0, |subject| subject.references);
             let subject = Some(SubjectRef { id: id.clone(), name: name.clone() });
-            append_enrolment(tx, at, EnrolmentAction::Renamed, subject, count, Some(&request_id))?;
-            answer(tx, &request_id, "rename", &Renamed { subject_id: id.clone(), name: name.clone() })
+            append_enrolment(tx, at, EnrolmentAction::Renamed, subject, count, Some(&asked.request_id))?;
+            answer(tx, &asked, "rename", &Renamed { subject_id: id.clone(), name: name.clone() })
         };
         let _turn = self.gallery.turn().await;
         self.store.write_async(write).await?;
@@ -160,7 +157,7 @@ impl Commander {
         Ok(())
     }
 
-    async fn subjects(&self, request_id: String, page: Subjects) -> Result<(), Fault> {
+    async fn subjects(&self, asked: Asked, page: Subjects) -> Result<(), Fault> {
         let embedder = self.embedder;
         let write = move |tx: &mut Tx<'_>| {
             // One more than asked for tells whether there is another page.
@@ -179,12 +176,12 @@ impl Commander {
                     model_digest: subject.embedder.map(|digest| digest.to_string()),
                 });
             }
-            answer(tx, &request_id, "subjects", &SubjectList { subjects, next_after })
+            answer(tx, &asked, "subjects", &SubjectList { subjects, next_after })
         };
         Ok(self.store.write_async(write).await?)
     }
 
-    async fn recognise(&self, request_id: String, image: &EncodedImage) -> Result<(), Fault> {
+    async fn recognise(&self, asked: Asked, image: &EncodedImage) -> Result<(), Fault> {
         let faces = self.look(image).await?;
         let entry = |seen: &Seen| {
             let outline = &seen.bounding_box;
@@ -199,18 +196,21 @@ impl Commander {
         let names = once_each(entries.iter().filter_map(|face| face.subject.as_ref()));
         let body = Recognised { faces: entries, names };
         // Nothing is recorded, not even the answer: the same request is simply looked at again.
-        let topic = answer::topic_part(Some(&request_id));
-        let reply = answer::accepted(&request_id, "recognise", &body);
+        let reply = answer::accepted(&asked.request_id, "recognise", &body);
+        if !asked.is_by_mqtt() {
+            asked.say(Some(reply));
+            return Ok(());
+        }
         let write = move |tx: &mut Tx<'_>| {
             // With no answer kept, nothing else tells that this attempt came to its end.
             tx.put_meta(FUSE, b"")?;
-            tx.end_signed(&request_id)?;
-            tx.owe_reply(&topic, &reply)
+            tx.end_signed(&asked.request_id)?;
+            asked.owe_reply(tx, &reply)
         };
         Ok(self.store.write_async(write).await?)
     }
 
-    async fn attend(&self, request_id: String, attend: Attend) -> Result<(), Fault> {
+    async fn attend(&self, asked: Asked, attend: Attend) -> Result<(), Fault> {
         let venue = self.venue(&attend.venue)?;
         let (watch, at) = (Stopwatch::start(), self.clock.now());
         let faces = self.look(&attend.image).await?;
@@ -238,7 +238,7 @@ impl Commander {
             }
             let recognised = visits.iter().map(|visit| visit.subject.name.clone()).collect();
             let count = event_ids.len() as u64;
-            answer(tx, &request_id, "attend", &Attended { venue: venue.id.clone(), recorded, recognised, event_ids })?;
+            answer(tx, &asked, "attend", &Attended { venue: venue.id.clone(), recorded, recognised, event_ids })?;
             Ok(count)
         };
         let recorded = self.store.write_async(write).await?;
@@ -246,11 +246,11 @@ impl Commander {
         Ok(())
     }
 
-    async fn sync(&self, request_id: String, retry_buried: bool) -> Result<(), Fault> {
+    async fn sync(&self, asked: Asked, retry_buried: bool) -> Result<(), Fault> {
         let write = move |tx: &mut Tx<'_>| {
             let retried = if retry_buried { tx.retry_buried()? as u64 } else { 0 };
             let synced = synced(&tx.standing()?, &tx.buried(BURIED_TOLD)?, retried);
-            answer(tx, &request_id, "sync", &synced)
+            answer(tx, &asked, "sync", &synced)
         };
         self.store.write_async(write).await?;
         self.store.deliver_now();
@@ -419,10 +419,8 @@ pub fn accept_imported(tx: &mut Tx<'_>, portable: &Portable, at: Stamp) -> Resul
     Ok(outcome)
 }
 
-pub(super) fn answer(tx: &mut Tx<'_>, request_id: &str, verb: &str, body: &impl Serialize) -> Result<(), StoreError> {
-    let reply = answer::accepted(request_id, verb, body);
-    tx.put_answer(request_id, verb, &answer::topic_part(Some(request_id)), &reply)?;
-    Ok(())
+pub(super) fn answer(tx: &mut Tx<'_>, asked: &Asked, verb: &str, body: &impl Serialize) -> Result<(), StoreError> {
+    asked.put_answer(tx, verb, &answer::accepted(&asked.request_id, verb, body))
 }
 
 fn append_enrolment(

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::asked::Asked;
 use super::carry_out::Wanted;
 use super::{Commander, Fault, not_now, refuse};
 use crate::app::inference::Job;
@@ -26,7 +27,7 @@ const WAITING: &str = "enrolling_from_camera";
 
 /// What waits for somebody to come.
 pub(super) struct Waiting {
-    request_id: String,
+    asked: Asked,
     wanted: Wanted,
     until: Instant,
     tally: Arc<Mutex<Tally>>,
@@ -53,9 +54,9 @@ impl Waiting {
 }
 
 impl Commander {
-    pub(super) async fn enrol_from_camera(&self, request_id: String, command: EnrolFromCamera) -> Result<(), Fault> {
+    pub(super) async fn enrol_from_camera(&self, asked: Asked, command: EnrolFromCamera) -> Result<(), Fault> {
         if let Some(other) = self.camera_enrolment.request.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            if *other == request_id {
+            if *other == asked.request_id && asked.is_by_mqtt() {
                 // Sent again: it will be answered.
                 return Ok(());
             }
@@ -66,7 +67,7 @@ impl Commander {
             CameraHealth::Absent => return Err(not_now(ErrorCode::NotReady, "this device has no camera")),
             CameraHealth::Lost => return Err(not_now(ErrorCode::NotReady, "the camera is lost; see its cable")),
         }
-        let note = request_id.clone();
+        let note = asked.request_id.clone();
         self.store.write_async(move |tx| tx.put_meta(WAITING, note.as_bytes())).await?;
         let (answer, answered) = oneshot::channel();
         let tally = Arc::new(Mutex::new(Tally::new()));
@@ -79,8 +80,8 @@ impl Commander {
         }
         let until = Instant::now() + timeout;
         let wanted = Wanted { id: subject_id, name, replace, allow_duplicate };
-        *self.camera_enrolment.request.lock().unwrap_or_else(PoisonError::into_inner) = Some(request_id.clone());
-        let waiting = Waiting { request_id, wanted, until, tally, answered };
+        *self.camera_enrolment.request.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked.request_id.clone());
+        let waiting = Waiting { asked, wanted, until, tally, answered };
         *self.camera_enrolment.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(waiting);
         Ok(())
     }
@@ -91,13 +92,11 @@ impl Commander {
 
     /// Stores and answers, or says why not.
     pub(super) async fn end_waiting(&self, waiting: Waiting, ended: Ended) -> Result<(), StoreError> {
-        let Waiting { request_id, wanted, tally, .. } = waiting;
+        let Waiting { asked, wanted, tally, .. } = waiting;
         let outcome = match ended {
             // The next start tells.
             Ended::Stopping => return Ok(()),
-            Ended::Judged(Ok(judgement)) => {
-                self.store_judged(request_id.clone(), VERB, wanted, judgement, Vec::new()).await
-            }
+            Ended::Judged(Ok(judgement)) => self.store_judged(asked.clone(), VERB, wanted, judgement, Vec::new()).await,
             Ended::Judged(Err(error)) => Err(super::carry_out::failed(error)),
             Ended::TimeIsUp => {
                 let seen = told(&tally.lock().unwrap_or_else(PoisonError::into_inner));
@@ -106,7 +105,7 @@ impl Commander {
             }
         };
         if let Err(fault) = outcome
-            && !self.tell_fault(request_id, VERB, fault).await?
+            && !self.tell_fault(asked, VERB, fault).await?
         {
             return Ok(());
         }

@@ -7,8 +7,8 @@
 
 use std::time::Duration;
 
-use super::{Commander, HEAD_BYTES, Pace};
-use crate::clock::Stamp;
+use super::{Commander, HEAD_BYTES};
+use crate::clock::{Pace, Stamp};
 use crate::mqtt::link::Inbound;
 use crate::record::authority::{self, Claims, Unfit, Untrusted};
 use crate::record::command::{self, Command, ErrorCode, Refusal, answer};
@@ -126,7 +126,7 @@ impl Commander {
             }
         };
         // Who signed it need not be who sent it: what comes too fast must cost little here too.
-        if !pace.allows(&now) {
+        if !pace.allows(now.boottime_ms) {
             let claims = signed.claims().ok();
             let request_id = claims.and_then(|it| command::request_id(it.cmd.get().as_bytes(), &self.limits));
             let message = format!("more than {} commands in a minute", self.per_minute_max);
@@ -161,7 +161,7 @@ impl Commander {
                     alarms.note(reason, verb, &now);
                 }
                 // As with any command: what was carried out once and comes again too late, was carried out.
-                if !self.repeat_answer(refusal.request_id.as_deref()).await? {
+                if !self.repeat_to_mqtt(refusal.request_id.as_deref()).await? {
                     self.reply(verb, &refusal).await?;
                 } else if reason_of(refusal.code).is_some() {
                     self.count(refusal.code);

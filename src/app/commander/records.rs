@@ -1,5 +1,6 @@
 //! The commands that read the record, and those that say where and when it is kept.
 
+use super::asked::Asked;
 use super::carry_out::answer;
 use super::{Commander, Fault, refuse};
 use crate::app::report::{self, Absent};
@@ -16,10 +17,10 @@ use crate::record::store::{AttendanceQuery, StoredVenue, Tx};
 const NEXT_SESSION_MS: i64 = 8 * 86_400_000;
 
 impl Commander {
-    pub(super) async fn attendance(&self, request_id: String, wanted: Attendance) -> Result<(), Fault> {
+    pub(super) async fn attendance(&self, asked: Asked, wanted: Attendance) -> Result<(), Fault> {
         let venue = self.venue(&wanted.venue)?;
         if wanted.summary {
-            return self.summary(request_id, venue, wanted).await;
+            return self.summary(asked, venue, wanted).await;
         }
         let write = move |tx: &mut Tx<'_>| {
             let query = AttendanceQuery {
@@ -36,13 +37,13 @@ impl Commander {
             let next_after = found.last().filter(|_| more).map(|last| last.seq);
             let attendance = found.iter().filter_map(AttendanceEntry::of).collect();
             let list = AttendanceList { venue: wanted.venue.clone(), attendance, next_after };
-            answer(tx, &request_id, "attendance", &list)
+            answer(tx, &asked, "attendance", &list)
         };
         Ok(self.store.write_async(write).await?)
     }
 
     /// What is not said of the period is today, at the venue.
-    async fn summary(&self, request_id: String, venue: Venue, wanted: Attendance) -> Result<(), Fault> {
+    async fn summary(&self, asked: Asked, venue: Venue, wanted: Attendance) -> Result<(), Fault> {
         let now_ms = self.clock.now().wall_ms;
         let (today_ms, tomorrow_ms) = report::day_of(&venue, now_ms);
         let to_ms = if wanted.to_ms == i64::MAX { tomorrow_ms.max(wanted.from_ms) } else { wanted.to_ms };
@@ -54,12 +55,12 @@ impl Commander {
         let write = move |tx: &mut Tx<'_>| {
             let report = report::of(tx, &venue, from_ms, to_ms, absent)?;
             let summary = report.page(wanted.after, wanted.limit, wanted.absent);
-            answer(tx, &request_id, "attendance", &summary)
+            answer(tx, &asked, "attendance", &summary)
         };
         Ok(self.store.write_async(write).await?)
     }
 
-    pub(super) async fn venue_put(&self, request_id: String, spec: VenueSpec) -> Result<(), Fault> {
+    pub(super) async fn venue_put(&self, asked: Asked, spec: VenueSpec) -> Result<(), Fault> {
         let venue = resolve(&spec).map_err(|VenueError { field, why }| named(ErrorCode::BadValue, &field, why))?;
         if self.venues.is_configured(&venue.id) {
             return Err(refused(&VenueRefusal::Configured));
@@ -80,13 +81,13 @@ impl Commander {
             }
             let replaced = tx.put_venue(&venue.id, &body)?;
             let (venue, next_session) = (venue.id.clone(), next_session.clone());
-            answer(tx, &request_id, "venue_put", &VenuePut { venue, replaced, next_session })?;
+            answer(tx, &asked, "venue_put", &VenuePut { venue, replaced, next_session })?;
             tx.venues().map(Ok)
         };
         self.changed_venues(self.store.write_async(write).await?)
     }
 
-    pub(super) async fn venue_delete(&self, request_id: String, id: String) -> Result<(), Fault> {
+    pub(super) async fn venue_delete(&self, asked: Asked, id: String) -> Result<(), Fault> {
         if self.venues.is_configured(&id) {
             return Err(refused(&VenueRefusal::Configured));
         }
@@ -94,7 +95,7 @@ impl Commander {
             if !tx.delete_venue(&id)? {
                 return Ok(Err(VenueRefusal::Unknown));
             }
-            answer(tx, &request_id, "venue_delete", &VenueDeleted { venue: id.clone() })?;
+            answer(tx, &asked, "venue_delete", &VenueDeleted { venue: id.clone() })?;
             tx.venues().map(Ok)
         };
         self.changed_venues(self.store.write_async(write).await?)
@@ -106,7 +107,7 @@ impl Commander {
         Ok(())
     }
 
-    pub(super) async fn venue_list(&self, request_id: String, page: Venues) -> Result<(), Fault> {
+    pub(super) async fn venue_list(&self, asked: Asked, page: Venues) -> Result<(), Fault> {
         let all = self.venues.all();
         let after = page.after.as_deref().unwrap_or_default();
         let mut entries: Vec<VenueEntry> = all
@@ -123,7 +124,7 @@ impl Commander {
         entries.truncate(page.limit as usize);
         let next_after = entries.last().filter(|_| more).map(|it| it.spec.venue.clone());
         let list = VenueList { venues: entries, next_after };
-        let write = move |tx: &mut Tx<'_>| answer(tx, &request_id, "venues", &list);
+        let write = move |tx: &mut Tx<'_>| answer(tx, &asked, "venues", &list);
         Ok(self.store.write_async(write).await?)
     }
 }

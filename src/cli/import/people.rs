@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
-use crate::cli::import::ids;
 use crate::recognise::face::{Name, SubjectId};
+use crate::record::ids;
 
 /// One person, with the photographs that count.
 #[derive(Clone, Debug, PartialEq)]

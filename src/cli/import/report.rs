@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use crate::app::csv;
 use crate::cli::import::people::{Fault, Person};
 use crate::cli::table;
 
@@ -105,8 +106,8 @@ impl Report {
         let Some((path, file)) = &mut self.file else {
             return Ok(());
         };
-        let line = fields.map(table::csv_field).join(",");
-        writeln!(file, "{line}").with_context(|| format!("cannot write the report {}", path.display()))
+        let line = csv::line(&fields);
+        write!(file, "{line}").with_context(|| format!("cannot write the report {}", path.display()))
     }
 
     /// Prints it; gives how many people were refused.

@@ -332,30 +332,9 @@ impl Fields {
     }
 
     fn decode_image(&self, key: &str, value: &Value, limits: &Limits) -> Result<EncodedImage, Fault> {
-        let Value::String(text) = value else {
-            return Err(self.wrong_type(key, "a base64 string", value));
-        };
-        let base64 = match text.strip_prefix("data:") {
-            None => text.as_str(),
-            Some(url) => ["image/jpeg;base64,", "image/png;base64,", "image/webp;base64,"]
-                .iter()
-                .find_map(|it| url.strip_prefix(it))
-                .ok_or_else(|| {
-                    let what = "is a data URL, but not image/jpeg, image/png or image/webp in base64";
-                    self.fault(ErrorCode::BadImage, key, what)
-                })?,
-        };
-        let base64 = base64.trim_end_matches('=');
-        let bytes = base64.len() / 4 * 3 + (base64.len() % 4) * 3 / 4;
-        if bytes > limits.image_bytes {
-            let mut fault = self.fault(ErrorCode::TooLarge, key, "");
-            fault.message = over(&format!("{}{key}", self.path), bytes, limits.image_bytes);
-            return Err(fault);
-        }
-        match BASE64.decode(base64) {
-            Ok(bytes) if bytes.is_empty() => Err(self.fault(ErrorCode::BadImage, key, "is empty")),
-            Ok(bytes) => Ok(EncodedImage(bytes)),
-            Err(_) => Err(self.fault(ErrorCode::BadImage, key, "is not base64")),
+        match value {
+            Value::String(text) => image(&format!("{}{key}", self.path), text, limits),
+            other => Err(self.wrong_type(key, "a base64 string", other)),
         }
     }
 
@@ -366,6 +345,31 @@ impl Fields {
         };
         let quoted: String = key.chars().filter(|c| !c.is_control()).take(NAME_QUOTED_MAX).collect();
         Err(self.fault(ErrorCode::UnknownField, &quoted, "is not known here"))
+    }
+}
+
+/// An image in base64, bare or as a data URL. Its size is checked before memory is taken for it.
+pub(super) fn image(field: &str, text: &str, limits: &Limits) -> Result<EncodedImage, Fault> {
+    let fault = |code, message: String| Fault { code, field: Some(field.to_owned()), message };
+    let base64 = match text.strip_prefix("data:") {
+        None => text,
+        Some(url) => ["image/jpeg;base64,", "image/png;base64,", "image/webp;base64,"]
+            .iter()
+            .find_map(|it| url.strip_prefix(it))
+            .ok_or_else(|| {
+                let what = "is a data URL, but not image/jpeg, image/png or image/webp in base64";
+                fault(ErrorCode::BadImage, format!("{field} {what}"))
+            })?,
+    };
+    let base64 = base64.trim_end_matches('=');
+    let bytes = base64.len() / 4 * 3 + (base64.len() % 4) * 3 / 4;
+    if bytes > limits.image_bytes {
+        return Err(fault(ErrorCode::TooLarge, over(field, bytes, limits.image_bytes)));
+    }
+    match BASE64.decode(base64) {
+        Ok(bytes) if bytes.is_empty() => Err(fault(ErrorCode::BadImage, format!("{field} is empty"))),
+        Ok(bytes) => Ok(EncodedImage(bytes)),
+        Err(_) => Err(fault(ErrorCode::BadImage, format!("{field} is not base64"))),
     }
 }
 

@@ -194,6 +194,22 @@ pub struct Venues {
 pub struct EncodedImage(Vec<u8>);
 
 impl EncodedImage {
+    /// From base64 or a data URL that did not come in a command; `field` stands in the refusal.
+    pub fn from_text(field: &str, text: &str, limits: &Limits) -> Result<Self, Refusal> {
+        fields::image(field, text, limits).map_err(|fault| fault.into_refusal(None))
+    }
+
+    /// As it is.
+    pub fn from_bytes(field: &str, bytes: Vec<u8>, limits: &Limits) -> Result<Self, Refusal> {
+        if bytes.is_empty() {
+            return Err(Refusal::new(None, ErrorCode::BadImage, format!("{field} is empty")));
+        }
+        if bytes.len() > limits.image_bytes {
+            return Err(Refusal::new(None, ErrorCode::TooLarge, over(field, bytes.len(), limits.image_bytes)));
+        }
+        Ok(Self(bytes))
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }

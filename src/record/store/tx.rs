@@ -101,8 +101,9 @@ impl<'a> Tx<'a> {
         let now_ms = self.now().wall_ms;
         for sink in &self.setting.sinks {
             owe.execute(params![sink.as_str(), seq, now_ms])?;
-            self.effects.outbox_grew = true;
         }
+        // Without sinks too: whoever watches the record is woken by it.
+        self.effects.outbox_grew = true;
         Ok(seq)
     }
 
@@ -125,6 +126,36 @@ impl<'a> Tx<'a> {
         let mut query = self.conn.prepare(&sql)?;
         let mut rows = query.query([seq])?;
         rows.next()?.map(read::event).transpose()
+    }
+
+    /// Those recorded after the event `seq`, in their order; what cannot be read any more is passed over.
+    pub fn events_after(&self, seq: i64, limit: u32) -> Result<Vec<StoredEvent>, StoreError> {
+        let sql = read::event_sql("where seq > ?1 order by seq limit ?2");
+        let mut query = self.conn.prepare(&sql)?;
+        let mut rows = query.query(params![seq, limit])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            match read::event(row) {
+                Err(StoreError::Unreadable { .. }) => {}
+                event => found.push(event?),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The last number given to an event; 0 before the first.
+    pub fn newest_seq(&self) -> Result<i64, StoreError> {
+        read::last_seq(self.conn)
+    }
+
+    /// The names recorded at a venue of those who are enrolled, each once, the first recorded first.
+    pub fn names_recorded(&self, venue: &str) -> Result<Vec<String>, StoreError> {
+        // By subject: their index finds the first record of each without looking at all events of the venue.
+        let sql = "select name from (select s.name, (select e.seq from event e where e.subject_id = s.id \
+                   and e.kind = 'attendance' and e.venue = ?1 order by e.seq limit 1) as first from subject s) \
+                   where first is not null order by first";
+        let mut query = self.conn.prepare(sql)?;
+        Ok(query.query_map([venue], |row| row.get(0))?.collect::<Result<_, _>>()?)
     }
 
     /// The newest loss or return of the camera.
@@ -166,6 +197,15 @@ impl<'a> Tx<'a> {
 
     /// Stores the answer to a request and owes it to MQTT. `false`, and nothing done, if the request has one already.
     pub fn put_answer(&mut self, request_id: &str, verb: &str, topic: &str, reply: &str) -> Result<bool, StoreError> {
+        let new = self.keep_answer(request_id, verb, topic, reply)?;
+        if new {
+            self.owe_reply(topic, reply)?;
+        }
+        Ok(new)
+    }
+
+    /// Stores the answer to a request. `false`, and nothing done, if the request has one already.
+    pub fn keep_answer(&mut self, request_id: &str, verb: &str, topic: &str, reply: &str) -> Result<bool, StoreError> {
         self.end_signed(request_id)?;
         let sql = "insert into command (request_id, verb, topic, reply, answered_ms) \
                    values (?1, ?2, ?3, ?4, ?5) on conflict (request_id) do nothing";
@@ -175,7 +215,6 @@ impl<'a> Tx<'a> {
             return Ok(false);
         }
         self.forget_old_answers(self.conn.last_insert_rowid(), now_ms)?;
-        self.owe_reply(topic, reply)?;
         Ok(true)
     }
 

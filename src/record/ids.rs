@@ -16,8 +16,13 @@ use crate::record::export::hex;
 const LENGTH_MAX: usize = 64;
 const HASH_DIGITS: usize = 10;
 
+/// A name as it is compared: trimmed and composed.
+pub fn composed(name: &str) -> String {
+    name.trim().nfc().collect()
+}
+
 pub fn from_name(name: &str) -> SubjectId {
-    let name: String = name.trim().nfc().collect();
+    let name = composed(name);
     let (mut id, mut lost) = (String::new(), false);
     for c in name.nfkd().filter(|c| !is_combining_mark(*c)) {
         match plain(c) {
