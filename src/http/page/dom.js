@@ -85,6 +85,12 @@ export function ask({ title, body, yes, danger = false }) {
   });
 }
 
+/// For what may be told many times at once, and is looked up once a moment later.
+export function settled(act, ms) {
+  let waiting = null;
+  return () => { waiting ??= setTimeout(() => { waiting = null; act(); }, ms); };
+}
+
 /// Tells those who do not see the screen.
 export function announce(what) {
   by("arrivals").textContent = what;

@@ -39,7 +39,6 @@ export function view(seen) {
   const height = seen.height || 480;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren(...seen.faces.map((face) => outline(face, width, height)));
-  by("stage-says").textContent = seen.camera === "streaming" ? (seen.frame === null ? text("door.nothing") : "") : text(`camera.${seen.camera}`);
   // Ten times a second is for eyes; a list that changes so fast cannot be read.
   const now = performance.now();
   if (now - listed < LIST_EVERY_MS) return;
@@ -56,6 +55,13 @@ export function view(seen) {
     state: stateOf(face),
   }));
   by("faces").replaceChildren(...(rows.length ? rows : [emptyRow(text("door.nobody"))]));
+}
+
+/// Without frames nothing is seen, and the health alone tells why.
+export function vitals(health) {
+  const state = health.camera.state;
+  by("stage-says").textContent = state === "streaming" ? "" : text(`camera.${state}`);
+  if (state !== "streaming") by("boxes").replaceChildren();
 }
 
 function outline(face, width, height) {

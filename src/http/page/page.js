@@ -37,6 +37,7 @@ function show(moved) {
   const heading = document.querySelector(`#section-${name} h1`);
   document.title = `${heading.textContent} – rollcall`;
   if (name !== "door") door.hidePicture();
+  if (name === "today") today.load();
   wantWhatIsSeen();
   if (!moved) return;
   window.scrollTo(0, 0);
@@ -87,10 +88,10 @@ function enter() {
 
 function listen() {
   link("none");
-  follow({ link, opened, event, view, health: health.take });
+  follow({ link, opened, event, view, health: vitals });
 }
 
-/// After each gap what was missed is asked for.
+/// At first, and after each gap, everything is asked for.
 function opened() {
   venues.load();
   people.load();
@@ -102,7 +103,12 @@ function event(told) {
   if (told.kind === "attendance" || told.kind === "attack" || told.kind === "camera") announce(door.wordsOf(told));
   if (told.kind !== "enrolment") return;
   if (told.action === "erased") door.forget();
-  people.load();
+  people.loadSoon();
+}
+
+function vitals(told) {
+  health.take(told);
+  door.vitals(told);
 }
 
 function view(seen) {

@@ -1,6 +1,6 @@
 // Who is enrolled: the list, enrolment by photographs or from the door's camera, a new name, withdrawal, erasure.
 
-import { ask, by, dateOf, emptyRow, make, row, say } from "./dom.js";
+import { ask, by, dateOf, emptyRow, make, row, say, settled } from "./dom.js";
 import { hasText, text } from "./texts.js";
 import { LIMITS, command, pages } from "./wire.js";
 import { hintOf } from "./door.js";
@@ -8,6 +8,7 @@ import { hintOf } from "./door.js";
 /// What is loaded for the search, and what is shown at a time.
 const LOADED_MAX = 5_000;
 const PAGE = 25;
+const SETTLE_MS = 500;
 const CAMERA_SECONDS = 30;
 /// The answer may take a little longer than the time that the person has.
 const ANSWER_MS = (CAMERA_SECONDS + 15) * 1000;
@@ -51,6 +52,8 @@ export async function load() {
     say("people-says", error.message, "bad");
   }
 }
+
+export const loadSoon = settled(load, SETTLE_MS);
 
 const plain = (name) => name.normalize("NFD").replace(/\p{Diacritic}/gu, "").toLowerCase();
 
@@ -204,7 +207,7 @@ async function fromCamera(fields) {
 export function view(seen) {
   if (countdown === null) return;
   const hint = seen.faces.map(hintOf).find(Boolean) ?? "";
-  say("enrol-says", hint, "look");
+  if (by("enrol-says").textContent !== hint) say("enrol-says", hint, "look");
 }
 
 function showImages(images, files) {

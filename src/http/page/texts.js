@@ -26,7 +26,6 @@ const TEXTS = {
     note: "The picture is sent to you alone, is not stored, and is hidden again after two minutes.",
     forbidden: "Pictures are switched off at this device ([privacy] snapshot).", noCamera: "There is no picture: the camera gives none.",
     seen: { one: "One face before the camera", other: "{n} faces before the camera" },
-    nothing: "No frame yet.",
   },
   camera: { streaming: "The camera streams", lost: "The camera is lost", absent: "There is no camera" },
   decision: { identified: "recognised", unknown: "unknown", undecided: "looking …", attack: "seems to be a picture" },
@@ -95,7 +94,7 @@ const TEXTS = {
     sink: { mqtt: "MQTT", mongo: "MongoDB" }, nothing: "nothing", rows: { one: "{n} message, for {time}", other: "{n} messages, for {time}" },
     buried: "{n} set aside", complete: "Complete through", notSaid: "cannot be said", synced: { one: "{n} message is still owed; delivery is tried now.", other: "{n} messages are still owed; delivery is tried now." },
     syncedAll: "Nothing is owed.", version: "Version", uptime: "Running for", database: "Database", free: "Free on the disk",
-    memory: "Memory", recorded: "Recorded", unknown: "Unknown", attacks: "Pictures shown", frames: "Frames", of: "{n}, {m} with a look",
+    memory: "Memory", recorded: "Recorded", unknown: "Unknown", attacks: "Photographs held up", frames: "Frames", of: "{n}, {m} with a look",
     gallery: "Gallery", people: { one: "{n} person", other: "{n} people" }, refused: "Commands refused", key: "Key of this device",
   },
   check: {

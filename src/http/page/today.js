@@ -1,12 +1,12 @@
 // Who came today at a venue: each passage as it happens, and what it comes to for each person.
 
-import { by, dayOf, emptyRow, lengthOf, make, row, say, timeOf } from "./dom.js";
+import { by, dayOf, emptyRow, lengthOf, make, row, say, settled, timeOf } from "./dom.js";
 import { text } from "./texts.js";
 import { command, pages, request } from "./wire.js";
 
 const PASSAGES_MAX = 10_000;
 const SHOWN_MAX = 200;
-const SETTLE_MS = 700;
+const SETTLE_MS = 1_500;
 
 let venues = [];
 let venue = null;
@@ -14,7 +14,6 @@ let period = { from: null, to: null, zone: undefined };
 let passages = new Map();
 /// Counts the loads: of two that run at once, the later one's answer is shown.
 let loads = 0;
-let settling = null;
 
 export function start() {
   by("today-venue").addEventListener("change", () => { venue = by("today-venue").value; load(); });
@@ -61,8 +60,9 @@ export function event(told) {
     showPassages(told.event_id);
   }
   const changes = ["attendance", "correction"].includes(told.kind) || (told.kind === "enrolment" && told.action !== "enrolled");
-  if (changes && settling === null) settling = setTimeout(() => { settling = null; load(); }, SETTLE_MS);
+  if (changes) loadSoon();
 }
+const loadSoon = settled(load, SETTLE_MS);
 const isToday = (told) => !period.to || (Date.parse(told.occurred_at) >= Date.parse(period.from) && Date.parse(told.occurred_at) < Date.parse(period.to));
 
 const sessionOf = (id) => id.split("/").pop();

@@ -30,9 +30,10 @@ let onUnauthorised = () => {};
 export function whenUnauthorised(act) { onUnauthorised = act; }
 
 /// One request with the token; a Response that is well.
-export async function request(path, { accept = "application/json", body, signal } = {}) {
+export async function request(path, { accept = "application/json", body, signal, lastId: after } = {}) {
   const headers = { Accept: accept };
   if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
+  if (after) headers["Last-Event-ID"] = after;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
@@ -45,7 +46,8 @@ export async function request(path, { accept = "application/json", body, signal 
   if (response.status === 401) onUnauthorised();
   const answer = await response.json().catch(() => null);
   const code = `error.${answer?.error?.code}`;
-  const plain = hasText(code) ? text(code) : answer?.error?.message;
+  // The commands' refusals have a code and a message, those of the server itself only words.
+  const plain = hasText(code) ? text(code) : answer?.error?.message ?? (typeof answer?.error === "string" ? answer.error : null);
   throw new Refused(plain ?? text("error.status", { status: response.status }), response.status, answer);
 }
 
@@ -73,11 +75,15 @@ export async function pages(verb, fields, list, most) {
 let handlers = {};
 let wanted = "";
 let running = null;
+/// The last event that was heard, so that none is missed where the stream is asked for anew; and whether some may be.
+let lastId = null;
+let missed = true;
 
 /// Follows the device until `unfollow`: `event`, `health` and `view` get what is told, `link` whether it is heard, and
-/// `opened` is called after each gap.
+/// `opened` is called at first and after each gap.
 export function follow(given) {
   handlers = given;
+  missed = true;
   restart();
 }
 export function unfollow() {
@@ -105,9 +111,10 @@ async function listen(mine) {
     mine.signal.addEventListener("abort", stop);
     let watchdog = setTimeout(stop, SILENCE_MS);
     try {
-      const response = await request(`api/events${wanted}`, { accept: "text/event-stream", signal: attempt.signal });
+      const response = await request(`api/events${wanted}`, { accept: "text/event-stream", signal: attempt.signal, lastId });
       handlers.link("good");
-      handlers.opened();
+      if (missed) handlers.opened();
+      missed = false;
       pause = 500;
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       let rest = "";
@@ -127,6 +134,7 @@ async function listen(mine) {
       stop();
     }
     if (mine.signal.aborted) return;
+    missed = true;
     handlers.link("look");
     await new Promise((go) => setTimeout(go, pause));
     pause = Math.min(pause * 2, 10_000);
@@ -142,6 +150,7 @@ function take(heard) {
     const data = [];
     for (const line of message.split("\n")) {
       const [, field, value] = /^([^:]*):? ?(.*)$/.exec(line);
+      if (field === "id") lastId = value;
       if (field === "event") kind = value;
       if (field === "data") data.push(value);
     }
