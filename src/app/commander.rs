@@ -31,6 +31,7 @@ use crate::health::Health;
 use crate::mqtt::link::{AckToken, Inbound, Link, LinkEvent, Message, Oversized};
 use crate::mqtt::topics::Topics;
 use crate::recognise::face::ModelDigest;
+use crate::recognise::picture::PictureLimits;
 use crate::record::authority::PublicKey;
 use crate::record::command::answer::NotEnrolled;
 use crate::record::command::{self, Command, ErrorCode, Limits, Refusal, Verb, answer};
@@ -43,6 +44,7 @@ const JOB_PATIENCE: Duration = Duration::from_secs(20);
 pub struct Commander {
     pub topics: Topics,
     pub limits: Limits,
+    pub picture: PictureLimits,
     pub per_minute_max: u32,
     /// Whose signed commands are carried out; none: everybody's, as far as the broker lets them.
     pub trusted_keys: Vec<PublicKey>,

@@ -24,9 +24,9 @@ use crate::recognise::face::{BoundingBox, Detection, SubjectId};
 use crate::recognise::frame::{Frame, Latest};
 use crate::recognise::live::{FrameError, Live, Sight};
 use crate::recognise::pad::PadSettings;
-use crate::recognise::picture::{DecodeError, Picture, PictureLimits};
+use crate::recognise::picture::Picture;
 use crate::recognise::quality;
-use crate::recognise::still;
+use crate::recognise::still::{self, Found};
 
 /// What a command asks of the networks.
 pub enum Job {
@@ -44,14 +44,10 @@ pub enum Job {
         tally: Arc<Mutex<Tally>>,
         answer: oneshot::Sender<Result<Judgement, EngineError>>,
     },
-    Look {
-        photograph: Vec<u8>,
-        answer: oneshot::Sender<Result<Vec<Seen>, LookError>>,
-    },
+    /// Decoded already: of a large photograph that is the longest part, and takes no network.
+    Look { picture: Picture, answer: oneshot::Sender<Result<Vec<Seen>, EngineError>> },
     /// Answered when every frame taken before it has been looked at and what came of it recorded.
-    Settle {
-        answer: oneshot::Sender<()>,
-    },
+    Settle { answer: oneshot::Sender<()> },
 }
 
 /// A face of a picture and whose it is.
@@ -61,24 +57,31 @@ pub struct Seen {
     pub decision: Decision,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum LookError {
-    #[error("the image cannot be used")]
-    Picture(#[from] DecodeError),
-    #[error("the image cannot be looked at")]
-    Engine(#[from] EngineError),
-}
-
 /// Jobs that wait for the networks; the next is refused as busy.
 pub const JOBS_MAX: usize = 4;
 
-/// An enrolment under way: one photograph between two frames, so that nobody passes the door unseen meanwhile.
+/// A job under way, done bit by bit between two frames, so that nobody passes the door unseen meanwhile.
+pub enum Work {
+    Enrolling(Enrolling),
+    Looking(Looking),
+}
+
+/// An enrolment: one photograph at a time.
 pub struct Enrolling {
     subject: SubjectId,
     replace: bool,
     photographs: VecDeque<Vec<u8>>,
     judged: Vec<Judged>,
     answer: oneshot::Sender<Result<Judgement, EngineError>>,
+}
+
+/// A picture in which everybody is looked for at once, and each is recognised at a time.
+pub struct Looking {
+    picture: Picture,
+    /// None: nobody was looked for yet.
+    found: Option<VecDeque<Found>>,
+    seen: Vec<Seen>,
+    answer: oneshot::Sender<Result<Vec<Seen>, EngineError>>,
 }
 
 /// Somebody is to be enrolled by the camera.
@@ -99,10 +102,9 @@ pub struct Inference {
     pub live: Live,
     pub decision: DecisionSettings,
     pub enrol: EnrolSettings,
-    pub picture: PictureLimits,
     pub slot: Arc<Latest<Frame>>,
     pub jobs: Receiver<Job>,
-    pub enrolling: Option<Enrolling>,
+    pub work: Option<Work>,
     pub from_camera: Option<FromCamera>,
     pub pad: PadSettings,
     pub gallery: Arc<GalleryCell>,
@@ -117,8 +119,8 @@ impl Inference {
     pub fn run(mut self) -> StageResult {
         let (mut unreadable, mut failing) = (Complaint::default(), Complaint::default());
         while !*self.stop.borrow() {
-            let job = if self.enrolling.is_none() { self.jobs.try_recv().ok() } else { None };
-            let busy = job.is_some() || self.enrolling.is_some();
+            let job = if self.work.is_none() { self.jobs.try_recv().ok() } else { None };
+            let busy = job.is_some() || self.work.is_some();
             let patience = if busy { Duration::ZERO } else { PATIENCE };
             if let Some(frame) = self.slot.take(patience) {
                 match self.look_live(&frame)? {
@@ -136,7 +138,7 @@ impl Inference {
             } else if !busy {
                 self.pause_when_closed();
             }
-            self.go_on_enrolling();
+            self.go_on();
             if let Some(job) = job {
                 self.carry_out(job);
             }
@@ -203,17 +205,15 @@ impl Inference {
         // Whoever asked may have given up meanwhile: then there is nobody to tell, and that is all right.
         match job {
             Job::Enrol { subject, replace, photographs, answer } => {
-                self.enrolling =
-                    Some(Enrolling { subject, replace, photographs: photographs.into(), judged: Vec::new(), answer });
+                let (photographs, judged) = (photographs.into(), Vec::new());
+                self.work = Some(Work::Enrolling(Enrolling { subject, replace, photographs, judged, answer }));
             }
             Job::EnrolFromCamera { subject, replace, samples, tally, answer } => {
                 let gathering = Gathering::new(samples, self.pad);
                 self.from_camera = Some(FromCamera { subject, replace, gathering, tally, answer });
             }
-            Job::Look { photograph, answer } => {
-                if !answer.is_closed() {
-                    answer.send(self.look(&photograph)).ok();
-                }
+            Job::Look { picture, answer } => {
+                self.work = Some(Work::Looking(Looking { picture, found: None, seen: Vec::new(), answer }));
             }
             Job::Settle { answer } => {
                 answer.send(()).ok();
@@ -221,26 +221,58 @@ impl Inference {
         }
     }
 
-    /// Judges the next photograph of an enrolment; after the last, all of them together.
-    fn go_on_enrolling(&mut self) {
-        let Some(mut enrolling) = self.enrolling.take().filter(|enrolling| !enrolling.answer.is_closed()) else {
-            return;
+    /// The next bit of the job under way; nothing for somebody who has given up.
+    fn go_on(&mut self) {
+        self.work = match self.work.take() {
+            Some(Work::Enrolling(work)) if !work.answer.is_closed() => self.go_on_enrolling(work).map(Work::Enrolling),
+            Some(Work::Looking(work)) if !work.answer.is_closed() => self.go_on_looking(work).map(Work::Looking),
+            _ => None,
         };
-        let outcome = if let Some(photograph) = enrolling.photographs.pop_front() {
+    }
+
+    /// Judges the next photograph of an enrolment; after the last, all of them together.
+    fn go_on_enrolling(&mut self, mut work: Enrolling) -> Option<Enrolling> {
+        let outcome = if let Some(photograph) = work.photographs.pop_front() {
             match enrol::judge_photograph(self.engine.as_mut(), &photograph, &self.enrol) {
                 Ok(judged) => {
-                    enrolling.judged.push(judged);
-                    self.enrolling = Some(enrolling);
-                    return;
+                    work.judged.push(judged);
+                    return Some(work);
                 }
                 Err(error) => Err(error),
             }
         } else {
-            let (gallery, judged) = (self.gallery.snapshot(), std::mem::take(&mut enrolling.judged));
-            Ok(enrol::conclude(judged, &gallery, &enrolling.subject, enrolling.replace, &self.enrol))
+            let (gallery, judged) = (self.gallery.snapshot(), std::mem::take(&mut work.judged));
+            Ok(enrol::conclude(judged, &gallery, &work.subject, work.replace, &self.enrol))
         };
-        // Whoever asked may have given up meanwhile.
-        enrolling.answer.send(outcome).ok();
+        work.answer.send(outcome).ok();
+        None
+    }
+
+    /// Finds all faces, then recognises one after the other.
+    fn go_on_looking(&mut self, mut work: Looking) -> Option<Looking> {
+        let outcome = match &mut work.found {
+            None => still::faces(self.engine.as_mut(), &work.picture).map(|found| work.found = Some(found.into())),
+            Some(found) => {
+                let Some(found) = found.pop_front() else {
+                    work.answer.send(Ok(work.seen)).ok();
+                    return None;
+                };
+                self.recognise(&found).map(|seen| work.seen.extend(seen))
+            }
+        };
+        if let Err(error) = outcome {
+            work.answer.send(Err(error)).ok();
+            return None;
+        }
+        Some(work)
+    }
+
+    fn recognise(&mut self, found: &Found) -> Result<Option<Seen>, EngineError> {
+        let template = still::template(self.engine.as_mut(), &found.sample)?;
+        Ok(template.map(|template| Seen {
+            bounding_box: found.detection.bounding_box,
+            decision: decision::decide_still(&template, &self.gallery.snapshot(), &self.decision),
+        }))
     }
 
     /// One more frame for who is enrolled by the camera; `faces` is how many it has.
@@ -294,19 +326,6 @@ impl Inference {
             }
         }
         Ok(if faces == 1 { gathering.finished(sight, landmarks.eye_distance_px()) } else { None })
-    }
-
-    fn look(&mut self, photograph: &[u8]) -> Result<Vec<Seen>, LookError> {
-        let gallery = self.gallery.snapshot();
-        let picture = Picture::decode(photograph, self.picture)?;
-        let mut seen = Vec::new();
-        for found in still::faces(self.engine.as_mut(), &picture)? {
-            if let Some(template) = still::template(self.engine.as_mut(), &found.sample)? {
-                let decision = decision::decide_still(&template, &gallery, &self.decision);
-                seen.push(Seen { bounding_box: found.detection.bounding_box, decision });
-            }
-        }
-        Ok(seen)
     }
 }
 

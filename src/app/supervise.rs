@@ -89,6 +89,14 @@ impl Stages {
     }
 }
 
+/// Work that takes a processor for a while, on a thread of its own that ends with it. `None`: no thread could be had.
+pub async fn aside<T: Send + 'static>(name: &'static str, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (answer, answered) = oneshot::channel();
+    // Whoever asked may have gone meanwhile.
+    std::thread::Builder::new().name(name.into()).spawn(move || answer.send(work()).ok()).ok()?;
+    answered.await.ok()
+}
+
 /// Awaits all of them, for at most `grace`; the first failure is the outcome.
 async fn finish(stages: &mut JoinSet<(&'static str, StageResult)>, grace: Duration) -> StageResult {
     let all = async {

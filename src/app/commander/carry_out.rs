@@ -10,8 +10,9 @@ use uuid::Uuid;
 
 use super::asked::Asked;
 use super::{Commander, FUSE, Fault, JOB_PATIENCE, not_now, refuse};
-use crate::app::inference::{Job, LookError, Seen};
+use crate::app::inference::{Job, Seen};
 use crate::app::recorder::{Visit, record_visit};
+use crate::app::supervise::aside;
 use crate::attend::venue::Venue;
 use crate::clock::{Stamp, Stopwatch, rfc3339};
 use crate::enrol::choose::choose;
@@ -20,6 +21,7 @@ use crate::recognise::decision::Decision;
 use crate::recognise::engine::EngineError;
 use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use crate::recognise::gallery;
+use crate::recognise::picture::Picture;
 use crate::recognise::quality::Flaw;
 use crate::record::command::answer::{
     self, Attended, Buried, Enrolled, FaceEntry, ImageOutcome, ImageReason, LookAlike, NotEnrolled, Owed, Recognised,
@@ -60,7 +62,7 @@ impl Commander {
             Verb::Withdraw(withdraw) => self.withdraw(asked, withdraw).await,
             Verb::Rename(rename) => self.rename(asked, rename).await,
             Verb::Subjects(subjects) => self.subjects(asked, subjects).await,
-            Verb::Recognise(recognise) => self.recognise(asked, &recognise.image).await,
+            Verb::Recognise(recognise) => self.recognise(asked, recognise.image).await,
             Verb::Attend(attend) => self.attend(asked, attend).await,
             Verb::Attendance(attendance) => self.attendance(asked, attendance).await,
             Verb::VenuePut(venue) => self.venue_put(asked, venue).await,
@@ -181,7 +183,7 @@ impl Commander {
         Ok(self.store.write_async(write).await?)
     }
 
-    async fn recognise(&self, asked: Asked, image: &EncodedImage) -> Result<(), Fault> {
+    async fn recognise(&self, asked: Asked, image: EncodedImage) -> Result<(), Fault> {
         let faces = self.look(image).await?;
         let entry = |seen: &Seen| {
             let outline = &seen.bounding_box;
@@ -213,7 +215,7 @@ impl Commander {
     async fn attend(&self, asked: Asked, attend: Attend) -> Result<(), Fault> {
         let venue = self.venue(&attend.venue)?;
         let (watch, at) = (Stopwatch::start(), self.clock.now());
-        let faces = self.look(&attend.image).await?;
+        let faces = self.look(attend.image).await?;
         let latency_ms = watch.elapsed().as_millis() as u64;
         let direction = attend.direction;
         let mut visits: Vec<Visit> = Vec::new();
@@ -272,14 +274,14 @@ impl Commander {
         judged.map_err(failed)
     }
 
-    async fn look(&self, image: &EncodedImage) -> Result<Vec<Seen>, Fault> {
+    async fn look(&self, image: EncodedImage) -> Result<Vec<Seen>, Fault> {
+        let limits = self.picture;
+        let decoded = aside("picture", move || Picture::decode(image.bytes(), limits)).await;
+        let decoded = decoded.ok_or_else(|| not_now(ErrorCode::Busy, "no thread could be started; try again"))?;
+        let picture = decoded.map_err(|error| refuse(ErrorCode::BadImage, error.to_string()))?;
         let (answer, answered) = oneshot::channel();
-        self.submit(Job::Look { photograph: image.bytes().to_vec(), answer })?;
-        match self.wait(answered).await? {
-            Ok(seen) => Ok(seen),
-            Err(LookError::Picture(error)) => Err(refuse(ErrorCode::BadImage, error.to_string())),
-            Err(LookError::Engine(error)) => Err(failed(error)),
-        }
+        self.submit(Job::Look { picture, answer })?;
+        self.wait(answered).await?.map_err(failed)
     }
 
     pub(super) fn submit(&self, job: Job) -> Result<(), Fault> {

@@ -15,6 +15,7 @@ use serde::de::IgnoredAny;
 
 use super::feed::Watching;
 use super::{HttpServer, Refused, Shared, json_only, new_request_id};
+use crate::app::supervise::aside;
 use crate::clock::Stopwatch;
 use crate::recognise::picture::Picture;
 use crate::record::command::{self, answer};
@@ -106,12 +107,8 @@ pub(super) async fn picture(State(server): Shared) -> Result<Response, Refused> 
     let scene = tokio::time::timeout(FRAME_PATIENCE, watching.next()).await.ok().flatten();
     let scene = scene.ok_or_else(|| Refused::busy("no frame came: the camera gives none"))?;
     server.tell_shown();
-    let encoded = tokio::task::spawn_blocking(move || {
-        let picture = scene.pixels.full().map_err(|error| error.to_string())?;
-        jpeg(picture).map_err(|error| error.to_string())
-    });
-    let unusable = |_| Refused::busy("the frame cannot be shown");
-    let jpeg = encoded.await.map_err(|_| Refused::busy("the frame cannot be shown"))?.map_err(unusable)?;
+    let encoded = aside("picture", move || jpeg(scene.pixels.full().ok()?).ok()).await.flatten();
+    let jpeg = encoded.ok_or_else(|| Refused::busy("the frame cannot be shown"))?;
     Ok(([(header::CONTENT_TYPE, "image/jpeg"), (header::CACHE_CONTROL, "no-store")], jpeg).into_response())
 }
 

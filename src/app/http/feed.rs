@@ -18,7 +18,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::{HttpServer, Refused, Shared};
 use crate::app::scene::{Scene, Scenes, view};
-use crate::record::event;
+use crate::record::event::{self, StoredEvent};
 use crate::record::store::{StoreError, Wake};
 
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
@@ -47,7 +47,9 @@ pub(super) async fn events(
     let place = Arc::clone(&server.feeds).try_acquire_owned();
     let place = place.map_err(|_| Refused(StatusCode::SERVICE_UNAVAILABLE, "too many watch already".into()))?;
     let had = headers.get("last-event-id").and_then(|it| it.to_str().ok()).and_then(|it| it.parse::<i64>().ok());
-    let wakes = server.store.wakes();
+    let mut wakes = server.store.wakes();
+    // There may be something since the event that they have.
+    wakes.mark_changed();
     let newest = server.store.write_async(|tx| tx.newest_seq()).await?;
     let mut views = interval(VIEW_EVERY);
     views.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -128,13 +130,12 @@ impl Feed {
             self.wakes.mark_changed();
         }
         let (now, boot_id) = (self.server.clock.now(), self.server.clock.boot_id());
-        let mut text = String::new();
-        for stored in found {
-            self.seq = stored.seq;
-            let wire = event::wire(&stored, &self.server.site, &self.server.device, &now, &boot_id);
-            text.push_str(&format!("id: {}\nevent: event\ndata: {}\n\n", stored.seq, String::from_utf8_lossy(&wire)));
-        }
-        Ok(text)
+        self.seq = found.last().map_or(after, |last| last.seq);
+        let message = |stored: &StoredEvent| {
+            let wire = event::wire(stored, &self.server.site, &self.server.device, &now, &boot_id);
+            format!("id: {}\nevent: event\ndata: {}\n\n", stored.seq, String::from_utf8_lossy(&wire))
+        };
+        Ok(found.iter().map(message).collect())
     }
 }
 
@@ -171,6 +172,7 @@ impl Watching {
 }
 
 impl Drop for Watching {
+    #[expect(clippy::disallowed_methods, reason = "it ends by itself in half a second, and nobody needs it to")]
     fn drop(&mut self) {
         self.receiver = None;
         let scenes = Arc::clone(&self.scenes);
