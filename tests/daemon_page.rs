@@ -288,6 +288,10 @@ fn on_the_device_itself_somebody_is_enrolled_from_the_camera_renamed_and_a_venue
     browser.click("#enrol-go");
     browser.until_shown("#countdown-says", "Alone before the camera");
     browser.until_shown("#enrol-says", "Bob is enrolled with 3 references");
+    // Recorded under the name of that time.
+    go(&mut browser, "today");
+    browser.until_shown("#passages", "Bob");
+    go(&mut browser, "people");
     browser.click("#subjects [aria-label='Rename Bob']");
     browser.write("#new-name", "Robert");
     browser.click("#dialog-yes");
@@ -325,7 +329,6 @@ fn saves_a_table(browser: &mut Browser, door: &Door) {
     fs::create_dir(&folder).unwrap();
     browser.call("Page.setDownloadBehavior", json!({"behavior": "allow", "downloadPath": folder}));
     go(browser, "today");
-    // Under the name of that time.
     browser.until_shown("#passages", "Bob");
     browser.click("#csv");
     let table = until("the table is saved", || {
