@@ -20,7 +20,7 @@ demo: setup ## the main job before your eyes: enrol by MQTT, visitors pass, atte
 	$(CARGO) build --release
 	./target/release/rollcall demo $(if $(KEEP),--keep)
 
-test: setup $(MONGOD) ## all tests, with a real mosquitto (Debian: apt install mosquitto mosquitto-clients) and a real mongod
+test: setup $(MONGOD) ## all tests, with a real mosquitto and chromium (Debian: apt install mosquitto mosquitto-clients chromium) and a real mongod
 	@test -x /usr/sbin/mosquitto && command -v mosquitto_pub >/dev/null || \
 		{ echo "the tests need mosquitto: apt install mosquitto mosquitto-clients"; exit 1; }
 ifdef NEXTEST

@@ -33,7 +33,7 @@ use crate::app::vitals::Vitals;
 use crate::clock::{Clock, Stopwatch};
 use crate::health::{CameraHealth, Health};
 use crate::http::guard::{Guard, guard};
-use crate::http::{HttpSettings, cors, refusal, serve};
+use crate::http::{HttpSettings, cors, page, refusal, serve};
 use crate::record::command::{Command, Limits};
 use crate::record::store::{Store, StoreError};
 
@@ -113,10 +113,10 @@ impl HttpServer {
     fn router(self) -> Router {
         let watchman = Arc::new(Guard::new(&self.settings, Arc::clone(&self.health)));
         let cors = cors(&self.settings.origins);
+        let needs_token = self.settings.token.is_some();
         let unknown = || async { refusal(StatusCode::NOT_FOUND, "there is no such route") };
         let method = || async { refusal(StatusCode::METHOD_NOT_ALLOWED, "the route has another method") };
         Router::new()
-            .route("/", get(|| async { "rollcall: see /openapi.json\n" }))
             .route("/recognize_faces", post(former::recognize_faces))
             .route("/get-attendance", post(former::get_attendance))
             .route("/add_face", post(former::add_face))
@@ -128,6 +128,7 @@ impl HttpServer {
             .route("/api/health", get(api::health))
             .route("/api/events", get(feed::events))
             .route("/api/picture", get(api::picture))
+            .merge(page::routes(needs_token))
             .fallback(unknown)
             .method_not_allowed_fallback(method)
             .with_state(Arc::new(self))

@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tokio::sync::Semaphore;
 
-use super::{HttpSettings, Token, refusal};
+use super::{HttpSettings, Token, page, refusal};
 use crate::clock::{Pace, Stopwatch};
 use crate::health::Health;
 
@@ -19,7 +19,7 @@ const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// A body up to this size takes no place: it may wait for somebody to come before the camera, and costs little.
 const SMALL_BYTES: u64 = 64 << 10;
 /// What is served to everybody: the page without anything in it, and whether the device is well.
-const OPEN: [&str; 5] = ["/", "/page.css", "/page.js", "/openapi.json", "/healthz"];
+const OPEN: [&str; 3] = ["/", "/openapi.json", "/healthz"];
 
 pub struct Guard {
     token: Option<Token>,
@@ -57,7 +57,8 @@ impl Guard {
                 "without a token only localhost is served: the Host header names another",
             ));
         }
-        if OPEN.contains(&request.uri().path()) {
+        let path = request.uri().path();
+        if OPEN.contains(&path) || path.starts_with(page::FOLDER) {
             return Ok(());
         }
         if let Some(token) = &self.token {

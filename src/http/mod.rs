@@ -8,6 +8,7 @@
 //! Not here: what the routes do (`app::http`).
 
 pub mod guard;
+pub mod page;
 
 use std::net::SocketAddr;
 use std::pin::pin;

@@ -1,0 +1,142 @@
+// The page as a whole: signing in, the sections, and who hears what of the stream.
+
+import { announce, by, say } from "./dom.js";
+import * as door from "./door.js";
+import * as health from "./health.js";
+import * as people from "./people.js";
+import { LANGUAGE, text } from "./texts.js";
+import * as today from "./today.js";
+import * as venues from "./venues.js";
+import { follow, get, token, unfollow, want, whenUnauthorised } from "./wire.js";
+
+const SECTIONS = ["door", "today", "people", "venues", "health"];
+
+let isIn = false;
+let enrolsFromCamera = false;
+
+const current = () => (SECTIONS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "door");
+
+function fillTexts() {
+  document.documentElement.lang = LANGUAGE;
+  for (const place of document.querySelectorAll("[data-text]")) place.textContent = text(place.dataset.text);
+  for (const place of document.querySelectorAll("[data-label]")) place.setAttribute("aria-label", text(place.dataset.label));
+  by("host").textContent = location.host;
+}
+
+/// Shows the section of the address; `moved` when somebody went there.
+function show(moved) {
+  const name = isIn ? current() : "sign-in";
+  // The sections' ids are not those of the addresses: the browser would scroll to them.
+  for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== `section-${name}`;
+  for (const link of document.querySelectorAll("#nav a")) {
+    if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  by("nav").hidden = !isIn;
+  by("forget").hidden = !(isIn && token.get());
+  const heading = document.querySelector(`#section-${name} h1`);
+  document.title = `${heading.textContent} – rollcall`;
+  if (name !== "door") door.hidePicture();
+  if (name === "today") today.load();
+  wantWhatIsSeen();
+  if (!moved) return;
+  window.scrollTo(0, 0);
+  heading.focus({ preventScroll: true });
+}
+
+function wantWhatIsSeen() {
+  const name = current();
+  want({ view: isIn && (["door", "health"].includes(name) || enrolsFromCamera), names: name === "door" && door.wantsNames() });
+}
+
+function signOut(why) {
+  isIn = false;
+  token.forget();
+  unfollow();
+  link("");
+  say("token-says", why ? text(why) : "", "bad");
+  by("token").value = "";
+  show(false);
+  by("token").focus();
+}
+
+function link(state) {
+  const badge = by("link");
+  badge.dataset.state = state;
+  badge.textContent = state ? text(`link.${state}`) : "";
+}
+
+async function signIn(given) {
+  token.set(given);
+  try {
+    await get("api/health");
+  } catch (error) {
+    token.forget();
+    say("token-says", text(error.status === 401 ? "token.wrong" : "token.away"), "bad");
+    by("token").focus();
+    return;
+  }
+  say("token-says");
+  enter();
+}
+
+function enter() {
+  isIn = true;
+  show(true);
+  listen();
+}
+
+function listen() {
+  link("none");
+  follow({ link, opened, event, view, health: vitals });
+}
+
+/// At first, and after each gap, everything is asked for.
+function opened() {
+  venues.load();
+  people.load();
+}
+
+function event(told) {
+  door.event(told);
+  today.event(told);
+  if (told.kind === "attendance" || told.kind === "attack" || told.kind === "camera") announce(door.wordsOf(told));
+  if (told.kind !== "enrolment") return;
+  if (told.action === "erased") door.forget();
+  people.loadSoon();
+}
+
+function vitals(told) {
+  health.take(told);
+  door.vitals(told);
+}
+
+function view(seen) {
+  if (current() === "door") door.view(seen);
+  if (current() === "health") health.view(seen);
+  if (enrolsFromCamera) people.view(seen);
+}
+
+async function begin() {
+  fillTexts();
+  door.start(wantWhatIsSeen);
+  today.start();
+  people.start((uses) => { enrolsFromCamera = uses; wantWhatIsSeen(); });
+  venues.start((all) => { today.takeVenues(all); today.load(); });
+  health.start();
+  by("sign-in-form").addEventListener("submit", (submitted) => { submitted.preventDefault(); signIn(by("token").value.trim()); });
+  by("forget").addEventListener("click", () => { signOut(); location.reload(); });
+  document.querySelector(".skip").addEventListener("click", (clicked) => { clicked.preventDefault(); by("main").focus(); });
+  window.addEventListener("hashchange", () => show(true));
+  // A page that nobody looks at asks for nothing.
+  document.addEventListener("visibilitychange", () => {
+    if (!isIn) return;
+    if (document.hidden) { door.hidePicture(); unfollow(); } else listen();
+  });
+  whenUnauthorised(() => { if (isIn) signOut("token.gone"); });
+  const needsToken = document.documentElement.dataset.token === "needed";
+  if (!needsToken || token.get()) enter();
+  else show(true);
+}
+
+begin();

@@ -1,0 +1,342 @@
+//! The local page in a real browser before the real daemon with a replay camera: signing in, enrolling, who passes, who is
+//! withdrawn; what it looks like on a phone and on a desk, by day and by night; what it may load, and how it is used
+//! without eyes or a mouse. The pictures are in `target/page`.
+
+#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
+#![expect(clippy::print_stdout, reason = "where the pictures are")]
+
+#[path = "browser/mod.rs"]
+mod browser;
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "support/faces.rs"]
+mod faces;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use browser::Browser;
+use daemon::{Daemon, Home, until};
+use serde_json::json;
+
+const TOKEN: &str = "a-token-of-this-test-0123456789abcdef";
+/// A name that would be markup, were it not text.
+const NAME: &str = "<img src=x onerror=alert(1)> Ann";
+const SECTIONS: [&str; 5] = ["door", "today", "people", "venues", "health"];
+const SCREENS: [(&str, u32, u32); 2] = [("phone", 390, 844), ("desktop", 1280, 800)];
+
+struct Door {
+    home: Home,
+    url: String,
+    daemon: Daemon,
+}
+
+impl Door {
+    /// A daemon without a broker, before whose camera nobody stands.
+    fn new(with_token: bool, more: &str) -> Self {
+        let home = Home::new(1, "");
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let token = home.path("token");
+        fs::write(&token, TOKEN).unwrap();
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+        let token = if with_token { format!("token_file = \"{}\"\n", token.display()) } else { String::new() };
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+        let text = format!(
+            "[device]\nsite = \"hq\"\nname = \"door-1\"\n[clock]\ntrust = \"always\"\n[recognition]\nmodels = \"{}\"\n\
+             [camera]\nsource = \"replay\"\npath = \"list.csv\"\nrepeat = true\n\
+             [http]\nlisten = \"127.0.0.1:{port}\"\n{token}{more}",
+            models.display()
+        );
+        fs::write(home.path("config.toml"), text).unwrap();
+        stand_before(&home, None);
+        let daemon = home.start();
+        Self { home, url: format!("http://127.0.0.1:{port}/"), daemon }
+    }
+
+    fn browser(&self) -> Browser {
+        let mut browser = Browser::start();
+        browser.screen(1280, 800, "light");
+        browser.open(&self.url);
+        browser
+    }
+
+    fn signed_in(&self) -> Browser {
+        let mut browser = self.browser();
+        browser.write("#token", TOKEN);
+        browser.press("Enter");
+        browser.until_shown("#link", "Live");
+        browser
+    }
+}
+
+/// Who is before the camera from its next round on; gone between two rounds for long enough that each is another visit.
+fn stand_before(home: &Home, photograph: Option<&Path>) {
+    let line = photograph.map_or("-,300,0\n".to_owned(), |path| format!("{},4000,1500\n", path.display()));
+    fs::write(home.path("list.new"), line).unwrap();
+    fs::rename(home.path("list.new"), home.path("list.csv")).unwrap();
+}
+
+fn go(browser: &mut Browser, section: &str) {
+    browser.click(&format!("#nav a[href='#{section}']"));
+    browser.until_true(section, &format!("!document.getElementById('section-{section}').hidden"));
+}
+
+fn enrol(browser: &mut Browser, photographs: &[PathBuf]) {
+    go(browser, "people");
+    browser.write("#enrol-name", NAME);
+    browser.write("#enrol-id", "ann");
+    browser.choose_files("#photos", photographs);
+    browser.click("#enrol-go");
+}
+
+/// Nothing on the console, nothing from elsewhere; `but` is what was provoked.
+fn assert_clean(browser: &Browser, url: &str, but: &str) {
+    let mut complaints = browser.complaints();
+    complaints.retain(|it| but.is_empty() || !it.contains(but));
+    assert!(complaints.is_empty(), "{complaints:#?}");
+    let requested = browser.requested();
+    // The browser's own signs in fields are data.
+    let local = |it: &&String| [url, &format!("blob:{url}"), "data:"].iter().any(|from| it.starts_with(from));
+    assert!(requested.iter().all(|it| local(&it)), "{requested:#?}");
+    assert!(requested.len() > 10, "what it asked for was heard: {requested:#?}");
+}
+
+#[test]
+fn somebody_is_enrolled_passes_and_is_withdrawn_before_the_eyes_of_whoever_has_the_token() {
+    let door = Door::new(true, "");
+    let mut browser = door.browser();
+    browser.until_shown("#section-sign-in", "Token");
+    assert_eq!(browser.faults(), Vec::<String>::new());
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+    browser.write("#token", "not-the-token");
+    browser.press("Enter");
+    browser.until_shown("#token-says", "not the token");
+    assert_eq!(browser.value("document.getElementById('nav').hidden"), true);
+    browser.write("#token", TOKEN);
+    browser.press("Enter");
+    browser.until_shown("#link", "Live");
+    assert_eq!(browser.complaints().len(), 1, "the wrong token, and nothing else: {:?}", browser.complaints());
+
+    enrol(&mut browser, &[faces::demo("obama.jpg")]);
+    browser.until_shown("#enrol-says", &format!("{NAME} is enrolled with 1 reference"));
+    browser.until_shown("#subjects", NAME);
+
+    // They pass, and the row comes by itself.
+    go(&mut browser, "today");
+    browser.until_shown("#passages", "Nobody yet");
+    browser.value("window.sameDocument = true");
+    stand_before(&door.home, Some(&faces::demo("obama2.jpg")));
+    browser.until_shown("#passages", NAME);
+    browser.until_shown("#persons", NAME);
+    assert_eq!(browser.value("window.sameDocument"), true, "it was not loaded again");
+    assert_eq!(browser.text("#arrivals"), format!("{NAME}, in, present"), "those who do not see it hear it");
+    assert_eq!(browser.value("document.querySelectorAll('.rows img').length"), 0, "a name is text");
+
+    looks_at_the_door(&mut browser);
+    // Withdrawn; not by mistake.
+    go(&mut browser, "people");
+    let withdraw = format!("#subjects [aria-label={}]", json!(format!("Withdraw {NAME}")));
+    browser.click(&withdraw);
+    browser.until_shown("#dialog", "What was recorded stays");
+    assert_eq!(browser.faults(), Vec::<String>::new());
+    browser.click("#dialog-no");
+    browser.until_true("the dialog is closed", "!document.getElementById('dialog').open");
+    assert!(browser.text("#subjects").contains(NAME));
+    browser.click(&withdraw);
+    browser.click("#dialog-yes");
+    browser.until_shown("#people-says", "was withdrawn");
+    browser.until_shown("#subjects", "Nobody yet");
+    assert_eq!(door.home.json(&["subjects", "--json"]), json!([]));
+    go(&mut browser, "door");
+    browser.until_shown("#faces", "unknown");
+    assert_clean(&browser, &door.url, "401");
+    assert!(!door.home.log().contains("Ann"), "no name in the log");
+    assert!(door.daemon.terminate().success());
+}
+
+/// Boxes and decisions; names and the picture only when they are asked for.
+fn looks_at_the_door(browser: &mut Browser) {
+    go(browser, "door");
+    browser.until_shown("#faces", "recognised");
+    assert!(!browser.text("#faces").contains(NAME) && !browser.text("#boxes").contains(NAME));
+    browser.until_true("a box", "document.querySelectorAll('#boxes [data-state=good] rect').length === 1");
+    browser.click("#names");
+    browser.until_shown("#faces", NAME);
+    assert_eq!(browser.value("document.getElementById('picture').hidden"), true);
+    browser.click("#picture-on");
+    browser.until_true(
+        "the picture",
+        "(() => { const it = document.getElementById('picture'); return !it.hidden && it.naturalWidth > 100; })()",
+    );
+    browser.click("#picture-on");
+    browser.until_true("no picture", "document.getElementById('picture').hidden");
+    // Whoever goes away takes it from the screen.
+    browser.click("#picture-on");
+    browser.until_true("the picture again", "!document.getElementById('picture').hidden");
+    go(browser, "health");
+    assert_eq!(browser.value("document.getElementById('picture').hidden"), true);
+    browser.until_shown("#checks", "pixels between the eyes");
+}
+
+#[test]
+fn it_is_fit_for_phone_and_desk_by_day_and_by_night_and_for_the_keyboard() {
+    let door = Door::new(true, "");
+    let mut browser = door.signed_in();
+    enrol(&mut browser, &[faces::demo("obama.jpg")]);
+    browser.until_shown("#enrol-says", "is enrolled");
+    stand_before(&door.home, Some(&faces::demo("obama2.jpg")));
+    go(&mut browser, "today");
+    browser.until_shown("#passages", NAME);
+    go(&mut browser, "venues");
+    browser.click("#session-add");
+    let mut faults = Vec::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/page");
+    for (name, width, height) in SCREENS {
+        for scheme in ["light", "dark"] {
+            browser.screen(width, height, scheme);
+            for section in SECTIONS {
+                go(&mut browser, section);
+                if section == "door" {
+                    browser.until_shown("#faces", "recognised");
+                }
+                let found = browser.faults();
+                faults.extend(found.into_iter().map(|it| format!("{name} {scheme} {section}: {it}")));
+                let path = folder.join(format!("{name}-{scheme}-{section}.png"));
+                browser.screenshot(&path);
+                println!("{}", path.display());
+            }
+        }
+    }
+    browser.screen(360, 640, "light");
+    for section in SECTIONS {
+        go(&mut browser, section);
+        faults.extend(browser.faults().into_iter().map(|it| format!("360 px {section}: {it}")));
+        faults.extend(not_reached(&mut browser).into_iter().map(|it| format!("{section}: Tab does not reach {it}")));
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+    assert_clean(&browser, &door.url, "");
+}
+
+/// The controls that are shown and that the key Tab does not come to.
+fn not_reached(browser: &mut Browser) -> Vec<String> {
+    browser.value(
+        "window.toReach = new Set([...document.querySelectorAll('a[href], button, input, select')].filter((it) => \
+         it.checkVisibility() && !it.disabled && !(it.type === 'radio' && !it.checked))); document.activeElement.blur()",
+    );
+    let all = browser.value("toReach.size").as_u64().unwrap();
+    assert!(all >= 6, "there are controls");
+    // A field for a time has a stop for each of its parts.
+    for _ in 0..all * 4 {
+        browser.press("Tab");
+        if browser.value("toReach.delete(document.activeElement); toReach.size === 0") == true {
+            return Vec::new();
+        }
+    }
+    let left = browser.value("[...toReach].map((it) => it.outerHTML)");
+    left.as_array().unwrap().iter().map(|it| it.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn nothing_runs_or_loads_but_what_it_brings() {
+    let door = Door::new(true, "");
+    let mut browser = door.browser();
+    let headers = browser.headers(&door.url);
+    let header = |name: &str| {
+        let found = headers.as_object().unwrap().iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.unwrap_or_else(|| panic!("{name} is not there: {headers}")).1.as_str().unwrap().to_owned()
+    };
+    assert_eq!(
+        header("content-security-policy"),
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    assert_eq!(header("x-content-type-options"), "nosniff");
+    assert_eq!(header("referrer-policy"), "no-referrer");
+    let refused = |browser: &mut Browser, act: &str| {
+        let expression = format!(
+            "new Promise((resolve) => {{ document.addEventListener('securitypolicyviolation', (it) => \
+             resolve(it.effectiveDirective), {{ once: true }}); {act} }})"
+        );
+        browser.value(&expression).as_str().unwrap().to_owned()
+    };
+    let script = "const it = document.createElement('script'); it.textContent = 'window.injected = 1'; document.head.append(it);";
+    assert_eq!(refused(&mut browser, script), "script-src-elem");
+    let handler = "const it = document.createElement('img'); it.setAttribute('onerror', 'window.injected = 1'); document.body.append(it);";
+    assert_eq!(refused(&mut browser, handler), "script-src-attr");
+    let style =
+        "const it = document.createElement('style'); it.textContent = 'body { color: red }'; document.head.append(it);";
+    assert_eq!(refused(&mut browser, style), "style-src-elem");
+    let other = "fetch('http://127.0.0.1:9/').catch(() => {});";
+    assert_eq!(refused(&mut browser, other), "connect-src");
+    let image = "const it = new Image(); it.src = 'http://127.0.0.1:9/x.png';";
+    assert_eq!(refused(&mut browser, image), "img-src");
+    assert_eq!(browser.value("typeof window.injected"), "undefined");
+}
+
+#[test]
+fn on_the_device_itself_somebody_is_enrolled_from_the_camera_renamed_and_a_venue_is_put() {
+    let door = Door::new(false, "");
+    let mut browser = door.browser();
+    // Loopback without a token: nothing is asked.
+    browser.until_shown("#link", "Live");
+    stand_before(&door.home, Some(&faces::demo("obama.jpg")));
+    go(&mut browser, "people");
+    browser.write("#enrol-name", "Bob");
+    browser.click("[name=how][value=camera]");
+    browser.click("#enrol-go");
+    browser.until_shown("#countdown-says", "Alone before the camera");
+    browser.until_shown("#enrol-says", "Bob is enrolled with 3 references");
+    // Recorded under the name of that time.
+    go(&mut browser, "today");
+    browser.until_shown("#passages", "Bob");
+    go(&mut browser, "people");
+    browser.click("#subjects [aria-label='Rename Bob']");
+    browser.write("#new-name", "Robert");
+    browser.click("#dialog-yes");
+    browser.until_shown("#subjects", "Robert");
+
+    go(&mut browser, "venues");
+    browser.write("#venue-id", "room-a");
+    browser.write("#venue-name", "Room A");
+    browser.write("#zone", "Europe/Berlin");
+    browser.click("#session-add");
+    for day in ["mon", "tue", "wed", "thu", "fri", "sat", "sun"] {
+        browser.click(&format!("[data-day={day}]"));
+    }
+    browser.write("[data-field=late]", "10");
+    browser.click("#venue-form button:not([type])");
+    browser.until_shown("#venue-says", "Next session");
+    browser.until_shown("#venue-rows", "Room A");
+    let venues = door.home.json(&["venues", "--json"]);
+    let put = venues.as_array().unwrap().iter().find(|it| it["venue"] == "room-a").unwrap().clone();
+    assert_eq!(
+        (&put["time_zone"], &put["sessions"][0]["late_after_ms"], &put["sessions"][0]["weekdays"][6]),
+        (&json!("Europe/Berlin"), &json!(600_000), &json!("sun"))
+    );
+
+    go(&mut browser, "health");
+    browser.click("#sync");
+    browser.until_shown("#sync-says", "owed");
+    saves_a_table(&mut browser, &door);
+    assert_clean(&browser, &door.url, "");
+    assert!(door.daemon.terminate().success());
+}
+
+fn saves_a_table(browser: &mut Browser, door: &Door) {
+    let folder = door.home.path("saved");
+    fs::create_dir(&folder).unwrap();
+    browser.call("Page.setDownloadBehavior", json!({"behavior": "allow", "downloadPath": folder}));
+    go(browser, "today");
+    browser.until_shown("#passages", "Bob");
+    browser.click("#csv");
+    let table = until("the table is saved", || {
+        let file = fs::read_dir(&folder)
+            .unwrap()
+            .map(|it| it.unwrap().path())
+            .find(|it| it.extension().is_some_and(|it| it == "csv"))?;
+        Some(fs::read_to_string(file).unwrap())
+    });
+    assert!(table.contains("Bob"), "{table}");
+}
