@@ -135,7 +135,7 @@ fn a_full_disk_stops_nothing_but_the_record() {
         let full = scene.until_recognised("people are recognised on a full disk");
         let lost = |it: &Value| it["store"]["errors"].as_u64().unwrap();
         scene.health("sightings that do not fit are counted", |it| lost(it) > lost(&full));
-        assert!(scene.doctor().starts_with("fault: full"), "{}", scene.doctor());
+        assert!(scene.doctor().starts_with("fault: the disk is full"), "{}", scene.doctor());
         let id = &Faces::find().people[0].id;
         let rename = json!({"subject_id": id, "name": "Somebody"});
         let refused = scene.client.request("rename", "r-full", rename.clone());

@@ -89,7 +89,7 @@ fn a_broker_that_does_not_take_us_is_told_by_its_reason() {
     let with = |port: u16, more: &str| Home::new(port, more);
     let user = "user = \"door-1\"\npassword = ";
     check(&with(broker.port(), &format!("{user}\"s3cret\"\n")), "broker", "good", &["door-1"]);
-    check(&with(broker.port(), &format!("{user}\"guess\"\n")), "broker", "fault", &["refuses", "setup"]);
+    check(&with(broker.port(), &format!("{user}\"guess\"\n")), "broker", "fault", &["does not let us in", "setup"]);
     check(&with(broker.port(), "tls = true\n"), "broker", "fault", &["does not speak TLS", "8883"]);
     check(&with(free_port(), ""), "broker", "warning", &["no broker answers at this port", "waits on this device"]);
     let home = with(NO_BROKER, "");
@@ -214,7 +214,7 @@ fn a_port_that_is_taken_is_told() {
     let address = taken.local_addr().unwrap();
     let home = Home::new(NO_BROKER, &format!("[http]\nlisten = \"{address}\"\n"));
     check(&home, "http", "fault", &["another program uses", "ss -ltnp"]);
-    fs::write(home.path("token"), "a token of this test's own").unwrap();
+    fs::write(home.path("token"), "a-token-of-this-test").unwrap();
     fs::set_permissions(home.path("token"), fs::Permissions::from_mode(0o600)).unwrap();
     home.configure(NO_BROKER, "[http]\nlisten = \"192.0.2.7:8080\"\ntoken_file = \"token\"\n");
     check(&home, "http", "fault", &["no address of this device"]);

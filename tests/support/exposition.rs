@@ -93,12 +93,12 @@ impl Exposed {
             let last = buckets.last().unwrap();
             assert!(last.less_than == f64::INFINITY && last.count.total_cmp(&count).is_eq(), "{name}{labels:?}");
             let sum = self.value(&format!("{name}_sum"), &labels);
-            let (mut least, mut counted, mut bound) = (0.0, 0.0, 0.0);
+            let (mut floor, mut counted, mut bound) = (0.0, 0.0, 0.0);
             for bucket in buckets {
-                least += (bucket.count - counted) * bound;
+                floor += (bucket.count - counted) * bound;
                 (counted, bound) = (bucket.count, bucket.less_than);
             }
-            assert!(sum >= least, "{name}{labels:?}: the sum is {sum}, by the buckets at least {least}");
+            assert!(sum >= floor, "{name}{labels:?}: the sum is {sum}, by the buckets at least {floor}");
         }
     }
 }

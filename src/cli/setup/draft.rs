@@ -299,12 +299,12 @@ impl Draft {
                 known.clear();
             }
             for (key, value) in venue {
-                known.insert(key, value.clone());
+                known.insert(key, unplaced(value.clone()));
             }
         } else {
             let mut fresh = Table::new();
             for (key, value) in venue {
-                fresh.insert(key, value.clone());
+                fresh.insert(key, unplaced(value.clone()));
             }
             venues.push(fresh);
         }
@@ -430,6 +430,23 @@ fn read(path: &Path) -> anyhow::Result<Option<String>> {
         bail!("{} is too large for a configuration", path.display());
     }
     Ok(Some(text))
+}
+
+/// Tables from another file remember where they stood in it, and would be written there.
+fn unplaced(mut item: Item) -> Item {
+    match &mut item {
+        Item::Table(table) => unplace(table),
+        Item::ArrayOfTables(tables) => tables.iter_mut().for_each(unplace),
+        Item::None | Item::Value(_) => {}
+    }
+    item
+}
+
+fn unplace(table: &mut Table) {
+    table.set_position(None);
+    for (_, item) in table.iter_mut() {
+        *item = unplaced(std::mem::take(item));
+    }
 }
 
 #[cfg(test)]
