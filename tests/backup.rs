@@ -114,7 +114,7 @@ fn visit_and_copy(broker: &mut Mosquitto, client: &Client, home: &Home, image: &
             copies.push(name);
         }
         if number == visits / 2 {
-            broker.kill();
+            broker.stop();
             backup(home, "away");
             copies.push("away".into());
             broker.run();
@@ -143,7 +143,7 @@ fn a_backup_taken_under_load_goes_on_elsewhere() {
     let told = client.await_health("the gallery", |it| it["gallery"]["references"] != 0)["gallery"].clone();
 
     // The broker goes away for good, the last is recorded, then the device dies.
-    broker.kill();
+    broker.stop();
     let watch = Stopwatch::start();
     let manifest = backup(&first, "last");
     println!("{} events backed up in {:.2} s", manifest["contents"]["events"], watch.elapsed().as_secs_f64());

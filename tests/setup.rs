@@ -70,7 +70,7 @@ impl Unit {
     /// Where the networks are, which on a unit the package says.
     fn with_models(&self) {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-        let text = self.written().replace("models = \"models\"", &format!("models = {models:?}"));
+        let text = self.written().replace("models = \"models\"", &format!("models = \"{}\"", models.display()));
         fs::write(self.home.path("config.toml"), text).unwrap();
     }
 
@@ -156,10 +156,19 @@ fn flags_make_a_configuration_that_runs() {
     let (right, wrong) = (unit.file("right", "s3cret\n"), unit.file("wrong", "guess\n"));
     let uri = unit.file("uri", &format!("{}\n", server.uri()));
     let port = broker.port().to_string();
+    let listen = format!("0.0.0.0:{}", mosquitto::free_port());
     let with = |password: &str, more: &[&str]| {
         let broker =
             ["--mqtt-host", "127.0.0.1", "--mqtt-port", &port, "--mqtt-user", "door-1", "--mqtt-password-file"];
-        unit.setup(&[&PLACE[..], &broker, &[password, "--mongo-uri-file", &uri, "--user", "nobody"], more].concat())
+        unit.setup(
+            &[
+                &PLACE[..],
+                &broker,
+                &[password, "--mongo-uri-file", &uri, "--http-listen", &listen, "--user", "nobody"],
+                more,
+            ]
+            .concat(),
+        )
     };
     let before = unit.files();
     check(&with(&wrong, &[]), 1, &["does not let us in", "nothing was changed", "--yes"]);

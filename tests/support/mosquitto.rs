@@ -71,6 +71,15 @@ impl Mosquitto {
         }
     }
 
+    /// SIGTERM: what it has acknowledged and not yet passed on is on its disk. Killed, it may lose that, and no door could help it.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)
+                .unwrap();
+            child.wait().unwrap();
+        }
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }
