@@ -51,6 +51,18 @@ id = "main"
 re_entry_gap = "0s"
 """
 
+CARD = """
+[camera]
+source = "replay"
+path = "/srv/photos"
+fps = 2.0
+show = "500ms"
+gap = "4s"
+repeat = true
+[recognition]
+pad = "off"
+"""
+
 CAMERA = """
 [storage]
 directory = "/var/lib/rollcall"
@@ -158,6 +170,23 @@ def installs(door, version):
     open_points = [line.split()[1] for line in judged.splitlines() if line.startswith("- ")]
     say(f"systemd-analyze security: {overall}; left open: {', '.join(open_points)}")
     need(overall <= EXPOSURE_MAX, f"more exposed than {EXPOSURE_MAX}:\n{judged}")
+
+
+def is_set_up(door):
+    """As on a unit: a file from the card and flags, and it runs."""
+    door.run("mkdir -p /srv/photos /root/card && cp /root/passing.jpg /srv/photos/ && chmod -R a+rX /srv")
+    door.run(f"cat > /root/card/rollcall.toml <<'END'\n{CARD}\nEND")
+    answers = "--site site --device door --venue main --time-zone Europe/Berlin --mqtt-host none --mongo-uri-file none"
+    setup = f"rollcall setup --yes --from /root/card/rollcall.toml {answers} --http-listen 0.0.0.0:8080"
+    said = door.run(setup, patience=300)
+    door.until("setup has started the service", "systemctl is-active rollcall")
+    token = "/etc/rollcall/secrets/http_token"
+    need(door.run(f"stat -c '%a %U' {token}") == "600 rollcall", "the token is not the daemon's own")
+    need(door.run(f"cat {token}") not in said, "setup prints the token")
+    hello = "printf 'GET /healthz HTTP/1.1\\r\\nhost: door\\r\\nconnection: close\\r\\n\\r\\n'"
+    door.until("the page answers", f"exec 3<>/dev/tcp/127.0.0.1/8080 && {hello} >&3 && grep -q '200 OK' <&3")
+    door.stop()
+    say("rollcall setup: configuration written, service started, HTTP with a token of its own")
 
 
 def recognises(door):
@@ -336,6 +365,7 @@ def main():
         door = Door(folder, luggage)
         try:
             installs(door, version)
+            is_set_up(door)
             recognises(door)
             asks_for_the_clock(door)
             survives_a_kill(door)

@@ -76,11 +76,11 @@ export function ask({ title, body, yes, danger = false }) {
   button.textContent = yes;
   button.className = danger ? "danger" : "";
   return new Promise((resolve) => {
-    const settle = (answer) => () => { dialog.returnValue = answer; dialog.close(); };
-    button.onclick = settle("yes");
-    by("dialog-no").onclick = settle("");
-    dialog.returnValue = "";
-    dialog.onclose = () => resolve(dialog.returnValue === "yes");
+    // Not by the event `close`: it comes later, and would answer a question that was asked meanwhile.
+    const settle = (answer) => () => { dialog.close(); resolve(answer); };
+    button.onclick = settle(true);
+    by("dialog-no").onclick = settle(false);
+    dialog.oncancel = () => resolve(false);
     dialog.showModal();
   });
 }
