@@ -8,6 +8,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use futures_util::StreamExt as _;
 use tokio::sync::Semaphore;
 
 use super::{HttpSettings, Token, page, refusal};
@@ -104,7 +105,10 @@ pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next
     let watch = Stopwatch::start();
     let route = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |it| it.as_str().to_owned());
     let response = match guard.check(&request) {
-        Err((status, message)) => refusal(status, message),
+        Err((status, message)) => {
+            pour_away(request, guard.body_bytes_max).await;
+            refusal(status, message)
+        }
         Ok(()) => admit(&guard, request, next).await,
     };
     guard.health.answered_http(&route, response.status().as_u16());
@@ -124,6 +128,7 @@ async fn admit(guard: &Guard, request: Request, next: Next) -> Response {
     let is_small = claimed.is_some_and(|bytes| bytes <= SMALL_BYTES);
     let place = if is_small { None } else { Some(guard.places.try_acquire()) };
     let Ok(place) = place.transpose() else {
+        pour_away(request, guard.body_bytes_max).await;
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "busy; try again");
     };
     let (head, body) = request.into_parts();
@@ -135,6 +140,18 @@ async fn admit(guard: &Guard, request: Request, next: Next) -> Response {
     let response = next.run(Request::from_parts(head, Body::from(body))).await;
     drop(place);
     response
+}
+
+/// Reads what a refused client is sending, and keeps nothing of it: most clients send all before they listen, and would meet
+/// a broken connection instead of the answer. Not for who asks first (`Expect`), nor for more than is ever taken.
+async fn pour_away(request: Request, bytes_max: usize) {
+    let claimed = text(request.headers(), header::CONTENT_LENGTH.as_str()).and_then(|it| it.parse::<u64>().ok());
+    if request.headers().contains_key(header::EXPECT) || claimed.is_none_or(|bytes| bytes > bytes_max as u64) {
+        return;
+    }
+    let mut parts = request.into_body().into_data_stream();
+    let all = async { while let Some(Ok(_)) = parts.next().await {} };
+    tokio::time::timeout(BODY_PATIENCE, all).await.ok();
 }
 
 fn too_large(bytes_max: usize) -> Response {
