@@ -156,7 +156,7 @@ impl HttpServer {
     fn faults(&self) -> Vec<&'static str> {
         let faults = [
             (self.health.camera() == CameraHealth::Lost, "the camera is lost"),
-            (!self.store.vitals().reserve_held, "the disk is full, or nearly"),
+            (!self.store.is_reserve_held(), "the disk is full, or nearly"),
         ];
         faults.into_iter().filter(|it| it.0).map(|it| it.1).collect()
     }

@@ -121,7 +121,7 @@ async fn admit(guard: &Guard, request: Request, next: Next) -> Response {
     if request.method() != Method::POST {
         return next.run(request).await;
     }
-    let claimed = text(request.headers(), header::CONTENT_LENGTH.as_str()).and_then(|it| it.parse::<u64>().ok());
+    let claimed = claimed_bytes(&request);
     if claimed.is_some_and(|bytes| bytes > guard.body_bytes_max as u64) {
         return too_large(guard.body_bytes_max);
     }
@@ -142,10 +142,15 @@ async fn admit(guard: &Guard, request: Request, next: Next) -> Response {
     response
 }
 
+/// How large the body is, by its sender's word.
+fn claimed_bytes(request: &Request) -> Option<u64> {
+    text(request.headers(), header::CONTENT_LENGTH.as_str())?.parse().ok()
+}
+
 /// Reads what a refused client is sending, and keeps nothing of it: most clients send all before they listen, and would meet
 /// a broken connection instead of the answer. Not for who asks first (`Expect`), nor for more than is ever taken.
 async fn pour_away(request: Request, bytes_max: usize) {
-    let claimed = text(request.headers(), header::CONTENT_LENGTH.as_str()).and_then(|it| it.parse::<u64>().ok());
+    let claimed = claimed_bytes(&request);
     if request.headers().contains_key(header::EXPECT) || claimed.is_none_or(|bytes| bytes > bytes_max as u64) {
         return;
     }

@@ -7,9 +7,7 @@ use crate::app::report::{self, Absent};
 use crate::app::venues::{VenueRefusal, resolve};
 use crate::attend::venue::{VENUES_MAX, Venue, VenueError, VenueSpec};
 use crate::clock::rfc3339;
-use crate::record::command::answer::{
-    AttendanceEntry, AttendanceList, SessionEntry, VenueDeleted, VenueEntry, VenueList, VenuePut,
-};
+use crate::record::command::answer::{AttendanceList, SessionEntry, VenueDeleted, VenueEntry, VenueList, VenuePut};
 use crate::record::command::{Attendance, ErrorCode, Refusal, SUMMARY_DAYS_MAX, Venues};
 use crate::record::store::{AttendanceQuery, StoredVenue, Tx};
 
@@ -31,12 +29,7 @@ impl Commander {
                 limit: wanted.limit + 1,
                 all: wanted.all,
             };
-            let mut found = tx.attendance(&query)?;
-            let more = found.len() > wanted.limit as usize;
-            found.truncate(wanted.limit as usize);
-            let next_after = found.last().filter(|_| more).map(|last| last.seq);
-            let attendance = found.iter().filter_map(AttendanceEntry::of).collect();
-            let list = AttendanceList { venue: wanted.venue.clone(), attendance, next_after };
+            let list = AttendanceList::page(wanted.venue.clone(), tx.attendance(&query)?, wanted.limit);
             answer(tx, &asked, "attendance", &list)
         };
         Ok(self.store.write_async(write).await?)

@@ -29,12 +29,8 @@ pub(super) async fn attendance(
     if accepts.split(',').any(|it| it.split(';').next().is_some_and(|it| it.trim() == "text/csv")) {
         return Ok(as_csv(server, wanted));
     }
-    let (mut found, limit) = (page(&server, &wanted, wanted.after, wanted.limit + 1).await?, wanted.limit as usize);
-    let more = found.len() > limit;
-    found.truncate(limit);
-    let next_after = found.last().filter(|_| more).map(|last| last.seq);
-    let attendance = found.iter().filter_map(AttendanceEntry::of).collect();
-    Ok(Json(AttendanceList { venue: wanted.venue, attendance, next_after }).into_response())
+    let found = page(&server, &wanted, wanted.after, wanted.limit + 1).await?;
+    Ok(Json(AttendanceList::page(wanted.venue, found, wanted.limit)).into_response())
 }
 
 impl HttpServer {

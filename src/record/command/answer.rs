@@ -222,6 +222,16 @@ pub struct AttendanceEntry {
     pub superseded_by: Option<Uuid>,
 }
 
+impl AttendanceList {
+    /// A page of `limit` at most; one event more than that tells that there is another.
+    pub fn page(venue: String, mut found: Vec<StoredEvent>, limit: u32) -> Self {
+        let more = found.len() > limit as usize;
+        found.truncate(limit as usize);
+        let next_after = found.last().filter(|_| more).map(|last| last.seq);
+        Self { venue, attendance: found.iter().filter_map(AttendanceEntry::of).collect(), next_after }
+    }
+}
+
 impl AttendanceEntry {
     /// `None` if the event is not an attendance.
     pub fn of(event: &StoredEvent) -> Option<Self> {
