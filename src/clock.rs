@@ -144,7 +144,8 @@ impl Clock for SystemClock {
         let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let boottime_ms = (boot.tv_sec * 1000 + boot.tv_nsec / 1_000_000) as u64;
         let now = Stamp { wall_ms, boottime_ms, trusted: true };
-        let trusted = wall_ms >= PLAUSIBLE_FROM_MS && (self.trust == Trust::Always || self.is_kept(&now));
+        let trusted =
+            wall_ms >= PLAUSIBLE_FROM_MS && (self.trust == Trust::Always || self.is_kept(&now));
         Stamp { trusted, ..now }
     }
 
@@ -261,7 +262,8 @@ pub fn since_boot_awake() -> Duration {
 
 /// RFC 3339 in UTC with milliseconds, as every contract of the project writes time.
 pub fn rfc3339(wall_ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(wall_ms).map_or_else(|_| "invalid".to_owned(), |at| format!("{at:.3}"))
+    jiff::Timestamp::from_millisecond(wall_ms)
+        .map_or_else(|_| "invalid".to_owned(), |at| format!("{at:.3}"))
 }
 
 /// A zone by its name in the IANA database: the system's, or the one built in where the system has none.

@@ -252,7 +252,12 @@ impl Health {
     }
 
     pub fn answered_http(&self, route: &str, status: u16) {
-        *self.http.lock().unwrap_or_else(PoisonError::into_inner).entry((route.to_owned(), status)).or_default() += 1;
+        *self
+            .http
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry((route.to_owned(), status))
+            .or_default() += 1;
     }
 
     pub fn http_answers(&self) -> BTreeMap<(String, u16), u64> {
@@ -290,7 +295,10 @@ fn hottest_processor(zones: &Path) -> Option<f32> {
         PROCESSOR_ZONES.iter().any(|part| kind.contains(part))
     };
     let all = fs::read_dir(zones).ok()?.flatten().map(|entry| entry.path());
-    let hottest = all.filter(|zone| is_processor(zone)).filter_map(|zone| celsius(&zone)).max_by(f32::total_cmp);
+    let hottest = all
+        .filter(|zone| is_processor(zone))
+        .filter_map(|zone| celsius(&zone))
+        .max_by(f32::total_cmp);
     hottest.or_else(|| celsius(&zones.join("thermal_zone0")))
 }
 
@@ -324,9 +332,18 @@ mod tests {
             }
             hottest_processor(dir.path())
         };
-        assert_eq!(celsius(&[("acpitz", "27800"), ("pch_skylake", "90000"), ("x86_pkg_temp", "71000")]), Some(71.0));
-        assert_eq!(celsius(&[("acpitz", "27800"), ("cpu0-thermal", "61000"), ("cpu1-thermal", "64500")]), Some(64.5));
-        assert_eq!(celsius(&[("acpitz", "27800"), ("TCPU", "not now"), ("soc-thermal", "50000")]), Some(50.0));
+        assert_eq!(
+            celsius(&[("acpitz", "27800"), ("pch_skylake", "90000"), ("x86_pkg_temp", "71000")]),
+            Some(71.0)
+        );
+        assert_eq!(
+            celsius(&[("acpitz", "27800"), ("cpu0-thermal", "61000"), ("cpu1-thermal", "64500")]),
+            Some(64.5)
+        );
+        assert_eq!(
+            celsius(&[("acpitz", "27800"), ("TCPU", "not now"), ("soc-thermal", "50000")]),
+            Some(50.0)
+        );
         assert_eq!(celsius(&[("acpitz", "27800"), ("iwlwifi_1", "45000")]), Some(27.8));
         assert_eq!(celsius(&[("acpitz", "nan")]), None);
         assert_eq!(celsius(&[]), None);

@@ -78,9 +78,14 @@ mod tests {
         let histogram = Histogram::default();
         std::thread::scope(|scope| {
             for _ in 0..2 {
-                scope.spawn(|| (0..10_000).for_each(|_| histogram.observe(Duration::from_millis(3))));
+                scope.spawn(|| {
+                    (0..10_000).for_each(|_| histogram.observe(Duration::from_millis(3)))
+                });
             }
         });
-        assert_eq!((histogram.read().count(), histogram.read().sum), (20_000, Duration::from_mins(1)));
+        assert_eq!(
+            (histogram.read().count(), histogram.read().sum),
+            (20_000, Duration::from_mins(1))
+        );
     }
 }

@@ -47,12 +47,19 @@ fn the_venues_attendance_is_updated_where_it_always_was() {
     for _ in 0..2 {
         let body = json!({"venue_id": hall.to_hex(), "image": image});
         let answer = http::post_json(to, "/get-attendance", &[], &body);
-        assert_eq!((answer.status, answer.json()["recognized_names"].clone()), (200, json!(["Joe Biden"])));
+        assert_eq!(
+            (answer.status, answer.json()["recognized_names"].clone()),
+            (200, json!(["Joe Biden"]))
+        );
     }
     let names = until("the database has it", || {
         let venue = server.all("venues").remove(0);
-        let names: Vec<String> =
-            venue.get_array("attendance").unwrap().iter().map(|it| it.as_str().unwrap().to_owned()).collect();
+        let names: Vec<String> = venue
+            .get_array("attendance")
+            .unwrap()
+            .iter()
+            .map(|it| it.as_str().unwrap().to_owned())
+            .collect();
         (names.len() > 1).then_some(names)
     });
     assert_eq!(names, ["Grace Hopper", "Joe Biden"]);

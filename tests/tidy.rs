@@ -28,8 +28,10 @@ const FLOW: &[&[&str]] = &[
 ];
 
 /// Modules that only compute, and what they must not mention.
-const PURE: &[&str] = &["recognise", "attend", "enrol", "record::event", "record::command", "record::authority"];
-const IMPURE: &[&str] = &["tokio", "rusqlite", "ort::", "std::fs", "std::net", "Instant::now", "SystemTime::now"];
+const PURE: &[&str] =
+    &["recognise", "attend", "enrol", "record::event", "record::command", "record::authority"];
+const IMPURE: &[&str] =
+    &["tokio", "rusqlite", "ort::", "std::fs", "std::net", "Instant::now", "SystemTime::now"];
 
 /// Lines a file may have. Longer ones are split by what their parts are for.
 const LINES_MAX: usize = 800;
@@ -75,9 +77,14 @@ fn every_file_says_what_it_is_for_and_is_short() {
 #[test]
 fn the_readme_names_every_command() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    for command in rollcall::cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+    for command in
+        rollcall::cli::command().get_subcommands().filter(|command| !command.is_hide_set())
+    {
         let name = command.get_name();
-        assert!(readme.contains(&format!("`rollcall {name}")), "README.md does not name `rollcall {name}`");
+        assert!(
+            readme.contains(&format!("`rollcall {name}")),
+            "README.md does not name `rollcall {name}`"
+        );
     }
 }
 
@@ -88,7 +95,8 @@ fn no_photograph_is_committed() {
     let Ok(listed) = listed else { return };
     let photographs = ["jpg", "jpeg", "webp", "heic"];
     for file in String::from_utf8_lossy(&listed.stdout).lines() {
-        let extension = Path::new(file).extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        let extension =
+            Path::new(file).extension().unwrap_or_default().to_string_lossy().to_lowercase();
         assert!(!photographs.contains(&extension.as_str()), "{file} is a photograph");
     }
 }
@@ -138,17 +146,19 @@ fn fault(module: &str, code: &str) -> Option<String> {
 
 /// As a word of its own: `Report::` is not `ort::`.
 fn mentions(code: &str, word: &str) -> bool {
-    code.match_indices(word).any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+    code.match_indices(word)
+        .any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
 fn place(path: &str) -> Option<(usize, &'static str)> {
-    FLOW.iter()
-        .enumerate()
-        .find_map(|(row, names)| names.iter().find(|name| is_within(path, name)).map(|name| (row, *name)))
+    FLOW.iter().enumerate().find_map(|(row, names)| {
+        names.iter().find(|name| is_within(path, name)).map(|name| (row, *name))
+    })
 }
 
 fn is_within(path: &str, module: &str) -> bool {
-    path.strip_prefix(module).is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+    path.strip_prefix(module)
+        .is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
 fn rust_files(dir: &Path) -> Vec<PathBuf> {

@@ -50,14 +50,23 @@ impl Written {
         // What waits in the kernel's memory is on its way; waiting for it here adds nothing to it.
         rustix::fs::syncfs(fs::File::open(home.state()).unwrap()).unwrap();
         let io = fs::read_to_string(format!("/proc/{}/io", daemon.pid())).unwrap();
-        let process = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap().parse().unwrap();
+        let process = io
+            .lines()
+            .find_map(|line| line.strip_prefix("write_bytes: "))
+            .unwrap()
+            .parse()
+            .unwrap();
         let log = fs::metadata(home.state().join("rollcall.db-wal")).unwrap().len();
         Self { process, device: volume.device_bytes(), log }
     }
 
     fn since(self, before: Self) -> Self {
         let device = self.device.zip(before.device).map(|(now, then)| now - then);
-        Self { process: self.process - before.process, device, log: self.log.saturating_sub(before.log) }
+        Self {
+            process: self.process - before.process,
+            device,
+            log: self.log.saturating_sub(before.log),
+        }
     }
 
     /// What the card sees, as far as it can be told here.
@@ -85,7 +94,8 @@ fn a_visit_writes_little() {
                 enrolment(&person.id, &person.id, &person.enrol),
             );
             if enrolled["ok"] == true {
-                writeln!(shown, "{}", person.probes.first().unwrap_or(&person.enrol[0]).display()).unwrap();
+                writeln!(shown, "{}", person.probes.first().unwrap_or(&person.enrol[0]).display())
+                    .unwrap();
             }
         }
         let idle = Written::now(&home, &volume, &daemon);
@@ -105,11 +115,18 @@ fn a_visit_writes_little() {
         assert!(daemon.terminate().success(), "{}", home.log());
 
         let per_visit = written.bytes() / visits;
-        println!("{visits} visits: {per_visit} bytes each, {} by the process", written.process / visits);
+        println!(
+            "{visits} visits: {per_visit} bytes each, {} by the process",
+            written.process / visits
+        );
         println!("log grown by {} pages in all, or begun anew", written.log / 4120);
         if idle_s > 0 {
             let day = |bytes: u64| (bytes * 86_400 / idle_s as u64) >> 20;
-            println!("nobody there: {} MiB a day, {} by the process", day(idle.bytes()), day(idle.process));
+            println!(
+                "nobody there: {} MiB a day, {} by the process",
+                day(idle.bytes()),
+                day(idle.process)
+            );
         }
         assert!(per_visit <= BYTES_PER_VISIT_MAX, "{per_visit} bytes");
         assert!(written.process > 0, "nothing was counted: the state directory is not on a disk");

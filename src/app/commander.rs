@@ -103,10 +103,17 @@ impl From<StoreError> for Fault {
             _ => ErrorCode::Internal,
         };
         if code == ErrorCode::Internal {
-            tracing::error!(error = format!("{:#}", anyhow::Error::new(error.clone())), "a command failed");
+            tracing::error!(
+                error = format!("{:#}", anyhow::Error::new(error.clone())),
+                "a command failed"
+            );
         }
         let lasting = code == ErrorCode::UnknownSubject;
-        Self::Refused { refusal: Refusal::new(None, code, error.to_string()), lasting, details: None }
+        Self::Refused {
+            refusal: Refusal::new(None, code, error.to_string()),
+            lasting,
+            details: None,
+        }
     }
 }
 
@@ -122,7 +129,11 @@ fn not_now(code: ErrorCode, message: impl Into<String>) -> Fault {
 
 impl Commander {
     /// Takes the link's events until `stop`.
-    pub async fn run(mut self, events: &mut mpsc::Receiver<LinkEvent>, mut stop: watch::Receiver<bool>) -> StageResult {
+    pub async fn run(
+        mut self,
+        events: &mut mpsc::Receiver<LinkEvent>,
+        mut stop: watch::Receiver<bool>,
+    ) -> StageResult {
         let (mut pace, mut alarms) = (Pace::new(self.per_minute_max), Alarms::default());
         let mut waiting: Option<Waiting> = None;
         self.tell_interrupted().await?;
@@ -158,7 +169,9 @@ impl Commander {
             };
             match event {
                 None => anyhow::ensure!(*stop.borrow(), "the link has gone"),
-                Some(LinkEvent::Inbound(inbound)) => self.inbound(inbound, &mut pace, &mut alarms).await?,
+                Some(LinkEvent::Inbound(inbound)) => {
+                    self.inbound(inbound, &mut pace, &mut alarms).await?
+                }
                 Some(LinkEvent::Oversized(oversized)) => self.oversized(&oversized).await?,
                 Some(other) => self.link_edge(&other),
             }
@@ -175,17 +188,25 @@ impl Commander {
                 self.store.deliver_now();
                 self.changed.notify_one();
             }
-            LinkEvent::SubscriptionRefused { filter } if self.birth.as_ref().is_some_and(|it| it.topic == *filter) => {
+            LinkEvent::SubscriptionRefused { filter }
+                if self.birth.as_ref().is_some_and(|it| it.topic == *filter) =>
+            {
                 tracing::warn!(
                     filter,
                     "the start of Home Assistant is not heard; it reads the retained message all the same"
                 );
             }
             LinkEvent::SubscriptionRefused { filter } => {
-                tracing::error!(filter, "the broker refuses the subscription: no command will come (check its ACL)");
+                tracing::error!(
+                    filter,
+                    "the broker refuses the subscription: no command will come (check its ACL)"
+                );
             }
             LinkEvent::SessionPurged { why } => {
-                tracing::error!(why, "the broker's session was given up; commands waiting in it are lost");
+                tracing::error!(
+                    why,
+                    "the broker's session was given up; commands waiting in it are lost"
+                );
             }
             // The first two the link has told itself; the others are no edges.
             LinkEvent::Lost { .. }
@@ -196,7 +217,12 @@ impl Commander {
         }
     }
 
-    async fn inbound(&self, inbound: Inbound, pace: &mut Pace, alarms: &mut Alarms) -> Result<(), StoreError> {
+    async fn inbound(
+        &self,
+        inbound: Inbound,
+        pace: &mut Pace,
+        alarms: &mut Alarms,
+    ) -> Result<(), StoreError> {
         let verb = if let Some(topic) = self.topics.command(&inbound.topic) {
             topic.verb.to_owned()
         } else {
@@ -236,7 +262,8 @@ impl Commander {
             // Before it is read: what comes too fast must cost little.
             let message = format!("more than {} commands in a minute", self.per_minute_max);
             let request_id = self.request_id_at_head(&payload);
-            self.reply(verb, &Refusal::new(request_id.as_deref(), ErrorCode::RateLimited, message)).await?;
+            self.reply(verb, &Refusal::new(request_id.as_deref(), ErrorCode::RateLimited, message))
+                .await?;
             return Ok((None, ack));
         }
         let parsed = match self.uncheckable(&payload) {
@@ -261,14 +288,18 @@ impl Commander {
     /// What was too large never came in; its beginning may tell whom to answer.
     async fn oversized(&self, oversized: &Oversized) -> Result<(), StoreError> {
         self.health.commands.add(1);
-        let Some(topic) = oversized.topic.as_deref().and_then(|topic| self.topics.command(topic)) else {
+        let Some(topic) = oversized.topic.as_deref().and_then(|topic| self.topics.command(topic))
+        else {
             self.count(ErrorCode::TooLarge);
             return Ok(());
         };
-        let message =
-            format!("the message has {} bytes; at most {} are taken", oversized.bytes, self.limits.payload_bytes);
+        let message = format!(
+            "the message has {} bytes; at most {} are taken",
+            oversized.bytes, self.limits.payload_bytes
+        );
         let request_id = self.request_id_at_head(&oversized.head);
-        self.reply(topic.verb, &Refusal::new(request_id.as_deref(), ErrorCode::TooLarge, message)).await
+        self.reply(topic.verb, &Refusal::new(request_id.as_deref(), ErrorCode::TooLarge, message))
+            .await
     }
 
     /// Answers from the stored answer, or by carrying out. `false`: the daemon is stopping, and nothing was done.
@@ -280,7 +311,10 @@ impl Commander {
         let outcome = if self.light_fuse(&asked, &verb).await? {
             self.carry_out(asked, verb).await
         } else {
-            Err(refuse(ErrorCode::Internal, "the device ended each time it carried this out; it is not tried again"))
+            Err(refuse(
+                ErrorCode::Internal,
+                "the device ended each time it carried this out; it is not tried again",
+            ))
         };
         match outcome {
             Ok(()) => Ok(true),
@@ -289,7 +323,12 @@ impl Commander {
     }
 
     /// The answer to a command that was not carried out. `false`: the daemon is stopping, and nothing was said.
-    async fn tell_fault(&self, asked: Asked, verb: &'static str, fault: Fault) -> Result<bool, StoreError> {
+    async fn tell_fault(
+        &self,
+        asked: Asked,
+        verb: &'static str,
+        fault: Fault,
+    ) -> Result<bool, StoreError> {
         // What was to be said is not true.
         asked.say(None);
         match fault {
@@ -321,7 +360,8 @@ impl Commander {
                 let (to, body) = (asked.clone(), reply.clone());
                 let put = self.store.write_async(move |tx| to.put_answer(tx, verb, &body)).await;
                 if asked.is_by_mqtt() {
-                    self.stored_or_sent(put, &answer::topic_part(Some(&asked.request_id)), reply).await?;
+                    self.stored_or_sent(put, &answer::topic_part(Some(&asked.request_id)), reply)
+                        .await?;
                 } else {
                     self.survive(put)?;
                 }
@@ -334,7 +374,9 @@ impl Commander {
     /// command again at each start: so each attempt is written down first, and they have an end. `false`: this is it.
     async fn light_fuse(&self, asked: &Asked, verb: &Verb) -> Result<bool, StoreError> {
         // Nobody sends a request of HTTP again but who made it.
-        if !asked.is_by_mqtt() || !matches!(verb, Verb::Enrol(_) | Verb::Recognise(_) | Verb::Attend(_)) {
+        if !asked.is_by_mqtt()
+            || !matches!(verb, Verb::Enrol(_) | Verb::Recognise(_) | Verb::Attend(_))
+        {
             return Ok(true);
         }
         let request_id = asked.request_id.clone();
@@ -411,7 +453,8 @@ impl Commander {
         if !matches!(stored, Err(StoreError::Full)) {
             return self.survive(stored);
         }
-        let message = Message { topic: self.topics.below(topic), payload: reply.into_bytes(), retain: false };
+        let message =
+            Message { topic: self.topics.below(topic), payload: reply.into_bytes(), retain: false };
         if let Some(link) = &self.link {
             link.publish_batch(vec![message]).await;
         }
@@ -446,7 +489,8 @@ async fn someone(waiting: &mut Option<Waiting>) -> Ended {
 fn request_id_in(head: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(head);
     let (_, rest) = text.split_once("\"request_id\"")?;
-    let id = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?.split('"').next()?;
+    let id =
+        rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?.split('"').next()?;
     crate::recognise::face::check_id(id).ok().map(|()| id.to_owned())
 }
 

@@ -6,8 +6,16 @@ use crate::record::command::answer::AttendanceEntry;
 /// A field of a CSV file (RFC 4180), quoted where it must be. A leading `=`, `+`, `-` or `@` is defused: a name must not
 /// become a formula in somebody's spreadsheet.
 pub fn field(text: &str) -> String {
-    let text = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() };
-    if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+    let text = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+        format!("'{text}")
+    } else {
+        text.to_owned()
+    };
+    if text.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text
+    }
 }
 
 /// One line, with its end.
@@ -62,7 +70,10 @@ pub fn attendance(venue: &str, local: &str, entry: &AttendanceEntry) -> Vec<Stri
 /// Id and name of whoever it was.
 pub fn whose(entry: &AttendanceEntry) -> (String, String) {
     let erased = || ("(erased)".to_owned(), String::new());
-    entry.subject.as_ref().map_or_else(erased, |it| (it.id.to_string(), it.name.as_str().to_owned()))
+    entry
+        .subject
+        .as_ref()
+        .map_or_else(erased, |it| (it.id.to_string(), it.name.as_str().to_owned()))
 }
 
 #[cfg(test)]

@@ -76,24 +76,41 @@ impl Metrics {
 
     fn device(&self, page: &mut Exposition, now: &Stamp) {
         let version = env!("CARGO_PKG_VERSION");
-        let build =
-            [("version", version), ("embedder", self.embedder.as_str()), ("precision", self.precision.as_str())];
-        page.gauges("rollcall_build_info", "The program and the network that makes templates.", [(build, 1)]);
+        let build = [
+            ("version", version),
+            ("embedder", self.embedder.as_str()),
+            ("precision", self.precision.as_str()),
+        ];
+        page.gauges(
+            "rollcall_build_info",
+            "The program and the network that makes templates.",
+            [(build, 1)],
+        );
         let device = [("site", self.site.as_str()), ("device", self.device.as_str())];
         page.gauges("rollcall_device_info", "Which door this is.", [(device, 1)]);
         let uptime = now.since(&self.started).as_secs_f64();
         page.gauge("rollcall_uptime_seconds", "Since the start; all counters are.", uptime);
-        let clock = "Whether the time is known to be right; events are not placed in sessions until it is.";
+        let clock =
+            "Whether the time is known to be right; events are not placed in sessions until it is.";
         page.gauge("rollcall_clock_trusted", clock, u8::from(now.trusted));
         let wall = "The device's time, since 1970: compare it with that of the scrape.";
         page.gauge("rollcall_clock_timestamp_seconds", wall, now.wall_ms as f64 / 1e3);
         let celsius = health::cpu_celsius().filter(|it| it.is_finite());
-        page.gauge_if("rollcall_cpu_temperature_celsius", "Of the processor; absent without a sensor.", celsius);
-        let slowed = "By how many steps recognition is slowed because the processor is hot; 0 is full pace.";
+        page.gauge_if(
+            "rollcall_cpu_temperature_celsius",
+            "Of the processor; absent without a sensor.",
+            celsius,
+        );
+        let slowed =
+            "By how many steps recognition is slowed because the processor is hot; 0 is full pace.";
         page.gauge("rollcall_pace_step", slowed, self.health.pace_step.get());
         let cpu = clock::process_cpu_time().as_secs_f64();
         page.counter("process_cpu_seconds_total", "CPU time used.", cpu);
-        page.gauge_if("process_resident_memory_bytes", "Resident memory.", health::resident_bytes());
+        page.gauge_if(
+            "process_resident_memory_bytes",
+            "Resident memory.",
+            health::resident_bytes(),
+        );
         page.gauge_if("process_open_fds", "Open file descriptors.", health::open_files());
     }
 
@@ -103,12 +120,36 @@ impl Metrics {
         let states = CameraHealth::ALL.map(CameraHealth::as_str);
         page.state("rollcall_camera_state", help, &states, Some(health.camera().as_str()));
         let counters = [
-            ("rollcall_camera_losses_total", "How often the camera was lost.", &health.camera_losses),
-            ("rollcall_frames_captured_total", "Frames that the camera delivered.", &health.frames_captured),
-            ("rollcall_frames_replaced_total", "Frames that a newer one replaced unseen.", &health.frames_replaced),
-            ("rollcall_frames_missed_total", "Frames that the driver says were lost.", &health.frames_missed),
-            ("rollcall_frames_unreadable_total", "Frames that were damaged.", &health.frames_unreadable),
-            ("rollcall_frames_analysed_total", "Frames that were looked at for change.", &health.frames_analysed),
+            (
+                "rollcall_camera_losses_total",
+                "How often the camera was lost.",
+                &health.camera_losses,
+            ),
+            (
+                "rollcall_frames_captured_total",
+                "Frames that the camera delivered.",
+                &health.frames_captured,
+            ),
+            (
+                "rollcall_frames_replaced_total",
+                "Frames that a newer one replaced unseen.",
+                &health.frames_replaced,
+            ),
+            (
+                "rollcall_frames_missed_total",
+                "Frames that the driver says were lost.",
+                &health.frames_missed,
+            ),
+            (
+                "rollcall_frames_unreadable_total",
+                "Frames that were damaged.",
+                &health.frames_unreadable,
+            ),
+            (
+                "rollcall_frames_analysed_total",
+                "Frames that were looked at for change.",
+                &health.frames_analysed,
+            ),
             (
                 "rollcall_frames_detected_total",
                 "Of those, frames that the detector was shown.",
@@ -123,18 +164,39 @@ impl Metrics {
     fn recognition(&self, page: &mut Exposition) {
         let (health, times) = (&self.health, &self.health.times);
         let counters = [
-            ("rollcall_faces_seen_total", "Faces found, counted in each frame anew.", &health.faces_seen),
-            ("rollcall_templates_made_total", "Templates made of live faces.", &health.templates_made),
-            ("rollcall_attacks_total", "Faces before the camera that seemed to be pictures.", &health.attacks),
-            ("rollcall_too_far_total", "Faces that were too far away for one good sample.", &health.too_far),
+            (
+                "rollcall_faces_seen_total",
+                "Faces found, counted in each frame anew.",
+                &health.faces_seen,
+            ),
+            (
+                "rollcall_templates_made_total",
+                "Templates made of live faces.",
+                &health.templates_made,
+            ),
+            (
+                "rollcall_attacks_total",
+                "Faces before the camera that seemed to be pictures.",
+                &health.attacks,
+            ),
+            (
+                "rollcall_too_far_total",
+                "Faces that were too far away for one good sample.",
+                &health.too_far,
+            ),
             ("rollcall_engine_errors_total", "How often a network failed.", &health.engine_errors),
         ];
         for (name, help, counter) in counters {
             page.counter(name, help, counter.get());
         }
         let decisions = [("identified", &health.identified), ("unknown", &health.unknown)];
-        let decisions = decisions.map(|(decision, counter)| ([("decision", decision)], counter.get()));
-        page.counters("rollcall_decisions_total", "Faces before the camera that were decided upon.", decisions);
+        let decisions =
+            decisions.map(|(decision, counter)| ([("decision", decision)], counter.get()));
+        page.counters(
+            "rollcall_decisions_total",
+            "Faces before the camera that were decided upon.",
+            decisions,
+        );
         let stages = [
             ("wait", &times.wait),
             ("glance", &times.glance),
@@ -148,22 +210,34 @@ impl Metrics {
             ("record", &times.record),
         ]
         .map(|(stage, histogram)| ([("stage", stage)], histogram));
-        let help =
-            "How long a part of the way from the camera to the record takes; frame is all from glance to identify.";
+        let help = "How long a part of the way from the camera to the record takes; frame is all from glance to identify.";
         page.histograms("rollcall_stage_duration_seconds", help, stages);
         let help = "From the first frame of a face to the decision whose it is.";
         page.histograms("rollcall_decision_duration_seconds", help, [([], &times.decision)]);
-        let help = "From the moment the deciding frame was taken until the attendance is on the disk.";
+        let help =
+            "From the moment the deciding frame was taken until the attendance is on the disk.";
         page.histograms("rollcall_attendance_latency_seconds", help, [([], &times.attendance)]);
     }
 
     fn gallery(&self, page: &mut Exposition, counts: &Counts) {
         let gallery = self.gallery.snapshot();
-        page.gauge("rollcall_gallery_subjects", "Who is enrolled and can be recognised.", gallery.subjects());
-        page.gauge("rollcall_gallery_references", "Templates that are compared with.", gallery.references());
+        page.gauge(
+            "rollcall_gallery_subjects",
+            "Who is enrolled and can be recognised.",
+            gallery.subjects(),
+        );
+        page.gauge(
+            "rollcall_gallery_references",
+            "Templates that are compared with.",
+            gallery.references(),
+        );
         let help = "Enrolled, but without a reference of the network in use: not recognised until photographed again.";
         page.gauge_if("rollcall_gallery_outdated_subjects", help, counts.outdated);
-        page.gauge_if("rollcall_erasures_pending", "Erasures that have no receipt yet.", counts.erasures_pending);
+        page.gauge_if(
+            "rollcall_erasures_pending",
+            "Erasures that have no receipt yet.",
+            counts.erasures_pending,
+        );
         let sharing = self.health.sharing();
         let states = SharingState::ALL.map(SharingState::as_str);
         let help = "How this door stands with the site's gallery; absent where it is not shared.";
@@ -171,20 +245,36 @@ impl Metrics {
         let help = "Subjects that the site has newer than this door.";
         page.gauge_if("rollcall_sharing_behind_subjects", help, sharing.map(|it| it.behind));
         let refused = sharing.map(|it| ([], it.refused));
-        page.counters("rollcall_sharing_refused_total", "Messages of the site's gallery that were not taken.", refused);
+        page.counters(
+            "rollcall_sharing_refused_total",
+            "Messages of the site's gallery that were not taken.",
+            refused,
+        );
     }
 
     fn record(&self, page: &mut Exposition) {
         let (health, store) = (&self.health, self.store.vitals());
         let recorded = health.recorded.get();
-        page.counter("rollcall_attendances_recorded_total", "Attendances that were recorded.", recorded);
+        page.counter(
+            "rollcall_attendances_recorded_total",
+            "Attendances that were recorded.",
+            recorded,
+        );
         let errors = "Writes that failed and were survived, as on a full disk.";
         page.counter("rollcall_store_errors_total", errors, health.store_errors.get());
         page.gauge("rollcall_store_queue_length", "Writes that wait for the disk.", store.queue);
         let help = "How long the disk takes for a group of writes.";
-        page.histograms("rollcall_store_commit_duration_seconds", help, [([], self.store.commits())]);
+        page.histograms(
+            "rollcall_store_commit_duration_seconds",
+            help,
+            [([], self.store.commits())],
+        );
         page.gauge("rollcall_database_bytes", "The database with its log.", store.database_bytes);
-        page.gauge_if("rollcall_storage_free_bytes", "Free where the database is.", store.free_bytes);
+        page.gauge_if(
+            "rollcall_storage_free_bytes",
+            "Free where the database is.",
+            store.free_bytes,
+        );
         let help = "Whether what is kept back for a full disk is still kept back.";
         page.gauge("rollcall_storage_reserve_held", help, u8::from(store.reserve_held));
     }
@@ -199,13 +289,22 @@ impl Metrics {
         );
         let states = MongoState::ALL.map(MongoState::as_str);
         let help = "How this door stands with MongoDB; absent where none is configured.";
-        page.state("rollcall_mongo_state", help, &states, health.mongo().map(|(state, _)| state.as_str()));
+        page.state(
+            "rollcall_mongo_state",
+            help,
+            &states,
+            health.mongo().map(|(state, _)| state.as_str()),
+        );
         page.counter(
             "rollcall_events_published_total",
             "Events the broker acknowledged.",
             health.events_published.get(),
         );
-        let sinks = [("mqtt", &health.to_mqtt), ("mongo", &health.to_mongo), ("gallery", &health.to_gallery)];
+        let sinks = [
+            ("mqtt", &health.to_mqtt),
+            ("mongo", &health.to_mongo),
+            ("gallery", &health.to_gallery),
+        ];
         let outcomes = sinks.into_iter().flat_map(|(sink, it)| {
             [("acknowledged", &it.acknowledged), ("failed", &it.failed), ("buried", &it.buried)]
                 .map(|(outcome, counter)| ([("sink", sink), ("outcome", outcome)], counter.get()))
@@ -222,7 +321,9 @@ impl Metrics {
         // All that there can be, from the start: a rate is not seen when the first refusal brings the series.
         let refusals = self.health.refusals();
         let reasons = ErrorCode::ALL.map(ErrorCode::as_str);
-        let samples = reasons.map(|reason| ([("reason", reason)], refusals.get(reason).copied().unwrap_or_default()));
+        let samples = reasons.map(|reason| {
+            ([("reason", reason)], refusals.get(reason).copied().unwrap_or_default())
+        });
         page.counters("rollcall_commands_refused_total", "Commands that were refused.", samples);
     }
 
@@ -233,13 +334,17 @@ impl Metrics {
             .into_iter()
             .map(|((route, status), count)| ((route, status.to_string()), count))
             .collect();
-        let samples = answers
-            .iter()
-            .map(|((route, status), count)| ([("route", route.as_str()), ("status", status.as_str())], *count));
+        let samples = answers.iter().map(|((route, status), count)| {
+            ([("route", route.as_str()), ("status", status.as_str())], *count)
+        });
         let help = "Requests by HTTP, by route of ours and status; other is no route.";
         page.counters("rollcall_http_requests_total", help, samples);
         let help = "From the head of a request to the head of its answer.";
-        page.histograms("rollcall_http_request_duration_seconds", help, [([], &self.health.times.http)]);
+        page.histograms(
+            "rollcall_http_request_duration_seconds",
+            help,
+            [([], &self.health.times.http)],
+        );
     }
 }
 
@@ -249,14 +354,24 @@ fn owed(page: &mut Exposition, standing: Option<&Standing>, now: &Stamp) {
     let rows = sinks().map(|it| (label(it), it.depth.rows));
     page.gauges("rollcall_outbox_rows", "What a sink is still owed.", rows);
     let buried = sinks().map(|it| (label(it), it.depth.buried));
-    page.gauges("rollcall_outbox_buried_rows", "What a sink will never take; it was set aside.", buried);
+    page.gauges(
+        "rollcall_outbox_buried_rows",
+        "What a sink will never take; it was set aside.",
+        buried,
+    );
     let age = |it: &SinkStanding| {
-        let since_ms = it.depth.oldest_created_ms.map_or(0, |created_ms| (now.wall_ms - created_ms).max(0));
+        let since_ms =
+            it.depth.oldest_created_ms.map_or(0, |created_ms| (now.wall_ms - created_ms).max(0));
         since_ms as f64 / 1e3
     };
     let ages = sinks().map(|it| (label(it), age(it)));
-    page.gauges("rollcall_outbox_oldest_age_seconds", "How long the oldest owed row has waited; 0 without one.", ages);
+    page.gauges(
+        "rollcall_outbox_oldest_age_seconds",
+        "How long the oldest owed row has waited; 0 without one.",
+        ages,
+    );
     let through = standing.and_then(|it| it.complete_through_ms(None)).map(|ms| ms as f64 / 1e3);
-    let help = "Everything seen up to this moment has been delivered; absent while that cannot be said.";
+    let help =
+        "Everything seen up to this moment has been delivered; absent while that cannot be said.";
     page.gauge_if("rollcall_complete_through_timestamp_seconds", help, through);
 }

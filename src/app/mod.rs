@@ -46,7 +46,9 @@ use crate::recognise::engine::FaceEngine;
 use crate::recognise::face::{ModelDigest, Name, SubjectId};
 use crate::recognise::gallery::{Gallery, Subject};
 use crate::record::signer::{SignerError, SigningKey};
-use crate::record::store::{self, Opened, Reader, Reference, ReferenceCount, Store, StoreError, StoreOptions, Tx};
+use crate::record::store::{
+    self, Opened, Reader, Reference, ReferenceCount, Store, StoreError, StoreOptions, Tx,
+};
 use crate::vision::Vision;
 use crate::vision::manifest::ModelError;
 
@@ -99,18 +101,28 @@ pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let daemon = Daemon::new(settings, clock, store.clone(), &vision, gallery, venues, Arc::new(device_key));
+    let daemon =
+        Daemon::new(settings, clock, store.clone(), &vision, gallery, venues, Arc::new(device_key));
     let outcome = runtime.block_on(daemon.serve(vision, options, watch)).map_err(|error| {
         // Whichever stage met it first: a store that is of no use ends the process by its own exit code.
         let of_storage = error.chain().any(|it| it.downcast_ref::<StoreError>().is_some());
-        if of_storage { Failure { code: exit::STORAGE, what: STORAGE_UNUSABLE, source: error }.into() } else { error }
+        if of_storage {
+            Failure { code: exit::STORAGE, what: STORAGE_UNUSABLE, source: error }.into()
+        } else {
+            error
+        }
     });
     let closed = store.close();
     outcome.and(closed.map_err(storage))
 }
 
 fn unusable_key(error: SignerError) -> anyhow::Error {
-    Failure { code: exit::STORAGE, what: "the device's own key cannot be used", source: error.into() }.into()
+    Failure {
+        code: exit::STORAGE,
+        what: "the device's own key cannot be used",
+        source: error.into(),
+    }
+    .into()
 }
 
 pub fn storage(error: StoreError) -> anyhow::Error {
@@ -118,7 +130,8 @@ pub fn storage(error: StoreError) -> anyhow::Error {
 }
 
 fn config(error: impl Into<anyhow::Error>) -> anyhow::Error {
-    Failure { code: exit::CONFIG, what: "the configuration cannot be used", source: error.into() }.into()
+    Failure { code: exit::CONFIG, what: "the configuration cannot be used", source: error.into() }
+        .into()
 }
 
 fn model(error: ModelError) -> anyhow::Error {
@@ -182,8 +195,10 @@ const PAGE: u32 = 500;
 pub fn load_gallery(store: &Store, vision: &Vision) -> anyhow::Result<Gallery> {
     let (embedder, dimension) = (vision.embedder(), vision.dimension());
     let load = move |tx: &mut Tx<'_>| {
-        let mut loader =
-            GalleryLoader { names: all_names(|after| tx.subjects(after, PAGE))?, gallery: Gallery::new(dimension) };
+        let mut loader = GalleryLoader {
+            names: all_names(|after| tx.subjects(after, PAGE))?,
+            gallery: Gallery::new(dimension),
+        };
         let count = tx.all_references(&embedder, |reference| loader.add(reference))?;
         Ok((loader.gallery, count))
     };
@@ -202,11 +217,16 @@ pub fn open_reader(settings: &Settings) -> anyhow::Result<Reader> {
         "there is no database in {}: `rollcall run` or `rollcall enrol` makes one, or is [storage] directory another?",
         dir.display()
     );
-    Err(Failure { code: exit::STORAGE, what: "nothing was recorded here yet", source: missing }.into())
+    Err(Failure { code: exit::STORAGE, what: "nothing was recorded here yet", source: missing }
+        .into())
 }
 
 /// The gallery as it stands in the store, read beside a daemon that may be running.
-pub fn read_gallery(reader: &Reader, embedder: &ModelDigest, dimension: usize) -> Result<Gallery, StoreError> {
+pub fn read_gallery(
+    reader: &Reader,
+    embedder: &ModelDigest,
+    dimension: usize,
+) -> Result<Gallery, StoreError> {
     let names = all_names(|after| reader.subjects(after, PAGE))?;
     let mut loader = GalleryLoader { names, gallery: Gallery::new(dimension) };
     let count = reader.all_references(embedder, |reference| loader.add(reference))?;

@@ -24,7 +24,13 @@ impl MqttSink {
     fn message(&self, row: &OutboxRow) -> Message {
         let (part, payload) = match (&row.event, &row.reply) {
             (Some(stored), _) => {
-                let payload = event::wire(stored, &self.site, &self.device, &self.clock.now(), &self.clock.boot_id());
+                let payload = event::wire(
+                    stored,
+                    &self.site,
+                    &self.device,
+                    &self.clock.now(),
+                    &self.clock.boot_id(),
+                );
                 (event::topic_part(stored.body.kind()).to_owned(), payload)
             }
             (None, Some((topic, payload))) => (topic.clone(), payload.clone()),

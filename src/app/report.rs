@@ -9,14 +9,19 @@ use crate::attend::venue::Venue;
 use crate::attend::watched::Watched;
 use crate::clock::rfc3339;
 use crate::recognise::face::{Name, SubjectId};
-use crate::record::command::answer::{AttendanceSummary, NotKnown, Period, SummaryRow, SummaryStatus};
+use crate::record::command::answer::{
+    AttendanceSummary, NotKnown, Period, SummaryRow, SummaryStatus,
+};
 use crate::record::event::{Body, StoredEvent, SubjectRef};
 use crate::record::store::{AttendanceQuery, Reader, StoreError, Subject, Tx};
 
 /// Where the record is read: within the daemon, or beside it.
 pub trait Source {
-    fn attendance_by_time(&self, query: &AttendanceQuery, visit: &mut dyn FnMut(StoredEvent))
-    -> Result<(), StoreError>;
+    fn attendance_by_time(
+        &self,
+        query: &AttendanceQuery,
+        visit: &mut dyn FnMut(StoredEvent),
+    ) -> Result<(), StoreError>;
     fn watched(&self, from_ms: i64, to_ms: i64) -> Result<Watched, StoreError>;
     fn subjects(&self, after: Option<&SubjectId>, limit: u32) -> Result<Vec<Subject>, StoreError>;
 }
@@ -88,7 +93,13 @@ impl Absent {
 }
 
 /// The sessions that begin in a period, and what else was recorded in it.
-pub fn of(source: &impl Source, venue: &Venue, from_ms: i64, to_ms: i64, absent: Absent) -> Result<Report, StoreError> {
+pub fn of(
+    source: &impl Source,
+    venue: &Venue,
+    from_ms: i64,
+    to_ms: i64,
+    absent: Absent,
+) -> Result<Report, StoreError> {
     let query = AttendanceQuery {
         venue: Some(venue.id.clone()),
         from_ms: from_ms.saturating_sub(MARGIN_MS),
@@ -117,7 +128,9 @@ pub fn of(source: &impl Source, venue: &Venue, from_ms: i64, to_ms: i64, absent:
             Absent::AskedElsewhere => Watched::default(),
             _ => source.watched(query.from_ms, query.to_ms)?,
         };
-        for (session, absence) in sessions.iter().zip(absences(&sessions, &seen, &enrolled, &watched)) {
+        for (session, absence) in
+            sessions.iter().zip(absences(&sessions, &seen, &enrolled, &watched))
+        {
             match absence {
                 Absence::Known(missing) => {
                     let missing = missing.iter().filter_map(|id| names.get(id));
@@ -137,7 +150,9 @@ pub fn of(source: &impl Source, venue: &Venue, from_ms: i64, to_ms: i64, absent:
         }
         // As the rows stand among themselves: by session, then by subject.
         found.sort_by(|a, b| {
-            let key = |row: &SummaryRow| (row.date.clone(), row.session.clone(), row.subject.id.as_str().to_owned());
+            let key = |row: &SummaryRow| {
+                (row.date.clone(), row.session.clone(), row.subject.id.as_str().to_owned())
+            };
             key(a).cmp(&key(b))
         });
     }
@@ -177,7 +192,13 @@ fn passage(event: StoredEvent, names: &mut HashMap<String, (SubjectId, Name)>) -
     let SubjectRef { id, name } = body.subject?;
     let (subject_id, at_ms) = (id.as_str().to_owned(), event.occurred_ms);
     names.insert(subject_id.clone(), (id, name));
-    Some(Seen { subject_id, at_ms, direction: body.direction, session: body.session, status: body.status })
+    Some(Seen {
+        subject_id,
+        at_ms,
+        direction: body.direction,
+        session: body.session,
+        status: body.status,
+    })
 }
 
 fn summary_row(row: Row, id: &SubjectId, name: &Name) -> SummaryRow {

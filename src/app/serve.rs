@@ -15,7 +15,9 @@ use crate::app::capture::Capture;
 use crate::app::commander::asked::{REQUESTS_MAX, Request};
 use crate::app::commander::{CameraEnrolment, Commander};
 use crate::app::discovery::{self, Birth, Discovery};
-use crate::app::fleet::{BYTES_MAX, CollectionKeeper, CollectionSink, Fleet, GallerySink, Keeper, Shelf};
+use crate::app::fleet::{
+    BYTES_MAX, CollectionKeeper, CollectionSink, Fleet, GallerySink, Keeper, Shelf,
+};
 use crate::app::gallery::GalleryCell;
 use crate::app::http::{self, HttpServer};
 use crate::app::inference::{Inference, JOBS_MAX, Job};
@@ -112,7 +114,12 @@ impl Daemon {
     }
 
     /// Starts everything, waits for the end, stops everything.
-    pub(super) async fn serve(self, vision: Vision, options: RunOptions, watch: Stopwatch) -> anyhow::Result<()> {
+    pub(super) async fn serve(
+        self,
+        vision: Vision,
+        options: RunOptions,
+        watch: Stopwatch,
+    ) -> anyhow::Result<()> {
         // First of all: from here on a signal is heard, not obeyed blindly.
         let (signals, second_signals) = (Signals::new()?, Signals::new()?);
         let mut stages = Stages::new();
@@ -131,11 +138,16 @@ impl Daemon {
         } else {
             let commander = self.commander(jobs.clone(), asked, None, None)?;
             let stop = stages.stop_signal();
-            stages.task("commands", async move { commander.run(&mut mpsc::channel(1).1, stop).await });
+            stages.task(
+                "commands",
+                async move { commander.run(&mut mpsc::channel(1).1, stop).await },
+            );
             None
         };
         if link.is_none() {
-            tracing::warn!("no broker is configured: attendance is recorded here, and nothing is published");
+            tracing::warn!(
+                "no broker is configured: attendance is recorded here, and nothing is published"
+            );
         }
         let fleet = self.settings.fleet.as_ref();
         if let (Some(mqtt), Some(fleet)) = (mqtt, fleet.filter(|it| it.through == Through::Mqtt)) {
@@ -145,7 +157,9 @@ impl Daemon {
             watch_broker(&mut stages, broker, broker_settings(&self.settings));
         }
         let mongo = self.start_mongo(&mut stages);
-        if let (Some(mongo), Some(fleet)) = (&mongo, fleet.filter(|it| it.through == Through::Mongo)) {
+        if let (Some(mongo), Some(fleet)) =
+            (&mongo, fleet.filter(|it| it.through == Through::Mongo))
+        {
             self.start_fleet_in_mongo(&mut stages, mongo, fleet);
         }
         self.start_watermark(&mut stages, link.clone(), mongo)?;
@@ -163,7 +177,9 @@ impl Daemon {
             reason
         };
         let parting = async {
-            tokio::time::timeout(PARTING, drained(&jobs, &self.store, &sinks(&self.settings))).await.ok();
+            tokio::time::timeout(PARTING, drained(&jobs, &self.store, &sinks(&self.settings)))
+                .await
+                .ok();
         };
         let outcome = tokio::select! {
             outcome = stages.run(asked, parting, GRACE) => outcome,
@@ -183,7 +199,8 @@ impl Daemon {
             self.health.set_camera(CameraHealth::Absent);
             return Ok(());
         };
-        let (slot, clock, health) = (Arc::clone(slot), Arc::clone(&self.clock), Arc::clone(&self.health));
+        let (slot, clock, health) =
+            (Arc::clone(slot), Arc::clone(&self.clock), Arc::clone(&self.health));
         let (stop, ended) = (stages.stop_signal(), ended.clone());
         let events = CameraEvents::new(self.store.clone(), Arc::clone(&health));
         let capture = Capture { source, slot, clock, health, events, stop, patient, ended };
@@ -202,7 +219,8 @@ impl Daemon {
         let recognition = &self.settings.recognition;
         let (health, venues) = (Arc::clone(&self.health), Arc::clone(&self.venues));
         let clock = Arc::clone(&self.clock);
-        let recorder = Recorder::new(self.store.clone(), clock, health, venues, self.settings.unknown_every);
+        let recorder =
+            Recorder::new(self.store.clone(), clock, health, venues, self.settings.unknown_every);
         let inference = Inference {
             engine: Box::new(Counting { engine: vision, health: Arc::clone(&self.health) }),
             live: Live::new(recognition.live(&spec)),
@@ -273,7 +291,12 @@ impl Daemon {
         wanted.subscriptions.extend(birth.iter().map(|it| it.topic.clone()));
         let (link, driver, events) = link::open(wanted).map_err(config)?;
         let message = discovery::message(settings, &topics).map_err(config)?;
-        let discovery = Discovery { link: link.clone(), store: self.store.clone(), message, birth: birth.clone() };
+        let discovery = Discovery {
+            link: link.clone(),
+            store: self.store.clone(),
+            message,
+            birth: birth.clone(),
+        };
         let stop = stages.stop_signal();
         stages.task("discovery", discovery.run(stop));
         let commander = self.commander(jobs, requests, Some(link.clone()), birth)?;
@@ -308,9 +331,15 @@ impl Daemon {
         Ok(link)
     }
 
-    async fn start_fleet(&self, stages: &mut Stages, mqtt: &MqttSettings, fleet: &FleetSettings) -> anyhow::Result<()> {
+    async fn start_fleet(
+        &self,
+        stages: &mut Stages,
+        mqtt: &MqttSettings,
+        fleet: &FleetSettings,
+    ) -> anyhow::Result<()> {
         let topics = Topics::new(&self.settings.site, &self.settings.device).map_err(config)?;
-        let (link, driver, events) = link::open(gallery_link_settings(mqtt, &topics)).map_err(config)?;
+        let (link, driver, events) =
+            link::open(gallery_link_settings(mqtt, &topics)).map_err(config)?;
         let known = self.store.write_async(|tx| tx.all_accounts()).await.map_err(storage)?;
         let fleet = Arc::new(Fleet::new(Arc::clone(&fleet.key), &self.settings.site, known));
         let keeper = Keeper {
@@ -336,7 +365,8 @@ impl Daemon {
             leave.send(events).ok();
             outcome
         });
-        stages.last_task("relay to the site's gallery", async move { relay.await.map_err(storage) });
+        stages
+            .last_task("relay to the site's gallery", async move { relay.await.map_err(storage) });
         let stop = stages.last_signal();
         stages.last_task("gallery link", async move {
             let outcome = driver.drive(stop).await;
@@ -363,7 +393,8 @@ impl Daemon {
         let relay = relay(self.store.clone(), sink, stages.last_signal(), RelaySettings::default());
         let stop = stages.stop_signal();
         stages.task("gallery", keeper.run(stop));
-        stages.last_task("relay to the site's gallery", async move { relay.await.map_err(storage) });
+        stages
+            .last_task("relay to the site's gallery", async move { relay.await.map_err(storage) });
     }
 
     async fn start_http(
@@ -412,12 +443,19 @@ impl Daemon {
         Some(link)
     }
 
-    fn start_watermark(&self, stages: &mut Stages, link: Option<Link>, mongo: Option<MongoLink>) -> anyhow::Result<()> {
+    fn start_watermark(
+        &self,
+        stages: &mut Stages,
+        link: Option<Link>,
+        mongo: Option<MongoLink>,
+    ) -> anyhow::Result<()> {
         let (site, device) = (self.settings.site.clone(), self.settings.device.clone());
         let topic = Topics::new(&site, &device).map_err(config)?.watermark();
-        let (store, clock, health) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));
+        let (store, clock, health) =
+            (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));
         let counted = Arc::clone(&self.counted);
-        let watermark = Watermark { store, clock, site, device, link, topic, mongo, health, counted };
+        let watermark =
+            Watermark { store, clock, site, device, link, topic, mongo, health, counted };
         let stop = stages.stop_signal();
         stages.task("watermark", watermark.run(stop));
         Ok(())
@@ -447,7 +485,9 @@ impl Daemon {
             gallery: Arc::clone(&self.gallery),
             clock: Arc::clone(&self.clock),
             link,
-            topic: Topics::new(&self.settings.site, &self.settings.device).map_err(config)?.health(),
+            topic: Topics::new(&self.settings.site, &self.settings.device)
+                .map_err(config)?
+                .health(),
             every: self.settings.health_every,
             changed: Arc::clone(&self.changed),
             counted: Arc::clone(&self.counted),
@@ -471,17 +511,20 @@ impl Daemon {
         };
         let stop = stages.stop_signal();
         stages.task("receipts", receipts.run(stop));
-        let (store, clock, venues) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.venues));
+        let (store, clock, venues) =
+            (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.venues));
         let upkeep = Upkeep { store, clock, venues, keep_days: self.settings.keep_days };
         let stop = stages.stop_signal();
         stages.task("upkeep", upkeep.run(stop));
-        let (store, clock, health) = (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));
+        let (store, clock, health) =
+            (self.store.clone(), Arc::clone(&self.clock), Arc::clone(&self.health));
         let has_camera = !matches!(self.settings.camera, CameraSettings::None);
         let observer = Observer { store, clock, health, has_camera };
         let stop = stages.stop_signal();
         stages.task("observer", observer.run(stop));
         if let Some(celsius_max) = self.settings.celsius_max {
-            let power = Power::new(celsius_max, Arc::clone(&self.health), Arc::clone(&self.changed));
+            let power =
+                Power::new(celsius_max, Arc::clone(&self.health), Arc::clone(&self.changed));
             let stop = stages.stop_signal();
             stages.task("power", power.run(stop));
         }
@@ -555,7 +598,9 @@ fn open_camera(settings: &Settings) -> anyhow::Result<Option<(Box<dyn FrameSourc
             let source = Replay::open(replay.clone()).map_err(config)?;
             Ok(Some((Box::new(source), *pace == RawPace::Networks)))
         }
-        CameraSettings::V4l2(settings) => Ok(Some((Box::new(V4l2Camera::new(settings.clone())), false))),
+        CameraSettings::V4l2(settings) => {
+            Ok(Some((Box::new(V4l2Camera::new(settings.clone())), false)))
+        }
     }
 }
 
@@ -596,7 +641,12 @@ fn gallery_link_settings(mqtt: &MqttSettings, topics: &Topics) -> LinkSettings {
 fn broker_settings(settings: &Settings) -> Option<BrokerSettings> {
     let broker = settings.broker.as_ref()?;
     let payload_bytes_max = settings.commands.payload_bytes_max + (64 << 10);
-    Some(BrokerSettings { tcp: broker.listen, websocket: broker.websocket, credentials: None, payload_bytes_max })
+    Some(BrokerSettings {
+        tcp: broker.listen,
+        websocket: broker.websocket,
+        credentials: None,
+        payload_bytes_max,
+    })
 }
 
 /// A broker of a daemon that was killed a moment ago may still hold the port, so it is tried for a while.
@@ -607,7 +657,9 @@ fn start_broker(settings: &Settings) -> anyhow::Result<Option<BrokerProcess>> {
     let watch = Stopwatch::start();
     let process = loop {
         match spawn_broker(&broker) {
-            Err(BrokerError::Listen { .. }) if watch.elapsed() < PORT_PATIENCE => std::thread::sleep(DRAIN_LOOK_EVERY),
+            Err(BrokerError::Listen { .. }) if watch.elapsed() < PORT_PATIENCE => {
+                std::thread::sleep(DRAIN_LOOK_EVERY)
+            }
             other => break other.map_err(config)?,
         }
     };
@@ -621,7 +673,11 @@ fn spawn_broker(broker: &BrokerSettings) -> Result<BrokerProcess, BrokerError> {
 }
 
 /// The broker has no business ending while we run. It is dropped, and so ended, after everybody has said goodbye to it.
-fn watch_broker(stages: &mut Stages, broker: &Arc<Mutex<BrokerProcess>>, settings: Option<BrokerSettings>) {
+fn watch_broker(
+    stages: &mut Stages,
+    broker: &Arc<Mutex<BrokerProcess>>,
+    settings: Option<BrokerSettings>,
+) {
     let Some(settings) = settings else {
         return;
     };
@@ -660,7 +716,10 @@ struct Signals {
 impl Signals {
     fn new() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) -> &'static str {
@@ -689,13 +748,19 @@ async fn drained(jobs: &SyncSender<Job>, store: &Store, sinks: &[SinkName]) {
     loop {
         let names = sinks.to_vec();
         let depth = store.write_async(move |tx| {
-            names.iter().map(|sink| Ok(tx.outbox_depth(*sink)?.rows)).sum::<Result<u64, StoreError>>()
+            names
+                .iter()
+                .map(|sink| Ok(tx.outbox_depth(*sink)?.rows))
+                .sum::<Result<u64, StoreError>>()
         });
         match depth.await {
             Ok(0) | Err(_) => return,
             Ok(rows) if rows < owed => (owed, progress) = (rows, Stopwatch::start()),
             Ok(rows) if progress.elapsed() >= DRAIN_PATIENCE => {
-                tracing::warn!(rows, "still owed at the end of the replay: delivered after the next start");
+                tracing::warn!(
+                    rows,
+                    "still owed at the end of the replay: delivered after the next start"
+                );
                 return;
             }
             Ok(_) => {}

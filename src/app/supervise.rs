@@ -87,13 +87,21 @@ impl Stages {
     }
 
     /// Starts a task.
-    pub fn task(&mut self, name: &'static str, work: impl Future<Output = StageResult> + Send + 'static) {
+    pub fn task(
+        &mut self,
+        name: &'static str,
+        work: impl Future<Output = StageResult> + Send + 'static,
+    ) {
         let work = self.counted(name, work);
         self.running.spawn(async move { (name, work.await) });
     }
 
     /// Starts a task that ends after the others.
-    pub fn last_task(&mut self, name: &'static str, work: impl Future<Output = StageResult> + Send + 'static) {
+    pub fn last_task(
+        &mut self,
+        name: &'static str,
+        work: impl Future<Output = StageResult> + Send + 'static,
+    ) {
         let work = self.counted(name, work);
         self.last.spawn(async move { (name, work.await) });
     }
@@ -109,7 +117,10 @@ impl Stages {
             // The receiver is gone only when the grace period is over and nobody waits any more.
             ended.send(work()).ok();
         };
-        std::thread::Builder::new().name(name.into()).spawn(body).with_context(|| format!("cannot start {name}"))?;
+        std::thread::Builder::new()
+            .name(name.into())
+            .spawn(body)
+            .with_context(|| format!("cannot start {name}"))?;
         self.task(name, async move { end.await.context("the thread ended without a word")? });
         Ok(())
     }
@@ -141,7 +152,10 @@ impl Stages {
 }
 
 /// Work that takes a processor for a while, on a thread of its own that ends with it. `None`: no thread could be had.
-pub async fn aside<T: Send + 'static>(name: &'static str, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub async fn aside<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     let (answer, answered) = oneshot::channel();
     // Whoever asked may have gone meanwhile.
     std::thread::Builder::new().name(name.into()).spawn(move || answer.send(work()).ok()).ok()?;

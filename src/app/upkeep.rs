@@ -40,12 +40,19 @@ impl Upkeep {
         let mut last: Option<Stamp> = None;
         let (mut corrected, mut retained): (Option<Stamp>, Option<Stamp>) = (None, None);
         let mut paused: Option<Stamp> = None;
-        let due = |last: Option<Stamp>, now: &Stamp, every| last.is_none_or(|last| now.since(&last) >= every);
+        let due = |last: Option<Stamp>, now: &Stamp, every| {
+            last.is_none_or(|last| now.since(&last) >= every)
+        };
         loop {
             let now = self.clock.now();
             let trusted_before = last.is_some_and(|it| it.trusted);
-            if let Some(step_ms) = last.filter(|it| it.trusted && now.trusted).and_then(|it| now.step_since(&it)) {
-                tracing::warn!(step_ms, "the trusted clock was set: what was recorded keeps its time");
+            if let Some(step_ms) =
+                last.filter(|it| it.trusted && now.trusted).and_then(|it| now.step_since(&it))
+            {
+                tracing::warn!(
+                    step_ms,
+                    "the trusted clock was set: what was recorded keeps its time"
+                );
                 paused = Some(now);
             }
             if now.trusted && (!trusted_before || due(corrected, &now, CORRECT_EVERY)) {
@@ -70,10 +77,14 @@ impl Upkeep {
     }
 
     async fn correct(&self, now: Stamp) -> Result<(), StoreError> {
-        let venues: Arc<Vec<Venue>> = Arc::new(self.venues.all().iter().map(|it| it.venue.clone()).collect());
+        let venues: Arc<Vec<Venue>> =
+            Arc::new(self.venues.all().iter().map(|it| it.venue.clone()).collect());
         let corrected = self.repeat(move |tx| tx.correct_times(&now, &venues)).await?;
         if corrected > 0 {
-            tracing::info!(events = corrected, "the clock is right now: times of earlier events were corrected");
+            tracing::info!(
+                events = corrected,
+                "the clock is right now: times of earlier events were corrected"
+            );
         }
         Ok(())
     }
@@ -81,7 +92,8 @@ impl Upkeep {
     /// Whether the clock has moved on so far since the last look that the device was off for long, or it is wrong.
     async fn was_unseen(&self, now: Stamp) -> Result<bool, StoreError> {
         let look = move |tx: &mut Tx<'_>| {
-            let seen = tx.meta(CLOCK_SEEN)?.and_then(|it| String::from_utf8(it).ok()?.parse::<i64>().ok());
+            let seen =
+                tx.meta(CLOCK_SEEN)?.and_then(|it| String::from_utf8(it).ok()?.parse::<i64>().ok());
             tx.put_meta(CLOCK_SEEN, now.wall_ms.to_string().as_bytes())?;
             Ok(seen.is_some_and(|seen| now.wall_ms.saturating_sub(seen) > UNSEEN_MAX_MS))
         };

@@ -149,7 +149,8 @@ impl Vitals {
             let mongo = self.health.mongo().map(|(state, _)| state);
             let state = (now, self.health.camera(), mongo, self.store.is_reserve_held());
             let due = published.is_none_or(|(at, camera, mongo, reserve)| {
-                let changed = (camera, mongo, reserve) != (state.1, state.2, state.3) || now.trusted != at.trusted;
+                let changed = (camera, mongo, reserve) != (state.1, state.2, state.3)
+                    || now.trusted != at.trusted;
                 changed || now.since(&at) >= self.every
             });
             if due {
@@ -192,7 +193,8 @@ impl Vitals {
         // To count them all is work, and only a change of the gallery makes another number.
         let counted = counted.filter(|it| it.0 == version).map(|it| it.1);
         let read = move |tx: &mut Tx<'_>| {
-            let outdated = counted.map_or_else(|| tx.migration(&embedder).map(|it| it.outdated), Ok)?;
+            let outdated =
+                counted.map_or_else(|| tx.migration(&embedder).map(|it| it.outdated), Ok)?;
             Ok((tx.standing()?, outdated, tx.erasures_pending()?))
         };
         let (standing, outdated) = match self.store.write_async(read).await {
@@ -205,7 +207,8 @@ impl Vitals {
             Err(_) => (None, None),
         };
         if let Some(outdated) = outdated {
-            *self.outdated.lock().unwrap_or_else(PoisonError::into_inner) = Some((version, outdated));
+            *self.outdated.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some((version, outdated));
         }
         let message = self.message(now, standing.as_ref(), outdated);
         Ok(serde_json::to_vec(&message).expect("plain numbers and strings"))
@@ -256,7 +259,9 @@ impl Vitals {
             commands_refused: health.refusals(),
             outbox: standing.into_iter().flat_map(|it| &it.sinks).map(|it| owed(it, now)).collect(),
             watermark: standing.map(watermark).unwrap_or_default(),
-            mongo: health.mongo().map(|(state, since_ms)| Mongo { state, since: rfc3339(since_ms) }),
+            mongo: health
+                .mongo()
+                .map(|(state, since_ms)| Mongo { state, since: rfc3339(since_ms) }),
             store: Storage {
                 database_bytes: store.database_bytes,
                 free_bytes: store.free_bytes,
@@ -281,6 +286,7 @@ fn owed(standing: &SinkStanding, now: &Stamp) -> Owed {
 }
 
 fn watermark(standing: &Standing) -> Watermark {
-    let held_back_by = standing.held_back_by().map(|(sink, held)| HeldBack { sink: sink.as_str(), seq: held.seq });
+    let held_back_by =
+        standing.held_back_by().map(|(sink, held)| HeldBack { sink: sink.as_str(), seq: held.seq });
     Watermark { complete_through: standing.complete_through(None), held_back_by }
 }

@@ -78,7 +78,11 @@ impl WatchServer {
         listening.ok()
     }
 
-    pub async fn run(self, listener: Option<UnixListener>, mut stop: watch::Receiver<bool>) -> StageResult {
+    pub async fn run(
+        self,
+        listener: Option<UnixListener>,
+        mut stop: watch::Receiver<bool>,
+    ) -> StageResult {
         let path = self.state_dir.join(SOCKET);
         let Some(listener) = listener else {
             stop.wait_for(|it| *it).await.map(drop)?;
@@ -129,7 +133,8 @@ impl WatchServer {
             }
             Ok(Question::Snapshot { .. }) if !self.snapshot => {
                 tracing::warn!(uid, "a snapshot was asked for and refused");
-                refuse(&mut stream, "[privacy] snapshot = false forbids pictures on this device").await
+                refuse(&mut stream, "[privacy] snapshot = false forbids pictures on this device")
+                    .await
             }
             Ok(Question::Health) => {
                 let mut line = self.health.message();
@@ -168,17 +173,28 @@ impl WatchServer {
         }
     }
 
-    async fn take_snapshot(&self, stream: &mut UnixStream, names: bool, uid: u32) -> std::io::Result<()> {
+    async fn take_snapshot(
+        &self,
+        stream: &mut UnixStream,
+        names: bool,
+        uid: u32,
+    ) -> std::io::Result<()> {
         let Some(scene) = self.next_scene().await else {
-            return refuse(stream, &format!("no frame came within {} s: the camera gives none", PATIENCE.as_secs()))
-                .await;
+            return refuse(
+                stream,
+                &format!("no frame came within {} s: the camera gives none", PATIENCE.as_secs()),
+            )
+            .await;
         };
         let picture = match scene.pixels.full() {
             Ok(picture) => picture,
             Err(error) => return refuse(stream, &error.to_string()).await,
         };
         tracing::warn!(uid, "a snapshot was taken");
-        let head = SnapshotHead { bytes: picture.rgb().len(), view: view(Some(&scene), &self.health, names) };
+        let head = SnapshotHead {
+            bytes: picture.rgb().len(),
+            view: view(Some(&scene), &self.health, names),
+        };
         send_line(stream, &head).await?;
         within(stream.write_all(picture.rgb())).await?
     }

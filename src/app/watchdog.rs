@@ -76,9 +76,15 @@ impl Watchdog {
 
     fn look(&self, watched: &mut Watched) {
         let now = self.clock.now();
-        let still = self.limit.map(|limit| self.standing_still(watched, limit / 2, &now)).unwrap_or_default();
+        let still = self
+            .limit
+            .map(|limit| self.standing_still(watched, limit / 2, &now))
+            .unwrap_or_default();
         for name in still.difference(&watched.told) {
-            tracing::error!(stage = name, "stands still; unless it goes on, systemd starts the daemon again");
+            tracing::error!(
+                stage = name,
+                "stands still; unless it goes on, systemd starts the daemon again"
+            );
         }
         for name in watched.told.difference(&still) {
             tracing::info!(stage = name, "goes on");
@@ -92,7 +98,8 @@ impl Watchdog {
     fn status(&self, still: &BTreeSet<&'static str>) -> String {
         let (health, subjects) = (&self.health, self.gallery.snapshot().subjects());
         let (camera, recorded) = (health.camera().as_str(), health.recorded.get());
-        let mut status = format!("camera {camera}, {subjects} enrolled, {recorded} recorded since the start");
+        let mut status =
+            format!("camera {camera}, {subjects} enrolled, {recorded} recorded since the start");
         if !still.is_empty() {
             let names: Vec<_> = still.iter().copied().collect();
             status = format!("standing still: {}; {status}", names.join(", "));
@@ -101,11 +108,17 @@ impl Watchdog {
     }
 
     /// Those that have not turned for `patience`.
-    fn standing_still(&self, watched: &mut Watched, patience: Duration, now: &Stamp) -> BTreeSet<&'static str> {
+    fn standing_still(
+        &self,
+        watched: &mut Watched,
+        patience: Duration,
+        now: &Stamp,
+    ) -> BTreeSet<&'static str> {
         let of_store = if self.store.is_rewriting() { REWRITE_MAX } else { patience };
         let mut still = BTreeSet::new();
         // The inference thread waits for what it records.
-        let threads = [("inference", &self.health.inference_turns), ("store", &self.health.store_turns)];
+        let threads =
+            [("inference", &self.health.inference_turns), ("store", &self.health.store_turns)];
         for (at, (name, turns)) in threads.into_iter().enumerate() {
             if watched.unchanged_for(at, turns.get(), now) >= of_store {
                 still.insert(name);
@@ -164,7 +177,11 @@ impl<E: FaceEngine> FaceEngine for Counting<E> {
         self.counted(|it| it.detect(picture, reach))
     }
 
-    fn refine(&mut self, picture: &Picture, detection: &Detection) -> Result<Detection, EngineError> {
+    fn refine(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Detection, EngineError> {
         self.counted(|it| it.refine(picture, detection))
     }
 
@@ -172,7 +189,11 @@ impl<E: FaceEngine> FaceEngine for Counting<E> {
         self.counted(|it| it.template(sample))
     }
 
-    fn liveness(&mut self, picture: &Picture, detection: &Detection) -> Result<Option<f32>, EngineError> {
+    fn liveness(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Option<f32>, EngineError> {
         self.counted(|it| it.liveness(picture, detection))
     }
 
@@ -206,7 +227,8 @@ mod tests {
 
     impl Bench {
         fn new(tasks: Vec<(&'static str, Turns)>) -> Self {
-            let (dir, clock) = (tempfile::tempdir().unwrap(), Arc::new(SimulatedClock::at(1_790_000_000_000)));
+            let (dir, clock) =
+                (tempfile::tempdir().unwrap(), Arc::new(SimulatedClock::at(1_790_000_000_000)));
             let dyn_clock: Arc<dyn Clock> = clock.clone();
             let options = StoreOptions::new(Vec::new(), Arc::clone(&dyn_clock));
             let watchdog = Watchdog {
@@ -280,7 +302,8 @@ mod tests {
         let bench = Bench::new(Vec::new());
         let (go_on, wait) = sync_channel::<()>(1);
         let (tell, held_up) = tokio::sync::oneshot::channel();
-        let (mut tell, store, health) = (Some(tell), bench.watchdog.store.clone(), &bench.watchdog.health);
+        let (mut tell, store, health) =
+            (Some(tell), bench.watchdog.store.clone(), &bench.watchdog.health);
         let hang = store.write_async(move |_| {
             tell.take().map(|it| it.send(()));
             wait.recv().ok();
@@ -311,7 +334,11 @@ mod tests {
             fn detect(&mut self, _: &Picture, _: Reach) -> Result<Vec<Detection>, EngineError> {
                 Ok(Vec::new())
             }
-            fn refine(&mut self, _: &Picture, detection: &Detection) -> Result<Detection, EngineError> {
+            fn refine(
+                &mut self,
+                _: &Picture,
+                detection: &Detection,
+            ) -> Result<Detection, EngineError> {
                 Ok(*detection)
             }
             fn template(&mut self, _: &Sample) -> Result<Option<Template>, EngineError> {

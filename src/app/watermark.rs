@@ -74,7 +74,9 @@ impl Watermark {
                     }
                 }
                 Err(error) if error.is_fatal() => return Err(error.into()),
-                Err(error) => tracing::error!(error = %error, "the watermark cannot be read, will retry"),
+                Err(error) => {
+                    tracing::error!(error = %error, "the watermark cannot be read, will retry")
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -91,8 +93,11 @@ impl Watermark {
             return;
         };
         let Some(complete_through) = standing.complete_through(None) else { return };
-        let gap =
-            |gap: &Unwatched| ToldGap { from: rfc3339(gap.from_ms), to: rfc3339(gap.to_ms), reason: gap.reason() };
+        let gap = |gap: &Unwatched| ToldGap {
+            from: rfc3339(gap.from_ms),
+            to: rfc3339(gap.to_ms),
+            reason: gap.reason(),
+        };
         let gaps = standing.gaps.iter().map(gap).collect();
         let (site, device) = (self.site.clone(), self.device.clone());
         let new = Told { schema: 1, site, device, complete_through, gaps };
@@ -109,7 +114,8 @@ impl Watermark {
 
     async fn note(&self, standing: &Standing, now: &Stamp, noted: &mut Noted) {
         let Some(mongo) = self.mongo.as_ref().filter(|_| now.trusted) else { return };
-        let gap = |gap: &Unwatched| Gap { from_ms: gap.from_ms, to_ms: gap.to_ms, reason: gap.reason() };
+        let gap =
+            |gap: &Unwatched| Gap { from_ms: gap.from_ms, to_ms: gap.to_ms, reason: gap.reason() };
         let new = DeviceNote {
             site: self.site.clone(),
             device: self.device.clone(),
@@ -119,7 +125,8 @@ impl Watermark {
             gaps: standing.gaps.iter().map(gap).collect(),
         };
         let moved = noted.complete_through_ms != new.complete_through_ms;
-        let connected = self.health.mongo().is_some_and(|(state, _)| state == MongoState::Connected);
+        let connected =
+            self.health.mongo().is_some_and(|(state, _)| state == MongoState::Connected);
         let due = noted.tried.is_none_or(|at| now.since(&at) >= SEEN_EVERY || (connected && moved));
         if due {
             noted.tried = Some(*now);

@@ -20,7 +20,9 @@ impl Watched {
         let mut merged: Vec<Stretch> = Vec::with_capacity(stretches.len());
         for stretch in stretches {
             match merged.last_mut() {
-                Some(last) if stretch.from_ms <= last.to_ms => last.to_ms = last.to_ms.max(stretch.to_ms),
+                Some(last) if stretch.from_ms <= last.to_ms => {
+                    last.to_ms = last.to_ms.max(stretch.to_ms)
+                }
                 _ => merged.push(stretch),
             }
         }
@@ -57,7 +59,11 @@ mod tests {
     }
 
     fn check(watched: &[(i64, i64)], (from_ms, to_ms): (i64, i64), gaps: &[(i64, i64)]) {
-        assert_eq!(Watched::new(stretches(watched)).gaps(from_ms, to_ms), stretches(gaps), "{watched:?}");
+        assert_eq!(
+            Watched::new(stretches(watched)).gaps(from_ms, to_ms),
+            stretches(gaps),
+            "{watched:?}"
+        );
     }
 
     #[test]

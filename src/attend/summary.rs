@@ -67,7 +67,11 @@ pub fn rows(venue: &Venue, seen: &[Seen], period: Range<i64>) -> Vec<Row> {
                 places.entry(place).or_default().push(it);
             }
         }
-        rows.extend(places.into_iter().map(|(place, seen)| (place.clone(), row(venue, place, subject_id, &seen))));
+        rows.extend(
+            places
+                .into_iter()
+                .map(|(place, seen)| (place.clone(), row(venue, place, subject_id, &seen))),
+        );
     }
     rows.sort_by(|a, b| (&a.0, &a.1.subject_id).cmp(&(&b.0, &b.1.subject_id)));
     rows.into_iter().map(|(_, row)| row).collect()
@@ -103,7 +107,11 @@ fn row(venue: &Venue, place: Place, subject_id: &str, seen: &[&Seen]) -> Row {
     let first_in = seen.iter().find(|it| it.direction == Direction::In);
     let status = first_in.map_or(Status::Present, |it| it.status);
     let late = first_in.filter(|it| it.status == Status::Late && place.session.is_some());
-    let bounds = place.session.as_deref().and_then(|id| venue.session_of_id(id)).map(|it| (it.start_ms, it.end_ms));
+    let bounds = place
+        .session
+        .as_deref()
+        .and_then(|id| venue.session_of_id(id))
+        .map(|it| (it.start_ms, it.end_ms));
     Row {
         date: place.date,
         subject_id: subject_id.to_owned(),
@@ -117,7 +125,9 @@ fn row(venue: &Venue, place: Place, subject_id: &str, seen: &[&Seen]) -> Row {
 }
 
 fn present_ms(seen: &[&Seen], bounds: Option<(i64, i64)>) -> Option<i64> {
-    let within = |at_ms: i64| bounds.map_or(at_ms, |(from_ms, to_ms)| at_ms.clamp(from_ms, to_ms.max(from_ms)));
+    let within = |at_ms: i64| {
+        bounds.map_or(at_ms, |(from_ms, to_ms)| at_ms.clamp(from_ms, to_ms.max(from_ms)))
+    };
     let (mut total_ms, mut came_ms, mut pairs) = (0, None, 0);
     for it in seen {
         match (it.direction, came_ms) {
@@ -151,7 +161,12 @@ pub enum Absence {
 
 /// Of each session, who of the enrolled has no record in it, nor any other record in its time: the schedule may have been
 /// another one when they came.
-pub fn absences(sessions: &[Session], seen: &[Seen], enrolled: &[Enrolled], watched: &Watched) -> Vec<Absence> {
+pub fn absences(
+    sessions: &[Session],
+    seen: &[Seen],
+    enrolled: &[Enrolled],
+    watched: &Watched,
+) -> Vec<Absence> {
     let mut by_time: Vec<&Seen> = seen.iter().collect();
     by_time.sort_unstable_by_key(|it| it.at_ms);
     let mut present: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -166,12 +181,15 @@ pub fn absences(sessions: &[Session], seen: &[Seen], enrolled: &[Enrolled], watc
             return Absence::NotKnown(gaps);
         }
         let from = by_time.partition_point(|it| it.at_ms < session.opens_ms);
-        let passed =
-            by_time[from..].iter().take_while(|it| it.at_ms <= session.end_ms).map(|it| it.subject_id.as_str());
+        let passed = by_time[from..]
+            .iter()
+            .take_while(|it| it.at_ms <= session.end_ms)
+            .map(|it| it.subject_id.as_str());
         let mut there: BTreeSet<&str> = passed.collect();
         there.extend(present.get(session.id.as_str()).into_iter().flatten());
-        let missing =
-            enrolled.iter().filter(|it| it.since_ms <= session.start_ms && !there.contains(it.subject_id.as_str()));
+        let missing = enrolled.iter().filter(|it| {
+            it.since_ms <= session.start_ms && !there.contains(it.subject_id.as_str())
+        });
         Absence::Known(missing.map(|it| it.subject_id.clone()).collect())
     };
     sessions.iter().map(of).collect()
@@ -199,8 +217,12 @@ mod tests {
         };
         let direction = DirectionMode::Alternate;
         let zone = "Europe/Berlin";
-        let spec =
-            VenueSpec { sessions: vec![session], direction, time_zone: zone.into(), ..VenueSpec::plain("room-a") };
+        let spec = VenueSpec {
+            sessions: vec![session],
+            direction,
+            time_zone: zone.into(),
+            ..VenueSpec::plain("room-a")
+        };
         Venue::new(&spec, TimeZone::get(zone).unwrap()).unwrap()
     }
 
@@ -232,7 +254,10 @@ mod tests {
         assert_eq!(rows.len(), 2);
         let (day, session) = (&rows[0], &rows[1]);
         assert_eq!(session.session.as_deref(), Some("2026-11-23T07:00Z/am"));
-        assert_eq!((session.first_in_ms, session.last_out_ms), (Some(ms(at[0].0)), Some(ms(at[3].0))));
+        assert_eq!(
+            (session.first_in_ms, session.last_out_ms),
+            (Some(ms(at[0].0)), Some(ms(at[3].0)))
+        );
         assert_eq!((session.status, session.late_ms), (Status::Late, Some(20 * MINUTE)));
         assert_eq!(session.present_ms, Some((100 + 90) * MINUTE), "no longer than the session");
         assert_eq!((day.session.as_deref(), day.present_ms, day.last_out_ms), (None, None, None));
@@ -243,8 +268,13 @@ mod tests {
     fn rows_are_in_order_and_each_subject_has_its_own() {
         use Direction::In;
         let venue = venue();
-        let mut all = seen(&venue, "b", &[("2026-11-23T07:00:00Z", In), ("2026-11-24T07:00:00Z", In)]);
-        all.extend(seen(&venue, "a", &[("2026-11-23T07:01:00Z", In), ("2026-11-22T23:30:00Z", In)]));
+        let mut all =
+            seen(&venue, "b", &[("2026-11-23T07:00:00Z", In), ("2026-11-24T07:00:00Z", In)]);
+        all.extend(seen(
+            &venue,
+            "a",
+            &[("2026-11-23T07:01:00Z", In), ("2026-11-22T23:30:00Z", In)],
+        ));
         all.sort_by_key(|it| it.at_ms);
         let told: Vec<_> = rows(&venue, &all, 0..i64::MAX)
             .into_iter()
@@ -252,13 +282,17 @@ mod tests {
             .collect();
         let row = |day, session, id: &str| (day, session, id.to_owned());
         // Half past eleven in the evening in UTC is the next day in Berlin.
-        assert_eq!(told, [row(23, false, "a"), row(23, true, "a"), row(23, true, "b"), row(24, false, "b")]);
+        assert_eq!(
+            told,
+            [row(23, false, "a"), row(23, true, "a"), row(23, true, "b"), row(24, false, "b")]
+        );
     }
 
     #[test]
     fn absence_is_claimed_only_where_somebody_watched() {
         let venue = venue();
-        let sessions = venue.sessions_between(ms("2026-11-23T00:00:00Z"), ms("2026-11-24T00:00:00Z"));
+        let sessions =
+            venue.sessions_between(ms("2026-11-23T00:00:00Z"), ms("2026-11-24T00:00:00Z"));
         let seen = seen(&venue, "b", &[("2026-11-23T07:00:00Z", Direction::In)]);
         let enrolled: Vec<_> = [("a", 0), ("b", 0), ("new", ms("2026-11-23T09:00:00Z"))]
             .map(|(id, since_ms)| Enrolled { subject_id: id.into(), since_ms })
@@ -269,10 +303,20 @@ mod tests {
             absences(&sessions, &seen, &enrolled, &watched).remove(0)
         };
         let whole = ("2026-11-23T06:30:00Z", "2026-11-23T11:00:00Z");
-        assert_eq!(judge(&[whole]), Absence::Known(vec!["a".into()]), "who was enrolled later is not absent");
+        assert_eq!(
+            judge(&[whole]),
+            Absence::Known(vec!["a".into()]),
+            "who was enrolled later is not absent"
+        );
         let gap = |from, to| Absence::NotKnown(vec![Stretch { from_ms: ms(from), to_ms: ms(to) }]);
-        assert_eq!(judge(&[("2026-11-23T06:31:00Z", whole.1)]), gap(whole.0, "2026-11-23T06:31:00Z"));
-        assert_eq!(judge(&[(whole.0, "2026-11-23T10:59:59Z")]), gap("2026-11-23T10:59:59Z", whole.1));
+        assert_eq!(
+            judge(&[("2026-11-23T06:31:00Z", whole.1)]),
+            gap(whole.0, "2026-11-23T06:31:00Z")
+        );
+        assert_eq!(
+            judge(&[(whole.0, "2026-11-23T10:59:59Z")]),
+            gap("2026-11-23T10:59:59Z", whole.1)
+        );
         assert_eq!(judge(&[]), gap(whole.0, whole.1));
         let two = [(whole.0, "2026-11-23T08:00:00Z"), ("2026-11-23T08:01:00Z", whole.1)];
         assert_eq!(judge(&two), gap("2026-11-23T08:00:00Z", "2026-11-23T08:01:00Z"));
@@ -281,13 +325,17 @@ mod tests {
     #[test]
     fn who_came_before_the_schedule_was_changed_is_not_absent() {
         let venue = venue();
-        let sessions = venue.sessions_between(ms("2026-11-23T00:00:00Z"), ms("2026-11-24T00:00:00Z"));
+        let sessions =
+            venue.sessions_between(ms("2026-11-23T00:00:00Z"), ms("2026-11-24T00:00:00Z"));
         let mut seen = seen(&venue, "b", &[("2026-11-23T07:00:00Z", Direction::In)]);
         seen[0].session = Some("2026-11-23T07:30Z/another".into());
         let since_ms = 0;
         let enrolled = ["a", "b"].map(|id| Enrolled { subject_id: id.into(), since_ms });
-        let day = Stretch { from_ms: ms("2026-11-23T00:00:00Z"), to_ms: ms("2026-11-24T00:00:00Z") };
-        let judged = |seen: &[Seen]| absences(&sessions, seen, &enrolled, &Watched::new(vec![day])).remove(0);
+        let day =
+            Stretch { from_ms: ms("2026-11-23T00:00:00Z"), to_ms: ms("2026-11-24T00:00:00Z") };
+        let judged = |seen: &[Seen]| {
+            absences(&sessions, seen, &enrolled, &Watched::new(vec![day])).remove(0)
+        };
         assert_eq!(judged(&seen), Absence::Known(vec!["a".into()]));
         seen[0].session = None;
         assert_eq!(judged(&seen), Absence::Known(vec!["a".into()]));

@@ -160,8 +160,15 @@ impl VenueSpec {
     /// Whether the zone's name may be looked up: it becomes the path of a file.
     pub fn check_zone_name(name: &str) -> Result<(), VenueError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '+' | '/');
-        if name.is_empty() || name.len() > ZONE_CHARS_MAX || !name.chars().all(allowed) || name.starts_with('/') {
-            return Err(VenueError::new("time_zone", "is no name of the IANA database, like `Europe/Berlin`"));
+        if name.is_empty()
+            || name.len() > ZONE_CHARS_MAX
+            || !name.chars().all(allowed)
+            || name.starts_with('/')
+        {
+            return Err(VenueError::new(
+                "time_zone",
+                "is no name of the IANA database, like `Europe/Berlin`",
+            ));
         }
         Ok(())
     }
@@ -179,11 +186,22 @@ impl Venue {
         }
         let mut sessions: Vec<SessionRule> = Vec::with_capacity(spec.sessions.len());
         for (at, session) in spec.sessions.iter().enumerate() {
-            let rule = rule(session)
-                .map_err(|error| VenueError { field: format!("sessions[{at}].{}", error.field), ..error })?;
-            if let Some(other) = sessions.iter().find(|other| other.id == rule.id || overlap(other, &rule)) {
-                let why = if other.id == rule.id { "stands twice" } else { "overlaps another of the same kind" };
-                return Err(VenueError::new(format!("sessions[{at}]"), format!("{why}: {}", other.id)));
+            let rule = rule(session).map_err(|error| VenueError {
+                field: format!("sessions[{at}].{}", error.field),
+                ..error
+            })?;
+            if let Some(other) =
+                sessions.iter().find(|other| other.id == rule.id || overlap(other, &rule))
+            {
+                let why = if other.id == rule.id {
+                    "stands twice"
+                } else {
+                    "overlaps another of the same kind"
+                };
+                return Err(VenueError::new(
+                    format!("sessions[{at}]"),
+                    format!("{why}: {}", other.id),
+                ));
             }
             sessions.push(rule);
         }
@@ -201,7 +219,9 @@ impl Venue {
     pub fn spec(&self) -> VenueSpec {
         let session = |rule: &SessionRule| {
             let (weekdays, dates) = match &rule.days {
-                Days::Weekly(days) => (days.iter().map(|day| weekday_text(*day).to_owned()).collect(), Vec::new()),
+                Days::Weekly(days) => {
+                    (days.iter().map(|day| weekday_text(*day).to_owned()).collect(), Vec::new())
+                }
                 Days::Dated(dates) => (Vec::new(), dates.iter().map(ToString::to_string).collect()),
             };
             SessionSpec {
@@ -239,7 +259,8 @@ fn rule(spec: &SessionSpec) -> Result<SessionRule, VenueError> {
     };
     let (start, end) = (time_of_day("start", &spec.start)?, time_of_day("end", &spec.end)?);
     let length = nominal_length(start, end);
-    let late_after = spec.late_after_ms.map(|it| within("late_after_ms", it, length)).transpose()?;
+    let late_after =
+        spec.late_after_ms.map(|it| within("late_after_ms", it, length)).transpose()?;
     let early = spec.early_ms.map_or(Ok(EARLY), |it| within("early_ms", it, EARLY_MAX))?;
     Ok(SessionRule { id: spec.id.clone(), days, start, end, late_after, early })
 }
@@ -247,7 +268,10 @@ fn rule(spec: &SessionSpec) -> Result<SessionRule, VenueError> {
 fn within(field: &str, ms: u64, most: Duration) -> Result<Duration, VenueError> {
     let time = Duration::from_millis(ms);
     if time > most {
-        return Err(VenueError::new(field, format!("is longer than {} minutes", most.as_secs() / 60)));
+        return Err(VenueError::new(
+            field,
+            format!("is longer than {} minutes", most.as_secs() / 60),
+        ));
     }
     Ok(time)
 }
@@ -256,7 +280,9 @@ fn within(field: &str, ms: u64, most: Duration) -> Result<Duration, VenueError> 
 pub fn time_of_day(field: &str, text: &str) -> Result<Time, VenueError> {
     let wrong = || VenueError::new(field, "is no time of day like `08:00`");
     let (hour, minute) = text.split_once(':').filter(|_| text.len() == 5).ok_or_else(wrong)?;
-    let part = |text: &str| text.bytes().all(|it| it.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    let part = |text: &str| {
+        text.bytes().all(|it| it.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    };
     let (hour, minute) = part(hour).zip(part(minute)).ok_or_else(wrong)?;
     Time::new(hour, minute, 0, 0).map_err(|_| wrong())
 }
@@ -291,7 +317,9 @@ fn weekdays(texts: &[String]) -> Result<Vec<Weekday>, VenueError> {
     let mut days = Vec::new();
     for text in texts {
         let known = WEEKDAYS.iter().find(|it| it.0 == text);
-        let day = known.ok_or_else(|| VenueError::new("weekdays", "must be of mon tue wed thu fri sat sun"))?.1;
+        let day = known
+            .ok_or_else(|| VenueError::new("weekdays", "must be of mon tue wed thu fri sat sun"))?
+            .1;
         if days.contains(&day) {
             return Err(VenueError::new("weekdays", format!("has {text} twice")));
         }
@@ -302,12 +330,16 @@ fn weekdays(texts: &[String]) -> Result<Vec<Weekday>, VenueError> {
 
 fn dates(texts: &[String]) -> Result<Vec<Date>, VenueError> {
     if texts.len() > DATES_MAX {
-        return Err(VenueError::new("dates", format!("has {} dates; at most {DATES_MAX}", texts.len())));
+        return Err(VenueError::new(
+            "dates",
+            format!("has {} dates; at most {DATES_MAX}", texts.len()),
+        ));
     }
     let mut dates: Vec<Date> = Vec::new();
     for text in texts {
         let parsed = text.parse().ok().filter(|_| text.len() == 10);
-        let date: Date = parsed.ok_or_else(|| VenueError::new("dates", "must be dates like `2026-11-23`"))?;
+        let date: Date =
+            parsed.ok_or_else(|| VenueError::new("dates", "must be dates like `2026-11-23`"))?;
         if dates.contains(&date) {
             return Err(VenueError::new("dates", format!("has {date} twice")));
         }
@@ -322,15 +354,22 @@ fn overlap(a: &SessionRule, b: &SessionRule) -> bool {
     match (&a.days, &b.days) {
         (Days::Weekly(of_a), Days::Weekly(of_b)) => {
             let apart = |a: &Weekday, b: &Weekday| i64::from(a.until(*b));
-            of_a.iter().any(|day_a| of_b.iter().any(|day_b| run_together(a, b, apart(day_a, day_b), true)))
+            of_a.iter()
+                .any(|day_a| of_b.iter().any(|day_b| run_together(a, b, apart(day_a, day_b), true)))
         }
         (Days::Dated(of_a), Days::Dated(of_b)) => of_a.iter().any(|day_a| {
             let near = |day_b: &&Date| {
-                (-1..=1).any(|apart: i64| day_a.checked_add(apart.days()).is_ok_and(|it| it == **day_b))
+                (-1..=1)
+                    .any(|apart: i64| day_a.checked_add(apart.days()).is_ok_and(|it| it == **day_b))
             };
-            of_b.iter()
-                .filter(near)
-                .any(|day_b| run_together(a, b, i64::from(day_a.until(*day_b).map_or(0, |it| it.get_days())), false))
+            of_b.iter().filter(near).any(|day_b| {
+                run_together(
+                    a,
+                    b,
+                    i64::from(day_a.until(*day_b).map_or(0, |it| it.get_days())),
+                    false,
+                )
+            })
         }),
         _ => false,
     }
@@ -343,7 +382,9 @@ fn run_together(a: &SessionRule, b: &SessionRule, days: i64, weekly: bool) -> bo
         (start, start + nominal_length(rule.start, rule.end).as_secs() as i64 / 60)
     };
     let ((a_start, a_end), (b_start, b_end)) = (minutes(a), minutes(b));
-    let meet = |days: i64| a_start < b_end + days * MINUTES_A_DAY && b_start + days * MINUTES_A_DAY < a_end;
+    let meet = |days: i64| {
+        a_start < b_end + days * MINUTES_A_DAY && b_start + days * MINUTES_A_DAY < a_end
+    };
     // A week has no beginning: six days after is one day before.
     meet(days) || weekly && meet(days - 7)
 }
@@ -354,12 +395,24 @@ mod tests {
 
     fn weekly(id: &str, days: &[&str], start: &str, end: &str) -> SessionSpec {
         let weekdays = days.iter().map(ToString::to_string).collect();
-        SessionSpec { id: id.into(), weekdays, start: start.into(), end: end.into(), ..SessionSpec::default() }
+        SessionSpec {
+            id: id.into(),
+            weekdays,
+            start: start.into(),
+            end: end.into(),
+            ..SessionSpec::default()
+        }
     }
 
     fn dated(id: &str, dates: &[&str], start: &str, end: &str) -> SessionSpec {
         let dates = dates.iter().map(ToString::to_string).collect();
-        SessionSpec { id: id.into(), dates, start: start.into(), end: end.into(), ..SessionSpec::default() }
+        SessionSpec {
+            id: id.into(),
+            dates,
+            start: start.into(),
+            end: end.into(),
+            ..SessionSpec::default()
+        }
     }
 
     fn check(sessions: Vec<SessionSpec>) -> Result<Venue, VenueError> {
@@ -378,7 +431,10 @@ mod tests {
                     early_ms: Some(0),
                     ..weekly("am", &["mon", "tue"], "08:00", "12:00")
                 },
-                SessionSpec { early_ms: Some(60_000), ..dated("exam", &["2026-11-23"], "22:00", "02:00") },
+                SessionSpec {
+                    early_ms: Some(60_000),
+                    ..dated("exam", &["2026-11-23"], "22:00", "02:00")
+                },
             ],
             ..VenueSpec::plain("room-a")
         };
@@ -391,8 +447,12 @@ mod tests {
 
     #[test]
     fn faults_are_named_with_their_field() {
-        let long = SessionSpec { late_after_ms: Some(3_600_001), ..weekly("am", &["mon"], "08:00", "09:00") };
-        let early = SessionSpec { early_ms: Some(u64::MAX), ..weekly("am", &["mon"], "08:00", "09:00") };
+        let long = SessionSpec {
+            late_after_ms: Some(3_600_001),
+            ..weekly("am", &["mon"], "08:00", "09:00")
+        };
+        let early =
+            SessionSpec { early_ms: Some(u64::MAX), ..weekly("am", &["mon"], "08:00", "09:00") };
         for (sessions, field) in [
             (vec![weekly("a/m", &["mon"], "08:00", "09:00")], "sessions[0].id"),
             (vec![weekly("am", &[], "08:00", "09:00")], "sessions[0].weekdays"),
@@ -403,14 +463,20 @@ mod tests {
             (vec![weekly("am", &["mon"], "08:00", "+9:00")], "sessions[0].end"),
             (vec![dated("am", &["2026-02-30"], "08:00", "09:00")], "sessions[0].dates"),
             (vec![dated("am", &["20261123"], "08:00", "09:00")], "sessions[0].dates"),
-            (vec![dated("am", &["2026-11-23", "2026-11-23"], "08:00", "09:00")], "sessions[0].dates"),
+            (
+                vec![dated("am", &["2026-11-23", "2026-11-23"], "08:00", "09:00")],
+                "sessions[0].dates",
+            ),
             (vec![long], "sessions[0].late_after_ms"),
             (vec![early], "sessions[0].early_ms"),
             (vec![weekly("x", &["mon"], "08:00", "09:00"); SESSIONS_MAX + 1], "sessions"),
         ] {
             assert_eq!(check(sessions).unwrap_err().field, field);
         }
-        let both = SessionSpec { dates: vec!["2026-11-23".into()], ..weekly("am", &["mon"], "08:00", "09:00") };
+        let both = SessionSpec {
+            dates: vec!["2026-11-23".into()],
+            ..weekly("am", &["mon"], "08:00", "09:00")
+        };
         assert_eq!(check(vec![both]).unwrap_err().field, "sessions[0].weekdays");
         let gap = VenueSpec { re_entry_gap_ms: u64::MAX, ..VenueSpec::plain("x") };
         assert_eq!(Venue::new(&gap, TimeZone::UTC).unwrap_err().field, "re_entry_gap_ms");
@@ -431,7 +497,10 @@ mod tests {
         assert!(meet(am(), weekly("x", &["sun"], "22:00", "08:01")));
         assert!(!meet(am(), weekly("x", &["sun"], "22:00", "08:00")));
         assert!(meet(am(), weekly("x", &["sun"], "08:30", "08:30")), "a whole day");
-        assert!(!meet(am(), dated("x", &["2026-11-23"], "09:00", "11:00")), "takes the weekly one's place");
+        assert!(
+            !meet(am(), dated("x", &["2026-11-23"], "09:00", "11:00")),
+            "takes the weekly one's place"
+        );
         let exam = || dated("exam", &["2026-11-22", "2026-11-30"], "22:00", "02:00");
         assert!(meet(exam(), dated("x", &["2026-11-23"], "01:00", "03:00")));
         assert!(!meet(exam(), dated("x", &["2026-11-23"], "02:00", "03:00")));
@@ -440,9 +509,13 @@ mod tests {
 
     #[test]
     fn names_of_zones_are_no_paths() {
-        for (name, good) in
-            [("Europe/Berlin", true), ("Etc/GMT+5", true), ("../etc/passwd", false), ("/etc/x", false), ("", false)]
-        {
+        for (name, good) in [
+            ("Europe/Berlin", true),
+            ("Etc/GMT+5", true),
+            ("../etc/passwd", false),
+            ("/etc/x", false),
+            ("", false),
+        ] {
             assert_eq!(VenueSpec::check_zone_name(name).is_ok(), good, "{name}");
         }
     }

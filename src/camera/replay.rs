@@ -71,7 +71,14 @@ impl Replay {
             let why = "there is no photograph or clip in it".to_owned();
             return Err(CameraError::Unusable { what: settings.path.display().to_string(), why });
         }
-        Ok(Self { settings, items, next_item: 0, pending: Vec::new(), buffers: Arc::default(), frames: 0 })
+        Ok(Self {
+            settings,
+            items,
+            next_item: 0,
+            pending: Vec::new(),
+            buffers: Arc::default(),
+            frames: 0,
+        })
     }
 
     /// What is being played, for logs: a file's name may be a person's.
@@ -97,8 +104,9 @@ impl Replay {
         };
         self.next_item += 1;
         if is_clip(&item.path) {
-            self.pending =
-                clip_frames(&read(&item.path, &self.label(), CLIP_BYTES_MAX)?).map(Pending::Encoded).collect();
+            self.pending = clip_frames(&read(&item.path, &self.label(), CLIP_BYTES_MAX)?)
+                .map(Pending::Encoded)
+                .collect();
             if self.pending.is_empty() {
                 let why = "it has no JPEG picture in it".to_owned();
                 return Err(CameraError::Unusable { what: self.label(), why });
@@ -136,7 +144,9 @@ impl Replay {
                 let frame = Encoded::new(&bytes, Coding::Jpeg, &self.settings.view, &self.buffers);
                 Some(match frame {
                     Ok(frame) => Ok(Arc::new(frame)),
-                    Err(error) => Err(CameraError::Unusable { what: self.label(), why: error.to_string() }),
+                    Err(error) => {
+                        Err(CameraError::Unusable { what: self.label(), why: error.to_string() })
+                    }
                 })
             }
         }
@@ -149,7 +159,11 @@ impl FrameSource for Replay {
             if let Some(pixels) = self.take_pending() {
                 let at = Duration::from_secs_f64(self.frames as f64 / f64::from(self.settings.fps));
                 self.frames += 1;
-                return Ok(Next::Frame(SourceFrame { pixels: pixels?, when: When::At(at), missed: 0 }));
+                return Ok(Next::Frame(SourceFrame {
+                    pixels: pixels?,
+                    when: When::At(at),
+                    missed: 0,
+                }));
             }
             if !self.load_next()? {
                 return Ok(Next::End);
@@ -181,7 +195,8 @@ fn items(settings: &ReplaySettings) -> Result<Vec<Item>, CameraError> {
         return list(&fs::read_to_string(path).map_err(failed)?, settings);
     }
     if has_extension(path, &["mp4", "avi", "mkv", "mov", "webm"]) {
-        let why = "only motion JPEG is played: ffmpeg -i CLIP -c:v mjpeg -q:v 3 CLIP.mjpeg".to_owned();
+        let why =
+            "only motion JPEG is played: ffmpeg -i CLIP -c:v mjpeg -q:v 3 CLIP.mjpeg".to_owned();
         return Err(CameraError::Unusable { what: path.display().to_string(), why });
     }
     fs::metadata(path).map_err(failed)?;
@@ -194,7 +209,10 @@ fn list(text: &str, settings: &ReplaySettings) -> Result<Vec<Item>, CameraError>
     let mut items = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
-        if line.is_empty() || line.starts_with('#') || (number == 0 && (line == "file" || line.starts_with("file,"))) {
+        if line.is_empty()
+            || line.starts_with('#')
+            || (number == 0 && (line == "file" || line.starts_with("file,")))
+        {
             continue;
         }
         let mut fields = line.split(',').map(str::trim);
@@ -265,7 +283,14 @@ mod tests {
 
     fn settings(path: &Path) -> ReplaySettings {
         let (show, gap) = (Duration::from_millis(200), Duration::from_millis(100));
-        ReplaySettings { path: path.to_owned(), fps: 10.0, show, gap, repeat: false, view: View::default() }
+        ReplaySettings {
+            path: path.to_owned(),
+            fps: 10.0,
+            show,
+            gap,
+            repeat: false,
+            view: View::default(),
+        }
     }
 
     /// The first byte of each frame until the end; `None` for a frame that failed.

@@ -101,7 +101,11 @@ impl View {
             Turn::ThreeQuarters => ((w - 1, 0), (0, 1), (-1, 0)),
         };
         let (upright_width, upright_height) =
-            if matches!(self.turn, Turn::Quarter | Turn::ThreeQuarters) { (height, width) } else { (width, height) };
+            if matches!(self.turn, Turn::Quarter | Turn::ThreeQuarters) {
+                (height, width)
+            } else {
+                (width, height)
+            };
         let mut origin = origin;
         if self.mirror {
             origin = along(origin, right, upright_width as isize - 1);
@@ -109,7 +113,10 @@ impl View {
         }
         let region = self.region.pixels(upright_width, upright_height);
         origin = along(along(origin, right, region.left as isize), down, region.top as isize);
-        let mask = self.mask.iter().filter_map(|area| within(area.pixels(upright_width, upright_height), region));
+        let mask = self
+            .mask
+            .iter()
+            .filter_map(|area| within(area.pixels(upright_width, upright_height), region));
         Layout { raw: (width, height), region, mask: mask.collect(), origin, right, down }
     }
 
@@ -144,9 +151,12 @@ impl Layout {
         let mut turned: Vec<[u8; 3]> = Vec::with_capacity(width * height);
         for y in 0..height as isize {
             let first = place(self.origin) + y * place(self.down);
-            turned.extend((0..width as isize).map(|x| pixels[(first + x * place(self.right)) as usize]));
+            turned.extend(
+                (0..width as isize).map(|x| pixels[(first + x * place(self.right)) as usize]),
+            );
         }
-        Picture::from_rgb(width, height, turned.into_flattened()).expect("three bytes were written for each pixel")
+        Picture::from_rgb(width, height, turned.into_flattened())
+            .expect("three bytes were written for each pixel")
     }
 
     /// The largest step at which a picture thinned by it still has a longer side of `side_px`.
@@ -171,14 +181,23 @@ impl Layout {
         for y in 0..height {
             let row = along(self.origin, self.down, (y * step) as isize);
             for x in 0..width {
-                rgb.push(colour(self.mean(along(row, self.right, (x * step) as isize), step, &source)));
+                rgb.push(colour(self.mean(
+                    along(row, self.right, (x * step) as isize),
+                    step,
+                    &source,
+                )));
             }
         }
         let picture = Picture::from_rgb(width, height, rgb.into_flattened());
         self.masked(picture.expect("three bytes were written for each pixel"), step)
     }
 
-    fn mean(&self, corner: (isize, isize), step: usize, source: &impl Fn(usize, usize) -> [u8; 3]) -> [u8; 3] {
+    fn mean(
+        &self,
+        corner: (isize, isize),
+        step: usize,
+        source: &impl Fn(usize, usize) -> [u8; 3],
+    ) -> [u8; 3] {
         let mut sums = [0u32; 3];
         for dy in 0..step {
             let mut at = along(corner, self.down, dy as isize);
@@ -200,7 +219,8 @@ impl Layout {
         let (width, height) = (picture.width(), picture.height());
         let mut rgb = picture.into_rgb();
         for area in &self.mask {
-            let (left, right) = ((area.left / step).min(width), area.right.div_ceil(step).min(width));
+            let (left, right) =
+                ((area.left / step).min(width), area.right.div_ceil(step).min(width));
             for y in area.top / step..area.bottom.div_ceil(step).min(height) {
                 let row = &mut rgb[(y * width + left) * 3..(y * width + right) * 3];
                 row.as_chunks_mut::<3>().0.fill(BLANK);
@@ -223,8 +243,16 @@ impl Layout {
                 for y in ys.clone().step_by(step) {
                     for x in (column * cell..((column + 1) * cell).min(width)).step_by(step) {
                         let hidden = self.mask.iter().any(|area| area.holds(x, y));
-                        let at = along(along(self.origin, self.down, y as isize), self.right, x as isize);
-                        sum += if hidden { 0 } else { u32::from(brightness(at.0 as usize, at.1 as usize)) };
+                        let at = along(
+                            along(self.origin, self.down, y as isize),
+                            self.right,
+                            x as isize,
+                        );
+                        sum += if hidden {
+                            0
+                        } else {
+                            u32::from(brightness(at.0 as usize, at.1 as usize))
+                        };
                         count += 1;
                     }
                 }
@@ -271,7 +299,8 @@ mod tests {
     /// Column and row of each pixel in the original.
     fn seen(view: &View) -> (usize, usize, Vec<(u8, u8)>) {
         let picture = view.apply(numbered());
-        let pairs = picture.rgb().as_chunks::<3>().0.iter().map(|pixel| (pixel[0], pixel[1])).collect();
+        let pairs =
+            picture.rgb().as_chunks::<3>().0.iter().map(|pixel| (pixel[0], pixel[1])).collect();
         (picture.width(), picture.height(), pairs)
     }
 
@@ -281,9 +310,18 @@ mod tests {
         assert_eq!(view(Turn::None, false).2, [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]);
         assert_eq!(view(Turn::None, true).2, [(2, 0), (1, 0), (0, 0), (2, 1), (1, 1), (0, 1)]);
         assert_eq!(view(Turn::Half, false).2, [(2, 1), (1, 1), (0, 1), (2, 0), (1, 0), (0, 0)]);
-        assert_eq!(view(Turn::Quarter, false), (2, 3, vec![(0, 1), (0, 0), (1, 1), (1, 0), (2, 1), (2, 0)]));
-        assert_eq!(view(Turn::ThreeQuarters, false), (2, 3, vec![(2, 0), (2, 1), (1, 0), (1, 1), (0, 0), (0, 1)]));
-        assert_eq!(view(Turn::Quarter, true), (2, 3, vec![(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]));
+        assert_eq!(
+            view(Turn::Quarter, false),
+            (2, 3, vec![(0, 1), (0, 0), (1, 1), (1, 0), (2, 1), (2, 0)])
+        );
+        assert_eq!(
+            view(Turn::ThreeQuarters, false),
+            (2, 3, vec![(2, 0), (2, 1), (1, 0), (1, 1), (0, 0), (0, 1)])
+        );
+        assert_eq!(
+            view(Turn::Quarter, true),
+            (2, 3, vec![(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)])
+        );
     }
 
     #[test]
@@ -301,7 +339,13 @@ mod tests {
                         let (x, y) = (picture.width() as f32 * x, picture.height() as f32 * y);
                         picture.row(y as usize)[x as usize * 3]
                     };
-                    let corners = [at(0.49, 0.1), at(0.51, 0.01), at(0.99, 0.24), at(0.99, 0.27), at(0.1, 0.9)];
+                    let corners = [
+                        at(0.49, 0.1),
+                        at(0.51, 0.01),
+                        at(0.99, 0.24),
+                        at(0.99, 0.27),
+                        at(0.1, 0.9),
+                    ];
                     assert_eq!(corners, [200, 0, 0, 200, 200], "{turn:?} {mirror}");
                 }
                 let luma = layout.luma(|_, _| 200);
@@ -323,7 +367,9 @@ mod tests {
 
     #[test]
     fn a_region_thinner_than_the_step_is_looked_at_within_the_picture() {
-        for (edges, turn) in [([0.0, 0.997, 1.0, 1.0], Turn::None), ([0.999, 0.0, 1.0, 1.0], Turn::Quarter)] {
+        for (edges, turn) in
+            [([0.0, 0.997, 1.0, 1.0], Turn::None), ([0.999, 0.0, 1.0, 1.0], Turn::Quarter)]
+        {
             let view = View { turn, region: Area::new(edges).unwrap(), ..View::default() };
             let layout = view.layout(1280, 720);
             let step = layout.step_for(320);
@@ -339,7 +385,12 @@ mod tests {
 
     #[test]
     fn an_area_outside_the_picture_or_inside_out_is_refused() {
-        for wrong in [[0.5, 0.0, 0.5, 1.0], [0.6, 0.0, 0.5, 1.0], [-0.1, 0.0, 1.0, 1.0], [0.0, 0.0, 1.1, 1.0]] {
+        for wrong in [
+            [0.5, 0.0, 0.5, 1.0],
+            [0.6, 0.0, 0.5, 1.0],
+            [-0.1, 0.0, 1.0, 1.0],
+            [0.0, 0.0, 1.1, 1.0],
+        ] {
             assert_eq!(Area::new(wrong), None, "{wrong:?}");
         }
         assert_eq!(Area::new([f32::NAN, 0.0, 1.0, 1.0]), None);

@@ -10,7 +10,9 @@ use crate::attend::venue::Venue;
 use crate::cli::table;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Settings;
-use crate::record::command::answer::{AttendanceEntry, NotKnown, SummaryRow, SummaryStatus, VenueEntry};
+use crate::record::command::answer::{
+    AttendanceEntry, NotKnown, SummaryRow, SummaryStatus, VenueEntry,
+};
 use crate::record::store::{AttendanceQuery, Reader};
 
 #[derive(Debug, clap::Args)]
@@ -62,7 +64,9 @@ fn moment(text: &str) -> Result<Moment, String> {
     if let Ok(at) = text.parse::<jiff::Timestamp>() {
         return Ok(Moment::At(at.as_millisecond()));
     }
-    let date = text.parse().map_err(|_| "neither a date nor an RFC 3339 time with an offset".to_owned())?;
+    let date = text
+        .parse()
+        .map_err(|_| "neither a date nor an RFC 3339 time with an offset".to_owned())?;
     Ok(Moment::Begin(date))
 }
 
@@ -76,7 +80,11 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
         Some(id) => book.find(id).unwrap_or_else(|| Venue::plain(id)),
         None => book.door(),
     };
-    if args.summary { summary(args, settings, &reader, &venue) } else { list(args, &reader, &book, &venue) }
+    if args.summary {
+        summary(args, settings, &reader, &venue)
+    } else {
+        list(args, &reader, &book, &venue)
+    }
 }
 
 fn list(args: &Args, reader: &Reader, book: &VenueBook, venue: &Venue) -> anyhow::Result<()> {
@@ -91,7 +99,8 @@ fn list(args: &Args, reader: &Reader, book: &VenueBook, venue: &Venue) -> anyhow
     let mut entries = Vec::new();
     reader.attendance_by_time(&query, |event| {
         let of = event.body.venue().unwrap_or_default().to_owned();
-        let local = csv::local(&book.find(&of).unwrap_or_else(|| Venue::plain(&of)), event.occurred_ms);
+        let local =
+            csv::local(&book.find(&of).unwrap_or_else(|| Venue::plain(&of)), event.occurred_ms);
         entries.extend(AttendanceEntry::of(&event).map(|entry| (of, local, entry)));
     })?;
     // As they were recorded: the order that `seq` tells.
@@ -107,8 +116,10 @@ fn list(args: &Args, reader: &Reader, book: &VenueBook, venue: &Venue) -> anyhow
         return put(&format!("{}\n", serde_json::Value::from(list)));
     }
     if args.csv {
-        let rows: Vec<Vec<String>> =
-            entries.iter().map(|(venue, local, entry)| csv::attendance(venue, local, entry)).collect();
+        let rows: Vec<Vec<String>> = entries
+            .iter()
+            .map(|(venue, local, entry)| csv::attendance(venue, local, entry))
+            .collect();
         put(&csv::table(&csv::ATTENDANCE, &rows))?;
     } else if entries.is_empty() {
         println!("nothing recorded yet");
@@ -161,7 +172,10 @@ fn summary(args: &Args, settings: &Settings, reader: &Reader, venue: &Venue) -> 
     let absent = Absent::new(args.absent, settings.door.watches(&venue.id));
     let report = report::of(reader, venue, from_ms, to_ms, absent)?;
     if args.json {
-        return put(&format!("{}\n", serde_json::to_string(&report.page(0, u32::MAX, args.absent))?));
+        return put(&format!(
+            "{}\n",
+            serde_json::to_string(&report.page(0, u32::MAX, args.absent))?
+        ));
     }
     let rows: Vec<Vec<String>> = report.rows.iter().map(|row| summary_row(venue, row)).collect();
     if args.csv {
@@ -178,11 +192,21 @@ fn summary(args: &Args, settings: &Settings, reader: &Reader, venue: &Venue) -> 
     put(&report.not_known.iter().fold(table, |text, it| text + &not_known(venue, it) + "\n"))
 }
 
-const SUMMARY_HEADING: [&str; 9] =
-    ["date", "session", "subject", "name", "status", "first_in", "last_out", "late_minutes", "present_minutes"];
+const SUMMARY_HEADING: [&str; 9] = [
+    "date",
+    "session",
+    "subject",
+    "name",
+    "status",
+    "first_in",
+    "last_out",
+    "late_minutes",
+    "present_minutes",
+];
 
 fn summary_row(venue: &Venue, row: &SummaryRow) -> Vec<String> {
-    let time = |at: &Option<String>| at.as_deref().map_or_else(String::new, |at| local_of(venue, at));
+    let time =
+        |at: &Option<String>| at.as_deref().map_or_else(String::new, |at| local_of(venue, at));
     let minutes = |ms: Option<i64>| ms.map_or_else(String::new, |ms| (ms / 60_000).to_string());
     let status = match row.status {
         SummaryStatus::Present => "present",
@@ -203,13 +227,19 @@ fn summary_row(venue: &Venue, row: &SummaryRow) -> Vec<String> {
 }
 
 fn local_of(venue: &Venue, at: &str) -> String {
-    at.parse::<jiff::Timestamp>().map_or_else(|_| at.to_owned(), |at| csv::local(venue, at.as_millisecond()))
+    at.parse::<jiff::Timestamp>()
+        .map_or_else(|_| at.to_owned(), |at| csv::local(venue, at.as_millisecond()))
 }
 
 fn not_known(venue: &Venue, it: &NotKnown) -> String {
-    let gap = |from: &str, to: &str| format!("{} to {}", local_of(venue, from), local_of(venue, to));
+    let gap =
+        |from: &str, to: &str| format!("{} to {}", local_of(venue, from), local_of(venue, to));
     let gaps: Vec<String> = it.not_watching.iter().map(|it| gap(&it.from, &it.to)).collect();
-    format!("{}: who was absent is not known: this door was not watching from {}", it.session, gaps.join(", "))
+    format!(
+        "{}: who was absent is not known: this door was not watching from {}",
+        it.session,
+        gaps.join(", ")
+    )
 }
 
 #[derive(Debug, clap::Args)]
@@ -239,7 +269,12 @@ pub fn venues(args: &VenuesArgs, settings: &Settings) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for it in &entries {
         let direction = serde_json::to_value(it.spec.direction)?;
-        let venue = [&*it.spec.venue, &*it.spec.time_zone, direction.as_str().unwrap_or_default(), it.source.as_str()];
+        let venue = [
+            &*it.spec.venue,
+            &*it.spec.time_zone,
+            direction.as_str().unwrap_or_default(),
+            it.source.as_str(),
+        ];
         let row = |session: &str, when: &str| {
             venue.iter().copied().chain([session, when]).map(str::to_owned).collect::<Vec<_>>()
         };
@@ -248,7 +283,10 @@ pub fn venues(args: &VenuesArgs, settings: &Settings) -> anyhow::Result<()> {
         }
         for session in &it.spec.sessions {
             let days = if session.dates.is_empty() { &session.weekdays } else { &session.dates };
-            rows.push(row(&session.id, &format!("{}–{} {}", session.start, session.end, days.join(" "))));
+            rows.push(row(
+                &session.id,
+                &format!("{}–{} {}", session.start, session.end, days.join(" ")),
+            ));
         }
     }
     put(&table::render(&["venue", "time_zone", "direction", "from", "session", "when"], &rows))

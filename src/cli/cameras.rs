@@ -26,7 +26,8 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let chosen = choice.resolve().ok().and_then(|path| path.canonicalize().ok());
     let is_chosen = |camera: &Described| chosen.as_ref() == Some(&camera.node);
     if args.json {
-        let list: Vec<_> = cameras.iter().map(|camera| as_json(camera, is_chosen(camera))).collect();
+        let list: Vec<_> =
+            cameras.iter().map(|camera| as_json(camera, is_chosen(camera))).collect();
         println!("{}", json!({ "cameras": list }));
         return Ok(());
     }
@@ -62,7 +63,10 @@ fn as_text(camera: &Described, chosen: bool) -> String {
     }
     let controls: Vec<Vec<String>> = camera.controls.iter().map(control_row).collect();
     if !controls.is_empty() {
-        text.push_str(&indented(&table::render(&["control", "now", "range", "usual", ""], &controls)));
+        text.push_str(&indented(&table::render(
+            &["control", "now", "range", "usual", ""],
+            &controls,
+        )));
     }
     text.push('\n');
     text
@@ -73,7 +77,8 @@ fn indented(text: &str) -> String {
 }
 
 fn mode_rows(mode: &Mode) -> Vec<Vec<String>> {
-    let format = if mode.known { mode.format.clone() } else { format!("{} (not read)", mode.format) };
+    let format =
+        if mode.known { mode.format.clone() } else { format!("{} (not read)", mode.format) };
     let rates = |rates: &[f32]| {
         rates
             .iter()
@@ -87,7 +92,9 @@ fn mode_rows(mode: &Mode) -> Vec<Vec<String>> {
 fn words_of(size: FrameSizes) -> String {
     match size {
         FrameSizes::Listed(width, height) => format!("{width}x{height}"),
-        FrameSizes::Range { least, most } => format!("{}x{} to {}x{}", least.0, least.1, most.0, most.1),
+        FrameSizes::Range { least, most } => {
+            format!("{}x{} to {}x{}", least.0, least.1, most.0, most.1)
+        }
     }
 }
 
@@ -105,7 +112,9 @@ fn control_row(control: &Control) -> Vec<String> {
 fn as_json(camera: &Described, chosen: bool) -> serde_json::Value {
     let sizes = |(size, fps): &(FrameSizes, Vec<f32>)| match size {
         FrameSizes::Listed(width, height) => json!({"width": width, "height": height, "fps": fps}),
-        FrameSizes::Range { least, most } => json!({"least": [least.0, least.1], "most": [most.0, most.1], "fps": fps}),
+        FrameSizes::Range { least, most } => {
+            json!({"least": [least.0, least.1], "most": [most.0, most.1], "fps": fps})
+        }
     };
     let modes: Vec<_> = camera
         .modes
@@ -178,6 +187,9 @@ mod tests {
         }
         let json = as_json(&camera, false);
         assert_eq!((&json["node"], &json["chosen"]), (&json!("/dev/video2"), &json!(false)));
-        assert_eq!(json["modes"][0]["sizes"][0], json!({"width": 640, "height": 480, "fps": [30.0, 7.5]}));
+        assert_eq!(
+            json["modes"][0]["sizes"][0],
+            json!({"width": 640, "height": 480, "fps": [30.0, 7.5]})
+        );
     }
 }

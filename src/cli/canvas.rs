@@ -17,7 +17,8 @@ impl Canvas {
     }
 
     pub fn into_picture(self) -> Picture {
-        Picture::from_rgb(self.width as usize, self.height as usize, self.rgb).expect("as many pixels as before")
+        Picture::from_rgb(self.width as usize, self.height as usize, self.rgb)
+            .expect("as many pixels as before")
     }
 
     fn set(&mut self, x: i32, y: i32, colour: Colour) {

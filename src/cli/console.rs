@@ -20,7 +20,8 @@ pub fn with_console<T>(
     subscriptions: &[&str],
     work: impl AsyncFnOnce(&mut Console) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let mqtt = settings.mqtt.as_ref().context("no broker is configured: see [mqtt] in config.toml")?;
+    let mqtt =
+        settings.mqtt.as_ref().context("no broker is configured: see [mqtt] in config.toml")?;
     let topics = Topics::new(&settings.site, &settings.device)?;
     let mut link = app::serve::link_settings(mqtt, &topics);
     // A random name, so that two consoles never push each other off; nothing is kept for it.
@@ -35,7 +36,8 @@ pub fn with_console<T>(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (stop, stopped) = watch::channel(false);
-        let mut console = Console { link, events, base: topics.base(), audience, signer, waiting: Vec::new() };
+        let mut console =
+            Console { link, events, base: topics.base(), audience, signer, waiting: Vec::new() };
         let work = async {
             let outcome = work(&mut console).await;
             stop.send_replace(true);
@@ -62,7 +64,12 @@ pub struct Console {
 
 impl Console {
     /// Sends a command and waits for its answer. The subscription must cover `reply/+`.
-    pub async fn request(&mut self, verb: &str, body: Value, patience: Duration) -> anyhow::Result<Value> {
+    pub async fn request(
+        &mut self,
+        verb: &str,
+        body: Value,
+        patience: Duration,
+    ) -> anyhow::Result<Value> {
         self.request_as(&Uuid::now_v7().simple().to_string(), verb, body, patience).await
     }
 
@@ -104,7 +111,10 @@ impl Console {
     /// The answer to a command that was sent, whether others came before it or not.
     pub async fn answer(&mut self, request_id: &str, patience: Duration) -> anyhow::Result<Value> {
         let wanted = format!("reply/{request_id}");
-        let (_, payload) = self.next(patience, |part, _| part == wanted).await.context("no answer from the daemon")?;
+        let (_, payload) = self
+            .next(patience, |part, _| part == wanted)
+            .await
+            .context("no answer from the daemon")?;
         Ok(serde_json::from_slice(&payload)?)
     }
 
@@ -128,8 +138,12 @@ impl Console {
         let receive = async {
             while let Some(event) = self.events.recv().await {
                 let LinkEvent::Inbound(inbound) = event else { continue };
-                let part =
-                    inbound.topic.strip_prefix(&self.base).unwrap_or_default().trim_start_matches('/').to_owned();
+                let part = inbound
+                    .topic
+                    .strip_prefix(&self.base)
+                    .unwrap_or_default()
+                    .trim_start_matches('/')
+                    .to_owned();
                 let payload = inbound.payload;
                 inbound.ack.acknowledge();
                 if wanted(&part, &payload) {

@@ -32,7 +32,8 @@ pub struct Args {
 }
 
 /// Who is enrolled, and from which photograph.
-const ENROLLED: [(&str, &str, &str); 2] = [("barack", "Barack Obama", "obama.jpg"), ("joe", "Joe Biden", "biden.jpg")];
+const ENROLLED: [(&str, &str, &str); 2] =
+    [("barack", "Barack Obama", "obama.jpg"), ("joe", "Joe Biden", "biden.jpg")];
 
 /// Who passes: other photographs of one, the same photograph of the other (the package holds only one), a stranger, and
 /// the first once more, who must not be recorded again.
@@ -50,9 +51,15 @@ const GAP_MS: u32 = 1000;
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let photos = args.photos.canonicalize().with_context(|| {
-        format!("{} is missing: `make demo` fetches the photographs (models/fetch.sh photos)", args.photos.display())
+        format!(
+            "{} is missing: `make demo` fetches the photographs (models/fetch.sh photos)",
+            args.photos.display()
+        )
     })?;
-    let models = args.models.canonicalize().with_context(|| format!("{} is missing", args.models.display()))?;
+    let models = args
+        .models
+        .canonicalize()
+        .with_context(|| format!("{} is missing", args.models.display()))?;
     let scratch = Scratch::new_in(&std::env::temp_dir(), "demo")?;
     let folder = scratch.path();
     let [mqtt_port, websocket_port] = free_ports()?;
@@ -61,7 +68,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     set_scene(folder, "file,show_ms,gap_ms\n-,500,0\n")?;
     let settings = config::load(Some(&path), &std::collections::BTreeMap::new())?;
 
-    println!("rollcall demo: a daemon with its own broker and a replay camera, in {}\n", folder.display());
+    println!(
+        "rollcall demo: a daemon with its own broker and a replay camera, in {}\n",
+        folder.display()
+    );
     let mut daemon = Daemon::start(&path, &folder.join("daemon.log"))?;
     daemon.wait_until_listening(mqtt_port)?;
     let topics = ["reply/+", "event/+", "status", "health"];
@@ -90,12 +100,18 @@ struct Report {
 
 impl Report {
     fn check(&self) -> anyhow::Result<()> {
-        let mut who: Vec<_> = self.attendance.iter().filter_map(|event| event["subject"]["id"].as_str()).collect();
+        let mut who: Vec<_> =
+            self.attendance.iter().filter_map(|event| event["subject"]["id"].as_str()).collect();
         who.sort_unstable();
-        ensure!(who == ["barack", "joe"], "expected one attendance of each enrolled person, found {who:?}");
+        ensure!(
+            who == ["barack", "joe"],
+            "expected one attendance of each enrolled person, found {who:?}"
+        );
         ensure!(self.unknown >= 1, "the stranger was not noticed");
         ensure!(self.owed == 0, "{} messages were not acknowledged by the broker", self.owed);
-        println!("\nEverything was as expected: each enrolled person once, the stranger as nobody.");
+        println!(
+            "\nEverything was as expected: each enrolled person once, the stranger as nobody."
+        );
         Ok(())
     }
 }
@@ -107,7 +123,8 @@ async fn play(console: &mut Console, folder: &Path, photos: &Path) -> anyhow::Re
         .context("the daemon is not online")?;
     enrol(console, photos).await?;
     let line = |(file, _): (&str, &str)| {
-        let file = if file == "-" { file.to_owned() } else { photos.join(file).display().to_string() };
+        let file =
+            if file == "-" { file.to_owned() } else { photos.join(file).display().to_string() };
         format!("{file},{SHOW_MS},{GAP_MS}")
     };
     set_scene(folder, &VISITORS.map(line).join("\n"))?;
@@ -120,7 +137,8 @@ async fn play(console: &mut Console, folder: &Path, photos: &Path) -> anyhow::Re
 async fn enrol(console: &mut Console, photos: &Path) -> anyhow::Result<()> {
     println!("Enrolling by publishing to rollcall/demo/door-1/command/enrol:");
     for (id, name, file) in ENROLLED {
-        let photograph = fs::read(photos.join(file)).with_context(|| format!("cannot read {file}"))?;
+        let photograph =
+            fs::read(photos.join(file)).with_context(|| format!("cannot read {file}"))?;
         let image = base64::engine::general_purpose::STANDARD.encode(photograph);
         let watch = Stopwatch::start();
         let body = json!({"subject": {"id": id, "name": name}, "images": [image]});
@@ -147,9 +165,12 @@ async fn watch_visitors(console: &mut Console) -> anyhow::Result<(Vec<Value>, us
     let watch = Stopwatch::start();
     let (mut attendance, mut unknown) = (Vec::new(), 0);
     // One whole round even when everybody was seen early: the second passing of the first must bring nothing.
-    while watch.elapsed() < round || (attendance.len() < 2 || unknown == 0) && watch.elapsed() < round * 2 {
+    while watch.elapsed() < round
+        || (attendance.len() < 2 || unknown == 0) && watch.elapsed() < round * 2
+    {
         bar.set_position((watch.elapsed().as_millis() as u64).min(round.as_millis() as u64));
-        let event = console.next(Duration::from_millis(100), |part, _| part.starts_with("event/")).await;
+        let event =
+            console.next(Duration::from_millis(100), |part, _| part.starts_with("event/")).await;
         let Ok((part, payload)) = event else { continue };
         match part.as_str() {
             "event/attendance" => attendance.push(serde_json::from_slice(&payload)?),
@@ -176,7 +197,8 @@ fn show_attendance(attendance: &[Value]) {
         ]
     };
     let rows: Vec<_> = attendance.iter().map(row).collect();
-    let heading = ["occurred at", "name", "venue", "direction", "status", "score", "threshold", "latency"];
+    let heading =
+        ["occurred at", "name", "venue", "direction", "status", "score", "threshold", "latency"];
     println!("\nAttendance, as published on rollcall/demo/door-1/event/attendance:");
     for line in table::render(&heading, &rows).lines() {
         println!("  {line}");
@@ -191,7 +213,10 @@ async fn show_delivery(console: &mut Console, seen: usize) -> anyhow::Result<u64
         let answer = console.request("sync", json!({}), PATIENCE).await?;
         owed = answer["owed"][0]["rows"].as_u64().unwrap_or(u64::MAX);
     }
-    println!("\nEvents received here: {seen} (and {} enrolments); still owed to the broker: {owed}", ENROLLED.len());
+    println!(
+        "\nEvents received here: {seen} (and {} enrolments); still owed to the broker: {owed}",
+        ENROLLED.len()
+    );
     let of_venue = console.request("attendance", json!({"venue": "main"}), PATIENCE).await?;
     let count = of_venue["attendance"].as_array().map_or(0, Vec::len);
     println!("The device's own record, asked by the MQTT command `attendance`: {count} entries");
@@ -202,8 +227,11 @@ async fn keep(folder: &Path, config: &Path, mqtt_port: u16, websocket_port: u16)
     let path = config.display();
     println!("\nThe daemon goes on. In another terminal:");
     println!("  mosquitto_sub -p {mqtt_port} -v -t 'rollcall/#'          # everything it says");
-    println!("  mosquitto_pub -p {mqtt_port} -t rollcall/demo/door-1/command/subjects -m '{{\"request_id\":\"r1\"}}'");
-    let program = std::env::current_exe().map_or_else(|_| "rollcall".into(), |program| program.display().to_string());
+    println!(
+        "  mosquitto_pub -p {mqtt_port} -t rollcall/demo/door-1/command/subjects -m '{{\"request_id\":\"r1\"}}'"
+    );
+    let program = std::env::current_exe()
+        .map_or_else(|_| "rollcall".into(), |program| program.display().to_string());
     println!("  {program} --config {path} attendance");
     println!("  {program} --config {path} enrol --id me --name 'My Name' PHOTO.jpg");
     println!("  MQTT over WebSocket: ws://127.0.0.1:{websocket_port}");
@@ -218,8 +246,12 @@ async fn keep(folder: &Path, config: &Path, mqtt_port: u16, websocket_port: u16)
 fn look_further() {
     println!("\nTo look further:");
     println!("  make demo KEEP=1        keeps the daemon running, to publish and subscribe to");
-    println!("  rollcall --help         all commands; `rollcall doctor` says what this machine lacks");
-    println!("  config.toml             every setting with its meaning; docs/wire.md every message");
+    println!(
+        "  rollcall --help         all commands; `rollcall doctor` says what this machine lacks"
+    );
+    println!(
+        "  config.toml             every setting with its meaning; docs/wire.md every message"
+    );
 }
 
 fn configuration(models: &Path, mqtt_port: u16, websocket_port: u16) -> String {
@@ -278,7 +310,10 @@ impl Daemon {
     fn last_words(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().rev().take(5).collect();
-        format!("the daemon's last words: {}", lines.into_iter().rev().collect::<Vec<_>>().join(" | "))
+        format!(
+            "the daemon's last words: {}",
+            lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+        )
     }
 
     /// Ctrl-C has reached the daemon too (`asked`); a second signal would end it at once.

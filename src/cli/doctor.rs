@@ -68,7 +68,8 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
     let findings = match super::load(path) {
         Ok(settings) => {
             let place = Place::new(settings);
-            let configuration = Finding { part: "configuration", verdict: program::configuration(path, &place) };
+            let configuration =
+                Finding { part: "configuration", verdict: program::configuration(path, &place) };
             let card = program::card(&place).map(|verdict| Finding { part: "card", verdict });
             std::iter::once(configuration).chain(card).chain(look(&place)).collect()
         }

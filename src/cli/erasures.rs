@@ -39,13 +39,22 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
         return Ok(());
     }
     let row = |it: &StoredErasure| {
-        let state = waits_for(it, has_mongo).map_or("complete".into(), |what| format!("waits for {what}"));
+        let state =
+            waits_for(it, has_mongo).map_or("complete".into(), |what| format!("waits for {what}"));
         let request_id = it.request_id.clone().unwrap_or_else(|| "another door".into());
         let counts = [it.references.to_string(), it.events.to_string()];
-        [vec![it.subject_id.to_string(), rfc3339(it.asked_ms), request_id], counts.to_vec(), vec![state]].concat()
+        [
+            vec![it.subject_id.to_string(), rfc3339(it.asked_ms), request_id],
+            counts.to_vec(),
+            vec![state],
+        ]
+        .concat()
     };
     let rows: Vec<_> = erasures.iter().map(row).collect();
-    print!("{}", table::render(&["subject", "asked at", "request", "templates", "events", "state"], &rows));
+    print!(
+        "{}",
+        table::render(&["subject", "asked at", "request", "templates", "events", "state"], &rows)
+    );
     Ok(())
 }
 
@@ -72,7 +81,10 @@ pub struct VerifyArgs {
     receipt: PathBuf,
 }
 
-pub fn verify(args: &VerifyArgs, settings: impl FnOnce() -> anyhow::Result<Settings>) -> anyhow::Result<()> {
+pub fn verify(
+    args: &VerifyArgs,
+    settings: impl FnOnce() -> anyhow::Result<Settings>,
+) -> anyhow::Result<()> {
     let key = match &args.key {
         Some(key) => key.clone(),
         None => SigningKey::device_public(&settings()?.state_dir)?,
@@ -81,7 +93,8 @@ pub fn verify(args: &VerifyArgs, settings: impl FnOnce() -> anyhow::Result<Setti
     if args.receipt == Path::new("-") {
         std::io::stdin().lock().read_to_end(&mut token)?;
     } else {
-        token = std::fs::read(&args.receipt).with_context(|| format!("cannot read {}", args.receipt.display()))?;
+        token = std::fs::read(&args.receipt)
+            .with_context(|| format!("cannot read {}", args.receipt.display()))?;
     }
     let receipt = Receipt::verify(&token, &key)?;
     println!("{}", serde_json::to_string_pretty(&receipt)?);

@@ -40,18 +40,22 @@ const PAGE: u32 = 500;
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let key = SharedKey::load(&args.key_file, false)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
-    let enrolled = Enrolled::open(&settings.state_dir, app::credentials_dir().as_deref(), Arc::clone(&clock));
+    let enrolled =
+        Enrolled::open(&settings.state_dir, app::credentials_dir().as_deref(), Arc::clone(&clock));
     let enrolled = enrolled.map_err(app::storage)?;
     let count = if args.subject.is_empty() { enrolled.count()? } else { args.subject.len() as u64 };
     let created_at = rfc3339(clock.now().wall_ms);
-    let header = Header::new(created_at, &settings.site, &settings.device, count, &enrolled.embedders()?);
+    let header =
+        Header::new(created_at, &settings.site, &settings.device, count, &enrolled.embedders()?);
     let partial = Partial::new(&args.file)?;
     let mut writing = Writing::begin(BufWriter::new(partial.open()?), &key, &header)?;
     let bar = progress::bar(count, "subjects");
     let mut unreadable = 0;
     each(&enrolled, &args.subject, |id| {
         match enrolled.portable(id)? {
-            Some(portable) => writing.subject(&portable).with_context(|| format!("cannot export {id}"))?,
+            Some(portable) => {
+                writing.subject(&portable).with_context(|| format!("cannot export {id}"))?
+            }
             // Altered on the disk, or too new to be there: said below.
             None => unreadable += 1,
         }
@@ -59,7 +63,10 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
         Ok(())
     })?;
     let (written, subjects) = writing.finish()?;
-    let file = written.into_inner().map_err(std::io::IntoInnerError::into_error).context("cannot write the export")?;
+    let file = written
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error)
+        .context("cannot write the export")?;
     partial.finish(&file)?;
     bar.finish_and_clear();
     if args.json {
@@ -68,10 +75,16 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
             serde_json::json!({"subjects": subjects, "unreadable": unreadable, "embedders": header.embedders})
         );
     } else {
-        println!("{}: {subjects} subjects, sealed with {}", args.file.display(), args.key_file.display());
+        println!(
+            "{}: {subjects} subjects, sealed with {}",
+            args.file.display(),
+            args.key_file.display()
+        );
     }
     if unreadable > 0 {
-        bail!("{unreadable} subjects have references that do not open, and are not in it: enrol them again");
+        bail!(
+            "{unreadable} subjects have references that do not open, and are not in it: enrol them again"
+        );
     }
     Ok(())
 }
@@ -110,11 +123,16 @@ struct Partial<'a> {
 
 impl<'a> Partial<'a> {
     fn new(place: &'a Path) -> anyhow::Result<Self> {
-        let Some(name) = place.file_name() else { bail!("{} is no name for a file", place.display()) };
+        let Some(name) = place.file_name() else {
+            bail!("{} is no name for a file", place.display())
+        };
         if place.exists() {
             bail!("{} is there already, and is never written over", place.display());
         }
-        Ok(Self { path: place.with_file_name(format!(".{}.partial", name.to_string_lossy())), place })
+        Ok(Self {
+            path: place.with_file_name(format!(".{}.partial", name.to_string_lossy())),
+            place,
+        })
     }
 
     fn open(&self) -> anyhow::Result<File> {
@@ -130,8 +148,13 @@ impl<'a> Partial<'a> {
             file.sync_all()?;
             // `rename` would replace what has come to be there meanwhile.
             fs::hard_link(&self.path, self.place)?;
-            File::open(self.place.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
-                .sync_all()
+            File::open(
+                self.place
+                    .parent()
+                    .filter(|it| !it.as_os_str().is_empty())
+                    .unwrap_or(Path::new(".")),
+            )?
+            .sync_all()
         };
         link().with_context(|| format!("cannot write {}", self.place.display()))
     }

@@ -36,7 +36,10 @@ pub enum Command {
     },
 }
 
-pub fn run(command: &Command, settings: impl FnOnce() -> anyhow::Result<Settings>) -> anyhow::Result<()> {
+pub fn run(
+    command: &Command,
+    settings: impl FnOnce() -> anyhow::Result<Settings>,
+) -> anyhow::Result<()> {
     match command {
         Command::Site { file } => {
             SharedKey::create(file)?;
@@ -47,7 +50,10 @@ pub fn run(command: &Command, settings: impl FnOnce() -> anyhow::Result<Settings
         }
         Command::Signer { file } => {
             println!("{}", SigningKey::create(file)?.public());
-            eprintln!("the private half is {}: keep it where the commands come from, not at the doors", file.display());
+            eprintln!(
+                "the private half is {}: keep it where the commands come from, not at the doors",
+                file.display()
+            );
         }
         Command::Show { file } => println!("{}", SigningKey::load(file)?.public()),
         Command::Device => println!("{}", SigningKey::device_public(&settings()?.state_dir)?),
@@ -55,13 +61,20 @@ pub fn run(command: &Command, settings: impl FnOnce() -> anyhow::Result<Settings
             let settings = settings()?;
             let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
             let options = app::store_options(&settings, &clock);
-            let rotated = Store::rotate_key(&settings.state_dir, options, to.as_deref()).map_err(app::storage)?;
-            println!("{} templates are sealed with the new key {}", rotated.resealed, rotated.path.display());
+            let rotated = Store::rotate_key(&settings.state_dir, options, to.as_deref())
+                .map_err(app::storage)?;
+            println!(
+                "{} templates are sealed with the new key {}",
+                rotated.resealed,
+                rotated.path.display()
+            );
             if rotated.unreadable > 0 {
                 println!("{} did not open before and still do not", rotated.unreadable);
             }
             if to.is_some() {
-                println!("make it the credential rollcall.key before the daemon is started, and destroy the old one");
+                println!(
+                    "make it the credential rollcall.key before the daemon is started, and destroy the old one"
+                );
             } else {
                 println!("copies of the old key open nothing any more: make a copy of the new one");
             }
@@ -75,7 +88,8 @@ pub fn run(command: &Command, settings: impl FnOnce() -> anyhow::Result<Settings
             );
             let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
             let options = app::store_options(&settings, &clock);
-            let deleted = Store::forget_templates(&settings.state_dir, options).map_err(app::storage)?;
+            let deleted =
+                Store::forget_templates(&settings.state_dir, options).map_err(app::storage)?;
             println!(
                 "{deleted} templates were deleted, and those whose they were; enrol them again, or let the site's gallery do it"
             );

@@ -1,5 +1,9 @@
 //! The command line: one file a subcommand. Errors end here, in words that say what to do next.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program talks to people")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is where the program talks to people"
+)]
 
 pub mod attendance;
 pub mod backup;
@@ -194,7 +198,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Demo(args) => demo::run(&args),
         Command::CheckConfig { show } => check_config(path.as_deref(), show),
-        Command::Models { command: ModelsCommand::Verify { json } } => verify_models(&settings()?, json),
+        Command::Models { command: ModelsCommand::Verify { json } } => {
+            verify_models(&settings()?, json)
+        }
         Command::Recognise(args) => recognise::run(&args, &settings()?),
         Command::Enrol(args) => people::enrol(&args, &settings()?),
         Command::Import(args) => {
@@ -236,7 +242,8 @@ fn bench(args: &bench::Args, settings: &Settings) -> anyhow::Result<()> {
     let parent = settings.state_dir.parent().filter(|path| path.is_dir()).unwrap_or(Path::new("."));
     let folder = scratch::Scratch::new_in(parent, "bench")?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
-    let opened = Store::open(folder.path(), StoreOptions::new(vec![SinkName::MQTT], Arc::clone(&clock)))?;
+    let opened =
+        Store::open(folder.path(), StoreOptions::new(vec![SinkName::MQTT], Arc::clone(&clock)))?;
     let mut commit = || {
         let body = Body::Camera(Camera { state: CameraState::Back, reason: None, lost_ms: None });
         let event = NewEvent::new(clock.now(), body);
@@ -252,7 +259,10 @@ fn bench(args: &bench::Args, settings: &Settings) -> anyhow::Result<()> {
 }
 
 fn usual_config() -> Option<PathBuf> {
-    ["config.toml", "/etc/rollcall/config.toml"].into_iter().map(PathBuf::from).find(|path| path.is_file())
+    ["config.toml", "/etc/rollcall/config.toml"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|path| path.is_file())
 }
 
 /// The settings, or the exit code 78 with key and reason.
@@ -286,8 +296,10 @@ fn verify_models(settings: &Settings, json: bool) -> anyhow::Result<()> {
     };
     let files = vision::verify(&settings.vision.models).map_err(failed)?;
     if json {
-        let list: Vec<_> =
-            files.iter().map(|(file, bytes)| serde_json::json!({"file": file, "bytes": bytes})).collect();
+        let list: Vec<_> = files
+            .iter()
+            .map(|(file, bytes)| serde_json::json!({"file": file, "bytes": bytes}))
+            .collect();
         println!("{}", serde_json::json!({"models": list, "good": true}));
     } else {
         for (file, bytes) in files {
@@ -314,7 +326,10 @@ fn log_to_stderr(level: RawLevel) {
         .with_target(crate::mqtt::broker::LOG_TARGET, LevelFilter::OFF)
         .with_default(LevelFilter::WARN.min(own));
     let to_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(to_terminal).with_target(false);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(to_terminal)
+        .with_target(false);
     // A second call, in a test, finds one installed already.
     tracing_subscriber::registry().with(layer).with(targets).try_init().ok();
 }

@@ -51,7 +51,8 @@ pub fn enrol(args: &EnrolArgs, settings: &Settings) -> anyhow::Result<()> {
     ensure!(args.images.len() <= most, "{} images; at most {most} at a time", args.images.len());
     let mut photographs = Vec::new();
     for path in &args.images {
-        photographs.push(std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?);
+        photographs
+            .push(std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?);
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
     match Store::open(&settings.state_dir, app::store_options(settings, &clock)) {
@@ -62,16 +63,23 @@ pub fn enrol(args: &EnrolArgs, settings: &Settings) -> anyhow::Result<()> {
 }
 
 /// The daemon runs: it is asked.
-fn enrol_by_mqtt(args: &EnrolArgs, settings: &Settings, photographs: &[Vec<u8>]) -> anyhow::Result<()> {
-    let encode = |photograph: &Vec<u8>| base64::engine::general_purpose::STANDARD.encode(photograph);
+fn enrol_by_mqtt(
+    args: &EnrolArgs,
+    settings: &Settings,
+    photographs: &[Vec<u8>],
+) -> anyhow::Result<()> {
+    let encode =
+        |photograph: &Vec<u8>| base64::engine::general_purpose::STANDARD.encode(photograph);
     let name = args.name.as_ref().map_or(args.id.as_str(), Name::as_str);
     let body = serde_json::json!({
         "subject": {"id": args.id, "name": name},
         "images": photographs.iter().map(encode).collect::<Vec<_>>(),
         "replace": args.replace, "allow_duplicate": args.allow_duplicate,
     });
-    let answer = with_console(settings, &["reply/+"], async |console| console.request("enrol", body, PATIENCE).await)
-        .context("the daemon is running, so the enrolment goes to it by MQTT")?;
+    let answer = with_console(settings, &["reply/+"], async |console| {
+        console.request("enrol", body, PATIENCE).await
+    })
+    .context("the daemon is running, so the enrolment goes to it by MQTT")?;
     if args.json {
         println!("{answer}");
     }
@@ -100,13 +108,21 @@ fn enrol_here(
     let gallery: Gallery = app::load_gallery(store, &vision)?;
     let rules = settings.recognition.enrol(&vision.template_spec());
     let photographs = photographs.iter().map(Vec::as_slice);
-    let judgement = enrol::judge(&mut vision, &gallery, &args.id, args.replace, photographs, &rules)?;
+    let judgement =
+        enrol::judge(&mut vision, &gallery, &args.id, args.replace, photographs, &rules)?;
     show_verdicts(args, &judgement);
     if let Some((_, why)) = unfit(&judgement, args.allow_duplicate) {
         bail!("{why}");
     }
     let name = args.name.clone().map_or_else(|| Name::new(args.id.as_str()), Ok)?;
-    let enrolment = NewEnrolment::new(args.id.clone(), name, args.replace, &judgement, vision.embedder(), clock.now());
+    let enrolment = NewEnrolment::new(
+        args.id.clone(),
+        name,
+        args.replace,
+        &judgement,
+        vision.embedder(),
+        clock.now(),
+    );
     let references = store.write(move |tx| enrolment.store(tx, None))?.references;
     store.close()?;
     if args.json {
@@ -174,15 +190,26 @@ pub fn subjects(args: &SubjectsArgs, settings: &Settings) -> anyhow::Result<()> 
     } else if subjects.is_empty() && args.outdated {
         println!("everybody who is enrolled is recognised by the network in use");
     } else if subjects.is_empty() {
-        println!("nobody is enrolled yet: `rollcall enrol --id ID --name NAME PHOTO…`, or the MQTT command `enrol`");
+        println!(
+            "nobody is enrolled yet: `rollcall enrol --id ID --name NAME PHOTO…`, or the MQTT command `enrol`"
+        );
     } else {
         let row = |subject: &Subject| {
             let (id, name) = (subject.id.to_string(), subject.name.as_str().to_owned());
             let recognised = if recognisable.contains(&subject.id) { "yes" } else { "no" };
-            vec![id, name, subject.references.to_string(), recognised.into(), rfc3339(subject.enrolled_ms)]
+            vec![
+                id,
+                name,
+                subject.references.to_string(),
+                recognised.into(),
+                rfc3339(subject.enrolled_ms),
+            ]
         };
         let rows: Vec<_> = subjects.iter().map(row).collect();
-        print!("{}", table::render(&["id", "name", "references", "recognised", "enrolled_at"], &rows));
+        print!(
+            "{}",
+            table::render(&["id", "name", "references", "recognised", "enrolled_at"], &rows)
+        );
     }
     Ok(())
 }

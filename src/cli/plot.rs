@@ -135,14 +135,21 @@ pub fn page(charts: &[Chart]) -> String {
 impl Chart {
     fn at(&self, x: f64, y: f64) -> (f64, f64) {
         let [left, right, top, bottom] = MARGINS;
-        (left + self.x.place(x) * (WIDTH - left - right), HEIGHT - bottom - self.y.place(y) * (HEIGHT - top - bottom))
+        (
+            left + self.x.place(x) * (WIDTH - left - right),
+            HEIGHT - bottom - self.y.place(y) * (HEIGHT - top - bottom),
+        )
     }
 
     fn draw(&self, svg: &mut String) {
         let [left, right, top, bottom] = MARGINS;
-        let (middle_x, middle_y) = (f64::midpoint(left, WIDTH - right), f64::midpoint(top, HEIGHT - bottom));
+        let (middle_x, middle_y) =
+            (f64::midpoint(left, WIDTH - right), f64::midpoint(top, HEIGHT - bottom));
         let text = |svg: &mut String, x: f64, y: f64, more: &str, what: &str| {
-            put(svg, format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" {more}>{}</text>", escaped(what)));
+            put(
+                svg,
+                format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" {more}>{}</text>", escaped(what)),
+            );
         };
         text(svg, middle_x, 26.0, "text-anchor=\"middle\" font-size=\"16\"", &self.title);
         text(svg, middle_x, HEIGHT - 14.0, "text-anchor=\"middle\"", &self.x.label);
@@ -150,14 +157,24 @@ impl Chart {
         text(svg, 18.0, middle_y, &turned, &self.y.label);
         for (value, labelled) in self.x.ticks() {
             let (x, y) = self.at(value, self.y.low);
-            put(svg, format_args!("<path d=\"M{x:.1} {y:.1}V{top}\" stroke=\"{}\"/>", grid(labelled)));
+            put(
+                svg,
+                format_args!("<path d=\"M{x:.1} {y:.1}V{top}\" stroke=\"{}\"/>", grid(labelled)),
+            );
             if labelled {
                 text(svg, x, y + 20.0, "text-anchor=\"middle\"", &self.x.written(value));
             }
         }
         for (value, labelled) in self.y.ticks() {
             let (x, y) = self.at(self.x.low, value);
-            put(svg, format_args!("<path d=\"M{x:.1} {y:.1}H{}\" stroke=\"{}\"/>", WIDTH - right, grid(labelled)));
+            put(
+                svg,
+                format_args!(
+                    "<path d=\"M{x:.1} {y:.1}H{}\" stroke=\"{}\"/>",
+                    WIDTH - right,
+                    grid(labelled)
+                ),
+            );
             if labelled {
                 text(svg, x - 8.0, y + 4.5, "text-anchor=\"end\"", &self.y.written(value));
             }
@@ -178,7 +195,10 @@ impl Chart {
     fn curve(&self, svg: &mut String, series: &Series, colour: &str) {
         if series.style == Style::Point {
             for (x, y) in series.points.iter().map(|(x, y)| self.at(*x, *y)) {
-                put(svg, format_args!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5\" fill=\"{colour}\"/>"));
+                put(
+                    svg,
+                    format_args!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5\" fill=\"{colour}\"/>"),
+                );
             }
             return;
         }
@@ -206,7 +226,8 @@ impl Chart {
     fn legend(&self, svg: &mut String) {
         let [_, right, top, bottom] = MARGINS;
         let height = 20.0 * self.series.len() as f64 + 8.0;
-        let longest = self.series.iter().map(|series| series.name.chars().count()).max().unwrap_or(0);
+        let longest =
+            self.series.iter().map(|series| series.name.chars().count()).max().unwrap_or(0);
         let width = 44.0 + 7.2 * longest as f64;
         let x = WIDTH - right - width - 8.0;
         let y = match self.legend {
@@ -220,7 +241,8 @@ impl Chart {
                 "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height}\" fill=\"white\" fill-opacity=\"0.9\" stroke=\"#bbb\"/>"
             ),
         );
-        for (index, (series, colour)) in self.series.iter().zip(COLOURS.iter().cycle()).enumerate() {
+        for (index, (series, colour)) in self.series.iter().zip(COLOURS.iter().cycle()).enumerate()
+        {
             let line = y + 18.0 + 20.0 * index as f64;
             match series.style {
                 Style::Point => {
@@ -234,7 +256,8 @@ impl Chart {
                     );
                 }
                 style => {
-                    let dash = if style == Style::Dashed { " stroke-dasharray=\"6 5\"" } else { "" };
+                    let dash =
+                        if style == Style::Dashed { " stroke-dasharray=\"6 5\"" } else { "" };
                     put(
                         svg,
                         format_args!(
@@ -245,7 +268,14 @@ impl Chart {
                     );
                 }
             }
-            put(svg, format_args!("<text x=\"{:.1}\" y=\"{line:.1}\">{}</text>", x + 40.0, escaped(&series.name)));
+            put(
+                svg,
+                format_args!(
+                    "<text x=\"{:.1}\" y=\"{line:.1}\">{}</text>",
+                    x + 40.0,
+                    escaped(&series.name)
+                ),
+            );
         }
     }
 }
@@ -269,7 +299,9 @@ mod tests {
     #[test]
     fn values_are_placed_within_the_axis() {
         let axis = Axis::log_percent("rate", 1e-3, 1.0);
-        for (value, expected) in [(1e-3, 0.0), (1.0, 1.0), (0.0, 0.0), (5.0, 1.0), (10f64.powf(-1.5), 0.5)] {
+        for (value, expected) in
+            [(1e-3, 0.0), (1.0, 1.0), (0.0, 0.0), (5.0, 1.0), (10f64.powf(-1.5), 0.5)]
+        {
             assert!((axis.place(value) - expected).abs() < 1e-9, "{value}");
         }
         assert_eq!((axis.written(0.001), axis.written(0.2)), ("0.1 %".into(), "20 %".into()));
@@ -277,7 +309,10 @@ mod tests {
 
     #[test]
     fn a_page_is_well_formed_and_escapes_its_text() {
-        let series = vec![Series::new("a < b & c", vec![(0.0, 1.0), (1.0, 0.0)]), Series::point("here", (0.5, 0.5))];
+        let series = vec![
+            Series::new("a < b & c", vec![(0.0, 1.0), (1.0, 0.0)]),
+            Series::point("here", (0.5, 0.5)),
+        ];
         let chart = Chart {
             title: "T".into(),
             x: Axis::linear("x", 0.0, 1.0),

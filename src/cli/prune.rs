@@ -24,14 +24,17 @@ pub struct Args {
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let days = args.days.or(settings.keep_days);
-    let days = days.context("how many days to keep? --days N, or [storage] keep_days in config.toml")?;
+    let days =
+        days.context("how many days to keep? --days N, or [storage] keep_days in config.toml")?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
     let now = clock.now();
     let reader = app::open_reader(settings)?;
     let prunable = reader.prunable(now.wall_ms, days)?;
     drop(reader);
     if !now.trusted && !args.dry_run {
-        bail!("the clock is not trusted (see [clock] trust): nothing is deleted by a clock that may be wrong");
+        bail!(
+            "the clock is not trusted (see [clock] trust): nothing is deleted by a clock that may be wrong"
+        );
     }
     let deleted = if args.dry_run { 0 } else { delete(settings, &clock, days)? };
     if args.json {
@@ -45,13 +48,20 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
         return Ok(());
     }
     let period = prunable.from_ms.zip(prunable.to_ms);
-    let period = period.map_or_else(String::new, |(from, to)| format!(" ({} to {})", rfc3339(from), rfc3339(to)));
+    let period = period
+        .map_or_else(String::new, |(from, to)| format!(" ({} to {})", rfc3339(from), rfc3339(to)));
     if args.dry_run {
-        println!("{} events are older than {days} days and owe nothing{period}: would be deleted", prunable.events);
+        println!(
+            "{} events are older than {days} days and owe nothing{period}: would be deleted",
+            prunable.events
+        );
     } else {
         println!("{deleted} events deleted{period}");
     }
-    println!("{} as old are kept, since they are still owed or could not be delivered", prunable.owed);
+    println!(
+        "{} as old are kept, since they are still owed or could not be delivered",
+        prunable.owed
+    );
     println!("{} newer are kept", prunable.newer);
     Ok(())
 }

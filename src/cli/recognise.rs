@@ -29,7 +29,9 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     for path in &args.images {
         let file = path.display().to_string();
         match look(&mut vision, &gallery, settings, path) {
-            Ok(faces) if args.json => println!("{}", serde_json::json!({"file": file, "faces": faces})),
+            Ok(faces) if args.json => {
+                println!("{}", serde_json::json!({"file": file, "faces": faces}))
+            }
             Ok(faces) if faces.is_empty() => println!("{file}: no face"),
             Ok(faces) => faces.iter().for_each(|face| println!("{file}: {}", sentence(face))),
             Err(error) => {
@@ -38,7 +40,11 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
             }
         }
     }
-    anyhow::ensure!(unreadable == 0, "{unreadable} of {} images could not be used", args.images.len());
+    anyhow::ensure!(
+        unreadable == 0,
+        "{unreadable} of {} images could not be used",
+        args.images.len()
+    );
     Ok(())
 }
 
@@ -79,7 +85,8 @@ fn look(
 }
 
 fn sentence(face: &serde_json::Value) -> String {
-    let score = face["score"].as_f64().map_or("no score".into(), |score| format!("score {score:.3}"));
+    let score =
+        face["score"].as_f64().map_or("no score".into(), |score| format!("score {score:.3}"));
     let threshold = face["threshold"].as_f64().unwrap_or_default();
     let place = format!("at {}", face["box"]);
     match face["subject"]["name"].as_str() {

@@ -44,7 +44,11 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
         );
     }
     let manifest = Manifest::read(&args.src)?;
-    if !manifest.keys && args.key.is_none() && !args.without_keys && manifest.contents.references > 0 {
+    if !manifest.keys
+        && args.key.is_none()
+        && !args.without_keys
+        && manifest.contents.references > 0
+    {
         bail!(
             "the backup has no key: bring it with --key FILE (the {KEY_FILE} of the device), or say --without-keys if systemd passes it"
         );
@@ -53,7 +57,12 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let partial = Partial::new(to)?;
     let bytes = manifest.files.iter().map(|it| it.bytes).sum::<u64>() + MARGIN_BYTES;
     if let Some(free) = free_bytes(partial.parent()).filter(|free| *free < bytes) {
-        bail!("{} has {} free, the restored state needs {}", partial.parent().display(), mib(free), mib(bytes));
+        bail!(
+            "{} has {} free, the restored state needs {}",
+            partial.parent().display(),
+            mib(free),
+            mib(bytes)
+        );
     }
     let bar = progress::bar(manifest.files.len() as u64, "files");
     for file in manifest.files.iter().filter(|it| args.key.is_none() || it.name != KEY_FILE) {
@@ -88,7 +97,10 @@ fn check(manifest: &Manifest, partial: &Partial, own_key: bool) -> anyhow::Resul
     let key = SealKey::load(partial.path(), None)?;
     let found = contents(partial.path(), key.as_ref()).map_err(app::storage)?;
     let found = Held::of(&found, key.is_some());
-    ensure!(manifest.contents.is_in(&found), "what the backup holds is not what it says: {found:?}");
+    ensure!(
+        manifest.contents.is_in(&found),
+        "what the backup holds is not what it says: {found:?}"
+    );
     Ok(())
 }
 
@@ -100,7 +112,8 @@ fn give_away(to: &Path, made: &Path) -> anyhow::Result<()> {
     }
     let failed = || format!("cannot give the files to the owner of {}", to.display());
     for entry in fs::read_dir(made).with_context(failed)? {
-        chown(entry.with_context(failed)?.path(), Some(place.uid()), Some(place.gid())).with_context(failed)?;
+        chown(entry.with_context(failed)?.path(), Some(place.uid()), Some(place.gid()))
+            .with_context(failed)?;
     }
     chown(made, Some(place.uid()), Some(place.gid())).with_context(failed)
 }

@@ -17,7 +17,10 @@ impl Scratch {
     pub fn new_in(parent: &Path, what: &str) -> anyhow::Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
         let path = parent.join(format!("rollcall-{what}-{}", uuid::Uuid::now_v7().simple()));
-        fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self(path))
     }
 

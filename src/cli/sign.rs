@@ -44,8 +44,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     ensure!(body.is_object(), "the body must be a JSON object");
     for path in &args.image {
-        let photograph = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        add_image(&mut body, &args.verb, base64::engine::general_purpose::STANDARD.encode(photograph))?;
+        let photograph =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        add_image(
+            &mut body,
+            &args.verb,
+            base64::engine::general_purpose::STANDARD.encode(photograph),
+        )?;
     }
     if body["request_id"].is_null() {
         body["request_id"] = Uuid::now_v7().simple().to_string().into();
@@ -82,15 +87,28 @@ fn add_image(body: &mut Value, verb: &str, image: String) -> anyhow::Result<()> 
 }
 
 /// A command as a compact JWS. A mistake in it is told here, and not by the device.
-pub fn token(key: &SigningKey, aud: &str, verb: &str, mut body: Value, lifetime: Duration) -> anyhow::Result<String> {
+pub fn token(
+    key: &SigningKey,
+    aud: &str,
+    verb: &str,
+    mut body: Value,
+    lifetime: Duration,
+) -> anyhow::Result<String> {
     let seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
     ensure!((1..=LIFETIME_MAX_S).contains(&seconds), "the lifetime must be 1s to 24h");
-    let is_audience = aud.split_once('/').is_some_and(|(site, device)| check_id(site).and(check_id(device)).is_ok());
+    let is_audience = aud
+        .split_once('/')
+        .is_some_and(|(site, device)| check_id(site).and(check_id(device)).is_ok());
     ensure!(is_audience, "--aud must be SITE/DEVICE or SITE/all, as in hq/door-1");
     body["verb"] = verb.into();
     let now_ms = SystemClock::new(Trust::Always).now().wall_ms;
     let text = serde_json::to_string(&body)?;
-    let limits = Limits { payload_bytes: usize::MAX, images: usize::MAX, image_bytes: usize::MAX, ..Limits::default() };
+    let limits = Limits {
+        payload_bytes: usize::MAX,
+        images: usize::MAX,
+        image_bytes: usize::MAX,
+        ..Limits::default()
+    };
     if let Err(refusal) = command::parse_signed(verb, false, text.as_bytes(), &limits, now_ms) {
         bail!("no device would take this command: {}", refusal.message);
     }
@@ -113,6 +131,11 @@ pub fn signer(settings: &Settings) -> anyhow::Result<Option<SigningKey>> {
     };
     let key = SigningKey::load(path)?;
     let trusted = commands.trusted_keys.is_empty() || commands.trusted_keys.contains(key.public());
-    ensure!(trusted, "the key {} is none of [commands] trusted_keys: add {}", path.display(), key.public());
+    ensure!(
+        trusted,
+        "the key {} is none of [commands] trusted_keys: add {}",
+        path.display(),
+        key.public()
+    );
     Ok(Some(key))
 }

@@ -44,7 +44,11 @@ const BLUE: Colour = [90, 170, 255];
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let path = &args.annotated;
-    ensure!(args.force || !path.exists(), "{} is there already; --force writes over it", path.display());
+    ensure!(
+        args.force || !path.exists(),
+        "{} is there already; --force writes over it",
+        path.display()
+    );
     if !args.yes {
         confirm()?;
     }
@@ -56,7 +60,8 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     ensure!(head.bytes <= BYTES_MAX, "the daemon announces {} bytes", head.bytes);
     let mut rgb = vec![0; head.bytes];
     answer.read_exact(&mut rgb).context("the daemon hung up before the picture was whole")?;
-    let picture = Picture::from_rgb(width, height, rgb).context("the daemon sent another picture than it announced")?;
+    let picture = Picture::from_rgb(width, height, rgb)
+        .context("the daemon sent another picture than it announced")?;
     let annotated = annotate(picture, &head.view);
     write(args, &encode(&annotated)?)?;
     println!("{}: {width} x {height}, {} faces", path.display(), head.view.faces.len());
@@ -67,7 +72,10 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
 }
 
 fn confirm() -> anyhow::Result<()> {
-    ensure!(io::stdin().is_terminal(), "a snapshot is a picture of whoever stands there: confirm with --yes");
+    ensure!(
+        io::stdin().is_terminal(),
+        "a snapshot is a picture of whoever stands there: confirm with --yes"
+    );
     print!(
         "A picture of whoever stands before the camera will be written to a file, and the daemon logs that. Go on? [y/N] "
     );
@@ -90,7 +98,8 @@ fn annotate(picture: Picture, view: &View) -> Picture {
         let who = face.subject_id.as_deref().unwrap_or(&face.decision);
         let score = face.score.map_or(String::new(), |score| format!(" {score:.2}"));
         canvas.text(left, bottom + 3, &format!("{} {who}{score}", face.track), colour);
-        let more = [face.flaw.as_deref(), (face.presentation != "unjudged").then_some(&face.presentation)];
+        let more =
+            [face.flaw.as_deref(), (face.presentation != "unjudged").then_some(&face.presentation)];
         let more: Vec<&str> = more.into_iter().flatten().collect();
         canvas.text(left, bottom + 13, &more.join(" "), colour);
     }
@@ -112,7 +121,13 @@ fn encode(picture: &Picture) -> anyhow::Result<Vec<u8>> {
     let mut out = io::Cursor::new(Vec::new());
     let (width, height) = (picture.width() as u32, picture.height() as u32);
     let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, 90);
-    image::ImageEncoder::write_image(encoder, picture.rgb(), width, height, image::ExtendedColorType::Rgb8)?;
+    image::ImageEncoder::write_image(
+        encoder,
+        picture.rgb(),
+        width,
+        height,
+        image::ExtendedColorType::Rgb8,
+    )?;
     Ok(out.into_inner())
 }
 
@@ -124,6 +139,11 @@ fn write(args: &Args, bytes: &[u8]) -> anyhow::Result<()> {
         // A file of ours with another mode, or a link to somewhere else, must not take the picture.
         std::fs::remove_file(path).with_context(failed)?;
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).with_context(failed)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(failed)?;
     file.write_all(bytes).with_context(failed)
 }

@@ -59,8 +59,10 @@ fn now(args: &Args, settings: &Settings) -> anyhow::Result<Value> {
         return Ok(told);
     }
     let body = json!({"retry_buried": args.retry_buried});
-    let answer = with_console(settings, &["reply/+"], async |console| console.request("sync", body, PATIENCE).await)
-        .context("is the daemon running? `rollcall sync --status` asks the database alone")?;
+    let answer = with_console(settings, &["reply/+"], async |console| {
+        console.request("sync", body, PATIENCE).await
+    })
+    .context("is the daemon running? `rollcall sync --status` asks the database alone")?;
     ensure!(answer["ok"] == true, "the daemon refuses: {}", answer["error"]["message"]);
     Ok(answer)
 }
@@ -94,14 +96,26 @@ fn print(told: &Value) {
         println!("{sink:6} owed {rows} since {}, set aside {buried}", text(&owed["oldest_at"]));
     }
     for buried in list("buried") {
-        println!("set aside: {} event {}: {}", text(&buried["sink"]), buried["seq"], text(&buried["reason"]));
+        println!(
+            "set aside: {} event {}: {}",
+            text(&buried["sink"]),
+            buried["seq"],
+            text(&buried["reason"])
+        );
     }
     match told["complete_through"].as_str() {
         Some(moment) => println!("everything seen up to {moment} is delivered"),
-        None => println!("up to when everything is delivered cannot be said (is the clock right, has it watched yet?)"),
+        None => println!(
+            "up to when everything is delivered cannot be said (is the clock right, has it watched yet?)"
+        ),
     }
     for gap in list("gaps") {
-        println!("not watching from {} to {} ({})", text(&gap["from"]), text(&gap["to"]), text(&gap["reason"]));
+        println!(
+            "not watching from {} to {} ({})",
+            text(&gap["from"]),
+            text(&gap["to"]),
+            text(&gap["reason"])
+        );
     }
     if told["retried"].as_u64().is_some_and(|it| it > 0) {
         println!("{} put back among what is owed", told["retried"]);

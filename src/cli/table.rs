@@ -26,7 +26,8 @@ mod tests {
 
     #[test]
     fn columns_align() {
-        let text = render(&["a", "bb"], &[vec!["äöü".into(), "1".into()], vec!["x".into(), "22".into()]]);
+        let text =
+            render(&["a", "bb"], &[vec!["äöü".into(), "1".into()], vec!["x".into(), "22".into()]]);
         assert_eq!(text, "a    bb\n───  ──\näöü  1\nx    22\n");
     }
 }

@@ -55,12 +55,23 @@ pub fn ask(settings: &Settings, question: Question) -> anyhow::Result<BufReader<
     let path = settings.state_dir.join(SOCKET);
     let mut stream = match UnixStream::connect(&path) {
         Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            bail!("no daemon runs here (nobody answers at {}): start `rollcall run`", path.display());
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            bail!(
+                "no daemon runs here (nobody answers at {}): start `rollcall run`",
+                path.display()
+            );
         }
         Err(error) => {
             return Err(error).with_context(|| {
-                format!("cannot ask the daemon at {} (only its own user and root may)", path.display())
+                format!(
+                    "cannot ask the daemon at {} (only its own user and root may)",
+                    path.display()
+                )
             });
         }
     };
@@ -71,7 +82,9 @@ pub fn ask(settings: &Settings, question: Question) -> anyhow::Result<BufReader<
 }
 
 /// The next message; `None` when the daemon has hung up. A refusal is an error.
-pub fn read_line<T: DeserializeOwned>(answer: &mut BufReader<UnixStream>) -> anyhow::Result<Option<T>> {
+pub fn read_line<T: DeserializeOwned>(
+    answer: &mut BufReader<UnixStream>,
+) -> anyhow::Result<Option<T>> {
     let mut line = String::new();
     if answer.read_line(&mut line).context("the daemon has gone")? == 0 {
         return Ok(None);
@@ -80,7 +93,9 @@ pub fn read_line<T: DeserializeOwned>(answer: &mut BufReader<UnixStream>) -> any
         bail!("{}", refused.error);
     }
     let message = serde_json::from_str(&line);
-    message.map(Some).context("the daemon says something that this program does not know: are they of one version?")
+    message.map(Some).context(
+        "the daemon says something that this program does not know: are they of one version?",
+    )
 }
 
 /// Columns of the raster; a character is about twice as high as wide.
@@ -96,8 +111,13 @@ fn screen(view: &View) -> String {
         view.frame.map_or("-".into(), |frame| frame.to_string()),
         view.at.as_deref().unwrap_or("-"),
     );
-    let pace = if view.pace_step == 0 { "full pace".into() } else { format!("slowed, step {}", view.pace_step) };
-    let celsius = view.cpu_celsius.map_or("no temperature".into(), |celsius| format!("{celsius:.0} °C"));
+    let pace = if view.pace_step == 0 {
+        "full pace".into()
+    } else {
+        format!("slowed, step {}", view.pace_step)
+    };
+    let celsius =
+        view.cpu_celsius.map_or("no temperature".into(), |celsius| format!("{celsius:.0} °C"));
     put(&mut text, format_args!("looking: {}  {pace}  {celsius}", view.attention));
     put(
         &mut text,
@@ -126,7 +146,10 @@ fn put(text: &mut String, line: std::fmt::Arguments<'_>) {
 
 /// Each face's letter: A to Z, then `#`.
 fn mark(index: usize) -> char {
-    u8::try_from(index).ok().filter(|index| *index < 26).map_or('#', |index| char::from(b'A' + index))
+    u8::try_from(index)
+        .ok()
+        .filter(|index| *index < 26)
+        .map_or('#', |index| char::from(b'A' + index))
 }
 
 /// Boxes where the faces are, drawn with their letters in a frame.
@@ -136,8 +159,9 @@ fn raster(view: &View) -> String {
     }
     let rows = (COLUMNS * view.height / view.width / 2).clamp(4, 60);
     let mut cells = vec![vec![' '; COLUMNS]; rows];
-    let place =
-        |value: f32, size: usize, cells: usize| ((value / size as f32 * cells as f32).max(0.0) as usize).min(cells - 1);
+    let place = |value: f32, size: usize, cells: usize| {
+        ((value / size as f32 * cells as f32).max(0.0) as usize).min(cells - 1)
+    };
     for (index, face) in view.faces.iter().enumerate() {
         let [left, top, right, bottom] = face.outline;
         let (left, right) = (place(left, view.width, COLUMNS), place(right, view.width, COLUMNS));
@@ -221,13 +245,22 @@ mod tests {
         assert_eq!((raster.len(), raster[5].trim_matches('|').trim()), (24, ""));
         // The box reaches beyond the picture on the left and below, and is drawn to its edge.
         assert!(
-            raster[6].starts_with("|AAAAAAAA") && raster[23].starts_with("|AAAA") && raster[10].starts_with("|A  ")
+            raster[6].starts_with("|AAAAAAAA")
+                && raster[23].starts_with("|AAAA")
+                && raster[10].starts_with("|A  ")
         );
     }
 
     #[test]
     fn without_frames_the_state_is_shown() {
-        let text = screen(&View { frame: None, at: None, width: 0, height: 0, faces: Vec::new(), ..view() });
+        let text = screen(&View {
+            frame: None,
+            at: None,
+            width: 0,
+            height: 0,
+            faces: Vec::new(),
+            ..view()
+        });
         assert!(text.starts_with("camera streaming  0x0  frame -"), "{text}");
     }
 }

@@ -18,16 +18,23 @@ pub(super) fn camera(raw: &RawCamera, folder: &Path) -> Result<CameraSettings, C
     match raw.source {
         RawSource::None => Ok(CameraSettings::None),
         RawSource::Replay => {
-            let path = path(folder, &raw.path)
-                .ok_or_else(|| value("[camera] path", "is empty; source = \"replay\" needs something to play"))?;
+            let path = path(folder, &raw.path).ok_or_else(|| {
+                value("[camera] path", "is empty; source = \"replay\" needs something to play")
+            })?;
             let RawCamera { show, gap, repeat, pace, .. } = *raw;
-            Ok(CameraSettings::Replay { replay: ReplaySettings { path, fps, show, gap, repeat, view }, pace })
+            Ok(CameraSettings::Replay {
+                replay: ReplaySettings { path, fps, show, gap, repeat, view },
+                pace,
+            })
         }
         RawSource::V4l2 => {
             // A camera that does as it is told would be lost between two frames.
             let least = Duration::from_secs_f32(2.0 / fps);
             if v4l2.stall_after < least {
-                let why = format!("= {:?} is less than the time of two frames ({least:?})", v4l2.stall_after);
+                let why = format!(
+                    "= {:?} is less than the time of two frames ({least:?})",
+                    v4l2.stall_after
+                );
                 return Err(value("[camera] stall_after", why));
             }
             Ok(CameraSettings::V4l2(V4l2Settings { view, ..v4l2 }))
@@ -41,14 +48,17 @@ fn view(raw: &RawCamera) -> Result<View, ConfigError> {
         90 => Turn::Quarter,
         180 => Turn::Half,
         270 => Turn::ThreeQuarters,
-        other => return Err(value("[camera] rotate", format!("= {other} is none of 0, 90, 180, 270"))),
+        other => {
+            return Err(value("[camera] rotate", format!("= {other} is none of 0, 90, 180, 270")));
+        }
     };
     let area = |key, edges: &[f32; 4]| {
         let why = "is not [left, top, right, bottom] in fractions of the picture, 0 to 1";
         Area::new(*edges).ok_or_else(|| value(key, format!("= {edges:?} {why}")))
     };
     count("[camera] mask", raw.mask.len(), 0, MASK_MAX)?;
-    let mask = raw.mask.iter().map(|edges| area("[camera] mask", edges)).collect::<Result<_, _>>()?;
+    let mask =
+        raw.mask.iter().map(|edges| area("[camera] mask", edges)).collect::<Result<_, _>>()?;
     Ok(View { turn, mirror: raw.mirror, mask, region: area("[camera] region", &raw.region)? })
 }
 
@@ -56,8 +66,9 @@ fn view(raw: &RawCamera) -> Result<View, ConfigError> {
 const MASK_MAX: usize = 32;
 
 fn v4l2(raw: &RawCamera) -> Result<V4l2Settings, ConfigError> {
-    let device = Choice::parse(&raw.device)
-        .ok_or_else(|| value("[camera] device", format!("= {:?} is no path and no name", raw.device)))?;
+    let device = Choice::parse(&raw.device).ok_or_else(|| {
+        value("[camera] device", format!("= {:?} is no path and no name", raw.device))
+    })?;
     let format = match raw.format {
         RawFormat::Auto => None,
         RawFormat::Mjpg => Some(*b"MJPG"),
@@ -80,13 +91,20 @@ fn v4l2(raw: &RawCamera) -> Result<V4l2Settings, ConfigError> {
 fn controls(raw: &RawCamera) -> Result<ControlSettings, ConfigError> {
     let number = |key, text: &str| match text {
         "" => Ok(None),
-        text => text.parse().map(Some).map_err(|_| value(key, format!("= {text:?} is no whole number"))),
+        text => {
+            text.parse().map(Some).map_err(|_| value(key, format!("= {text:?} is no whole number")))
+        }
     };
     let auto_exposure = match raw.auto_exposure.as_str() {
         "" => None,
         "on" => Some(true),
         "off" => Some(false),
-        other => return Err(value("[camera] auto_exposure", format!("= {other:?} is neither \"on\" nor \"off\""))),
+        other => {
+            return Err(value(
+                "[camera] auto_exposure",
+                format!("= {other:?} is neither \"on\" nor \"off\""),
+            ));
+        }
     };
     let power_line = match raw.power_line.as_str() {
         "" => None,
@@ -103,7 +121,8 @@ fn controls(raw: &RawCamera) -> Result<ControlSettings, ConfigError> {
     if exposure.is_some() && auto_exposure != Some(false) {
         return Err(value("[camera] exposure", "has no effect unless auto_exposure = \"off\""));
     }
-    let (gain, brightness) = (number("[camera] gain", &raw.gain)?, number("[camera] brightness", &raw.brightness)?);
+    let (gain, brightness) =
+        (number("[camera] gain", &raw.gain)?, number("[camera] brightness", &raw.brightness)?);
     Ok(ControlSettings { auto_exposure, exposure, gain, brightness, power_line })
 }
 
@@ -111,11 +130,16 @@ fn exposure(text: &str) -> Result<Option<Duration>, ConfigError> {
     if text.is_empty() {
         return Ok(None);
     }
-    let wrong = || value("[camera] exposure", format!("= {text:?} is no time from \"100us\" to \"10s\""));
+    let wrong =
+        || value("[camera] exposure", format!("= {text:?} is no time from \"100us\" to \"10s\""));
     let time: humantime_serde::Serde<Duration> =
         toml::Value::from(text).try_into().map_err(|_: toml::de::Error| wrong())?;
     let time = time.into_inner();
-    if (Duration::from_micros(100)..=Duration::from_secs(10)).contains(&time) { Ok(Some(time)) } else { Err(wrong()) }
+    if (Duration::from_micros(100)..=Duration::from_secs(10)).contains(&time) {
+        Ok(Some(time))
+    } else {
+        Err(wrong())
+    }
 }
 
 #[cfg(test)]
@@ -164,7 +188,9 @@ mod tests {
             let said = v4l2(slow).expect_err(slow).to_string();
             assert!(said.contains("[camera] stall_after"), "{slow}: {said}");
         }
-        for good in ["fps = 0.5", "fps = 0.1\nstall_after = \"20s\"", "fps = 240.0\nstall_after = \"1s\""] {
+        for good in
+            ["fps = 0.5", "fps = 0.1\nstall_after = \"20s\"", "fps = 240.0\nstall_after = \"1s\""]
+        {
             assert!(v4l2(good).is_ok(), "{good}");
         }
         assert!(set("fps = 0.1").is_ok(), "the pace of a replay has no stall");

@@ -18,7 +18,8 @@ use crate::camera::replay::ReplaySettings;
 use crate::camera::v4l2::V4l2Settings;
 use crate::clock::{self, Trust};
 use crate::config::raw::{
-    RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawShare, RawSource, RawVenue,
+    RawAttendance, RawConfig, RawLevel, RawPace, RawPad, RawReach, RawSession, RawShare, RawSource,
+    RawVenue,
 };
 use crate::enrol::EnrolSettings;
 use crate::http::HttpSettings;
@@ -245,10 +246,14 @@ pub struct CommandSettings {
 }
 
 /// Reads, overrides and checks. Without a file the defaults stand, relative to the working directory.
-pub fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
+pub fn load(
+    path: Option<&Path>,
+    environment: &BTreeMap<String, String>,
+) -> Result<Settings, ConfigError> {
     let (text, named) = match path {
         Some(path) => (
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?,
+            fs::read_to_string(path)
+                .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?,
             path.to_owned(),
         ),
         None => (String::new(), PathBuf::from("(built-in defaults)")),
@@ -256,7 +261,8 @@ pub fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) -> Resu
     let folder = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
     let raw = parse(&text, &named, environment)?;
     let mut settings = check(&raw, &folder)?;
-    let in_clear = !raw.mongo.uri.is_empty() && settings.mongo.as_ref().is_some_and(MongoSettings::has_password);
+    let in_clear = !raw.mongo.uri.is_empty()
+        && settings.mongo.as_ref().is_some_and(MongoSettings::has_password);
     if in_clear && path.is_some_and(is_open_to_others) {
         let why = "holds a password, and others may read the file: chmod 600 it, or use uri_file";
         settings.warnings.push(format!("[mongo] uri in {} {why}", named.display()));
@@ -266,7 +272,9 @@ pub fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) -> Resu
 
 /// The environment variables that concern the configuration.
 pub fn environment() -> BTreeMap<String, String> {
-    std::env::vars().filter(|(name, _)| name.starts_with(PREFIX) && !NOT_KEYS.contains(&name.as_str())).collect()
+    std::env::vars()
+        .filter(|(name, _)| name.starts_with(PREFIX) && !NOT_KEYS.contains(&name.as_str()))
+        .collect()
 }
 
 const PREFIX: &str = "ROLLCALL_";
@@ -274,13 +282,21 @@ const PREFIX: &str = "ROLLCALL_";
 const NOT_KEYS: [&str; 1] = ["ROLLCALL_CONFIG"];
 
 /// The text with overrides: `ROLLCALL_MQTT_HOST` stands for `host` in `[mqtt]`.
-pub fn parse(text: &str, path: &Path, environment: &BTreeMap<String, String>) -> Result<RawConfig, ConfigError> {
-    let syntax = |error: toml::de::Error| ConfigError::Syntax { path: path.to_owned(), why: error.to_string() };
+pub fn parse(
+    text: &str,
+    path: &Path,
+    environment: &BTreeMap<String, String>,
+) -> Result<RawConfig, ConfigError> {
+    let syntax = |error: toml::de::Error| ConfigError::Syntax {
+        path: path.to_owned(),
+        why: error.to_string(),
+    };
     let written: RawConfig = toml::from_str(text).map_err(syntax)?;
     if environment.is_empty() {
         return Ok(written);
     }
-    let mut table = toml::Table::try_from(&written).expect("the raw configuration is a table of plain values");
+    let mut table =
+        toml::Table::try_from(&written).expect("the raw configuration is a table of plain values");
     for (name, value) in environment {
         override_key(&mut table, name, value)?;
     }
@@ -304,10 +320,18 @@ fn override_key(table: &mut toml::Table, name: &str, value: &str) -> Result<(), 
             let wrong = |kind: &str| fault(format!("must be {kind}, not {value:?}"));
             *present = match present {
                 toml::Value::String(_) => value.into(),
-                toml::Value::Integer(_) => value.parse::<i64>().map_err(|_| wrong("a whole number"))?.into(),
-                toml::Value::Float(_) => value.parse::<f64>().map_err(|_| wrong("a number"))?.into(),
-                toml::Value::Boolean(_) => value.parse::<bool>().map_err(|_| wrong("true or false"))?.into(),
-                _ => return Err(fault("stands for a list, which only config.toml can hold".into())),
+                toml::Value::Integer(_) => {
+                    value.parse::<i64>().map_err(|_| wrong("a whole number"))?.into()
+                }
+                toml::Value::Float(_) => {
+                    value.parse::<f64>().map_err(|_| wrong("a number"))?.into()
+                }
+                toml::Value::Boolean(_) => {
+                    value.parse::<bool>().map_err(|_| wrong("true or false"))?.into()
+                }
+                _ => {
+                    return Err(fault("stands for a list, which only config.toml can hold".into()));
+                }
             };
             return Ok(());
         }
@@ -321,7 +345,10 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
     id("[device] site", &raw.device.site)?;
     id("[device] name", &device)?;
     if topics::RESERVED.contains(&device.as_str()) {
-        return Err(value("[device] name", format!("= {device:?} stands for the whole site in topics")));
+        return Err(value(
+            "[device] name",
+            format!("= {device:?} stands for the whole site in topics"),
+        ));
     }
     let mut warnings = Vec::new();
     let venues = venues(raw, &mut warnings)?;
@@ -374,14 +401,24 @@ fn within(key: &'static str, number: f32, least: f32, most: f32) -> Result<f32, 
     Err(value(key, format!("= {number} is not within {least} to {most}")))
 }
 
-fn count(key: &'static str, number: usize, least: usize, most: usize) -> Result<usize, ConfigError> {
+fn count(
+    key: &'static str,
+    number: usize,
+    least: usize,
+    most: usize,
+) -> Result<usize, ConfigError> {
     if (least..=most).contains(&number) {
         return Ok(number);
     }
     Err(value(key, format!("= {number} is not within {least} to {most}")))
 }
 
-fn time_within(key: &'static str, time: Duration, least: Duration, most: Duration) -> Result<Duration, ConfigError> {
+fn time_within(
+    key: &'static str,
+    time: Duration,
+    least: Duration,
+    most: Duration,
+) -> Result<Duration, ConfigError> {
     if (least..=most).contains(&time) {
         return Ok(time);
     }
@@ -389,7 +426,11 @@ fn time_within(key: &'static str, time: Duration, least: Duration, most: Duratio
 }
 
 fn at_least_a_second(key: &'static str, time: Duration) -> Result<Duration, ConfigError> {
-    if time >= Duration::from_secs(1) { Ok(time) } else { Err(value(key, format!("= {time:?} is less than a second"))) }
+    if time >= Duration::from_secs(1) {
+        Ok(time)
+    } else {
+        Err(value(key, format!("= {time:?} is less than a second")))
+    }
 }
 
 fn path(folder: &Path, path: &Path) -> Option<PathBuf> {
@@ -403,7 +444,8 @@ fn text(text: &str) -> Option<String> {
 /// The machine's name, made into an id.
 fn host_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let allowed = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
+    let allowed =
+        |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
     let name: String = name.chars().map(allowed).take(64).collect();
     if name.is_empty() { "device".into() } else { name }
 }
@@ -414,8 +456,10 @@ fn door(raw: &RawConfig, venues: &[Venue]) -> Result<Door, ConfigError> {
     if !venues.is_empty() && venues.iter().all(|it| it.id != *venue) {
         return Err(value("[attendance] venue", format!("{venue:?} is none of [[venue]]")));
     }
-    let wrong = || value("[attendance] direction", "is none of \"\", \"in\", \"out\", \"alternate\"");
-    let direction = text(direction).map(|it| DirectionMode::parse(&it).ok_or_else(wrong)).transpose()?;
+    let wrong =
+        || value("[attendance] direction", "is none of \"\", \"in\", \"out\", \"alternate\"");
+    let direction =
+        text(direction).map(|it| DirectionMode::parse(&it).ok_or_else(wrong)).transpose()?;
     Ok(Door { venue: venue.clone(), direction, has_camera: raw.camera.source != RawSource::None })
 }
 
@@ -433,12 +477,17 @@ fn venues(raw: &RawConfig, warnings: &mut Vec<String>) -> Result<Vec<Venue>, Con
             value("[[venue]]", format!("{:?}: {said}", it.id))
         };
         if it.time_zone.is_empty() && !it.session.is_empty() {
-            warnings.push(format!("[[venue]] {:?} has sessions but no time_zone: their times are taken as UTC", it.id));
+            warnings.push(format!(
+                "[[venue]] {:?} has sessions but no time_zone: their times are taken as UTC",
+                it.id
+            ));
         }
         let spec = venue_spec(it).map_err(wrong)?;
         VenueSpec::check_zone_name(&spec.time_zone).map_err(wrong)?;
         let zone = clock::time_zone(&spec.time_zone);
-        let zone = zone.ok_or_else(|| wrong(VenueError::new("time_zone", "is not in the time zone database")))?;
+        let zone = zone.ok_or_else(|| {
+            wrong(VenueError::new("time_zone", "is not in the time zone database"))
+        })?;
         venues.push(Venue::new(&spec, zone).map_err(wrong)?);
     }
     Ok(venues)
@@ -447,8 +496,10 @@ fn venues(raw: &RawConfig, warnings: &mut Vec<String>) -> Result<Vec<Venue>, Con
 fn venue_spec(raw: &RawVenue) -> Result<VenueSpec, VenueError> {
     let mut sessions = Vec::with_capacity(raw.session.len());
     for (at, session) in raw.session.iter().enumerate() {
-        let late_after_ms = late_after_ms(session)
-            .map_err(|error| VenueError { field: format!("sessions[{at}].{}", error.field), ..error })?;
+        let late_after_ms = late_after_ms(session).map_err(|error| VenueError {
+            field: format!("sessions[{at}].{}", error.field),
+            ..error
+        })?;
         sessions.push(SessionSpec {
             id: session.id.clone(),
             weekdays: session.weekdays.clone(),
@@ -481,11 +532,14 @@ fn late_after_ms(session: &RawSession) -> Result<Option<u64>, VenueError> {
     if text.contains(':') {
         let start = venue::time_of_day("start", &session.start)?;
         let late = venue::time_of_day("late_after", &text)?;
-        let minutes = |time: jiff::civil::Time| i64::from(time.hour()) * 60 + i64::from(time.minute());
+        let minutes =
+            |time: jiff::civil::Time| i64::from(time.hour()) * 60 + i64::from(time.minute());
         let after = (minutes(late) - minutes(start)).rem_euclid(24 * 60);
         return Ok(Some(after as u64 * 60_000));
     }
-    let wrong = || VenueError::new("late_after", "is neither a duration like `10m` nor a time like `08:10`");
+    let wrong = || {
+        VenueError::new("late_after", "is neither a duration like `10m` nor a time like `08:10`")
+    };
     let duration = humantime_serde::re::humantime::parse_duration(&text).map_err(|_| wrong())?;
     Ok(Some(milliseconds(duration)))
 }
@@ -494,7 +548,8 @@ fn vision(raw: &RawConfig, folder: &Path) -> Result<VisionSettings, ConfigError>
     let recognition = &raw.recognition;
     let threads = match count("[recognition] threads", recognition.threads, 0, 64)? {
         // One core is left to everything else; beyond three, these small networks gain nothing.
-        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).clamp(1, 3)),
+        0 => std::thread::available_parallelism()
+            .map_or(1, |cores| cores.get().saturating_sub(1).clamp(1, 3)),
         threads => threads,
     };
     Ok(VisionSettings {
@@ -530,7 +585,12 @@ fn recognition(raw: &RawConfig) -> Result<RecognitionSettings, ConfigError> {
         pad: pad(raw)?,
         pace: pace(raw)?,
         probe: QualityBounds {
-            eye_distance_px_min: within("[quality] eye_distance_px_min", probe.eye_distance_px_min, 0.0, 1000.0)?,
+            eye_distance_px_min: within(
+                "[quality] eye_distance_px_min",
+                probe.eye_distance_px_min,
+                0.0,
+                1000.0,
+            )?,
             luma_min: within("[quality] luma_min", probe.luma_min, 0.0, 255.0)?,
             luma_max: within("[quality] luma_max", probe.luma_max, 0.0, 255.0)?,
             sharpness_min: within("[quality] sharpness_min", probe.sharpness_min, 0.0, 10.0)?,
@@ -538,20 +598,50 @@ fn recognition(raw: &RawConfig) -> Result<RecognitionSettings, ConfigError> {
             pitch_max: within("[quality] pitch_max", probe.pitch_max, 0.0, 10.0)?,
         },
         reference: QualityBounds {
-            eye_distance_px_min: within("[enrolment] eye_distance_px_min", reference.eye_distance_px_min, 0.0, 1000.0)?,
+            eye_distance_px_min: within(
+                "[enrolment] eye_distance_px_min",
+                reference.eye_distance_px_min,
+                0.0,
+                1000.0,
+            )?,
             luma_min: within("[enrolment] luma_min", reference.luma_min, 0.0, 255.0)?,
             luma_max: within("[enrolment] luma_max", reference.luma_max, 0.0, 255.0)?,
             sharpness_min: within("[enrolment] sharpness_min", reference.sharpness_min, 0.0, 10.0)?,
             yaw_max: within("[enrolment] yaw_max", reference.yaw_max, 0.0, 10.0)?,
             pitch_max: within("[enrolment] pitch_max", reference.pitch_max, 0.0, 10.0)?,
         },
-        same_person_min: within("[enrolment] same_person_min", reference.same_person_min, -1.0, 1.0)?,
-        duplicate_margin: within("[enrolment] duplicate_margin", reference.duplicate_margin, -1.0, 1.0)?,
-        look_alike_margin: within("[enrolment] look_alike_margin", reference.look_alike_margin, 0.0, 1.0)?,
+        same_person_min: within(
+            "[enrolment] same_person_min",
+            reference.same_person_min,
+            -1.0,
+            1.0,
+        )?,
+        duplicate_margin: within(
+            "[enrolment] duplicate_margin",
+            reference.duplicate_margin,
+            -1.0,
+            1.0,
+        )?,
+        look_alike_margin: within(
+            "[enrolment] look_alike_margin",
+            reference.look_alike_margin,
+            0.0,
+            1.0,
+        )?,
         references_max: count("[enrolment] references_max", reference.references_max, 1, 20)?,
         picture: PictureLimits {
-            bytes: count("[commands] image_bytes_max", raw.commands.image_bytes_max, 1 << 10, 32 << 20)?,
-            pixels: count("[commands] image_pixels_max", raw.commands.image_pixels_max, 1 << 10, 100_000_000)?,
+            bytes: count(
+                "[commands] image_bytes_max",
+                raw.commands.image_bytes_max,
+                1 << 10,
+                32 << 20,
+            )?,
+            pixels: count(
+                "[commands] image_pixels_max",
+                raw.commands.image_pixels_max,
+                1 << 10,
+                100_000_000,
+            )?,
         },
     })
 }
@@ -577,7 +667,8 @@ fn pad(raw: &RawConfig) -> Result<PadSettings, ConfigError> {
     };
     let samples = count("[recognition] pad_samples", raw.recognition.pad_samples, 1, 8)?;
     let smallest = raw.recognition.pad_eye_distance_px_min;
-    let eye_distance_px_min = within("[recognition] pad_eye_distance_px_min", smallest, 0.0, 1000.0)?;
+    let eye_distance_px_min =
+        within("[recognition] pad_eye_distance_px_min", smallest, 0.0, 1000.0)?;
     Ok(PadSettings { mode, threshold, samples, eye_distance_px_min })
 }
 
@@ -598,11 +689,15 @@ fn broker(raw: &RawConfig) -> Result<Option<BrokerSettings>, ConfigError> {
         return Ok(None);
     }
     let address = |key, text: &str| {
-        let parsed: std::net::SocketAddr =
-            text.parse().map_err(|_| value(key, format!("= {text:?} is no address like \"127.0.0.1:1883\"")))?;
+        let parsed: std::net::SocketAddr = text
+            .parse()
+            .map_err(|_| value(key, format!("= {text:?} is no address like \"127.0.0.1:1883\"")))?;
         // The embedded broker asks nobody for a password: beyond this machine that is a broker's job.
         if !parsed.ip().is_loopback() {
-            return Err(value(key, format!("= {text:?} is not on loopback; use a real broker beyond this machine")));
+            return Err(value(
+                key,
+                format!("= {text:?} is not on loopback; use a real broker beyond this machine"),
+            ));
         }
         Ok(parsed)
     };
@@ -626,31 +721,47 @@ fn mqtt(
             let usual = if tls.is_some() { 8883 } else { 1883 };
             (host, if it.port == 0 { usual } else { it.port })
         }
-        (None, Some(broker)) if tls.is_none() => (broker.listen.ip().to_string(), broker.listen.port()),
+        (None, Some(broker)) if tls.is_none() => {
+            (broker.listen.ip().to_string(), broker.listen.port())
+        }
         (None, Some(_)) => {
-            return Err(value("[mqtt] tls", "has no use with the embedded broker, which is on loopback"));
+            return Err(value(
+                "[mqtt] tls",
+                "has no use with the embedded broker, which is on loopback",
+            ));
         }
         (Some(_), Some(_)) => {
-            return Err(value("[mqtt] host", "and [broker] enabled exclude each other: one broker, not two"));
+            return Err(value(
+                "[mqtt] host",
+                "and [broker] enabled exclude each other: one broker, not two",
+            ));
         }
-        (None, None) if tls.is_some() => return Err(value("[mqtt] tls", "is set, but [mqtt] host is empty")),
+        (None, None) if tls.is_some() => {
+            return Err(value("[mqtt] tls", "is set, but [mqtt] host is empty"));
+        }
         (None, None) => return Ok(None),
     };
     let password = match (text(&it.password), path(folder, &it.password_file)) {
-        (Some(_), Some(_)) => return Err(value("[mqtt] password", "and password_file exclude each other")),
+        (Some(_), Some(_)) => {
+            return Err(value("[mqtt] password", "and password_file exclude each other"));
+        }
         (Some(password), None) => Some(password),
         (None, Some(file)) => {
-            let read = fs::read_to_string(&file).map_err(|source| ConfigError::Read { path: file, source })?;
+            let read = fs::read_to_string(&file)
+                .map_err(|source| ConfigError::Read { path: file, source })?;
             Some(read.trim_end_matches(['\r', '\n']).to_owned())
         }
         (None, None) => None,
     };
     let credentials = match (text(&it.user), password) {
-        (Some(user), password) => Some(Credentials { user, password: password.unwrap_or_default() }),
+        (Some(user), password) => {
+            Some(Credentials { user, password: password.unwrap_or_default() })
+        }
         (None, Some(_)) => return Err(value("[mqtt] user", "is empty, but a password is set")),
         (None, None) => None,
     };
-    let client_id = text(&it.client_id).unwrap_or_else(|| format!("rollcall-{}-{device}", raw.device.site));
+    let client_id =
+        text(&it.client_id).unwrap_or_else(|| format!("rollcall-{}-{device}", raw.device.site));
     Ok(Some(MqttSettings {
         host,
         port,
@@ -663,22 +774,35 @@ fn mqtt(
     }))
 }
 
-fn home_assistant(raw: &RawConfig, device: &str) -> Result<Option<HomeAssistantSettings>, ConfigError> {
+fn home_assistant(
+    raw: &RawConfig,
+    device: &str,
+) -> Result<Option<HomeAssistantSettings>, ConfigError> {
     let it = &raw.home_assistant;
     let prefix = it.discovery_prefix.clone();
-    topics::home_assistant_status(&prefix)
-        .map_err(|_| value("[home_assistant] discovery_prefix", format!("= {prefix:?} cannot stand in a topic")))?;
+    topics::home_assistant_status(&prefix).map_err(|_| {
+        value("[home_assistant] discovery_prefix", format!("= {prefix:?} cannot stand in a topic"))
+    })?;
     let name = text(&it.name).unwrap_or_else(|| device.to_owned());
-    let name = Name::new(&name).map_err(|error| value("[home_assistant] name", format!("= {name:?}: {error}")))?;
+    let name = Name::new(&name)
+        .map_err(|error| value("[home_assistant] name", format!("= {name:?}: {error}")))?;
     let name = name.as_str().to_owned();
-    Ok(it.enabled.then_some(HomeAssistantSettings { discovery_prefix: prefix, name, people: it.people }))
+    Ok(it.enabled.then_some(HomeAssistantSettings {
+        discovery_prefix: prefix,
+        name,
+        people: it.people,
+    }))
 }
 
 fn tls(raw: &RawConfig, folder: &Path) -> Result<Option<TlsSettings>, ConfigError> {
     let it = &raw.mqtt;
-    let (ca, cert, key) =
-        (path(folder, &it.ca_file), path(folder, &it.client_cert_file), path(folder, &it.client_key_file));
-    tls::settings_from(it.tls, ca, cert, key).map_err(|error| value("[mqtt] tls", format!("= {}: {error}", it.tls)))
+    let (ca, cert, key) = (
+        path(folder, &it.ca_file),
+        path(folder, &it.client_cert_file),
+        path(folder, &it.client_key_file),
+    );
+    tls::settings_from(it.tls, ca, cert, key)
+        .map_err(|error| value("[mqtt] tls", format!("= {}: {error}", it.tls)))
 }
 
 /// systemd's name for the URI, where neither key is set.
@@ -686,23 +810,32 @@ const MONGO_CREDENTIAL: &str = "mongo_uri";
 
 fn mongo(raw: &RawConfig, folder: &Path) -> Result<Option<MongoSettings>, ConfigError> {
     let it = &raw.mongo;
-    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| Path::new(&dir).join(MONGO_CREDENTIAL));
-    let uri = match (text(&it.uri), path(folder, &it.uri_file), credential.filter(|path| path.is_file())) {
-        (Some(_), Some(_), _) => return Err(value("[mongo] uri", "and uri_file exclude each other")),
-        (Some(uri), None, _) => uri,
-        (None, Some(file), _) if is_open_to_others(&file) => {
-            return Err(value("[mongo] uri_file", format!("{} may be read by others: chmod 600 it", file.display())));
-        }
-        (None, Some(file), _) | (None, None, Some(file)) => {
-            let read = fs::read_to_string(&file).map_err(|source| ConfigError::Read { path: file.clone(), source })?;
-            // Somebody wants MongoDB: without a word it would be as if nobody did.
-            if read.trim().is_empty() {
-                return Err(value("[mongo] uri_file", format!("{} is empty", file.display())));
+    let credential =
+        std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| Path::new(&dir).join(MONGO_CREDENTIAL));
+    let uri =
+        match (text(&it.uri), path(folder, &it.uri_file), credential.filter(|path| path.is_file()))
+        {
+            (Some(_), Some(_), _) => {
+                return Err(value("[mongo] uri", "and uri_file exclude each other"));
             }
-            read.trim().to_owned()
-        }
-        (None, None, None) => String::new(),
-    };
+            (Some(uri), None, _) => uri,
+            (None, Some(file), _) if is_open_to_others(&file) => {
+                return Err(value(
+                    "[mongo] uri_file",
+                    format!("{} may be read by others: chmod 600 it", file.display()),
+                ));
+            }
+            (None, Some(file), _) | (None, None, Some(file)) => {
+                let read = fs::read_to_string(&file)
+                    .map_err(|source| ConfigError::Read { path: file.clone(), source })?;
+                // Somebody wants MongoDB: without a word it would be as if nobody did.
+                if read.trim().is_empty() {
+                    return Err(value("[mongo] uri_file", format!("{} is empty", file.display())));
+                }
+                read.trim().to_owned()
+            }
+            (None, None, None) => String::new(),
+        };
     let (database, ca_file) = (it.database.clone(), path(folder, &it.ca_file));
     let (tls, timeout, window) = (it.tls, it.timeout, it.window);
     mongo::settings_from(mongo::UriSource { uri, database, ca_file, tls, timeout, window })
@@ -724,26 +857,38 @@ fn fleet(
         RawShare::Off => return Ok(None),
         RawShare::Mqtt => Through::Mqtt,
         RawShare::Mongo if !cfg!(feature = "mongo") => {
-            let why = "= \"mongo\", but this program was built without MongoDB (cargo feature `mongo`)";
+            let why =
+                "= \"mongo\", but this program was built without MongoDB (cargo feature `mongo`)";
             return Err(value("[fleet] share", why));
         }
         RawShare::Mongo if !has_mongo => {
-            return Err(value("[fleet] share", "= \"mongo\", but no MongoDB is configured ([mongo] uri or uri_file)"));
+            return Err(value(
+                "[fleet] share",
+                "= \"mongo\", but no MongoDB is configured ([mongo] uri or uri_file)",
+            ));
         }
         RawShare::Mongo => Through::Mongo,
     };
-    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| Path::new(&dir).join(SITE_KEY_CREDENTIAL));
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
+        .map(|dir| Path::new(&dir).join(SITE_KEY_CREDENTIAL));
     let file = path(folder, &raw.fleet.key_file).map(|it| (it, false));
     let found = file.or_else(|| credential.filter(|it| it.is_file()).map(|it| (it, true)));
     let Some((file, is_credential)) = found else {
         if through == Through::Mongo {
-            warnings.push("[fleet] share = \"mongo\", but nothing is shared without a key ([fleet] key_file)".into());
+            warnings.push(
+                "[fleet] share = \"mongo\", but nothing is shared without a key ([fleet] key_file)"
+                    .into(),
+            );
         }
         return Ok(None);
     };
-    let key = SharedKey::load(&file, is_credential).map_err(|error| value("[fleet] key_file", format!("{error}")))?;
+    let key = SharedKey::load(&file, is_credential)
+        .map_err(|error| value("[fleet] key_file", format!("{error}")))?;
     if through == Through::Mqtt && !has_mqtt {
-        warnings.push("[fleet] there is a key, but no broker to share the gallery through ([mqtt] host)".into());
+        warnings.push(
+            "[fleet] there is a key, but no broker to share the gallery through ([mqtt] host)"
+                .into(),
+        );
         return Ok(None);
     }
     Ok(Some(FleetSettings { key: Arc::new(key), through }))
@@ -758,13 +903,19 @@ fn commands(raw: &RawConfig, folder: &Path) -> Result<CommandSettings, ConfigErr
     let keys = &raw.commands.trusted_keys;
     count("[commands] trusted_keys", keys.len(), 0, authority::KEYS_MAX)?;
     // Never shown: it may be a private one, by mistake.
-    let key =
-        |text: &String| PublicKey::parse(text).map_err(|error| value("[commands] trusted_keys", format!("{error}")));
+    let key = |text: &String| {
+        PublicKey::parse(text).map_err(|error| value("[commands] trusted_keys", format!("{error}")))
+    };
     Ok(CommandSettings {
         images_max: count("[commands] images_max", raw.commands.images_max, 1, 100)?,
         image_bytes_max: raw.commands.image_bytes_max,
         payload_bytes_max: raw.mqtt.packet_bytes_max,
-        per_minute_max: count("[commands] per_minute_max", raw.commands.per_minute_max as usize, 1, 1_000_000)? as u32,
+        per_minute_max: count(
+            "[commands] per_minute_max",
+            raw.commands.per_minute_max as usize,
+            1,
+            1_000_000,
+        )? as u32,
         trusted_keys: keys.iter().map(key).collect::<Result<_, _>>()?,
         signing_key: path(folder, &raw.commands.signing_key_file),
     })

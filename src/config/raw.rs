@@ -308,7 +308,11 @@ pub struct RawAttendance {
 
 impl Default for RawAttendance {
     fn default() -> Self {
-        Self { venue: "main".into(), direction: String::new(), unknown_every: Duration::from_secs(10) }
+        Self {
+            venue: "main".into(),
+            direction: String::new(),
+            unknown_every: Duration::from_secs(10),
+        }
     }
 }
 
@@ -427,7 +431,12 @@ pub struct RawHomeAssistant {
 
 impl Default for RawHomeAssistant {
     fn default() -> Self {
-        Self { enabled: true, discovery_prefix: "homeassistant".into(), name: String::new(), people: true }
+        Self {
+            enabled: true,
+            discovery_prefix: "homeassistant".into(),
+            name: String::new(),
+            people: true,
+        }
     }
 }
 

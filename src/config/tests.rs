@@ -88,7 +88,10 @@ fn what_is_wrong_is_refused_by_name() {
         ("[http]\nlisten = \"0.0.0.0:8080\"", "takes a token_file"),
         ("[http]\ncors_origins = [\"https://a.example\"]", "[http] listen"),
         ("[http]\nlisten = \"127.0.0.1:0\"\ncors_origins = [\"*\"]", "[http] cors_origins"),
-        ("[http]\nlisten = \"127.0.0.1:0\"\ncors_origins = [\"https://a.example/page\"]", "[http] cors_origins"),
+        (
+            "[http]\nlisten = \"127.0.0.1:0\"\ncors_origins = [\"https://a.example/page\"]",
+            "[http] cors_origins",
+        ),
         ("[http]\nlisten = \"127.0.0.1:0\"\nrequests_max = 0", "[http] requests_max"),
         ("[commands]\nimage_bytes_max = 1", "[commands] image_bytes_max"),
     ] {
@@ -109,7 +112,11 @@ fn a_venue_has_sessions_in_its_time_zone() {
     for (late, minutes) in [("10m", 10), ("00:05", 10), ("23:55", 0)] {
         let settings = set(&text(late, zone)).unwrap();
         let session = settings.venues[0].spec().sessions.remove(0);
-        assert_eq!((session.late_after_ms, session.early_ms), (Some(minutes * 60_000), Some(3_600_000)), "{late}");
+        assert_eq!(
+            (session.late_after_ms, session.early_ms),
+            (Some(minutes * 60_000), Some(3_600_000)),
+            "{late}"
+        );
         assert_eq!(settings.venues[0].zone_name(), "Europe/Berlin");
         assert!(settings.warnings.is_empty());
     }
@@ -121,8 +128,10 @@ fn a_venue_has_sessions_in_its_time_zone() {
 #[test]
 fn the_example_of_the_shipped_file_is_right() {
     let shipped = shipped();
-    let example =
-        shipped.lines().skip_while(|line| !line.starts_with("# [[venue]]")).take_while(|line| !line.is_empty());
+    let example = shipped
+        .lines()
+        .skip_while(|line| !line.starts_with("# [[venue]]"))
+        .take_while(|line| !line.is_empty());
     let example: Vec<_> = example.map(|line| line.trim_start_matches("# ")).collect();
     let settings = set(&example.join("\n")).unwrap();
     assert_eq!(settings.venues[0].sessions[0].id, "mon-am");
@@ -132,11 +141,16 @@ fn the_example_of_the_shipped_file_is_right() {
 fn the_environment_overrides_by_section_and_key() {
     assert_eq!(overridden("ROLLCALL_MQTT_HOST", "broker").unwrap().mqtt.host, "broker");
     assert_eq!(overridden("ROLLCALL_MQTT_PORT", "1999").unwrap().mqtt.port, 1999);
-    assert_eq!(overridden("ROLLCALL_CAMERA_SHOW", "2s").unwrap().camera.show, Duration::from_secs(2));
+    assert_eq!(
+        overridden("ROLLCALL_CAMERA_SHOW", "2s").unwrap().camera.show,
+        Duration::from_secs(2)
+    );
     assert!(overridden("ROLLCALL_BROKER_ENABLED", "true").unwrap().broker.enabled);
-    for (name, value) in
-        [("ROLLCALL_MQTT_HOSTS", "x"), ("ROLLCALL_MQTT_PORT", "many"), ("ROLLCALL_CAMERA_SHOW", "soon")]
-    {
+    for (name, value) in [
+        ("ROLLCALL_MQTT_HOSTS", "x"),
+        ("ROLLCALL_MQTT_PORT", "many"),
+        ("ROLLCALL_CAMERA_SHOW", "soon"),
+    ] {
         assert!(overridden(name, value).unwrap_err().to_string().contains(name));
     }
 }

@@ -32,7 +32,15 @@ pub struct Gathering {
 
 impl Gathering {
     pub fn new(wanted: usize, pad: PadSettings) -> Self {
-        Self { wanted, pad, track: None, mixed: false, samples: Vec::new(), last: None, tally: Tally::new() }
+        Self {
+            wanted,
+            pad,
+            track: None,
+            mixed: false,
+            samples: Vec::new(),
+            last: None,
+            tally: Tally::new(),
+        }
     }
 
     pub fn tally(&self) -> &Tally {
@@ -41,7 +49,12 @@ impl Gathering {
 
     /// The face of this frame to look at closely, if there is one. `faces` is how many the frame has, `sights` those that
     /// are followed.
-    pub fn regard<'a>(&mut self, faces: usize, sights: &'a [Sight], now: &Stamp) -> Option<&'a Sight> {
+    pub fn regard<'a>(
+        &mut self,
+        faces: usize,
+        sights: &'a [Sight],
+        now: &Stamp,
+    ) -> Option<&'a Sight> {
         let sight = match (faces, sights) {
             (0, _) | (_, []) => return self.of_no_use("no_face"),
             (1, [sight]) => sight,
@@ -68,8 +81,15 @@ impl Gathering {
         }
     }
 
-    pub fn add(&mut self, template: Template, quality: &Quality, settings: &EnrolSettings, now: &Stamp) {
-        let is_other = |(earlier, _): &(Template, f32)| earlier.compare(&template) < settings.same_person_min;
+    pub fn add(
+        &mut self,
+        template: Template,
+        quality: &Quality,
+        settings: &EnrolSettings,
+        now: &Stamp,
+    ) {
+        let is_other =
+            |(earlier, _): &(Template, f32)| earlier.compare(&template) < settings.same_person_min;
         if self.samples.iter().any(is_other) {
             self.mixed = true;
             self.begin_again();
@@ -85,7 +105,9 @@ impl Gathering {
         }
         let judged = match (self.pad.mode, sight.presentation) {
             (PadMode::Off, _) | (_, Presentation::Live) if !self.mixed => true,
-            (PadMode::Flag, Presentation::Unjudged) => eye_distance_px < self.pad.eye_distance_px_min,
+            (PadMode::Flag, Presentation::Unjudged) => {
+                eye_distance_px < self.pad.eye_distance_px_min
+            }
             _ => false,
         };
         if !judged {
@@ -158,12 +180,19 @@ mod tests {
             duplicate_margin: 0.1,
             look_alike_margin: 0.05,
             references_max: 10,
-            threshold: ThresholdRule { threshold: 0.4, subjects: 100.0, per_decade: 0.1, fpir: 0.001, fixed: None },
+            threshold: ThresholdRule {
+                threshold: 0.4,
+                subjects: 100.0,
+                per_decade: 0.1,
+                fpir: 0.001,
+                fixed: None,
+            },
             picture: PictureLimits::default(),
         }
     }
 
-    const GOOD: Quality = Quality { eye_distance_px: 40.0, luma: 120.0, sharpness: 0.3, yaw: 0.0, pitch: 0.0 };
+    const GOOD: Quality =
+        Quality { eye_distance_px: 40.0, luma: 120.0, sharpness: 0.3, yaw: 0.0, pitch: 0.0 };
 
     fn template(x: f32, y: f32) -> Template {
         Template::normalised(vec![x, y, 0.1]).unwrap()
@@ -173,7 +202,10 @@ mod tests {
     fn one_person_alone_is_gathered_and_nobody_else_mixed_in() {
         let (mut gathering, settings) = (Gathering::new(2, pad(PadMode::Flag)), settings());
         let (ann, bob) = (sight(1, Presentation::Live), sight(2, Presentation::Live));
-        assert!(gathering.regard(0, std::slice::from_ref(&ann), &at(0)).is_none(), "the sight is of an earlier frame");
+        assert!(
+            gathering.regard(0, std::slice::from_ref(&ann), &at(0)).is_none(),
+            "the sight is of an earlier frame"
+        );
         assert!(gathering.regard(2, &[ann.clone(), bob.clone()], &at(10)).is_none());
         assert!(gathering.regard(1, std::slice::from_ref(&ann), &at(20)).is_some());
         assert!(!gathering.is_good(&Quality { luma: 10.0, ..GOOD }, &settings));
@@ -188,7 +220,10 @@ mod tests {
         assert!(gathering.regard(1, std::slice::from_ref(&bob), &at(800)).is_some());
         gathering.add(template(0.1, 1.0), &GOOD, &settings, &at(800));
         assert_eq!(gathering.finished(&bob, 40.0).unwrap().len(), 2);
-        assert_eq!(told(gathering.tally()), "dark in 1 frames, no_face in 1 frames, several_faces in 1 frames");
+        assert_eq!(
+            told(gathering.tally()),
+            "dark in 1 frames, no_face in 1 frames, several_faces in 1 frames"
+        );
     }
 
     #[test]
@@ -196,7 +231,8 @@ mod tests {
         let (mut gathering, settings) = (Gathering::new(2, pad(PadMode::Enforce)), settings());
         for (track, believed) in [(1, false), (2, true)] {
             let sight = sight(track, Presentation::Live);
-            let faces = if believed { [(1.0, 0.0); 3] } else { [(1.0, 0.0), (0.0, 1.0), (0.0, 1.0)] };
+            let faces =
+                if believed { [(1.0, 0.0); 3] } else { [(1.0, 0.0), (0.0, 1.0), (0.0, 1.0)] };
             for (at, (x, y)) in faces.into_iter().enumerate() {
                 let now = at_of(track, at);
                 if gathering.regard(1, std::slice::from_ref(&sight), &now).is_some() {
@@ -226,7 +262,11 @@ mod tests {
             let sight = sight(1, presentation);
             assert!(gathering.regard(1, std::slice::from_ref(&sight), &at(0)).is_some());
             gathering.add(template(1.0, 0.0), &GOOD, &settings, &at(0));
-            assert_eq!(gathering.finished(&sight, eyes).is_some(), expected, "{mode:?} {presentation:?} {eyes}");
+            assert_eq!(
+                gathering.finished(&sight, eyes).is_some(),
+                expected,
+                "{mode:?} {presentation:?} {eyes}"
+            );
         }
         let mut gathering = Gathering::new(1, pad(PadMode::Flag));
         assert!(gathering.regard(1, &[sight(1, Presentation::Attack)], &at(0)).is_none());

@@ -39,13 +39,15 @@ mod tests {
     fn check(candidates: &[([f32; 3], f32)], most: usize, expected: &[usize]) {
         let templates: Vec<Template> =
             candidates.iter().map(|(raw, _)| Template::normalised(raw.to_vec()).unwrap()).collect();
-        let pairs: Vec<(&Template, f32)> = templates.iter().zip(candidates).map(|(t, (_, q))| (t, *q)).collect();
+        let pairs: Vec<(&Template, f32)> =
+            templates.iter().zip(candidates).map(|(t, (_, q))| (t, *q)).collect();
         assert_eq!(choose(&pairs, most), expected);
     }
 
     #[test]
     fn the_best_are_kept_and_the_most_different() {
-        let (front, nearly, left, right) = ([1.0, 0.0, 0.0], [1.0, 0.05, 0.0], [0.8, 0.6, 0.0], [0.8, 0.0, 0.6]);
+        let (front, nearly, left, right) =
+            ([1.0, 0.0, 0.0], [1.0, 0.05, 0.0], [0.8, 0.6, 0.0], [0.8, 0.0, 0.6]);
         check(&[(front, 0.5), (nearly, 0.9)], 2, &[0, 1]);
         check(&[(front, 0.5), (nearly, 0.9), (left, 0.4)], 2, &[1, 2]);
         check(&[(front, 0.9), (nearly, 0.9), (left, 0.4), (right, 0.4)], 3, &[0, 2, 3]);

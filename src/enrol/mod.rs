@@ -85,7 +85,8 @@ pub fn judge<'a>(
     photographs: impl IntoIterator<Item = &'a [u8]>,
     settings: &EnrolSettings,
 ) -> Result<Judgement, EngineError> {
-    let judged = photographs.into_iter().map(|photograph| judge_photograph(engine, photograph, settings));
+    let judged =
+        photographs.into_iter().map(|photograph| judge_photograph(engine, photograph, settings));
     Ok(conclude(judged.collect::<Result<_, _>>()?, gallery, subject, replace, settings))
 }
 
@@ -118,9 +119,15 @@ pub fn conclude(
     }
     look_alikes.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     look_alikes.truncate(LOOK_ALIKES_MAX);
-    let is_duplicate = |(_, score): &&(SubjectId, f32)| *score >= threshold + settings.duplicate_margin;
+    let is_duplicate =
+        |(_, score): &&(SubjectId, f32)| *score >= threshold + settings.duplicate_margin;
     let duplicate_of = look_alikes.first().filter(is_duplicate).map(|(id, _)| id.clone());
-    Judgement { photographs: judged, duplicate_of, look_alikes, references_max: settings.references_max }
+    Judgement {
+        photographs: judged,
+        duplicate_of,
+        look_alikes,
+        references_max: settings.references_max,
+    }
 }
 
 /// Judges one photograph by itself.
@@ -154,7 +161,12 @@ pub fn judge_photograph(
 }
 
 /// Refuses what does not agree with any of the subject's own references, where it has some.
-fn refuse_strangers(judged: &mut [Judged], gallery: &Gallery, subject: &SubjectId, same_person_min: f32) {
+fn refuse_strangers(
+    judged: &mut [Judged],
+    gallery: &Gallery,
+    subject: &SubjectId,
+    same_person_min: f32,
+) {
     for judged in judged {
         if let Judged::Accepted { template, .. } = judged
             && gallery.own_score(template, subject).is_some_and(|score| score < same_person_min)
@@ -175,7 +187,9 @@ fn refuse_other_persons(judged: &mut [Judged], same_person_min: f32) {
         })
         .collect();
     let agrees = |a: &Template, b: &Template| a.compare(b) >= same_person_min;
-    let followers = |(_, middle): &&(usize, Template)| templates.iter().filter(|(_, t)| agrees(middle, t)).count();
+    let followers = |(_, middle): &&(usize, Template)| {
+        templates.iter().filter(|(_, t)| agrees(middle, t)).count()
+    };
     // The first of equals, so that the first photograph says who is meant when two disagree.
     let Some((_, middle)) = templates.iter().rev().max_by_key(followers) else {
         return;
@@ -203,8 +217,14 @@ mod tests {
 
     #[test]
     fn a_photograph_of_somebody_else_is_refused() {
-        check(&mut [accepted(1.0, 0.0), accepted(0.9, 0.1), accepted(0.0, 1.0)], &[true, true, false]);
-        check(&mut [accepted(0.0, 1.0), accepted(0.9, 0.1), accepted(1.0, 0.0)], &[false, true, true]);
+        check(
+            &mut [accepted(1.0, 0.0), accepted(0.9, 0.1), accepted(0.0, 1.0)],
+            &[true, true, false],
+        );
+        check(
+            &mut [accepted(0.0, 1.0), accepted(0.9, 0.1), accepted(1.0, 0.0)],
+            &[false, true, true],
+        );
         check(&mut [accepted(1.0, 0.0), accepted(0.0, 1.0)], &[true, false]);
         check(&mut [Judged::Refused(Reason::NoFace), accepted(0.0, 1.0)], &[false, true]);
         check(&mut [], &[]);

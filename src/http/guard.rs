@@ -52,7 +52,9 @@ impl Guard {
             return Err((StatusCode::FORBIDDEN, "pages of this origin may not use this device"));
         }
         // For a name that somebody else's DNS lets point here, a browser would think our answers its page's own.
-        if self.token.is_none() && !text(headers, header::HOST.as_str()).is_some_and(is_this_machine) {
+        if self.token.is_none()
+            && !text(headers, header::HOST.as_str()).is_some_and(is_this_machine)
+        {
             return Err((
                 StatusCode::BAD_REQUEST,
                 "without a token only localhost is served: the Host header names another",
@@ -63,9 +65,13 @@ impl Guard {
             return Ok(());
         }
         if let Some(token) = &self.token {
-            let shown = text(headers, header::AUTHORIZATION.as_str()).and_then(|it| it.strip_prefix("Bearer "));
+            let shown = text(headers, header::AUTHORIZATION.as_str())
+                .and_then(|it| it.strip_prefix("Bearer "));
             if !shown.is_some_and(|shown| token.is(shown.trim().as_bytes())) {
-                return Err((StatusCode::UNAUTHORIZED, "a token is needed: Authorization: Bearer …"));
+                return Err((
+                    StatusCode::UNAUTHORIZED,
+                    "a token is needed: Authorization: Bearer …",
+                ));
             }
         }
         // After the token, so that strangers do not use up the pace of those who have one.
@@ -81,7 +87,8 @@ impl Guard {
         if !headers.contains_key(header::ORIGIN) {
             return true;
         }
-        let (origin, host) = (text(headers, header::ORIGIN.as_str()), text(headers, header::HOST.as_str()));
+        let (origin, host) =
+            (text(headers, header::ORIGIN.as_str()), text(headers, header::HOST.as_str()));
         let own = |origin: &str| origin.split_once("://").map(|it| it.1) == host;
         origin.is_some_and(|origin| own(origin) || self.origins.iter().any(|it| it == origin))
     }
@@ -97,13 +104,17 @@ fn is_this_machine(host: &str) -> bool {
         Some(rest) => rest.split_once(']').map_or("", |it| it.0),
         None => host.split_once(':').map_or(host, |it| it.0),
     };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok_and(|it| it.is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|it| it.is_loopback())
 }
 
 /// Around every route.
 pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let watch = Stopwatch::start();
-    let route = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |it| it.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("other".to_owned(), |it| it.as_str().to_owned());
     let response = match guard.check(&request) {
         Err((status, message)) => {
             pour_away(request, guard.body_bytes_max).await;
@@ -132,7 +143,8 @@ async fn admit(guard: &Guard, request: Request, next: Next) -> Response {
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "busy; try again");
     };
     let (head, body) = request.into_parts();
-    let body = match tokio::time::timeout(BODY_PATIENCE, to_bytes(body, guard.body_bytes_max)).await {
+    let body = match tokio::time::timeout(BODY_PATIENCE, to_bytes(body, guard.body_bytes_max)).await
+    {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(_)) => return too_large(guard.body_bytes_max),
         Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
@@ -151,7 +163,9 @@ fn claimed_bytes(request: &Request) -> Option<u64> {
 /// a broken connection instead of the answer. Not for who asks first (`Expect`), nor for more than is ever taken.
 async fn pour_away(request: Request, bytes_max: usize) {
     let claimed = claimed_bytes(&request);
-    if request.headers().contains_key(header::EXPECT) || claimed.is_none_or(|bytes| bytes > bytes_max as u64) {
+    if request.headers().contains_key(header::EXPECT)
+        || claimed.is_none_or(|bytes| bytes > bytes_max as u64)
+    {
         return;
     }
     let mut parts = request.into_body().into_data_stream();
@@ -160,7 +174,10 @@ async fn pour_away(request: Request, bytes_max: usize) {
 }
 
 fn too_large(bytes_max: usize) -> Response {
-    refusal(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body is cut short or has more than {bytes_max} bytes"))
+    refusal(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        &format!("the body is cut short or has more than {bytes_max} bytes"),
+    )
 }
 
 #[cfg(test)]

@@ -56,7 +56,8 @@ impl Receipt {
     }
 
     pub fn verify(token: &[u8], key: &PublicKey) -> Result<Self, ReceiptError> {
-        let signed = authority::verify(token, TYP, std::slice::from_ref(key)).map_err(ReceiptError::Signature)?;
+        let signed = authority::verify(token, TYP, std::slice::from_ref(key))
+            .map_err(ReceiptError::Signature)?;
         serde_json::from_slice(signed.bytes()).map_err(ReceiptError::Shape)
     }
 }
@@ -69,7 +70,8 @@ mod tests {
     #[test]
     fn a_receipt_is_checked_by_the_key_of_its_device_only_and_is_no_command() {
         let dir = tempfile::tempdir().unwrap();
-        let [key, other] = ["a", "b"].map(|name| SigningKey::create(&dir.path().join(name)).unwrap());
+        let [key, other] =
+            ["a", "b"].map(|name| SigningKey::create(&dir.path().join(name)).unwrap());
         let receipt = Receipt {
             schema: SCHEMA,
             site: "hq".into(),
@@ -86,9 +88,17 @@ mod tests {
         };
         let token = receipt.sign(&key);
         assert_eq!(Receipt::verify(token.as_bytes(), key.public()).unwrap(), receipt);
-        assert_eq!(Receipt::verify(format!("{token}\n").as_bytes(), key.public()).unwrap(), receipt, "from a file");
-        assert!(matches!(Receipt::verify(token.as_bytes(), other.public()), Err(ReceiptError::Signature(_))));
-        let as_command = authority::verify(token.as_bytes(), COMMAND, std::slice::from_ref(key.public()));
+        assert_eq!(
+            Receipt::verify(format!("{token}\n").as_bytes(), key.public()).unwrap(),
+            receipt,
+            "from a file"
+        );
+        assert!(matches!(
+            Receipt::verify(token.as_bytes(), other.public()),
+            Err(ReceiptError::Signature(_))
+        ));
+        let as_command =
+            authority::verify(token.as_bytes(), COMMAND, std::slice::from_ref(key.public()));
         assert!(matches!(as_command, Err(Untrusted::BadSignature(_))));
         let said = serde_json::to_value(&receipt).unwrap();
         assert_eq!(

@@ -52,9 +52,13 @@ pub enum SealError {
     NoKey,
     #[error("there is no key {path}: copy it from another device of the site, or make one")]
     SharedKeyMissing { path: PathBuf },
-    #[error("the key {path} may be read by others (mode {mode:03o}): `chmod 600` it, and consider it known")]
+    #[error(
+        "the key {path} may be read by others (mode {mode:03o}): `chmod 600` it, and consider it known"
+    )]
     KeyExposed { path: PathBuf, mode: u32 },
-    #[error("the key {path} has {found} bytes; a key is {KEY_BYTES} random bytes (`head -c 32 /dev/urandom`)")]
+    #[error(
+        "the key {path} has {found} bytes; a key is {KEY_BYTES} random bytes (`head -c 32 /dev/urandom`)"
+    )]
     KeyLength { path: PathBuf, found: usize },
     #[error("cannot use the key {path}")]
     KeyFile {
@@ -62,7 +66,9 @@ pub enum SealError {
         #[source]
         source: std::io::Error,
     },
-    #[error("a sealed template does not open: it was altered, or belongs to another subject or embedder")]
+    #[error(
+        "a sealed template does not open: it was altered, or belongs to another subject or embedder"
+    )]
     DoesNotOpen,
     #[error("the system gives no random numbers")]
     Random,
@@ -123,7 +129,8 @@ impl SharedKey {
     /// Makes a key file; an existing one stays, and is an error.
     pub fn create(path: &Path) -> Result<Self, SealError> {
         let key = Zeroizing::new(<[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?);
-        create_secret(path, &*key).map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
+        create_secret(path, &*key)
+            .map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
         Ok(Self(SealKey { key, path: path.to_owned() }))
     }
 
@@ -133,7 +140,10 @@ impl SharedKey {
 
     /// Tells two keys apart, and nothing else of them.
     pub fn fingerprint(&self) -> String {
-        let digest = Sha256::new().chain_update(b"rollcall key fingerprint 1\0").chain_update(*self.0.key).finalize();
+        let digest = Sha256::new()
+            .chain_update(b"rollcall key fingerprint 1\0")
+            .chain_update(*self.0.key)
+            .finalize();
         format!("{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3])
     }
 
@@ -156,7 +166,10 @@ impl std::fmt::Debug for SealKey {
 impl SealKey {
     /// The key of this device: the credential if systemd passed one, else the file in the state directory; `None` if
     /// there is neither.
-    pub fn load(state_dir: &Path, credentials_dir: Option<&Path>) -> Result<Option<Self>, SealError> {
+    pub fn load(
+        state_dir: &Path,
+        credentials_dir: Option<&Path>,
+    ) -> Result<Option<Self>, SealError> {
         if let Some(path) = credentials_dir.map(|it| it.join(KEY_FILE)) {
             // systemd grants a service's user by an ACL, whose mask shows as group bits (0440): only the world's count.
             if let Some(key) = read_key(&path, 0o007)? {
@@ -180,7 +193,8 @@ impl SealKey {
     /// The same anywhere; an existing file stays, and is an error.
     pub fn create_at(path: &Path) -> Result<Self, SealError> {
         let key = Zeroizing::new(<[u8; KEY_BYTES]>::try_generate().map_err(|_| SealError::Random)?);
-        create_secret(path, &*key).map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
+        create_secret(path, &*key)
+            .map_err(|source| SealError::KeyFile { path: path.to_owned(), source })?;
         Ok(Self { key, path: path.to_owned() })
     }
 
@@ -232,7 +246,8 @@ impl SealKey {
     }
 
     fn decrypt(&self, sealed: &[u8], aad: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
-        let (nonce, msg) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or(SealError::DoesNotOpen)?;
+        let (nonce, msg) =
+            sealed.split_first_chunk::<NONCE_BYTES>().ok_or(SealError::DoesNotOpen)?;
         self.cipher()
             .decrypt(&XNonce::from(*nonce), Payload { msg, aad })
             .map(Zeroizing::new)
@@ -275,7 +290,8 @@ fn read_key(path: &Path, refused: u32) -> Result<Option<Zeroizing<[u8; KEY_BYTES
 /// existing one stays, and is an error.
 pub fn create_secret(path: &Path, secret: &[u8]) -> std::io::Result<()> {
     let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let beside = dir.join(format!("{}.new", path.file_name().unwrap_or_default().to_string_lossy()));
+    let beside =
+        dir.join(format!("{}.new", path.file_name().unwrap_or_default().to_string_lossy()));
     match fs::remove_file(&beside) {
         // Left by a start that was cut short, and never used for anything.
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),

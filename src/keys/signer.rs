@@ -34,7 +34,9 @@ pub enum SignerError {
     Missing { path: PathBuf },
     #[error("there is no key {path} yet: the daemon makes it at its first start")]
     NoDeviceKey { path: PathBuf },
-    #[error("the key {path} may be read by others (mode {mode:03o}): `chmod 600` it, and consider it known")]
+    #[error(
+        "the key {path} may be read by others (mode {mode:03o}): `chmod 600` it, and consider it known"
+    )]
     Exposed { path: PathBuf, mode: u32 },
     #[error("{path} holds no Ed25519 private key (PKCS #8 in PEM)")]
     NoKey { path: PathBuf },
@@ -72,7 +74,8 @@ impl SigningKey {
         file.take(FILE_BYTES_MAX).read_to_end(&mut pem).map_err(fault)?;
         let no_key = || SignerError::NoKey { path: path.to_owned() };
         let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| no_key())?;
-        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der()).map_err(|_| no_key())?;
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der())
+            .map_err(|_| no_key())?;
         Self::of(pair).ok_or_else(no_key)
     }
 

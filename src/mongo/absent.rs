@@ -95,7 +95,11 @@ impl MongoLink {
         std::future::ready(Err(ABSENT.into())).await
     }
 
-    pub async fn gallery_records(&self, _: &str, _: &[SubjectId]) -> Result<Vec<SealedAccount>, String> {
+    pub async fn gallery_records(
+        &self,
+        _: &str,
+        _: &[SubjectId],
+    ) -> Result<Vec<SealedAccount>, String> {
         std::future::ready(Err(ABSENT.into())).await
     }
 

@@ -34,7 +34,8 @@ impl Fault {
     pub(super) fn passes_by_itself(&self) -> bool {
         // Without a code nobody answered, or nobody let us in; UserNotFound, AuthenticationFailed,
         // ReauthenticationRequired mean the same.
-        self.code.is_none_or(|code| matches!(code, 11 | 18 | 391) || of_code(code) == Verdict::Retry)
+        self.code
+            .is_none_or(|code| matches!(code, 11 | 18 | 391) || of_code(code) == Verdict::Retry)
     }
 
     /// The server itself gave up, for the limit of time that it was given.
@@ -59,20 +60,23 @@ const fn of_code(code: i32) -> Verdict {
         // ReadConcernMajorityNotAvailableYet, ExceededTimeLimit (262), TemporarilyUnavailable, SocketException,
         // NotWritablePrimary, InterruptedAtShutdown, Interrupted, InterruptedDueToReplStateChange,
         // NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary, OutOfDiskSpace, stale shard versions, migrations under way.
-        6 | 7 | 24 | 43 | 46 | 50 | 63 | 64 | 84 | 89 | 91 | 96 | 112 | 117 | 132 | 133 | 134 | 146 | 150 | 175
-        | 189 | 202 | 237 | 262 | 290 | 314 | 317 | 358 | 365 | 385 | 402 | 462 | 9001 | 10107 | 11600 | 11601
-        | 11602 | 13388 | 13435 | 13436 | 14031 => Verdict::Retry,
+        6 | 7 | 24 | 43 | 46 | 50 | 63 | 64 | 84 | 89 | 91 | 96 | 112 | 117 | 132 | 133 | 134
+        | 146 | 150 | 175 | 189 | 202 | 237 | 262 | 290 | 314 | 317 | 358 | 365 | 385 | 402
+        | 462 | 9001 | 10107 | 11600 | 11601 | 11602 | 13388 | 13435 | 13436 | 14031 => {
+            Verdict::Retry
+        }
         // UserNotFound, Unauthorized, AuthenticationFailed, IllegalOperation (a standalone), RoleNotFound,
         // CommandNotFound, ShardKeyNotFound, InvalidNamespace, UnknownReplWriteConcern, UnsatisfiableWriteConcern,
         // CommandNotSupportedOnView, CommandNotSupported, NetworkInterfaceExceededTimeLimit is none of these;
         // ReauthenticationRequired, AtlasError, APIVersionError.
-        11 | 13 | 18 | 20 | 31 | 59 | 61 | 73 | 79 | 100 | 115 | 166 | 322 | 323 | 334 | 391 | 8000 => Verdict::Refused,
+        11 | 13 | 18 | 20 | 31 | 59 | 61 | 73 | 79 | 100 | 115 | 166 | 322 | 323 | 334 | 391
+        | 8000 => Verdict::Refused,
         // BadValue, FailedToParse, TypeMismatch, Overflow, InvalidLength, InvalidBSON, PathNotViable,
         // ConflictingUpdateOperators, DollarPrefixedFieldName, InvalidIdField, DottedFieldName, ImmutableField,
         // DocumentValidationFailure, CannotIndexParallelArrays, BSONObjectTooLarge, documents too large for a field or
         // an index.
-        2 | 9 | 14 | 15 | 16 | 22 | 28 | 40 | 52 | 53 | 57 | 66 | 121 | 171 | 10334 | 16755 | 16756 | 17261 | 17280
-        | 17419 | 17420 => Verdict::Poison,
+        2 | 9 | 14 | 15 | 16 | 22 | 28 | 40 | 52 | 53 | 57 | 66 | 121 | 171 | 10334 | 16755
+        | 16756 | 17261 | 17280 | 17419 | 17420 => Verdict::Poison,
         _ => Verdict::Unknown,
     }
 }
@@ -102,11 +106,15 @@ pub(super) fn timed_out(what: &str, limit: std::time::Duration) -> Fault {
 pub(super) fn of_error(error: &Error) -> Fault {
     let labelled = RETRY_LABELS.iter().any(|label| error.contains_label(label));
     match error.kind.as_ref() {
-        ErrorKind::Command(it) => of_command(Some(it.code), labelled, format!("code {}: {}", it.code, it.message)),
+        ErrorKind::Command(it) => {
+            of_command(Some(it.code), labelled, format!("code {}: {}", it.code, it.message))
+        }
         ErrorKind::Write(WriteFailure::WriteConcernError(it)) => {
             of_command(Some(it.code), labelled, format!("code {}: {}", it.code, it.message))
         }
-        ErrorKind::Authentication { message, .. } => refused(format!("the server does not let us in: {message}")),
+        ErrorKind::Authentication { message, .. } => {
+            refused(format!("the server does not let us in: {message}"))
+        }
         ErrorKind::InvalidTlsConfig { message, .. }
         | ErrorKind::InvalidArgument { message, .. }
         | ErrorKind::IncompatibleServer { message, .. } => refused(message.clone()),
@@ -114,7 +122,9 @@ pub(super) fn of_error(error: &Error) -> Fault {
         ErrorKind::ServerSelection { message, .. } if lets_us_not_in(message) => {
             refused("the server does not let us in: authentication failed".into())
         }
-        ErrorKind::ServerSelection { message, .. } => of_command(None, labelled, unreachable(message)),
+        ErrorKind::ServerSelection { message, .. } => {
+            of_command(None, labelled, unreachable(message))
+        }
         _ => of_command(None, labelled, error.to_string()),
     }
 }
@@ -146,10 +156,12 @@ pub(super) fn of_reply(reply: &Document) -> Written {
         let Some(error) = error.as_document() else { continue };
         let index = error.get("index").and_then(number).unwrap_or(i64::MAX);
         let code = error.get("code").and_then(number).unwrap_or_default() as i32;
-        faults.push((index as usize, of_document(code, error.get_str("errmsg").unwrap_or_default())));
+        faults
+            .push((index as usize, of_document(code, error.get_str("errmsg").unwrap_or_default())));
     }
     let labels = reply.get_array("errorLabels").map(Vec::as_slice).unwrap_or_default();
-    let labelled = labels.iter().filter_map(Bson::as_str).any(|label| RETRY_LABELS.contains(&label));
+    let labelled =
+        labels.iter().filter_map(Bson::as_str).any(|label| RETRY_LABELS.contains(&label));
     let concern = reply.get_document("writeConcernError").ok().map(|error| {
         let code = error.get("code").and_then(number).unwrap_or_default() as i32;
         let message = error.get_str("errmsg").unwrap_or_default();
@@ -202,8 +214,16 @@ mod tests {
             (424_242, Unknown, Retry),
         ] {
             assert_eq!(of_document(code, "").verdict, document, "document {code}");
-            assert_eq!(of_command(Some(code), false, String::new()).verdict, command, "command {code}");
-            assert_eq!(of_command(Some(code), true, String::new()).verdict, Retry, "labelled {code}");
+            assert_eq!(
+                of_command(Some(code), false, String::new()).verdict,
+                command,
+                "command {code}"
+            );
+            assert_eq!(
+                of_command(Some(code), true, String::new()).verdict,
+                Retry,
+                "labelled {code}"
+            );
         }
         assert_eq!(of_command(None, false, String::new()).verdict, Retry);
     }
@@ -232,7 +252,9 @@ mod tests {
         let io = Error::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
         assert_eq!(of_error(&io).verdict, Verdict::Retry);
         assert_eq!(of_error(&ErrorKind::SessionsNotSupported.into()).verdict, Verdict::Refused);
-        assert!(lets_us_not_in("… Error: Kind: SCRAM failure: …, code_name: \"AuthenticationFailed\", …"));
+        assert!(lets_us_not_in(
+            "… Error: Kind: SCRAM failure: …, code_name: \"AuthenticationFailed\", …"
+        ));
         assert!(!lets_us_not_in("… Error: Kind: I/O error: Connection refused (os error 111) …"));
     }
 }

@@ -62,9 +62,13 @@ pub struct BrokerSettings {
 
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    #[error("{address} can be reached from other machines: give the broker a user and a password, or use 127.0.0.1")]
+    #[error(
+        "{address} can be reached from other machines: give the broker a user and a password, or use 127.0.0.1"
+    )]
     Exposed { address: SocketAddr },
-    #[error("the broker's port must be a number other than 0: rumqttd does not tell which one it got")]
+    #[error(
+        "the broker's port must be a number other than 0: rumqttd does not tell which one it got"
+    )]
     NoPort,
     #[error("the broker cannot listen on {address}: is another broker running there?")]
     Listen {
@@ -108,7 +112,10 @@ impl BrokerSettings {
     }
 
     /// Ready is when a connection is accepted, not when some time has passed.
-    fn await_ready(&self, mut ended: impl FnMut() -> Option<BrokerError>) -> Result<(), BrokerError> {
+    fn await_ready(
+        &self,
+        mut ended: impl FnMut() -> Option<BrokerError>,
+    ) -> Result<(), BrokerError> {
         for address in self.addresses() {
             let mut attempts = 0;
             while TcpStream::connect_timeout(&reachable(address), Duration::from_secs(1)).is_err() {
@@ -130,14 +137,22 @@ impl BrokerSettings {
             connection_timeout_ms: CONNECT_TIMEOUT_MS,
             max_payload_size: self.payload_bytes_max,
             max_inflight_count: 100,
-            auth: self.credentials.clone().map(|(user, password)| HashMap::from([(user, password)])),
+            auth: self
+                .credentials
+                .clone()
+                .map(|(user, password)| HashMap::from([(user, password)])),
             external_auth: None,
             dynamic_filters: false,
         };
         let server = |name: &str, listen| {
             let connections = connections.clone();
-            let settings =
-                ServerSettings { name: name.to_owned(), listen, tls: None, next_connection_delay_ms: 1, connections };
+            let settings = ServerSettings {
+                name: name.to_owned(),
+                listen,
+                tls: None,
+                next_connection_delay_ms: 1,
+                connections,
+            };
             HashMap::from([(name.to_owned(), settings)])
         };
         Config {
@@ -183,8 +198,9 @@ impl Embedded {
         let served = settings.clone();
         let thread = std::thread::Builder::new().name("broker".to_owned());
         let thread = thread.spawn(move || serve(&served)).map_err(BrokerError::Start)?;
-        settings
-            .await_ready(|| thread.is_finished().then(|| BrokerError::Ended { why: "while starting".to_owned() }))?;
+        settings.await_ready(|| {
+            thread.is_finished().then(|| BrokerError::Ended { why: "while starting".to_owned() })
+        })?;
         Ok(Self)
     }
 }
@@ -197,7 +213,11 @@ pub struct BrokerProcess {
 impl BrokerProcess {
     /// Starts `command`, which must end in `serve_as_child`, and blocks until it accepts connections. The settings go
     /// over standard input, because a command line can be read by every user of the machine.
-    pub fn start(program: &Path, args: &[&str], settings: &BrokerSettings) -> Result<Self, BrokerError> {
+    pub fn start(
+        program: &Path,
+        args: &[&str],
+        settings: &BrokerSettings,
+    ) -> Result<Self, BrokerError> {
         settings.check()?;
         settings.try_ports()?;
         // A process group of its own: Ctrl-C in a terminal asks the daemon to stop, and the broker must outlive that.
@@ -209,7 +229,9 @@ impl BrokerProcess {
         let written = child.stdin.as_mut().map_or(Ok(()), |stdin| stdin.write_all(&line));
         let mut process = Self { child };
         written.map_err(BrokerError::Start)?;
-        settings.await_ready(|| process.ended().map(|status| BrokerError::Ended { why: status.to_string() }))?;
+        settings.await_ready(|| {
+            process.ended().map(|status| BrokerError::Ended { why: status.to_string() })
+        })?;
         Ok(process)
     }
 
@@ -256,7 +278,12 @@ mod tests {
     use super::*;
 
     fn settings(tcp: &str) -> BrokerSettings {
-        BrokerSettings { tcp: tcp.parse().unwrap(), websocket: None, credentials: None, payload_bytes_max: 1024 }
+        BrokerSettings {
+            tcp: tcp.parse().unwrap(),
+            websocket: None,
+            credentials: None,
+            payload_bytes_max: 1024,
+        }
     }
 
     #[test]

@@ -106,8 +106,9 @@ impl Described<'_> {
                  'venue': value_json.venue, {fields}}} | to_json }}}}{{% endif %}}"
             )
         };
-        let attendance =
-            format!("{person}'status': value_json.status, 'session': value_json.session, 'score': value_json.score");
+        let attendance = format!(
+            "{person}'status': value_json.status, 'session': value_json.session, 'score': value_json.score"
+        );
         self.put(
             all,
             "event",
@@ -130,7 +131,8 @@ impl Described<'_> {
                 "val_tpl": template("'unknown'", "'score': value_json.score"), "qos": 1,
             }),
         );
-        let attack = format!("{person}'scores': value_json.scores, 'enforced': value_json.enforced");
+        let attack =
+            format!("{person}'scores': value_json.scores, 'enforced': value_json.enforced");
         self.put(
             all,
             "event",
@@ -142,8 +144,9 @@ impl Described<'_> {
                 "val_tpl": template("'attack'", &attack), "qos": 1,
             }),
         );
-        let somebody =
-            format!("{{{{ 'ON' if value_json.kind in ('attendance', 'unknown', 'attack') and {LIVE} else '' }}}}");
+        let somebody = format!(
+            "{{{{ 'ON' if value_json.kind in ('attendance', 'unknown', 'attack') and {LIVE} else '' }}}}"
+        );
         self.put(
             all,
             "binary_sensor",
@@ -167,7 +170,14 @@ impl Described<'_> {
         let unknown = count("mdi:account-question", "recognition.unknown");
         self.put(all, "sensor", "unknown_count", "Unknown faces", &[Has::Camera], unknown);
         let attacks = count("mdi:shield-alert", "recognition.attacks");
-        self.put(all, "sensor", "attack_count", "Presentation attacks", &[Has::Camera, Has::AttackDetection], attacks);
+        self.put(
+            all,
+            "sensor",
+            "attack_count",
+            "Presentation attacks",
+            &[Has::Camera, Has::AttackDetection],
+            attacks,
+        );
     }
 
     /// How the device is.
@@ -187,13 +197,21 @@ impl Described<'_> {
         let figure = |icon: &str, template: &str| json!({"ic": icon, "ent_cat": "diagnostic", "stat_cla": "measurement", "stat_t": health, "val_tpl": template});
         let subjects = figure("mdi:account-group", "{{ value_json.gallery.subjects }}");
         self.put(all, "sensor", "subjects", "Enrolled", &[], subjects);
-        for (sink, name, needs) in [("mqtt", "Owed to MQTT", &[][..]), ("mongo", "Owed to MongoDB", &[Has::Mongo][..])]
+        for (sink, name, needs) in
+            [("mqtt", "Owed to MQTT", &[][..]), ("mongo", "Owed to MongoDB", &[Has::Mongo][..])]
         {
             let rows = format!(
                 "{{{{ value_json.outbox | selectattr('sink', 'eq', '{sink}') | map(attribute='rows') | first \
                  | default('None') }}}}"
             );
-            self.put(all, "sensor", &format!("owed_{sink}"), name, needs, figure("mdi:tray-full", &rows));
+            self.put(
+                all,
+                "sensor",
+                &format!("owed_{sink}"),
+                name,
+                needs,
+                figure("mdi:tray-full", &rows),
+            );
         }
         self.put(
             all,
@@ -225,7 +243,15 @@ impl Described<'_> {
         self.has.contains(&what)
     }
 
-    fn put(&self, all: &mut Map<String, Value>, platform: &str, key: &str, name: &str, needs: &[Has], fields: Value) {
+    fn put(
+        &self,
+        all: &mut Map<String, Value>,
+        platform: &str,
+        key: &str,
+        name: &str,
+        needs: &[Has],
+        fields: Value,
+    ) {
         let mut entity = if needs.iter().all(|it| self.has(*it)) { fields } else { json!({}) };
         if entity != json!({}) {
             entity["name"] = name.into();
@@ -242,8 +268,14 @@ mod tests {
 
     use super::*;
 
-    const ALL: [Has; 6] =
-        [Has::Camera, Has::AttackDetection, Has::People, Has::Thermometer, Has::Mongo, Has::PlainCommands];
+    const ALL: [Has; 6] = [
+        Has::Camera,
+        Has::AttackDetection,
+        Has::People,
+        Has::Thermometer,
+        Has::Mongo,
+        Has::PlainCommands,
+    ];
 
     fn described(name: &str, has: &[Has]) -> Value {
         let topics = Topics::new("hq", "door-1").unwrap();
@@ -304,7 +336,8 @@ mod tests {
         ("event", &["stat_t", "val_tpl", "dev_cla", "evt_typ"], &["stat_t", "evt_typ"]),
         ("button", &["cmd_t", "cmd_tpl", "dev_cla", "pl_prs", "ret"], &["cmd_t"]),
     ];
-    const DEVICE: &[&str] = &["cns", "cu", "ids", "name", "mf", "mdl", "mdl_id", "hw", "sw", "sa", "sn", "via_device"];
+    const DEVICE: &[&str] =
+        &["cns", "cu", "ids", "name", "mf", "mdl", "mdl_id", "hw", "sw", "sa", "sn", "via_device"];
     const ORIGIN: &[&str] = &["name", "sw", "url"];
     const MESSAGE: &[&str] = &[
         "dev",
@@ -351,11 +384,18 @@ mod tests {
             }
             assert!(ids.insert(entity["uniq_id"].as_str().unwrap()), "{key}: its unique id is not");
             for (field, values) in VALUES {
-                assert!(entity.get(field).is_none_or(|it| values.contains(&it.as_str().unwrap())), "{key}: {field}");
+                assert!(
+                    entity.get(field).is_none_or(|it| values.contains(&it.as_str().unwrap())),
+                    "{key}: {field}"
+                );
             }
             for template in ["val_tpl", "cmd_tpl"].iter().filter_map(|it| entity[it].as_str()) {
                 let count = |part: &str| template.matches(part).count();
-                assert_eq!((count("{{"), count("{%")), (count("}}"), count("%}")), "{key}: {template}");
+                assert_eq!(
+                    (count("{{"), count("{%")),
+                    (count("}}"), count("%}")),
+                    "{key}: {template}"
+                );
             }
         }
     }
@@ -375,7 +415,9 @@ mod tests {
         for spoil in [
             |message: &mut Value| message["cmps"]["sync"]["stat_t"] = "a".into(),
             |message: &mut Value| message["cmps"]["recorded"]["val_templ"] = "a".into(),
-            |message: &mut Value| message["cmps"]["recorded"]["uniq_id"] = message["cmps"]["attack"]["uniq_id"].take(),
+            |message: &mut Value| {
+                message["cmps"]["recorded"]["uniq_id"] = message["cmps"]["attack"]["uniq_id"].take()
+            },
             |message: &mut Value| message["cmps"]["recorded"]["stat_cla"] = "sum".into(),
             |message: &mut Value| message["dev"]["manufacturer_name"] = "a".into(),
             |message: &mut Value| message["o"] = json!({"sw": "1"}),
@@ -389,8 +431,9 @@ mod tests {
     #[test]
     fn what_a_device_has_not_got_is_removed_by_its_platform_alone() {
         let all = described("door-1", &ALL);
-        let count =
-            |message: &Value| message["cmps"].as_object().unwrap().values().filter(|it| keys(it).len() > 1).count();
+        let count = |message: &Value| {
+            message["cmps"].as_object().unwrap().values().filter(|it| keys(it).len() > 1).count()
+        };
         assert_eq!(count(&all), all["cmps"].as_object().unwrap().len());
         let least = described("door-1", &[]);
         assert_eq!(keys(&least["cmps"]), keys(&all["cmps"]), "every one stands there, always");
@@ -399,7 +442,10 @@ mod tests {
         }
         assert_eq!(count(&least), 5, "{least}");
         for (without, gone) in [
-            (Has::Camera, &["unknown", "attack", "presence", "unknown_count", "attack_count", "camera"][..]),
+            (
+                Has::Camera,
+                &["unknown", "attack", "presence", "unknown_count", "attack_count", "camera"][..],
+            ),
             (Has::AttackDetection, &["attack", "attack_count"]),
             (Has::People, &["last_person"]),
             (Has::Thermometer, &["temperature"]),

@@ -79,7 +79,10 @@ pub(super) async fn sift(
 }
 
 /// Makes the broker forget our session and all that it queued.
-pub(super) async fn purge(settings: &LinkSettings, tls: Option<&Arc<ClientConfig>>) -> Result<(), SiftError> {
+pub(super) async fn purge(
+    settings: &LinkSettings,
+    tls: Option<&Arc<ClientConfig>>,
+) -> Result<(), SiftError> {
     let mut stream = open(settings, tls, true).await?;
     goodbye(&mut stream).await;
     Ok(())
@@ -90,7 +93,9 @@ async fn open(
     tls: Option<&Arc<ClientConfig>>,
     clean_session: bool,
 ) -> Result<Box<dyn Stream>, SiftError> {
-    let tcp = within(TcpStream::connect((settings.host.as_str(), settings.port))).await.map_err(SiftError::Connect)?;
+    let tcp = within(TcpStream::connect((settings.host.as_str(), settings.port)))
+        .await
+        .map_err(SiftError::Connect)?;
     let mut stream: Box<dyn Stream> = match tls {
         None => Box::new(tcp),
         Some(config) => {
@@ -102,8 +107,10 @@ async fn open(
     let mut connect = Connect::new(&settings.client_id);
     connect.clean_session = clean_session;
     connect.keep_alive = KEEP_ALIVE_S;
-    connect.login =
-        settings.credentials.as_ref().map(|it| Login { username: it.user.clone(), password: it.password.clone() });
+    connect.login = settings
+        .credentials
+        .as_ref()
+        .map(|it| Login { username: it.user.clone(), password: it.password.clone() });
     send(&mut stream, &Packet::Connect(connect)).await?;
     let header = within(header(&mut stream)).await?;
     if header.kind != CONNACK || header.remaining != 2 {
@@ -117,7 +124,11 @@ async fn open(
     }
 }
 
-async fn read_past(stream: &mut Box<dyn Stream>, limit: usize, found: &mut Vec<Oversized>) -> Result<(), SiftError> {
+async fn read_past(
+    stream: &mut Box<dyn Stream>,
+    limit: usize,
+    found: &mut Vec<Oversized>,
+) -> Result<(), SiftError> {
     // To the end of what comes: closing a socket over unread data can lose the acknowledgements we sent (TCP reset).
     loop {
         let Ok(header) = timeout(SILENCE, header(stream)).await else {
@@ -137,7 +148,10 @@ async fn read_past(stream: &mut Box<dyn Stream>, limit: usize, found: &mut Vec<O
 }
 
 /// Reads topic, packet id and beginning of a PUBLISH, and past the rest.
-async fn skim(stream: &mut Box<dyn Stream>, header: &Header) -> Result<(Oversized, Option<u16>), SiftError> {
+async fn skim(
+    stream: &mut Box<dyn Stream>,
+    header: &Header,
+) -> Result<(Oversized, Option<u16>), SiftError> {
     let mut left = header.remaining;
     let topic_bytes = usize::from(within(stream.read_u16()).await?);
     let mut topic = vec![0; topic_bytes];
@@ -192,7 +206,10 @@ async fn header(stream: &mut Box<dyn Stream>) -> io::Result<Header> {
 }
 
 async fn send(stream: &mut Box<dyn Stream>, packet: &Packet) -> Result<(), SiftError> {
-    #[expect(clippy::default_trait_access, reason = "`BytesMut` cannot be named: its crate is rumqttc's, not ours")]
+    #[expect(
+        clippy::default_trait_access,
+        reason = "`BytesMut` cannot be named: its crate is rumqttc's, not ours"
+    )]
     let mut bytes = Default::default();
     packet.write(&mut bytes, usize::MAX).map_err(|_| SiftError::Malformed)?;
     within(stream.write_all(&bytes)).await?;

@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use rumqttc::mqttbytes::Error as PacketError;
 use rumqttc::{
-    AsyncClient, ConnAck, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions,
-    Outgoing, Packet, Publish, QoS, StateError, SubAck, SubscribeReasonCode, TlsConfiguration, Transport,
+    AsyncClient, ConnAck, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill,
+    MqttOptions, NetworkOptions, Outgoing, Packet, Publish, QoS, StateError, SubAck,
+    SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use rustls::ClientConfig;
 use tokio::sync::mpsc::error::TrySendError;
@@ -173,7 +174,8 @@ impl Driver {
     async fn connection(&self, stop: &mut watch::Receiver<bool>, recovery: &mut Recovery) -> Ended {
         let (client, mut eventloop) = AsyncClient::new(self.options(), self.queue_len());
         eventloop.set_network_options(network_options());
-        let mut run = Run { client, connected: false, leaving: None, subscribed: true, awaited_after: None };
+        let mut run =
+            Run { client, connected: false, leaving: None, subscribed: true, awaited_after: None };
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await; // The first one is due at once.
@@ -243,9 +245,9 @@ impl Driver {
                 self.shared.sent(pkid);
                 None
             }
-            Event::Outgoing(Outgoing::AwaitAck(_)) => {
-                Some(Ended::Fault(Fault::ours("the broker acknowledges out of order, and packet ids ran out")))
-            }
+            Event::Outgoing(Outgoing::AwaitAck(_)) => Some(Ended::Fault(Fault::ours(
+                "the broker acknowledges out of order, and packet ids ran out",
+            ))),
             Event::Outgoing(Outgoing::Disconnect) => run.leaving.map(Leaving::done),
             _ => None,
         }
@@ -260,12 +262,14 @@ impl Driver {
         if run.leaving == Some(Leaving::Stop) {
             return self.say_offline(run);
         }
-        let rely_on_session = recovery.subscribe == Subscribe::AsBefore && recovery.subscribed && ack.session_present;
+        let rely_on_session =
+            recovery.subscribe == Subscribe::AsBefore && recovery.subscribed && ack.session_present;
         recovery.subscribe = Subscribe::Anew;
         if !rely_on_session && !self.settings.subscriptions.is_empty() {
             run.subscribed = self.shared.subscribe(self.settings.subscriptions.clone());
         }
-        let announced = self.shared.publish_landmark(&self.settings.status_topic, ONLINE, Landmark::Online);
+        let announced =
+            self.shared.publish_landmark(&self.settings.status_topic, ONLINE, Landmark::Online);
         if !run.subscribed || !announced {
             return Some(Ended::Fault(Fault::ours("the queue of a new connection was full")));
         }
@@ -276,7 +280,10 @@ impl Driver {
 
     fn on_subscribed(&self, ack: &SubAck) -> Option<Ended> {
         let mut filters = self.shared.subscribed();
-        let refused = filters.iter().zip(&ack.return_codes).filter(|it| *it.1 == SubscribeReasonCode::Failure);
+        let refused = filters
+            .iter()
+            .zip(&ack.return_codes)
+            .filter(|it| *it.1 == SubscribeReasonCode::Failure);
         let refused: Vec<String> = refused.map(|(filter, _)| filter.clone()).collect();
         filters.retain(|it| !refused.contains(it));
         for filter in refused {
@@ -338,7 +345,8 @@ impl Driver {
     fn say_offline(&self, run: &mut Run) -> Option<Ended> {
         self.shared.close();
         // After what is already under way, so its acknowledgement comes last and completes all before it.
-        let said = self.shared.publish_landmark(&self.settings.status_topic, OFFLINE, Landmark::Offline);
+        let said =
+            self.shared.publish_landmark(&self.settings.status_topic, OFFLINE, Landmark::Offline);
         if said { None } else { disconnect(run) }
     }
 
@@ -351,13 +359,22 @@ impl Driver {
         // A clean DISCONNECT, so no last will: to everyone else the device has never been away. But first the broker
         // must have read our acknowledgements, and only an answer shows that: what is still unread when a socket is
         // closed over incoming data can be lost (TCP answers with a reset).
-        let asked = self.shared.publish_landmark(&self.settings.status_topic, ONLINE, Landmark::StillOnline);
+        let asked = self.shared.publish_landmark(
+            &self.settings.status_topic,
+            ONLINE,
+            Landmark::StillOnline,
+        );
         if asked { None } else { disconnect(run) }
     }
 
     /// What was read together with what ended the connection has arrived all the same: acknowledgements count, and
     /// commands are handed over (they come again, unless the broker died and forgot them).
-    fn settle(&self, eventloop: &mut EventLoop, run: &mut Run, recovery: &mut Recovery) -> Option<Ended> {
+    fn settle(
+        &self,
+        eventloop: &mut EventLoop,
+        run: &mut Run,
+        recovery: &mut Recovery,
+    ) -> Option<Ended> {
         let left = std::mem::take(&mut eventloop.state.events);
         left.into_iter()
             .filter_map(|event| self.on_event(event, run, recovery))
@@ -380,7 +397,11 @@ impl Driver {
         tracing::warn!(why = fault.why, "mqtt link is down");
         recovery.last_why = Some(fault.why.clone());
         let why = fault.why;
-        self.tell(if recovery.connected { LinkEvent::Lost { why } } else { LinkEvent::Unreachable { why } });
+        self.tell(if recovery.connected {
+            LinkEvent::Lost { why }
+        } else {
+            LinkEvent::Unreachable { why }
+        });
     }
 
     /// Gets rid of what is too large for us; see `sift`.
@@ -391,7 +412,10 @@ impl Driver {
                 recovery.strikes = 0;
                 recovery.sifts_failed = 0;
                 for oversized in found {
-                    tracing::warn!(bytes = oversized.bytes, "a message too large for us was thrown away");
+                    tracing::warn!(
+                        bytes = oversized.bytes,
+                        "a message too large for us was thrown away"
+                    );
                     self.tell(LinkEvent::Oversized(oversized));
                 }
             }
@@ -399,10 +423,15 @@ impl Driver {
                 recovery.sifts_failed += 1;
                 let error = chain(&error);
                 tracing::warn!(error, "a message too large for us could not be sifted out");
-                if recovery.sifts_failed >= SIFTS_MAX && sift::purge(&self.settings, self.tls.as_ref()).await.is_ok() {
+                if recovery.sifts_failed >= SIFTS_MAX
+                    && sift::purge(&self.settings, self.tls.as_ref()).await.is_ok()
+                {
                     tracing::error!("the session was purged: commands that waited in it are lost");
                     self.tell(LinkEvent::SessionPurged { why: error });
-                    *recovery = Recovery { backoff: recovery.backoff, ..Recovery::new(self.settings.retry) };
+                    *recovery = Recovery {
+                        backoff: recovery.backoff,
+                        ..Recovery::new(self.settings.retry)
+                    };
                 }
             }
         }
@@ -427,12 +456,19 @@ impl Driver {
             // Packet ids go round within this number; four windows of them forgive a broker that acknowledges out of
             // order. The window itself is the ledger's.
             .set_inflight(settings.window * 4 + 16)
-            .set_last_will(LastWill::new(&settings.status_topic, OFFLINE, QoS::AtLeastOnce, settings.persistent));
+            .set_last_will(LastWill::new(
+                &settings.status_topic,
+                OFFLINE,
+                QoS::AtLeastOnce,
+                settings.persistent,
+            ));
         if let Some(credentials) = &settings.credentials {
             options.set_credentials(&credentials.user, &credentials.password);
         }
         if let Some(tls) = &self.tls {
-            options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(tls))));
+            options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(
+                Arc::clone(tls),
+            )));
         }
         options
     }
@@ -505,7 +541,8 @@ struct Backoff {
 
 impl Backoff {
     fn next(&mut self, refused: bool) -> Duration {
-        let full = self.retry.shortest.saturating_mul(1 << self.failures.min(16)).min(self.retry.longest);
+        let full =
+            self.retry.shortest.saturating_mul(1 << self.failures.min(16)).min(self.retry.longest);
         self.failures += 1;
         let full = if refused { full.max(self.retry.refused) } else { full };
         full.mul_f64(1.0 - random_fraction() / 2.0)
@@ -524,12 +561,18 @@ fn fault(error: ConnectionError) -> Fault {
             fault.refused = true;
             refusal(code).to_owned()
         }
-        ConnectionError::MqttState(StateError::Deserialization(PacketError::PayloadSizeLimitExceeded(bytes))) => {
+        ConnectionError::MqttState(StateError::Deserialization(
+            PacketError::PayloadSizeLimitExceeded(bytes),
+        )) => {
             fault.oversized = Some(bytes);
             format!("the broker sent a packet of {bytes} bytes, which is more than we take")
         }
-        ConnectionError::MqttState(StateError::ConnectionAborted) => "the broker closed the connection".to_owned(),
-        ConnectionError::MqttState(StateError::AwaitPingResp) => "the broker does not answer".to_owned(),
+        ConnectionError::MqttState(StateError::ConnectionAborted) => {
+            "the broker closed the connection".to_owned()
+        }
+        ConnectionError::MqttState(StateError::AwaitPingResp) => {
+            "the broker does not answer".to_owned()
+        }
         ConnectionError::NetworkTimeout => format!("no answer within {CONNECT_TIMEOUT_S} s"),
         // Not shown: it could be anyone's packet.
         ConnectionError::NotConnAck(_) => "what answers there is not an MQTT broker".to_owned(),
@@ -541,7 +584,9 @@ fn fault(error: ConnectionError) -> Fault {
 fn refusal(code: ConnectReturnCode) -> &'static str {
     match code {
         ConnectReturnCode::BadUserNamePassword => "the broker refuses our user name or password",
-        ConnectReturnCode::NotAuthorized => "the broker does not authorise us: check user, password and access rules",
+        ConnectReturnCode::NotAuthorized => {
+            "the broker does not authorise us: check user, password and access rules"
+        }
         ConnectReturnCode::BadClientId => "the broker refuses our client id",
         ConnectReturnCode::RefusedProtocolVersion => "the broker does not speak MQTT 3.1.1",
         ConnectReturnCode::ServiceUnavailable => "the broker is not available at present",
@@ -571,7 +616,11 @@ mod tests {
     fn pauses_grow_to_their_limit_and_are_never_none() {
         let mut backoff = Backoff { retry: RetrySettings::default(), failures: 0 };
         let pauses: Vec<_> = (0..40).map(|_| backoff.next(false)).collect();
-        assert!(pauses.iter().all(|it| *it >= Duration::from_millis(125) && *it <= Duration::from_secs(30)));
+        assert!(
+            pauses
+                .iter()
+                .all(|it| *it >= Duration::from_millis(125) && *it <= Duration::from_secs(30))
+        );
         assert!(pauses[0] <= Duration::from_millis(250));
         assert!(pauses[39] >= Duration::from_secs(15));
         backoff.worked();

@@ -145,7 +145,11 @@ impl Shared {
 
     /// A publish of the driver's own, in order with the callers'. `false` when there is no room or no connection.
     pub(super) fn publish_landmark(&self, topic: &str, payload: &str, landmark: Landmark) -> bool {
-        let message = Message { topic: topic.to_owned(), payload: payload.into(), retain: self.status_retained };
+        let message = Message {
+            topic: topic.to_owned(),
+            payload: payload.into(),
+            retain: self.status_retained,
+        };
         self.lock().enqueue(message, Waiter::Landmark(landmark)).is_ok()
     }
 
@@ -254,7 +258,8 @@ impl Shared {
         let acknowledged = publish.qos != QoS::AtMostOnce;
         let mut ledger = self.lock();
         let fits = ledger.held_count == 0
-            || (ledger.held_count < self.inbound_count_max && ledger.held_bytes + bytes <= self.inbound_bytes_max);
+            || (ledger.held_count < self.inbound_count_max
+                && ledger.held_bytes + bytes <= self.inbound_bytes_max);
         if !fits && !acknowledged {
             drop(ledger);
             count(&self.counters.dropped);

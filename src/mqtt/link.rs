@@ -121,7 +121,10 @@ impl LinkSettings {
             return refuse("host", "it is empty");
         }
         if self.tls.is_some() && self.host.parse::<std::net::Ipv6Addr>().is_ok() {
-            return refuse("host", "with TLS it must be a name or an IPv4 address (rumqttc cannot do IPv6 there)");
+            return refuse(
+                "host",
+                "with TLS it must be a name or an IPv4 address (rumqttc cannot do IPv6 there)",
+            );
         }
         if self.client_id.is_empty() {
             return refuse("client_id", "it is empty, and the broker keeps our session by it");
@@ -245,7 +248,13 @@ pub struct Inbound {
 
 impl fmt::Debug for Inbound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Inbound({}, {} bytes, retained {})", self.topic, self.payload.len(), self.retained)
+        write!(
+            f,
+            "Inbound({}, {} bytes, retained {})",
+            self.topic,
+            self.payload.len(),
+            self.retained
+        )
     }
 }
 
@@ -328,7 +337,9 @@ pub struct Link {
 }
 
 /// Makes a link; nothing happens until the driver's `drive` is awaited.
-pub fn open(settings: LinkSettings) -> Result<(Link, Driver, mpsc::Receiver<LinkEvent>), LinkConfigError> {
+pub fn open(
+    settings: LinkSettings,
+) -> Result<(Link, Driver, mpsc::Receiver<LinkEvent>), LinkConfigError> {
     settings.check()?;
     let tls = match &settings.tls {
         Some(tls) => Some(tls::client_config(tls, &settings.host)?),
@@ -413,5 +424,12 @@ pub(super) fn packet_bytes(topic: &str, payload: &[u8]) -> usize {
 /// Takes an inbound publish apart. The payload is moved, not copied, when nobody else holds its buffer.
 pub(super) fn inbound(publish: Publish, ack: AckToken) -> Inbound {
     let (retained, again, packet_id) = (publish.retain, publish.dup, publish.pkid);
-    Inbound { topic: publish.topic, payload: Vec::from(publish.payload), retained, again, packet_id, ack }
+    Inbound {
+        topic: publish.topic,
+        payload: Vec::from(publish.payload),
+        retained,
+        again,
+        packet_id,
+        ack,
+    }
 }

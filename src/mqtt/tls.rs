@@ -39,11 +39,15 @@ pub struct ClientCertificate {
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("{option} is set, but TLS is off, so it would not be used: switch TLS on, or remove it")]
+    #[error(
+        "{option} is set, but TLS is off, so it would not be used: switch TLS on, or remove it"
+    )]
     WouldNotBeUsed { option: &'static str },
     #[error("{given} is set without {missing}: a client certificate needs both")]
     Half { given: &'static str, missing: &'static str },
-    #[error("cannot read {path}: check that it exists, is PEM, and that the daemon's user may read it")]
+    #[error(
+        "cannot read {path}: check that it exists, is PEM, and that the daemon's user may read it"
+    )]
     Unreadable {
         path: PathBuf,
         #[source]
@@ -57,7 +61,9 @@ pub enum TlsError {
         #[source]
         source: rustls::Error,
     },
-    #[error("client key {key} cannot be used with certificate {cert}: give the key that the certificate was made for")]
+    #[error(
+        "client key {key} cannot be used with certificate {cert}: give the key that the certificate was made for"
+    )]
     BadClient {
         cert: PathBuf,
         key: PathBuf,
@@ -100,7 +106,10 @@ pub fn settings_from(
 }
 
 /// Reads and checks everything now, so that a mistake is a refusal to start and not a link that never comes up.
-pub(super) fn client_config(settings: &TlsSettings, host: &str) -> Result<Arc<ClientConfig>, TlsError> {
+pub(super) fn client_config(
+    settings: &TlsSettings,
+    host: &str,
+) -> Result<Arc<ClientConfig>, TlsError> {
     server_name(host)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let roots = match &settings.ca {
@@ -125,7 +134,9 @@ pub(super) fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
 fn read_ca(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates(path)? {
-        roots.add(certificate).map_err(|source| TlsError::BadCa { path: path.to_owned(), source })?;
+        roots
+            .add(certificate)
+            .map_err(|source| TlsError::BadCa { path: path.to_owned(), source })?;
     }
     Ok(roots)
 }
@@ -144,21 +155,27 @@ fn system_cas() -> Result<RootCertStore, TlsError> {
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let unreadable = |source| TlsError::Unreadable { path: path.to_owned(), source };
-    let certificates =
-        CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    let certificates = CertificateDer::pem_file_iter(path)
+        .map_err(unreadable)?
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(unreadable)?;
     if certificates.is_empty() {
         return Err(TlsError::Empty { path: path.to_owned(), what: "certificate" });
     }
     Ok(certificates)
 }
 
-fn read_client(client: &ClientCertificate, provider: &CryptoProvider) -> Result<Arc<dyn ResolvesClientCert>, TlsError> {
+fn read_client(
+    client: &ClientCertificate,
+    provider: &CryptoProvider,
+) -> Result<Arc<dyn ResolvesClientCert>, TlsError> {
     let certificates = read_certificates(&client.cert)?;
     let key = PrivateKeyDer::from_pem_file(&client.key).map_err(|source| match source {
         PemError::NoItemsFound => TlsError::Empty { path: client.key.clone(), what: "private key" },
         source => TlsError::Unreadable { path: client.key.clone(), source },
     })?;
-    let bad = |source| TlsError::BadClient { cert: client.cert.clone(), key: client.key.clone(), source };
+    let bad =
+        |source| TlsError::BadClient { cert: client.cert.clone(), key: client.key.clone(), source };
     let certified = CertifiedKey::from_der(certificates, key, provider).map_err(bad)?;
     certified.keys_match().map_err(bad)?;
     Ok(Arc::new(SingleCertAndKey::from(certified)))
@@ -175,9 +192,18 @@ mod tests {
             settings_from(false, Some("ca".into()), None, None),
             Err(TlsError::WouldNotBeUsed { option: "ca" })
         ));
-        assert!(matches!(settings_from(false, None, None, Some("k".into())), Err(TlsError::WouldNotBeUsed { .. })));
-        assert!(matches!(settings_from(true, None, Some("c".into()), None), Err(TlsError::Half { .. })));
-        assert!(matches!(settings_from(true, None, None, Some("k".into())), Err(TlsError::Half { .. })));
+        assert!(matches!(
+            settings_from(false, None, None, Some("k".into())),
+            Err(TlsError::WouldNotBeUsed { .. })
+        ));
+        assert!(matches!(
+            settings_from(true, None, Some("c".into()), None),
+            Err(TlsError::Half { .. })
+        ));
+        assert!(matches!(
+            settings_from(true, None, None, Some("k".into())),
+            Err(TlsError::Half { .. })
+        ));
         assert!(matches!(settings_from(true, None, None, None), Ok(Some(_))));
     }
 
@@ -186,10 +212,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let empty = dir.path().join("empty.pem");
         std::fs::write(&empty, "").unwrap();
-        let of = |ca: &Path| client_config(&TlsSettings { ca: Some(ca.to_owned()), client: None }, "broker.example");
+        let of = |ca: &Path| {
+            client_config(&TlsSettings { ca: Some(ca.to_owned()), client: None }, "broker.example")
+        };
         assert!(matches!(of(&empty), Err(TlsError::Empty { .. })));
         assert!(matches!(of(&dir.path().join("none.pem")), Err(TlsError::Unreadable { .. })));
-        std::fs::write(&empty, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+        std::fs::write(&empty, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+            .unwrap();
         assert!(matches!(of(&empty), Err(TlsError::BadCa { .. })));
         assert!(matches!(server_name("not a host"), Err(TlsError::BadHost { .. })));
         assert!(server_name("192.0.2.1").is_ok());

@@ -110,7 +110,11 @@ impl Topics {
     /// have a `door-1`.
     pub fn discovery(&self, prefix: &str) -> Result<String, TopicError> {
         check_prefix(prefix)?;
-        Ok(format!("{prefix}/device/rollcall-{}/{}/config", without_dots(&self.site), without_dots(&self.device)))
+        Ok(format!(
+            "{prefix}/device/rollcall-{}/{}/config",
+            without_dots(&self.site),
+            without_dots(&self.device)
+        ))
     }
 
     /// One subject of the site's gallery. Retained.
@@ -141,7 +145,9 @@ impl Topics {
         let rest = topic.strip_prefix("rollcall/")?.strip_prefix(&*self.site)?.strip_prefix('/')?;
         match rest.split_once('/')? {
             (GALLERY, id) => SubjectId::new(id).ok().map(GalleryTopic::Subject),
-            (GALLERY_INDEX, page) if page.len() == 2 => u8::from_str_radix(page, 16).ok().map(GalleryTopic::Page),
+            (GALLERY_INDEX, page) if page.len() == 2 => {
+                u8::from_str_radix(page, 16).ok().map(GalleryTopic::Page)
+            }
             _ => None,
         }
     }
@@ -206,9 +212,15 @@ mod tests {
         assert_eq!(topics.event("attendance").unwrap(), "rollcall/hq/door-1/event/attendance");
         assert_eq!(topics.watermark(), "rollcall/hq/door-1/watermark");
         assert_eq!(topics.reply("r-1").unwrap(), "rollcall/hq/door-1/reply/r-1");
-        assert_eq!(topics.discovery("homeassistant").unwrap(), "homeassistant/device/rollcall-hq/door-1/config");
+        assert_eq!(
+            topics.discovery("homeassistant").unwrap(),
+            "homeassistant/device/rollcall-hq/door-1/config"
+        );
         assert_eq!(home_assistant_status("homeassistant").unwrap(), "homeassistant/status");
-        assert_eq!(topics.command_subscriptions(), ["rollcall/hq/door-1/command/+", "rollcall/hq/all/command/+"]);
+        assert_eq!(
+            topics.command_subscriptions(),
+            ["rollcall/hq/door-1/command/+", "rollcall/hq/all/command/+"]
+        );
     }
 
     #[test]
@@ -250,7 +262,9 @@ mod tests {
     fn no_two_devices_share_a_discovery_topic() {
         let ids = ["a", "a.b", "a_b", "a__b", "a_-b", "a_.b", "a._b", "a-b", "a-.b"];
         let mut seen = std::collections::BTreeSet::new();
-        for (site, device) in ids.iter().flat_map(|site| ids.iter().map(move |device| (site, device))) {
+        for (site, device) in
+            ids.iter().flat_map(|site| ids.iter().map(move |device| (site, device)))
+        {
             let topic = Topics::new(site, device).unwrap().discovery("homeassistant").unwrap();
             let level = |it: char| it.is_ascii_alphanumeric() || "_-/".contains(it);
             assert!(topic.chars().all(level) && topic.matches('/').count() == 4, "{topic}");

@@ -32,7 +32,8 @@ impl Sample {
     pub fn mirrored(&self) -> Self {
         let rows = self.picture.rgb().chunks_exact(SAMPLE_SIDE * 3);
         let rgb = rows.flat_map(|row| row.chunks_exact(3).rev().flatten().copied()).collect();
-        let picture = Picture::from_rgb(SAMPLE_SIDE, SAMPLE_SIDE, rgb).expect("as many pixels as before");
+        let picture =
+            Picture::from_rgb(SAMPLE_SIDE, SAMPLE_SIDE, rgb).expect("as many pixels as before");
         Self { picture, ..self.clone() }
     }
 }
@@ -51,7 +52,8 @@ impl Similarity {
     /// the points coincide or are not finite.
     pub fn fit(from: &[Point; 5], to: &[Point; 5]) -> Option<Self> {
         let mean = |points: &[Point; 5]| {
-            let sum = points.iter().fold((0.0, 0.0), |s, p| (s.0 + f64::from(p.x), s.1 + f64::from(p.y)));
+            let sum =
+                points.iter().fold((0.0, 0.0), |s, p| (s.0 + f64::from(p.x), s.1 + f64::from(p.y)));
             (sum.0 / 5.0, sum.1 / 5.0)
         };
         let (from_mean, to_mean) = (mean(from), mean(to));
@@ -72,13 +74,21 @@ impl Similarity {
 
     pub fn apply(&self, p: Point) -> Point {
         let (x, y) = (f64::from(p.x), f64::from(p.y));
-        Point { x: (self.a * x - self.b * y + self.shift_x) as f32, y: (self.b * x + self.a * y + self.shift_y) as f32 }
+        Point {
+            x: (self.a * x - self.b * y + self.shift_x) as f32,
+            y: (self.b * x + self.a * y + self.shift_y) as f32,
+        }
     }
 
     fn inverse(&self) -> Self {
         let square = self.a * self.a + self.b * self.b;
         let (a, b) = (self.a / square, -self.b / square);
-        Self { a, b, shift_x: -a * self.shift_x + b * self.shift_y, shift_y: -b * self.shift_x - a * self.shift_y }
+        Self {
+            a,
+            b,
+            shift_x: -a * self.shift_x + b * self.shift_y,
+            shift_y: -b * self.shift_x - a * self.shift_y,
+        }
     }
 }
 
@@ -98,14 +108,16 @@ fn warp(picture: &Picture, to_picture: Similarity) -> Picture {
     let mut rgb = vec![0u8; SAMPLE_SIDE * SAMPLE_SIDE * 3];
     for (row, line) in rgb.chunks_exact_mut(SAMPLE_SIDE * 3).enumerate() {
         let y = row as f64;
-        let (from_x, from_y) = (to_picture.shift_x - to_picture.b * y, to_picture.shift_y + to_picture.a * y);
+        let (from_x, from_y) =
+            (to_picture.shift_x - to_picture.b * y, to_picture.shift_y + to_picture.a * y);
         for (column, pixel) in line.chunks_exact_mut(3).enumerate() {
             let x = column as f64;
             let (u, v) = ((to_picture.a * x + from_x) as f32, (to_picture.b * x + from_y) as f32);
             pixel.copy_from_slice(&between(picture, u, v));
         }
     }
-    Picture::from_rgb(SAMPLE_SIDE, SAMPLE_SIDE, rgb).expect("the buffer has three bytes for each place")
+    Picture::from_rgb(SAMPLE_SIDE, SAMPLE_SIDE, rgb)
+        .expect("the buffer has three bytes for each place")
 }
 
 /// The colour at a place between four pixels.
@@ -132,10 +144,15 @@ fn between(picture: &Picture, u: f32, v: f32) -> [u8; 3] {
     } else {
         let weights = [(1.0 - du) * (1.0 - dv), du * (1.0 - dv), (1.0 - du) * dv, du * dv];
         for (corner, weight) in weights.into_iter().enumerate() {
-            let (x, y) = (left.saturating_add((corner & 1) as i32), top.saturating_add((corner >> 1) as i32));
+            let (x, y) = (
+                left.saturating_add((corner & 1) as i32),
+                top.saturating_add((corner >> 1) as i32),
+            );
             if (0..width).contains(&x) && (0..height).contains(&y) {
                 let colour = picture.clamped(x as isize, y as isize);
-                sum.iter_mut().zip(colour).for_each(|(total, value)| *total += weight * f32::from(value));
+                sum.iter_mut()
+                    .zip(colour)
+                    .for_each(|(total, value)| *total += weight * f32::from(value));
             }
         }
     }

@@ -85,7 +85,12 @@ impl Watcher {
     }
 
     /// Decides on the frame. `slowed` is the least time between two frames that are looked at at all.
-    pub fn regard(&mut self, frame: &Frame, presence: Presence, slowed: Duration) -> Result<Attention, DecodeError> {
+    pub fn regard(
+        &mut self,
+        frame: &Frame,
+        presence: Presence,
+        slowed: Duration,
+    ) -> Result<Attention, DecodeError> {
         let now = frame.media();
         let slowed = slowed.min(self.settings.lost_after / 2);
         let sure = presence == Presence::Deciding || self.is_awake(&now);
@@ -130,7 +135,9 @@ impl Watcher {
 
 /// Whether so much time has passed; also when the source's time has gone back, as a replay's does that begins again.
 fn is_due(last: Option<Stamp>, now: &Stamp, every: Duration) -> bool {
-    last.is_none_or(|last| now.boottime_ms < last.boottime_ms || now.since(&last) + JITTER.min(every / 4) >= every)
+    last.is_none_or(|last| {
+        now.boottime_ms < last.boottime_ms || now.since(&last) + JITTER.min(every / 4) >= every
+    })
 }
 
 fn later(stamp: Stamp, by: Duration) -> Stamp {
@@ -153,7 +160,12 @@ mod tests {
         let taken = Stamp { wall_ms: 0, boottime_ms: 0, trusted: true };
         let mut rgb = vec![60; 160 * 120 * 3];
         rgb[..160 * 40 * 3].fill(shade);
-        Frame { seq: 0, taken, media_ms: ms, pixels: Arc::new(Picture::from_rgb(160, 120, rgb).unwrap()) }
+        Frame {
+            seq: 0,
+            taken,
+            media_ms: ms,
+            pixels: Arc::new(Picture::from_rgb(160, 120, rgb).unwrap()),
+        }
     }
 
     /// How many of the frames from `from` to `to` seconds, `fps` a second, are looked at and how.
@@ -168,7 +180,8 @@ mod tests {
         let mut counts = [0; 3];
         for n in from * fps..to * fps {
             let frame = frame(n * 1000 / fps, shade);
-            let attention = watcher.regard(&frame, presence, Duration::from_millis(slowed)).unwrap();
+            let attention =
+                watcher.regard(&frame, presence, Duration::from_millis(slowed)).unwrap();
             if attention == Attention::Full {
                 watcher.seen(&frame).unwrap();
             }

@@ -73,8 +73,10 @@ impl ChangeDetector {
     fn gain(&self, luma: &Luma) -> f32 {
         let cells = self.background.iter().zip(luma.values());
         // Black and white cells do not follow the light.
-        let within = cells.filter(|(background, value)| **background > 16.0 && (1..=250).contains(*value));
-        let mut ratios: Vec<f32> = within.map(|(background, value)| f32::from(*value) / background).collect();
+        let within =
+            cells.filter(|(background, value)| **background > 16.0 && (1..=250).contains(*value));
+        let mut ratios: Vec<f32> =
+            within.map(|(background, value)| f32::from(*value) / background).collect();
         if ratios.len() * 4 < self.background.len() {
             return 1.0;
         }
@@ -109,8 +111,9 @@ mod tests {
         };
         let values = (0..WIDTH * HEIGHT).map(|n| {
             let (x, y) = (n % WIDTH, n / WIDTH);
-            let there =
-                person.filter(|(left, side, _)| (*left..left + side).contains(&x) && (20..20 + side).contains(&y));
+            let there = person.filter(|(left, side, _)| {
+                (*left..left + side).contains(&x) && (20..20 + side).contains(&y)
+            });
             let wall = there.map_or(60.0 + x as f32, |(_, _, shade)| shade);
             (wall * gain + noise * 3.46 * random()).clamp(0.0, 255.0).round() as u8
         });

@@ -111,7 +111,10 @@ impl Evidence {
             let margin = found.second_score.map_or(f32::INFINITY, |second| best.score - second);
             let early = usize::from(best.score >= threshold.value() + settings.early_margin);
             let enough = samples + early >= settings.samples_min;
-            if enough && margin >= settings.margin_min && self.agree(gallery, &best.subject, threshold) {
+            if enough
+                && margin >= settings.margin_min
+                && self.agree(gallery, &best.subject, threshold)
+            {
                 return Decision::Identified(Identification {
                     subject: best.subject,
                     score: best.score,
@@ -150,7 +153,9 @@ pub fn decide_still(probe: &Template, gallery: &Gallery, settings: &DecisionSett
     match found.best {
         Some(best)
             if threshold.matches(best.score)
-                && found.second_score.is_none_or(|second| best.score - second >= settings.margin_min) =>
+                && found
+                    .second_score
+                    .is_none_or(|second| best.score - second >= settings.margin_min) =>
         {
             Decision::Identified(Identification {
                 subject: best.subject,
@@ -187,7 +192,8 @@ mod tests {
     /// Two subjects on the first two axes of a plane: a probe's score with each is simply its coordinate.
     fn gallery() -> Gallery {
         let axis = |x, y| Template::normalised(vec![x, y, 0.0]).unwrap();
-        let subject = |id: &str| Subject { id: SubjectId::new(id).unwrap(), name: Name::new(id).unwrap() };
+        let subject =
+            |id: &str| Subject { id: SubjectId::new(id).unwrap(), name: Name::new(id).unwrap() };
         Gallery::new(3).with(subject("a"), &[axis(1.0, 0.0)]).with(subject("b"), &[axis(0.0, 1.0)])
     }
 

@@ -38,13 +38,21 @@ pub trait FaceEngine: Send {
     fn detect(&mut self, picture: &Picture, reach: Reach) -> Result<Vec<Detection>, EngineError>;
 
     /// The same detection with landmarks refined on the full-resolution picture.
-    fn refine(&mut self, picture: &Picture, detection: &Detection) -> Result<Detection, EngineError>;
+    fn refine(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Detection, EngineError>;
 
     /// The template of a sample; `None` when the network's output cannot be normalised.
     fn template(&mut self, sample: &Sample) -> Result<Option<Template>, EngineError>;
 
     /// How live the face looks, 0.0 (surely an attack) to 1.0; `None` when no PAD network is loaded.
-    fn liveness(&mut self, picture: &Picture, detection: &Detection) -> Result<Option<f32>, EngineError>;
+    fn liveness(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Option<f32>, EngineError>;
 
     /// Which embedder makes the templates.
     fn embedder(&self) -> ModelDigest;

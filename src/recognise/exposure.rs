@@ -89,8 +89,13 @@ fn cells(picture: &Picture) -> Cells {
         for column in 0..width {
             let mut sum = 0.0;
             for y in row * side_y..(row + 1) * side_y {
-                for pixel in picture.row(y)[column * side_x * 3..(column + 1) * side_x * 3].as_chunks::<3>().0 {
-                    sum += 0.299 * f32::from(pixel[0]) + 0.587 * f32::from(pixel[1]) + 0.114 * f32::from(pixel[2]);
+                for pixel in picture.row(y)[column * side_x * 3..(column + 1) * side_x * 3]
+                    .as_chunks::<3>()
+                    .0
+                {
+                    sum += 0.299 * f32::from(pixel[0])
+                        + 0.587 * f32::from(pixel[1])
+                        + 0.114 * f32::from(pixel[2]);
                 }
             }
             values.push(sum / (side_x * side_y) as f32);

@@ -90,10 +90,14 @@ pub struct Detection {
 impl Detection {
     /// From a picture to one `x` times as wide and `y` times as high.
     pub fn scale(&mut self, x: f32, y: f32) {
-        let point = |it: Point| Point { x: (it.x + 0.5).mul_add(x, -0.5), y: (it.y + 0.5).mul_add(y, -0.5) };
+        let point = |it: Point| Point {
+            x: (it.x + 0.5).mul_add(x, -0.5),
+            y: (it.y + 0.5).mul_add(y, -0.5),
+        };
         let BoundingBox { left, top, right, bottom } = self.bounding_box;
         let (start, end) = (point(Point { x: left, y: top }), point(Point { x: right, y: bottom }));
-        self.bounding_box = BoundingBox { left: start.x, top: start.y, right: end.x, bottom: end.y };
+        self.bounding_box =
+            BoundingBox { left: start.x, top: start.y, right: end.x, bottom: end.y };
         self.landmarks = Landmarks::from_points(self.landmarks.points().map(point));
     }
 }
@@ -307,7 +311,10 @@ mod tests {
 
     #[test]
     fn a_name_is_free_text_within_bounds() {
-        assert_eq!(Name::new("  Zoë Müller-Łukasz 小明 ").unwrap().as_str(), "Zoë Müller-Łukasz 小明");
+        assert_eq!(
+            Name::new("  Zoë Müller-Łukasz 小明 ").unwrap().as_str(),
+            "Zoë Müller-Łukasz 小明"
+        );
         for bad in ["", "   ", "a\nb", &"x".repeat(201)] {
             assert!(Name::new(bad).is_err(), "{bad:?}");
         }

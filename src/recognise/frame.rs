@@ -56,7 +56,8 @@ impl Luma {
 
     /// `None` when the values are not whole rows.
     pub fn from_rows(width: usize, values: Vec<u8>) -> Option<Self> {
-        (width > 0 && !values.is_empty() && values.len().is_multiple_of(width)).then_some(Self { width, values })
+        (width > 0 && !values.is_empty() && values.len().is_multiple_of(width))
+            .then_some(Self { width, values })
     }
 
     /// Samples a few pixels of each cell: noise is the change detector's to bear.
@@ -93,7 +94,9 @@ fn cell_mean(picture: &Picture, left: usize, top: usize, cell: usize) -> u8 {
         let row = picture.row(y);
         for x in (left..right).step_by(step) {
             let pixel = &row[x * 3..x * 3 + 3];
-            sum += (299 * u32::from(pixel[0]) + 587 * u32::from(pixel[1]) + 114 * u32::from(pixel[2])) / 1000;
+            sum +=
+                (299 * u32::from(pixel[0]) + 587 * u32::from(pixel[1]) + 114 * u32::from(pixel[2]))
+                    / 1000;
             count += 1;
         }
     }
@@ -136,7 +139,10 @@ struct Slot<T> {
 
 impl<T> Default for Latest<T> {
     fn default() -> Self {
-        Self { slot: Mutex::new(Slot { value: None, replaced: 0, closed: false }), changed: Condvar::new() }
+        Self {
+            slot: Mutex::new(Slot { value: None, replaced: 0, closed: false }),
+            changed: Condvar::new(),
+        }
     }
 }
 
@@ -200,12 +206,16 @@ mod tests {
     fn the_coarse_grid_shows_where_it_is_bright() {
         let (width, height) = (640, 480);
         let bright = |x: usize, y: usize| x >= 320 && y < 240;
-        let rgb =
-            (0..width * height).flat_map(|at| [if bright(at % width, at / width) { 255 } else { 0 }; 3]).collect();
+        let rgb = (0..width * height)
+            .flat_map(|at| [if bright(at % width, at / width) { 255 } else { 0 }; 3])
+            .collect();
         let luma = Luma::of(&Picture::from_rgb(width, height, rgb).unwrap());
         assert_eq!((luma.width(), luma.height()), (80, 60));
         let at = |x: usize, y: usize| luma.values()[y * 80 + x];
-        assert_eq!([at(0, 0), at(79, 0), at(0, 59), at(79, 59), at(40, 29), at(39, 29)], [0, 255, 0, 0, 255, 0]);
+        assert_eq!(
+            [at(0, 0), at(79, 0), at(0, 59), at(79, 59), at(40, 29), at(39, 29)],
+            [0, 255, 0, 0, 255, 0]
+        );
     }
 
     #[test]

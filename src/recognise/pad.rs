@@ -61,7 +61,9 @@ impl Liveness {
         let live = self.scores.iter().filter(|score| **score >= settings.threshold).count();
         let attacks = self.scores.len() - live;
         let most = 2 * settings.samples + 1;
-        if self.scores.len() >= settings.samples && (live == 0 || attacks == 0) || self.scores.len() >= most {
+        if self.scores.len() >= settings.samples && (live == 0 || attacks == 0)
+            || self.scores.len() >= most
+        {
             self.verdict = if live > attacks { Presentation::Live } else { Presentation::Attack };
         }
     }
@@ -93,7 +95,12 @@ mod tests {
     use super::*;
 
     fn check(scores: &[f32], expected: Presentation) {
-        let settings = PadSettings { mode: PadMode::Flag, threshold: 0.15, samples: 2, eye_distance_px_min: 0.0 };
+        let settings = PadSettings {
+            mode: PadMode::Flag,
+            threshold: 0.15,
+            samples: 2,
+            eye_distance_px_min: 0.0,
+        };
         let mut liveness = Liveness::default();
         for score in scores {
             liveness.add(*score, &settings);

@@ -38,9 +38,13 @@ impl Default for PictureLimits {
 pub enum DecodeError {
     #[error("the picture has {bytes} bytes; at most {limit} are accepted")]
     TooManyBytes { bytes: usize, limit: usize },
-    #[error("the picture claims {width} x {height} pixels; at most {limit} in all and {SIDE_MAX} a side are accepted")]
+    #[error(
+        "the picture claims {width} x {height} pixels; at most {limit} in all and {SIDE_MAX} a side are accepted"
+    )]
     TooManyPixels { width: usize, height: usize, limit: usize },
-    #[error("HEIC is not supported: send JPEG, PNG or WebP (phones can export JPEG as \"most compatible\")")]
+    #[error(
+        "HEIC is not supported: send JPEG, PNG or WebP (phones can export JPEG as \"most compatible\")"
+    )]
     Heic,
     #[error("not a picture: it begins like neither JPEG, PNG nor WebP")]
     UnknownFormat,
@@ -51,7 +55,8 @@ pub enum DecodeError {
 impl Picture {
     /// `None` when the buffer does not have three bytes for each pixel, or there are none.
     pub fn from_rgb(width: usize, height: usize, rgb: Vec<u8>) -> Option<Self> {
-        let fits = width > 0 && height > 0 && width.checked_mul(height)?.checked_mul(3)? == rgb.len();
+        let fits =
+            width > 0 && height > 0 && width.checked_mul(height)?.checked_mul(3)? == rgb.len();
         fits.then_some(Self { width, height, rgb })
     }
 
@@ -92,7 +97,8 @@ impl Picture {
     pub fn thinned(&self, step: usize) -> Self {
         let (width, height) = (self.width.div_ceil(step), self.height.div_ceil(step));
         let rows = (0..self.height).step_by(step).map(|y| self.row(y));
-        let rgb = rows.flat_map(|row| row.chunks_exact(3).step_by(step).flatten().copied()).collect();
+        let rgb =
+            rows.flat_map(|row| row.chunks_exact(3).step_by(step).flatten().copied()).collect();
         Self { width, height, rgb }
     }
 
@@ -115,7 +121,9 @@ impl Picture {
         }
         match image::guess_format(bytes) {
             Ok(ImageFormat::Jpeg) => decode_jpeg(bytes, limits),
-            Ok(format @ (ImageFormat::Png | ImageFormat::WebP)) => decode_other(bytes, format, limits),
+            Ok(format @ (ImageFormat::Png | ImageFormat::WebP)) => {
+                decode_other(bytes, format, limits)
+            }
             _ if is_heic(bytes) => Err(DecodeError::Heic),
             _ => Err(DecodeError::UnknownFormat),
         }
@@ -155,13 +163,19 @@ fn decode_jpeg(bytes: &[u8], limits: PictureLimits) -> Result<Picture, DecodeErr
     }
     let rgb = decoder.decode().map_err(|e| damaged(e.to_string()))?;
     let orientation = decoder.exif().and_then(|chunk| Orientation::from_exif_chunk(chunk));
-    let picture = Picture::from_rgb(width, height, rgb).ok_or_else(|| damaged("it has too few pixels".into()))?;
+    let picture = Picture::from_rgb(width, height, rgb)
+        .ok_or_else(|| damaged("it has too few pixels".into()))?;
     Ok(upright(picture, orientation.unwrap_or(Orientation::NoTransforms)))
 }
 
-fn decode_other(bytes: &[u8], format: ImageFormat, limits: PictureLimits) -> Result<Picture, DecodeError> {
+fn decode_other(
+    bytes: &[u8],
+    format: ImageFormat,
+    limits: PictureLimits,
+) -> Result<Picture, DecodeError> {
     let label = if format == ImageFormat::Png { "PNG" } else { "WebP" };
-    let damaged = |why: image::ImageError| DecodeError::Damaged { format: label, why: why.to_string() };
+    let damaged =
+        |why: image::ImageError| DecodeError::Damaged { format: label, why: why.to_string() };
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut bounds = image::Limits::default();
     bounds.max_alloc = Some(limits.pixels as u64 * 8);
@@ -181,17 +195,23 @@ fn upright(picture: Picture, orientation: Orientation) -> Picture {
         return picture;
     }
     let (width, height) = (picture.width as u32, picture.height as u32);
-    let buffer = image::RgbImage::from_raw(width, height, picture.rgb).expect("a picture has three bytes a pixel");
+    let buffer = image::RgbImage::from_raw(width, height, picture.rgb)
+        .expect("a picture has three bytes a pixel");
     let mut image = DynamicImage::ImageRgb8(buffer);
     image.apply_orientation(orientation);
     let turned = image.into_rgb8();
-    Picture { width: turned.width() as usize, height: turned.height() as usize, rgb: turned.into_raw() }
+    Picture {
+        width: turned.width() as usize,
+        height: turned.height() as usize,
+        rgb: turned.into_raw(),
+    }
 }
 
 fn is_heic(bytes: &[u8]) -> bool {
     let brand = bytes.get(4..12).unwrap_or_default();
     brand.starts_with(b"ftyp")
-        && [&b"heic"[..], b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif"].contains(&&brand[4..])
+        && [&b"heic"[..], b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif"]
+            .contains(&&brand[4..])
 }
 
 #[cfg(test)]
@@ -200,7 +220,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn jpeg(width: u32, height: u32) -> Vec<u8> {
-        let image = image::RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 3) as u8, (y * 5) as u8, 77]));
+        let image = image::RgbImage::from_fn(width, height, |x, y| {
+            image::Rgb([(x * 3) as u8, (y * 5) as u8, 77])
+        });
         let mut out = Cursor::new(Vec::new());
         image.write_to(&mut out, ImageFormat::Jpeg).unwrap();
         out.into_inner()
@@ -224,7 +246,10 @@ mod tests {
     fn a_picture_that_claims_too_much_is_refused_before_memory_is_taken() {
         let lie = lying(jpeg(40, 30), 30_000, 30_000);
         let refused = Picture::decode(&lie, PictureLimits::default()).unwrap_err();
-        assert_eq!(refused, DecodeError::TooManyPixels { width: 30_000, height: 30_000, limit: 25_000_000 });
+        assert_eq!(
+            refused,
+            DecodeError::TooManyPixels { width: 30_000, height: 30_000, limit: 25_000_000 }
+        );
     }
 
     #[test]
@@ -261,7 +286,10 @@ mod tests {
     fn a_cut_jpeg_is_refused_at_every_length() {
         let whole = jpeg(64, 64);
         for length in (0..whole.len() - 2).step_by(7) {
-            assert!(Picture::decode(&whole[..length], PictureLimits::default()).is_err(), "{length}");
+            assert!(
+                Picture::decode(&whole[..length], PictureLimits::default()).is_err(),
+                "{length}"
+            );
         }
     }
 

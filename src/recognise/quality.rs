@@ -113,7 +113,8 @@ pub fn rank(quality: &Quality) -> f32 {
 }
 
 fn luma_plane(sample: &Sample) -> Vec<f32> {
-    let weigh = |p: &[u8]| 0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2]);
+    let weigh =
+        |p: &[u8]| 0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2]);
     sample.picture.rgb().chunks_exact(3).map(weigh).collect()
 }
 

@@ -23,7 +23,10 @@ pub const CONFIDENCE_MIN: f32 = 0.6;
 /// The template of a still: the mean of those of the sample and of its mirror image.
 ///
 /// A stream has many samples to average over; a still has one, and this halves some of its noise for one more inference.
-pub fn template(engine: &mut dyn FaceEngine, sample: &Sample) -> Result<Option<Template>, EngineError> {
+pub fn template(
+    engine: &mut dyn FaceEngine,
+    sample: &Sample,
+) -> Result<Option<Template>, EngineError> {
     let (plain, mirrored) = (engine.template(sample)?, engine.template(&sample.mirrored())?);
     Ok(Template::mean(plain.iter().chain(&mirrored)))
 }
@@ -36,7 +39,9 @@ pub fn faces(engine: &mut dyn FaceEngine, picture: &Picture) -> Result<Vec<Found
     let mut detections = detect(engine, picture, Reach::Near)?;
     let side = picture.width().max(picture.height());
     if side > Reach::Near.side_px()
-        && (detections.is_empty() || detections.len() > 1 || smallest(&detections) < 0.12 * side as f32)
+        && (detections.is_empty()
+            || detections.len() > 1
+            || smallest(&detections) < 0.12 * side as f32)
     {
         let far = detect(engine, picture, Reach::Far)?;
         if far.len() >= detections.len() {
@@ -50,7 +55,10 @@ pub fn faces(engine: &mut dyn FaceEngine, picture: &Picture) -> Result<Vec<Found
 }
 
 /// The main face only, as `evaluate` and the benches take it: one detection at the near reach where that finds a face.
-pub fn main_face(engine: &mut dyn FaceEngine, picture: &Picture) -> Result<Option<Found>, EngineError> {
+pub fn main_face(
+    engine: &mut dyn FaceEngine,
+    picture: &Picture,
+) -> Result<Option<Found>, EngineError> {
     let mut detections = detect(engine, picture, Reach::Near)?;
     if detections.is_empty() {
         detections = detect_with_border(engine, picture)?;
@@ -62,7 +70,11 @@ pub fn main_face(engine: &mut dyn FaceEngine, picture: &Picture) -> Result<Optio
     Ok(finish(engine, picture, detections)?.into_iter().next())
 }
 
-fn detect(engine: &mut dyn FaceEngine, picture: &Picture, reach: Reach) -> Result<Vec<Detection>, EngineError> {
+fn detect(
+    engine: &mut dyn FaceEngine,
+    picture: &Picture,
+    reach: Reach,
+) -> Result<Vec<Detection>, EngineError> {
     let mut detections = engine.detect(picture, reach)?;
     detections.retain(|face| face.confidence >= CONFIDENCE_MIN);
     let prominence = |face: &Detection| prominence(face, picture);
@@ -70,10 +82,14 @@ fn detect(engine: &mut dyn FaceEngine, picture: &Picture, reach: Reach) -> Resul
     Ok(detections)
 }
 
-fn detect_with_border(engine: &mut dyn FaceEngine, picture: &Picture) -> Result<Vec<Detection>, EngineError> {
+fn detect_with_border(
+    engine: &mut dyn FaceEngine,
+    picture: &Picture,
+) -> Result<Vec<Detection>, EngineError> {
     // The framed picture has four times the pixels: a large one is thinned first, or it would take the memory of many.
     let step = picture.width().max(picture.height()).div_ceil(FRAMED_SIDE_MAX).max(1);
-    let (framed, border) = if step == 1 { picture.with_border(0.5) } else { picture.thinned(step).with_border(0.5) };
+    let (framed, border) =
+        if step == 1 { picture.with_border(0.5) } else { picture.thinned(step).with_border(0.5) };
     let mut detections = detect(engine, &framed, Reach::Near)?;
     let (shift, scale) = (border as f32, step as f32);
     let moved = |value: f32| (value - shift) * scale;

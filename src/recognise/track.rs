@@ -81,7 +81,8 @@ impl Tracker {
         let lost_after = self.settings.lost_after;
         let is_lost = |track: &mut Track| {
             let unseen = now.since(&track.last_seen);
-            unseen >= lost_after && (track.missed >= MISSED_MIN || unseen >= lost_after + NOBODY_LOOKED)
+            unseen >= lost_after
+                && (track.missed >= MISSED_MIN || unseen >= lost_after + NOBODY_LOOKED)
         };
         self.tracks.extract_if(.., is_lost).collect()
     }
@@ -232,8 +233,11 @@ mod tests {
         tracker.follow(&[face(0.0), face(300.0)], &at(0));
         let old = tracker.restart(0, &at(40));
         assert_eq!(old.id, 1);
-        let ids: Vec<_> =
-            tracker.follow(&[face(0.0), face(300.0)], &at(80)).iter().map(|i| tracker.tracks()[*i].id).collect();
+        let ids: Vec<_> = tracker
+            .follow(&[face(0.0), face(300.0)], &at(80))
+            .iter()
+            .map(|i| tracker.tracks()[*i].id)
+            .collect();
         assert_eq!(ids, [3, 2]);
     }
 }

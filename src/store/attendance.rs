@@ -14,7 +14,9 @@ use crate::attend::session::Session;
 use crate::attend::venue::Venue;
 use crate::clock::{BootId, Stamp, rfc3339};
 use crate::recognise::face::SubjectId;
-use crate::record::event::{Attendance, Body, ClockState, Correction, NewEvent, StoredEvent, id_at};
+use crate::record::event::{
+    Attendance, Body, ClockState, Correction, NewEvent, StoredEvent, id_at,
+};
 
 /// How many of a subject's latest records a sighting is compared with. Sightings that arrive out of order are seconds
 /// apart; in a session all its records are looked at besides.
@@ -34,20 +36,29 @@ pub struct StoredVenue {
 
 impl Tx<'_> {
     /// The records of a subject at a venue that a sighting at `at` is to be judged by, in the order of their `seq`.
-    pub fn records_for(&self, venue: &Venue, subject_id: &SubjectId, at: &Stamp) -> Result<Vec<Recorded>, StoreError> {
-        const COLUMNS: &str = "select seq, occurred_ms, clock, boottime_ms, boot_id, direction, session from event";
+    pub fn records_for(
+        &self,
+        venue: &Venue,
+        subject_id: &SubjectId,
+        at: &Stamp,
+    ) -> Result<Vec<Recorded>, StoreError> {
+        const COLUMNS: &str =
+            "select seq, occurred_ms, clock, boottime_ms, boot_id, direction, session from event";
         let sql = format!(
             "{COLUMNS} where subject_id = ?1 and kind = 'attendance' and venue = ?2 order by seq desc limit ?3"
         );
         let mut query = self.conn.prepare(&sql)?;
         let ids = params![subject_id.as_str(), venue.id, RECENT];
         let recent: Vec<Recorded> = query.query_map(ids, recorded)?.collect::<Result<_, _>>()?;
-        let mut found: BTreeMap<i64, Recorded> = recent.into_iter().map(|it| (it.seq, it)).collect();
+        let mut found: BTreeMap<i64, Recorded> =
+            recent.into_iter().map(|it| (it.seq, it)).collect();
         if let Some(session) = at.trusted.then(|| venue.session_at(at.wall_ms)).flatten() {
-            let sql =
-                format!("{COLUMNS} where subject_id = ?1 and kind = 'attendance' and venue = ?2 and session = ?3");
+            let sql = format!(
+                "{COLUMNS} where subject_id = ?1 and kind = 'attendance' and venue = ?2 and session = ?3"
+            );
             let mut query = self.conn.prepare(&sql)?;
-            let of_session = query.query_map(params![subject_id.as_str(), venue.id, session.id], recorded)?;
+            let of_session =
+                query.query_map(params![subject_id.as_str(), venue.id, session.id], recorded)?;
             for record in of_session {
                 let record = record?;
                 found.insert(record.seq, record);
@@ -58,10 +69,15 @@ impl Tx<'_> {
 
     /// Stores an attendance that [`judge::judge`] found to be new. Where it is earlier than one that counted so far, it
     /// counts in its stead, and a correction tells so.
-    pub fn append_attendance(&mut self, venue: &Venue, event: &NewEvent) -> Result<i64, StoreError> {
+    pub fn append_attendance(
+        &mut self,
+        venue: &Venue,
+        event: &NewEvent,
+    ) -> Result<i64, StoreError> {
         let seq = self.append_event(event)?;
         let session = event.body.session().and_then(|id| venue.session_of_id(id));
-        if let (Some(session), Some(subject), Some(direction)) = (session, event.body.subject(), event.body.direction())
+        if let (Some(session), Some(subject), Some(direction)) =
+            (session, event.body.subject(), event.body.direction())
         {
             let changed = self.settle(venue, subject.id.as_str(), &session, direction)?;
             for seq in changed.into_iter().filter(|it| *it != seq) {
@@ -93,18 +109,24 @@ impl Tx<'_> {
                     .filter(|_| row.get(4).is_ok_and(|it: String| it == "attendance")),
             })
         };
-        let unsynced: Vec<Unsynced> =
-            self.conn.prepare(sql)?.query_map(params![boot_id.as_str(), BATCH], read)?.collect::<Result<_, _>>()?;
+        let unsynced: Vec<Unsynced> = self
+            .conn
+            .prepare(sql)?
+            .query_map(params![boot_id.as_str(), BATCH], read)?
+            .collect::<Result<_, _>>()?;
         let mut to_settle = BTreeSet::new();
         for event in &unsynced {
             self.conn
                 .prepare("update event set occurred_ms = ?1, clock = 'corrected' where seq = ?2")?
                 .execute(params![event.occurred.wall_ms, event.seq])?;
             self.correct_enrolment(event)?;
-            let venue = event.venue.as_ref().and_then(|id| venues.iter().position(|it| it.id == *id));
+            let venue =
+                event.venue.as_ref().and_then(|id| venues.iter().position(|it| it.id == *id));
             if let Some(at) = venue {
-                to_settle
-                    .extend(self.place_in_session(event, &venues[at])?.map(|(whose, id, way)| (at, whose, id, way)));
+                to_settle.extend(
+                    self.place_in_session(event, &venues[at])?
+                        .map(|(whose, id, way)| (at, whose, id, way)),
+                );
             }
         }
         let mut others = BTreeSet::new();
@@ -157,7 +179,11 @@ impl Tx<'_> {
         };
         let subject_id = body.subject.as_ref().map(|it| it.id.as_str().to_owned());
         let key = subject_id.map(|id| (id, session.id.clone(), body.direction));
-        self.rewrite_attendance(event.seq, &Attendance { session: Some(session.id), ..body }, None)?;
+        self.rewrite_attendance(
+            event.seq,
+            &Attendance { session: Some(session.id), ..body },
+            None,
+        )?;
         Ok(key)
     }
 
@@ -174,7 +200,8 @@ impl Tx<'_> {
              order by seq",
         );
         let mut query = self.conn.prepare(&sql)?;
-        let mut rows = query.query(params![subject_id, venue.id, session.id, direction.as_str()])?;
+        let mut rows =
+            query.query(params![subject_id, venue.id, session.id, direction.as_str()])?;
         let mut events = Vec::new();
         while let Some(row) = rows.next()? {
             match read::event(row) {
@@ -185,7 +212,9 @@ impl Tx<'_> {
         }
         let records: Vec<Recorded> = events.iter().map(record_of).collect();
         let mut changed = Vec::new();
-        for (event, standing) in events.iter().zip(judge::settle(venue, session, direction, &records)) {
+        for (event, standing) in
+            events.iter().zip(judge::settle(venue, session, direction, &records))
+        {
             let Body::Attendance(body) = &event.body else { continue };
             let by = standing.superseded_by.and_then(|seq| events.iter().find(|it| it.seq == seq));
             let superseded_by = by.map(|it| it.event_id);
@@ -198,7 +227,12 @@ impl Tx<'_> {
         Ok(changed)
     }
 
-    fn rewrite_attendance(&self, seq: i64, body: &Attendance, superseded_by: Option<Uuid>) -> Result<(), StoreError> {
+    fn rewrite_attendance(
+        &self,
+        seq: i64,
+        body: &Attendance,
+        superseded_by: Option<Uuid>,
+    ) -> Result<(), StoreError> {
         let sql = "update event set session = ?2, body = ?3, superseded_by = ?4 where seq = ?1";
         let stored = Body::Attendance(body.clone()).to_stored();
         let by = superseded_by.map(|it| *it.as_bytes());
@@ -213,7 +247,8 @@ impl Tx<'_> {
         };
         let body = correction(stored.event_id, stored.occurred_ms, Some(&stored));
         let trusted = stored.clock != ClockState::Unsynced;
-        let occurred = Stamp { wall_ms: stored.occurred_ms, boottime_ms: stored.boottime_ms, trusted };
+        let occurred =
+            Stamp { wall_ms: stored.occurred_ms, boottime_ms: stored.boottime_ms, trusted };
         let event = NewEvent { event_id: id_at(&self.now()), occurred, body };
         self.insert_event(&event, stored.clock, &stored.boot_id)?;
         Ok(())
@@ -290,7 +325,9 @@ fn recorded(row: &Row<'_>) -> rusqlite::Result<Recorded> {
 
 pub(super) fn venues(conn: &Connection) -> Result<Vec<StoredVenue>, StoreError> {
     let mut query = conn.prepare("select id, body, changed_ms from venue order by id")?;
-    let read = |row: &Row<'_>| Ok(StoredVenue { id: row.get(0)?, body: row.get(1)?, changed_ms: row.get(2)? });
+    let read = |row: &Row<'_>| {
+        Ok(StoredVenue { id: row.get(0)?, body: row.get(1)?, changed_ms: row.get(2)? })
+    };
     Ok(query.query_map([], read)?.collect::<Result<_, _>>()?)
 }
 

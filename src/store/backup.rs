@@ -68,7 +68,11 @@ impl Snapshot {
     }
 
     /// Into a new file, for its owner only. On the disk once this has returned.
-    pub fn copy_to(&self, dir: &Path, mut progress: impl FnMut(u64, u64)) -> Result<(), StoreError> {
+    pub fn copy_to(
+        &self,
+        dir: &Path,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<(), StoreError> {
         let path = files::create_database(dir)?;
         let mut copy = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         // One fsync at the end: until then the copy is nothing that anybody would use.
@@ -89,7 +93,9 @@ impl Snapshot {
 pub fn contents(dir: &Path, key: Option<&SealKey>) -> Result<Contents, StoreError> {
     let path = dir.join(files::DATABASE);
     std::fs::metadata(&path).map_err(files::io_error(&path))?;
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_URI
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(immutable(&path), flags)?;
     schema::check_version(&conn)?;
     let verdict: String = conn.pragma_query_value(None, "integrity_check", |row| row.get(0))?;
@@ -98,7 +104,9 @@ pub fn contents(dir: &Path, key: Option<&SealKey>) -> Result<Contents, StoreErro
     }
     let count = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|it| it as u64);
     let mut owed = conn.prepare("select sink, count(*) from outbox group by sink")?;
-    let owed = owed.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?.collect::<Result<_, _>>()?;
+    let owed = owed
+        .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?
+        .collect::<Result<_, _>>()?;
     let mut found = Contents {
         schema: conn.pragma_query_value(None, "user_version", |row| row.get(0))?,
         events: count("select count(*) from event")?,
@@ -111,7 +119,8 @@ pub fn contents(dir: &Path, key: Option<&SealKey>) -> Result<Contents, StoreErro
     };
     if let Some(key) = key {
         check_key(&conn, key, found.references > 0)?;
-        let mut embedders = conn.prepare("select distinct embedder from reference order by embedder")?;
+        let mut embedders =
+            conn.prepare("select distinct embedder from reference order by embedder")?;
         for embedder in embedders.query_map([], |row| row.get(0).map(ModelDigest))? {
             let (mark, count) = mark(&conn, key, embedder?)?;
             found.unreadable += count.unreadable.len() as u64;
@@ -130,7 +139,11 @@ fn check_key(conn: &Connection, key: &SealKey, sealed: bool) -> Result<(), Store
     Ok(())
 }
 
-fn mark(conn: &Connection, key: &SealKey, embedder: ModelDigest) -> Result<(GalleryMark, ReferenceCount), StoreError> {
+fn mark(
+    conn: &Connection,
+    key: &SealKey,
+    embedder: ModelDigest,
+) -> Result<(GalleryMark, ReferenceCount), StoreError> {
     let mut gallery: Option<Gallery> = None;
     let nobody = Name::new("-").expect("it is a name");
     let count = read::all_references(conn, key, &embedder, |reference| {
@@ -180,19 +193,24 @@ mod tests {
         snapshot.copy_to(to.path(), |_, _| ()).unwrap();
         let found = contents(to.path(), None).unwrap();
         assert_eq!((found.schema, found.events, found.newest_seq), (1, 0, 0));
-        let names: Vec<_> = std::fs::read_dir(to.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        let names: Vec<_> =
+            std::fs::read_dir(to.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
         assert_eq!(names, [files::DATABASE], "nothing beside it");
         let copy = Connection::open_with_flags(
             immutable(&to.path().join(files::DATABASE)),
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI,
         );
-        let kept: i64 = copy.unwrap().query_row("select count(*) from meta", [], |row| row.get(0)).unwrap();
+        let kept: i64 =
+            copy.unwrap().query_row("select count(*) from meta", [], |row| row.get(0)).unwrap();
         assert_eq!(kept, 1);
     }
 
     #[test]
     fn a_path_is_any_path() {
         let path = Path::new("/tmp/a b?c#d%e/ü");
-        assert_eq!(immutable(path), PathBuf::from("file:/tmp/a%20b%3Fc%23d%25e/%C3%BC?immutable=1"));
+        assert_eq!(
+            immutable(path),
+            PathBuf::from("file:/tmp/a%20b%3Fc%23d%25e/%C3%BC?immutable=1")
+        );
     }
 }

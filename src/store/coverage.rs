@@ -34,7 +34,10 @@ impl Tx<'_> {
         let before = row.map(|row| one(self.conn, "where row = ?1", row)).transpose()?.flatten();
         let continued = before.filter(|it| {
             it.boot_id == boot_id
-                && now.boottime_ms.checked_sub(it.to_boottime_ms).is_some_and(|passed| passed <= STRETCH_MAX_MS)
+                && now
+                    .boottime_ms
+                    .checked_sub(it.to_boottime_ms)
+                    .is_some_and(|passed| passed <= STRETCH_MAX_MS)
         });
         let mut from = *now;
         if let Some(before) = continued {
@@ -42,7 +45,11 @@ impl Tx<'_> {
             let end = Stamp { wall_ms: before.to_ms, boottime_ms: before.to_boottime_ms, trusted };
             if trusted == now.trusted && (!trusted || now.step_since(&end).is_none()) {
                 let sql = "update observation set to_ms = ?2, to_boottime_ms = ?3 where row = ?1";
-                self.conn.prepare(sql)?.execute(params![before.row, now.wall_ms, now.boottime_ms as i64])?;
+                self.conn.prepare(sql)?.execute(params![
+                    before.row,
+                    now.wall_ms,
+                    now.boottime_ms as i64
+                ])?;
                 return Ok(before.row);
             }
             from = now.at_boottime(end.boottime_ms);
@@ -76,7 +83,11 @@ impl Tx<'_> {
         let sql = "update observation set from_ms = ?2 - (?3 - from_boottime_ms), to_ms = ?2 - (?3 - to_boottime_ms), \
                    clock = 'corrected' where clock = 'unsynced' and boot_id = ?1";
         let boot_id = self.setting.clock.boot_id();
-        self.conn.prepare(sql)?.execute(params![boot_id.as_str(), now.wall_ms, now.boottime_ms as i64])?;
+        self.conn.prepare(sql)?.execute(params![
+            boot_id.as_str(),
+            now.wall_ms,
+            now.boottime_ms as i64
+        ])?;
         Ok(())
     }
 
@@ -108,8 +119,9 @@ pub(super) fn watched(conn: &Connection, from_ms: i64, to_ms: i64) -> Result<Wat
 }
 
 fn one(conn: &Connection, rest: &str, row: i64) -> Result<Option<Observation>, StoreError> {
-    let sql =
-        format!("select row, boot_id, from_ms, from_boottime_ms, to_ms, to_boottime_ms, clock from observation {rest}");
+    let sql = format!(
+        "select row, boot_id, from_ms, from_boottime_ms, to_ms, to_boottime_ms, clock from observation {rest}"
+    );
     let read = |row: &Row<'_>| {
         let clock: String = row.get(6)?;
         Ok(Observation {

@@ -59,7 +59,8 @@ impl Tx<'_> {
         let sql = "insert into erasure (subject_id, request_id, asked_ms, clock, reference_count, event_count, mongo_row) \
                    values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
         let (references, events) = (erased.references, erased.events);
-        let row = params![id.as_str(), request_id, now.wall_ms, clock, references, events, mongo_row];
+        let row =
+            params![id.as_str(), request_id, now.wall_ms, clock, references, events, mongo_row];
         self.conn.prepare(sql)?.execute(row)?;
         Ok(())
     }
@@ -76,7 +77,12 @@ impl Tx<'_> {
     }
 
     /// Keeps the receipt of an erasure and owes it to MQTT; nothing if it has one.
-    pub fn put_receipt(&mut self, row: i64, subject_id: &SubjectId, receipt: &str) -> Result<(), StoreError> {
+    pub fn put_receipt(
+        &mut self,
+        row: i64,
+        subject_id: &SubjectId,
+        receipt: &str,
+    ) -> Result<(), StoreError> {
         let sql = format!("update erasure set receipt = ?2 where row = ?1 and {CLEAN}");
         if self.conn.prepare(&sql)?.execute(params![row, receipt])? > 0 {
             self.owe_reply(&receipt::topic_part(subject_id), receipt)?;
@@ -116,6 +122,7 @@ fn listed(conn: &Connection, sql: &str, limit: u32) -> Result<Vec<StoredErasure>
         };
         Ok(Some(erasure))
     };
-    let found: Vec<Option<StoredErasure>> = conn.prepare(sql)?.query_map([limit], read)?.collect::<Result<_, _>>()?;
+    let found: Vec<Option<StoredErasure>> =
+        conn.prepare(sql)?.query_map([limit], read)?.collect::<Result<_, _>>()?;
     found.into_iter().collect::<Option<_>>().ok_or(StoreError::Damaged { source: None })
 }

@@ -2,7 +2,9 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -81,7 +83,9 @@ pub(super) fn set_aside(dir: &Path, now_ms: i64) -> Result<PathBuf, StoreError> 
         let from = dir.join(format!("{DATABASE}{end}"));
         let to = PathBuf::from(format!("{}{end}", aside.display()));
         match fs::rename(&from, &to) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io_error(&from)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io_error(&from)(error));
+            }
             _ => {}
         }
     }
@@ -137,7 +141,8 @@ impl Reserve {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = options.open(&self.path)?;
-        if rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.bytes).is_err() {
+        if rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.bytes).is_err()
+        {
             // Not every file system can; writing takes the blocks as well.
             file.write_all(&vec![0; self.bytes as usize])?;
         }
@@ -152,7 +157,8 @@ pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
 
 /// The size of the database with its log.
 pub(super) fn database_bytes(dir: &Path) -> u64 {
-    let size = |end: &str| fs::metadata(dir.join(format!("{DATABASE}{end}"))).map_or(0, |it| it.len());
+    let size =
+        |end: &str| fs::metadata(dir.join(format!("{DATABASE}{end}"))).map_or(0, |it| it.len());
     size("") + size("-wal")
 }
 

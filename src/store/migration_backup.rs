@@ -58,7 +58,13 @@ fn copy(conn: &Connection, dir: &Path, path: &Path) -> Result<(), StoreError> {
 
 fn write(conn: &Connection, path: &Path) -> Result<(), StoreError> {
     let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(files::io_error(path))?;
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(files::io_error(path))?;
     let mut copy = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     // One fsync at the end: until then nobody would use it.
     copy.pragma_update(None, "synchronous", "off")?;
@@ -90,8 +96,9 @@ pub(super) fn expire(dir: &Path, now: &Stamp) {
 
 fn copies(dir: &Path) -> Vec<PathBuf> {
     let begin = format!("{}{NAME}", files::DATABASE);
-    let is_one =
-        |path: &PathBuf| path.file_name().is_some_and(|it| it.as_encoded_bytes().starts_with(begin.as_bytes()));
+    let is_one = |path: &PathBuf| {
+        path.file_name().is_some_and(|it| it.as_encoded_bytes().starts_with(begin.as_bytes()))
+    };
     fs::read_dir(dir).into_iter().flatten().flatten().map(|it| it.path()).filter(is_one).collect()
 }
 
@@ -173,8 +180,15 @@ mod tests {
     fn a_copy_goes_after_a_week_but_not_by_a_clock_that_nothing_keeps() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rollcall.db.schema-1");
-        File::create(&path).unwrap().set_modified(std::time::UNIX_EPOCH + Duration::from_hours(24)).unwrap();
-        let at = |days: u64, trusted| Stamp { wall_ms: (days * 86_400_000) as i64, boottime_ms: 0, trusted };
+        File::create(&path)
+            .unwrap()
+            .set_modified(std::time::UNIX_EPOCH + Duration::from_hours(24))
+            .unwrap();
+        let at = |days: u64, trusted| Stamp {
+            wall_ms: (days * 86_400_000) as i64,
+            boottime_ms: 0,
+            trusted,
+        };
         for kept in [at(0, true), at(8, true), at(9000, false)] {
             expire(dir.path(), &kept);
             assert!(path.exists(), "{kept:?}");

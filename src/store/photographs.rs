@@ -21,15 +21,20 @@ impl Tx<'_> {
         embedder: &ModelDigest,
         digests: &[PhotographDigest],
     ) -> Result<(), StoreError> {
-        let sql = "insert or ignore into photograph (subject_id, embedder, digest) values (?1, ?2, ?3)";
+        let sql =
+            "insert or ignore into photograph (subject_id, embedder, digest) values (?1, ?2, ?3)";
         let mut insert = self.conn.prepare(sql)?;
-        digests.iter().try_for_each(|it| insert.execute(params![id.as_str(), embedder.0, it]).map(drop))?;
+        digests
+            .iter()
+            .try_for_each(|it| insert.execute(params![id.as_str(), embedder.0, it]).map(drop))?;
         Ok(())
     }
 
     /// The references made of them were replaced.
     pub fn forget_photographs(&mut self, id: &SubjectId) -> Result<(), StoreError> {
-        self.conn.prepare("delete from photograph where subject_id = ?1")?.execute([id.as_str()])?;
+        self.conn
+            .prepare("delete from photograph where subject_id = ?1")?
+            .execute([id.as_str()])?;
         Ok(())
     }
 }
@@ -40,7 +45,10 @@ impl Reader {
     }
 
     /// Which photographs the subject was enrolled with, each with the embedder that looked at it.
-    pub fn photographs(&self, id: &SubjectId) -> Result<HashSet<(ModelDigest, PhotographDigest)>, StoreError> {
+    pub fn photographs(
+        &self,
+        id: &SubjectId,
+    ) -> Result<HashSet<(ModelDigest, PhotographDigest)>, StoreError> {
         let sql = "select embedder, digest from photograph where subject_id = ?1";
         let mut query = self.connection().prepare_cached(sql)?;
         let pair = |row: &Row<'_>| Ok((ModelDigest(row.get(0)?), row.get(1)?));
@@ -51,12 +59,22 @@ impl Reader {
     /// Whether somebody was enrolled by this id and is no longer.
     pub fn was_withdrawn(&self, id: &SubjectId) -> Result<bool, StoreError> {
         let sql = "select 1 from withdrawn where subject_id = ?1";
-        Ok(self.connection().prepare_cached(sql)?.query_row([id.as_str()], |_| Ok(())).optional()?.is_some())
+        Ok(self
+            .connection()
+            .prepare_cached(sql)?
+            .query_row([id.as_str()], |_| Ok(()))
+            .optional()?
+            .is_some())
     }
 
     /// Whether a request has its answer.
     pub fn is_answered(&self, request_id: &str) -> Result<bool, StoreError> {
         let sql = "select 1 from command where request_id = ?1";
-        Ok(self.connection().prepare_cached(sql)?.query_row([request_id], |_| Ok(())).optional()?.is_some())
+        Ok(self
+            .connection()
+            .prepare_cached(sql)?
+            .query_row([request_id], |_| Ok(()))
+            .optional()?
+            .is_some())
     }
 }

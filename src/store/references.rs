@@ -20,7 +20,11 @@ pub struct Migration {
 
 impl Tx<'_> {
     /// Those of one embedder, in the order of enrolment. One that does not open is left out, as everywhere.
-    pub fn references_of(&self, subject_id: &SubjectId, embedder: &ModelDigest) -> Result<Vec<Reference>, StoreError> {
+    pub fn references_of(
+        &self,
+        subject_id: &SubjectId,
+        embedder: &ModelDigest,
+    ) -> Result<Vec<Reference>, StoreError> {
         let sql = "select id, sealed, quality from reference where subject_id = ?1 and embedder = ?2 order by row";
         let mut query = self.conn.prepare_cached(sql)?;
         let mut rows = query.query(params![subject_id.as_str(), embedder.0])?;
@@ -30,7 +34,12 @@ impl Tx<'_> {
             let belongs = Belongs { subject_id, reference_id: &id, embedder };
             let sealed: Vec<u8> = row.get(1)?;
             if let Ok(template) = self.setting.key.open(&sealed, belongs) {
-                found.push(Reference { id, subject_id: subject_id.clone(), template, quality: row.get(2)? });
+                found.push(Reference {
+                    id,
+                    subject_id: subject_id.clone(),
+                    template,
+                    quality: row.get(2)?,
+                });
             }
         }
         Ok(found)
@@ -48,13 +57,21 @@ impl Tx<'_> {
     }
 
     /// Whether the subject can be recognised by this embedder.
-    pub fn is_recognisable(&self, id: &SubjectId, embedder: &ModelDigest) -> Result<bool, StoreError> {
+    pub fn is_recognisable(
+        &self,
+        id: &SubjectId,
+        embedder: &ModelDigest,
+    ) -> Result<bool, StoreError> {
         is_recognisable(self.conn, id, embedder)
     }
 }
 
 impl Reader {
-    pub fn is_recognisable(&self, id: &SubjectId, embedder: &ModelDigest) -> Result<bool, StoreError> {
+    pub fn is_recognisable(
+        &self,
+        id: &SubjectId,
+        embedder: &ModelDigest,
+    ) -> Result<bool, StoreError> {
         is_recognisable(self.connection(), id, embedder)
     }
 
@@ -63,7 +80,11 @@ impl Reader {
     }
 }
 
-fn is_recognisable(conn: &Connection, id: &SubjectId, embedder: &ModelDigest) -> Result<bool, StoreError> {
+fn is_recognisable(
+    conn: &Connection,
+    id: &SubjectId,
+    embedder: &ModelDigest,
+) -> Result<bool, StoreError> {
     let sql = "select exists (select 1 from reference where embedder = ?1 and subject_id = ?2)";
     Ok(conn.prepare_cached(sql)?.query_row(params![embedder.0, id.as_str()], |row| row.get(0))?)
 }
@@ -72,9 +93,12 @@ fn migration(conn: &Connection, embedder: &ModelDigest) -> Result<Migration, Sto
     let subjects: i64 = conn.query_row("select count(*) from subject", [], |row| row.get(0))?;
     let sql = "select embedder, count(distinct subject_id) from reference group by embedder order by 2 desc, 1";
     let mut query = conn.prepare_cached(sql)?;
-    let pair = |row: &rusqlite::Row<'_>| Ok((ModelDigest(row.get(0)?), row.get::<_, i64>(1)? as u64));
-    let by_embedder: Vec<(ModelDigest, u64)> = query.query_map([], pair)?.collect::<Result<_, _>>()?;
-    let current = by_embedder.iter().find(|(digest, _)| digest == embedder).map_or(0, |(_, count)| *count);
+    let pair =
+        |row: &rusqlite::Row<'_>| Ok((ModelDigest(row.get(0)?), row.get::<_, i64>(1)? as u64));
+    let by_embedder: Vec<(ModelDigest, u64)> =
+        query.query_map([], pair)?.collect::<Result<_, _>>()?;
+    let current =
+        by_embedder.iter().find(|(digest, _)| digest == embedder).map_or(0, |(_, count)| *count);
     let subjects = subjects as u64;
     Ok(Migration { subjects, outdated: subjects.saturating_sub(current), by_embedder })
 }

@@ -66,7 +66,8 @@ impl Default for Backoff {
 impl Backoff {
     /// After `failures` in a row, at least one; `chance` is anything random.
     fn pause(&self, failures: u32, chance: u64) -> Duration {
-        let doubled = self.least.saturating_mul(1_u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
+        let doubled =
+            self.least.saturating_mul(1_u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
         let whole = doubled.min(self.most);
         whole.mul_f64(1.0 - (chance % 1024) as f64 / 4096.0)
     }
@@ -135,7 +136,12 @@ fn survive(sink: SinkName, error: StoreError) -> Result<(), StoreError> {
 }
 
 /// New rows do not cut the pause short, or a busy door would hammer a broker that is ill; `deliver_now` does.
-async fn wait_out(pause: Duration, wakes: &mut watch::Receiver<Wake>, seen: Wake, stop: &mut watch::Receiver<bool>) {
+async fn wait_out(
+    pause: Duration,
+    wakes: &mut watch::Receiver<Wake>,
+    seen: Wake,
+    stop: &mut watch::Receiver<bool>,
+) {
     tokio::select! {
         () = tokio::time::sleep(pause) => {}
         _ = wakes.wait_for(|it| it.asked != seen.asked) => {}

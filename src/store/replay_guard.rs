@@ -51,7 +51,8 @@ impl Tx<'_> {
     pub fn remember(&mut self, token: &Token) -> Result<Seen, StoreError> {
         let of = "select packet_id, done, request_id from signed where jti = ?1";
         let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-        let before: Option<(u16, bool, String)> = self.conn.prepare(of)?.query_row([&token.id], read).optional()?;
+        let before: Option<(u16, bool, String)> =
+            self.conn.prepare(of)?.query_row([&token.id], read).optional()?;
         if let Some((packet_id, done, request_id)) = before {
             if request_id != token.request_id {
                 return Ok(Seen::Replayed);
@@ -63,11 +64,13 @@ impl Tx<'_> {
         if token.gone_ms <= self.forget_late()? {
             return Ok(Seen::Late);
         }
-        let count: i64 = self.conn.query_row("select count(*) from signed", [], |row| row.get(0))?;
+        let count: i64 =
+            self.conn.query_row("select count(*) from signed", [], |row| row.get(0))?;
         if count >= REMEMBERED_MAX {
             return Ok(Seen::Full);
         }
-        let insert = "insert into signed (jti, request_id, expires_ms, packet_id) values (?1, ?2, ?3, ?4)";
+        let insert =
+            "insert into signed (jti, request_id, expires_ms, packet_id) values (?1, ?2, ?3, ?4)";
         let row = params![token.id, token.request_id, token.gone_ms, token.packet_id];
         self.conn.prepare(insert)?.execute(row)?;
         Ok(Seen::Never)
@@ -82,7 +85,10 @@ impl Tx<'_> {
 
     /// Forgets those that it is too late for; gives the end of the last one that ever was forgotten.
     fn forget_late(&mut self) -> Result<i64, StoreError> {
-        let before = self.meta(FORGOTTEN)?.and_then(|it| String::from_utf8(it).ok()?.parse().ok()).unwrap_or(i64::MIN);
+        let before = self
+            .meta(FORGOTTEN)?
+            .and_then(|it| String::from_utf8(it).ok()?.parse().ok())
+            .unwrap_or(i64::MIN);
         let now = self.now();
         if !now.trusted {
             return Ok(before);

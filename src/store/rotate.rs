@@ -14,7 +14,8 @@ use super::{Store, StoreError, StoreOptions, files, fleet};
 use crate::recognise::face::{ModelDigest, SubjectId};
 use crate::record::seal::{Belongs, KEY_FILE, NEXT_KEY_FILE, SealError, SealKey};
 
-const OWE_SCRUB: &str = "insert into meta (key, value) values ('scrub_owed', x'') on conflict (key) do nothing";
+const OWE_SCRUB: &str =
+    "insert into meta (key, value) values ('scrub_owed', x'') on conflict (key) do nothing";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rotated {
@@ -26,7 +27,11 @@ pub struct Rotated {
 
 impl Store {
     /// With `to`, the new key is written there, for whoever keeps keys elsewhere; otherwise it takes the place of the old.
-    pub fn rotate_key(dir: &Path, options: StoreOptions, to: Option<&Path>) -> Result<Rotated, StoreError> {
+    pub fn rotate_key(
+        dir: &Path,
+        options: StoreOptions,
+        to: Option<&Path>,
+    ) -> Result<Rotated, StoreError> {
         files::prepare_dir(dir)?;
         let lock = files::lock(dir)?;
         let mut conn = open_database(dir)?;
@@ -101,8 +106,15 @@ fn reseal(conn: &mut Connection, old: &SealKey, new: &SealKey) -> Result<(u64, u
     loop {
         let found = tx.prepare_cached(sql)?.query_row([after], |row| {
             let id: [u8; 16] = row.get(1)?;
-            let (subject, embedder, sealed): (String, [u8; 32], Vec<u8>) = (row.get(2)?, row.get(3)?, row.get(4)?);
-            Ok((row.get::<_, i64>(0)?, Uuid::from_bytes(id), subject, ModelDigest(embedder), sealed))
+            let (subject, embedder, sealed): (String, [u8; 32], Vec<u8>) =
+                (row.get(2)?, row.get(3)?, row.get(4)?);
+            Ok((
+                row.get::<_, i64>(0)?,
+                Uuid::from_bytes(id),
+                subject,
+                ModelDigest(embedder),
+                sealed,
+            ))
         });
         let (row, id, subject, embedder, sealed) = match found {
             Ok(found) => found,
@@ -110,14 +122,16 @@ fn reseal(conn: &mut Connection, old: &SealKey, new: &SealKey) -> Result<(u64, u
             Err(error) => return Err(error.into()),
         };
         after = row;
-        let subject_id = SubjectId::new(&subject).map_err(|_| StoreError::Damaged { source: None })?;
+        let subject_id =
+            SubjectId::new(&subject).map_err(|_| StoreError::Damaged { source: None })?;
         let belongs = Belongs { subject_id: &subject_id, reference_id: &id, embedder: &embedder };
         let Ok(template) = old.open(&sealed, belongs) else {
             unreadable += 1;
             continue;
         };
         let sealed = new.seal(&template, belongs)?;
-        tx.prepare_cached("update reference set sealed = ?2 where row = ?1")?.execute(params![row, sealed])?;
+        tx.prepare_cached("update reference set sealed = ?2 where row = ?1")?
+            .execute(params![row, sealed])?;
         resealed += 1;
     }
     put_proof(&tx, new)?;

@@ -7,8 +7,11 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::StoreError;
 
 /// Step `n` leads from `user_version` n to n + 1.
-const STEPS: &[&str] =
-    &[include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql"), include_str!("migrations/0003.sql")];
+const STEPS: &[&str] = &[
+    include_str!("migrations/0001.sql"),
+    include_str!("migrations/0002.sql"),
+    include_str!("migrations/0003.sql"),
+];
 
 pub(super) const NEWEST: u32 = STEPS.len() as u32;
 
@@ -59,13 +62,18 @@ mod tests {
 
     /// Without comments and spacing, which added columns do not have.
     fn dump(conn: &Connection) -> Vec<(String, String)> {
-        let mut query =
-            conn.prepare("select name, sql from sqlite_schema where sql is not null order by name").unwrap();
+        let mut query = conn
+            .prepare("select name, sql from sqlite_schema where sql is not null order by name")
+            .unwrap();
         let bare = |sql: String| {
             let code = sql.lines().map(|line| line.split("--").next().unwrap_or_default());
             code.flat_map(str::split_whitespace).collect::<String>()
         };
-        query.query_map([], |row| Ok((row.get(0)?, bare(row.get(1)?)))).unwrap().map(Result::unwrap).collect()
+        query
+            .query_map([], |row| Ok((row.get(0)?, bare(row.get(1)?))))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect()
     }
 
     #[test]
@@ -86,9 +94,11 @@ mod tests {
         let event = "insert into event (event_id, kind, occurred_ms, boot_id, boottime_ms, clock, body) \
                      values (zeroblob(16), 'attendance', 1, 'b', 2, 'synced', '{}')";
         conn.execute(event, []).unwrap();
-        conn.execute("insert into outbox (sink, event_seq, created_ms) values ('mqtt', 1, 1)", []).unwrap();
+        conn.execute("insert into outbox (sink, event_seq, created_ms) values ('mqtt', 1, 1)", [])
+            .unwrap();
         migrate(&mut conn).unwrap();
-        let kept = "select count(*) from event join outbox on event_seq = seq where superseded_by is null";
+        let kept =
+            "select count(*) from event join outbox on event_seq = seq where superseded_by is null";
         assert_eq!(conn.query_row(kept, [], |row| row.get::<_, i64>(0)).unwrap(), 1);
     }
 

@@ -75,7 +75,11 @@ impl Tx<'_> {
     }
 
     /// Sorted by id, after `after`.
-    pub fn subjects(&self, after: Option<&SubjectId>, limit: u32) -> Result<Vec<Subject>, StoreError> {
+    pub fn subjects(
+        &self,
+        after: Option<&SubjectId>,
+        limit: u32,
+    ) -> Result<Vec<Subject>, StoreError> {
         read::subjects(self.conn, after, limit)
     }
 
@@ -88,12 +92,16 @@ impl Tx<'_> {
         let mut ids = Vec::with_capacity(references.len());
         let mut changed = HashSet::new();
         for NewReference { subject_id, embedder, template, quality } in references {
-            let known: bool = self.conn.prepare(exists)?.query_row([subject_id.as_str()], |row| row.get(0))?;
+            let known: bool =
+                self.conn.prepare(exists)?.query_row([subject_id.as_str()], |row| row.get(0))?;
             if !known {
                 return Err(StoreError::UnknownSubject { id: subject_id.clone() });
             }
             let id = id_at(&now);
-            let sealed = self.setting.key.seal(template, Belongs { subject_id, reference_id: &id, embedder })?;
+            let sealed = self
+                .setting
+                .key
+                .seal(template, Belongs { subject_id, reference_id: &id, embedder })?;
             self.conn.prepare(insert)?.execute(params![
                 id.as_bytes(),
                 subject_id.as_str(),
@@ -155,7 +163,11 @@ impl Tx<'_> {
     }
 
     /// The same, with the command that asked for it.
-    pub fn erase_as_asked(&mut self, id: &SubjectId, request_id: Option<&str>) -> Result<Erased, StoreError> {
+    pub fn erase_as_asked(
+        &mut self,
+        id: &SubjectId,
+        request_id: Option<&str>,
+    ) -> Result<Erased, StoreError> {
         let mut names = self.names_in_events(id)?;
         let subject = self.subject(id)?;
         let before = self.account(id)?;
@@ -181,10 +193,16 @@ impl Tx<'_> {
         }
         let now = self.now();
         let seq = read::last_seq(self.conn)?;
-        let erasure = Erasure { subject_id: id.clone(), seq, at_ms: now.wall_ms, trusted: now.trusted };
+        let erasure =
+            Erasure { subject_id: id.clone(), seq, at_ms: now.wall_ms, trusted: now.trusted };
         let payload = serde_json::to_string(&erasure).expect("plain strings and numbers");
         let sql = "insert into outbox (sink, topic, payload, created_ms) values (?1, ?2, ?3, ?4)";
-        self.conn.prepare(sql)?.execute(params![SinkName::MONGO.as_str(), ERASURE, payload, now.wall_ms])?;
+        self.conn.prepare(sql)?.execute(params![
+            SinkName::MONGO.as_str(),
+            ERASURE,
+            payload,
+            now.wall_ms
+        ])?;
         self.effects.outbox_grew = true;
         Ok(Some(self.conn.last_insert_rowid()))
     }
@@ -201,10 +219,13 @@ impl Tx<'_> {
                    and event_seq in (select seq from event where subject_id = ?1)";
         self.conn.execute(sql, [id.as_str()])?;
 
-        let mut query = self.conn.prepare("select seq, kind, body from event where subject_id = ?1")?;
+        let mut query =
+            self.conn.prepare("select seq, kind, body from event where subject_id = ?1")?;
         let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-        let events: Vec<(i64, String, String)> = query.query_map([id.as_str()], read)?.collect::<Result<_, _>>()?;
-        let mut update = self.conn.prepare("update event set subject_id = null, body = ?2 where seq = ?1")?;
+        let events: Vec<(i64, String, String)> =
+            query.query_map([id.as_str()], read)?.collect::<Result<_, _>>()?;
+        let mut update =
+            self.conn.prepare("update event set subject_id = null, body = ?2 where seq = ?1")?;
         for (seq, kind, body) in &events {
             // What cannot be read may still have the name in it.
             let body = Body::from_stored(kind, body).map_or_else(
@@ -219,7 +240,11 @@ impl Tx<'_> {
         Ok(events.len() as u32)
     }
 
-    fn erase_from_replies(&self, id: &SubjectId, names: &HashSet<String>) -> Result<u32, StoreError> {
+    fn erase_from_replies(
+        &self,
+        id: &SubjectId,
+        names: &HashSet<String>,
+    ) -> Result<u32, StoreError> {
         let mut erased = 0;
         for (select, update) in [
             ("select row, reply from command", "update command set reply = ?2 where row = ?1"),
@@ -242,7 +267,8 @@ impl Tx<'_> {
 /// Whether a JSON text names a person, by id or by name, in any string of it. Too often rather than too seldom: of a
 /// namesake only a stored answer is lost.
 fn mentions(json: &str, id: &SubjectId, names: &HashSet<String>) -> bool {
-    let text_mentions = |text: &str| has_id(text, id.as_str()) || names.iter().any(|it| text.contains(it.as_str()));
+    let text_mentions =
+        |text: &str| has_id(text, id.as_str()) || names.iter().any(|it| text.contains(it.as_str()));
     match serde_json::from_str(json) {
         Ok(value) => any_text(&value, &text_mentions),
         Err(_) => text_mentions(json),
@@ -254,9 +280,9 @@ fn any_text(value: &Value, holds: &impl Fn(&str) -> bool) -> bool {
     match value {
         Value::String(text) => holds(text),
         Value::Array(list) => list.iter().any(|it| any_text(it, holds)),
-        Value::Object(members) => {
-            members.iter().any(|(key, it)| key != "request_id" && key != "verb" && any_text(it, holds))
-        }
+        Value::Object(members) => members
+            .iter()
+            .any(|(key, it)| key != "request_id" && key != "verb" && any_text(it, holds)),
         _ => false,
     }
 }
@@ -278,7 +304,8 @@ mod tests {
     fn a_reply_mentions_a_person_by_id_or_name() {
         let id = SubjectId::new("al").unwrap();
         let names = HashSet::from(["Ann \"Al\" Lee".to_owned()]);
-        let check = |json: &str, expected| assert_eq!(mentions(json, &id, &names), expected, "{json}");
+        let check =
+            |json: &str, expected| assert_eq!(mentions(json, &id, &names), expected, "{json}");
         check(r#"{"subject_id":"al"}"#, true);
         check(r#"{"subjects":[{"id":"al"}]}"#, true);
         check(r#"{"names":["Ann \"Al\" Lee"]}"#, true);

@@ -92,7 +92,10 @@ fn topic_of(id: &SubjectId) -> String {
 /// Subjects of an earlier version are this device's own; where nothing is shared, nothing is owed.
 pub(super) fn settle(conn: &mut Connection, options: &StoreOptions) -> Result<(), StoreError> {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    tx.execute("update subject set changed_by = ?1 where changed_by = '' and ?1 <> ''", [&options.device])?;
+    tx.execute(
+        "update subject set changed_by = ?1 where changed_by = '' and ?1 <> ''",
+        [&options.device],
+    )?;
     if !options.shared {
         tx.execute("delete from outbox where sink = ?1", [SinkName::GALLERY.as_str()])?;
     }
@@ -129,7 +132,10 @@ impl Tx<'_> {
         let mut rows = query.query([])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
-            found.push(Known { account: account(row)?, subject_id: subject_id(&row.get::<_, String>(5)?)? });
+            found.push(Known {
+                account: account(row)?,
+                subject_id: subject_id(&row.get::<_, String>(5)?)?,
+            });
         }
         Ok(found)
     }
@@ -141,12 +147,14 @@ impl Tx<'_> {
         };
         let state = if account.withdrawn {
             let sql = "select at_ms from withdrawn where subject_id = ?1";
-            let at_ms = self.conn.prepare_cached(sql)?.query_row([id.as_str()], |row| row.get(0))?;
+            let at_ms =
+                self.conn.prepare_cached(sql)?.query_row([id.as_str()], |row| row.get(0))?;
             State::Withdrawn { erased: account.erased, at_ms }
         } else {
             let sql = "select name, enrolled_ms from subject where id = ?1";
             let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?));
-            let (name, enrolled_ms) = self.conn.prepare_cached(sql)?.query_row([id.as_str()], read)?;
+            let (name, enrolled_ms) =
+                self.conn.prepare_cached(sql)?.query_row([id.as_str()], read)?;
             let name = Name::new(&name).map_err(|_| StoreError::Damaged { source: None })?;
             let Some(references) = self.portable_references(id)? else {
                 return Ok(None);
@@ -156,7 +164,10 @@ impl Tx<'_> {
         Ok(Some(Portable { subject_id: id.clone(), version: account.version, state }))
     }
 
-    fn portable_references(&self, subject_id: &SubjectId) -> Result<Option<Vec<PortableReference>>, StoreError> {
+    fn portable_references(
+        &self,
+        subject_id: &SubjectId,
+    ) -> Result<Option<Vec<PortableReference>>, StoreError> {
         let sql = "select id, embedder, sealed, quality, created_ms from reference where subject_id = ?1 order by row \
                    limit ?2";
         let mut query = self.conn.prepare_cached(sql)?;
@@ -190,9 +201,15 @@ impl Tx<'_> {
                 self.delete_references(id)?;
                 let sql = "insert into subject (id, name, enrolled_ms) values (?1, ?2, ?3) \
                            on conflict (id) do update set name = ?2, enrolled_ms = ?3";
-                self.conn.prepare_cached(sql)?.execute(params![id.as_str(), name.as_str(), enrolled_ms])?;
+                self.conn.prepare_cached(sql)?.execute(params![
+                    id.as_str(),
+                    name.as_str(),
+                    enrolled_ms
+                ])?;
                 self.put_version(id, &theirs.version)?;
-                self.conn.prepare_cached("delete from withdrawn where subject_id = ?1")?.execute([id.as_str()])?;
+                self.conn
+                    .prepare_cached("delete from withdrawn where subject_id = ?1")?
+                    .execute([id.as_str()])?;
                 references.iter().try_for_each(|it| self.put_reference(id, it))?;
             }
             State::Withdrawn { erased, at_ms } => {
@@ -201,7 +218,9 @@ impl Tx<'_> {
                     self.erase_subject(id)?;
                 } else {
                     self.delete_references(id)?;
-                    self.conn.prepare_cached("delete from subject where id = ?1")?.execute([id.as_str()])?;
+                    self.conn
+                        .prepare_cached("delete from subject where id = ?1")?
+                        .execute([id.as_str()])?;
                 }
                 self.put_withdrawn(id, &theirs, *at_ms)?;
             }
@@ -211,7 +230,11 @@ impl Tx<'_> {
         Ok(Outcome::Taken)
     }
 
-    fn put_reference(&self, subject_id: &SubjectId, it: &PortableReference) -> Result<(), StoreError> {
+    fn put_reference(
+        &self,
+        subject_id: &SubjectId,
+        it: &PortableReference,
+    ) -> Result<(), StoreError> {
         let belongs = Belongs { subject_id, reference_id: &it.id, embedder: &it.embedder };
         let sealed = self.setting.key.seal(&it.template, belongs)?;
         let sql = "insert into reference (id, subject_id, embedder, sealed, quality, created_ms) \
@@ -231,11 +254,17 @@ impl Tx<'_> {
     pub(super) fn raise(&mut self, id: &SubjectId) -> Result<(), StoreError> {
         // One who was withdrawn and comes back counts on from there.
         let sql = "select withdrawals, changes, changed_by, true, erased from withdrawn where subject_id = ?1";
-        let withdrawn = self.conn.prepare_cached(sql)?.query_row([id.as_str()], account).optional()?;
+        let withdrawn =
+            self.conn.prepare_cached(sql)?.query_row([id.as_str()], account).optional()?;
         let device = self.setting.device.clone();
         if let Some(Account { version, .. }) = withdrawn {
-            self.conn.prepare_cached("delete from withdrawn where subject_id = ?1")?.execute([id.as_str()])?;
-            self.put_version(id, &Version { changes: version.changes.saturating_add(1), device, ..version })?;
+            self.conn
+                .prepare_cached("delete from withdrawn where subject_id = ?1")?
+                .execute([id.as_str()])?;
+            self.put_version(
+                id,
+                &Version { changes: version.changes.saturating_add(1), device, ..version },
+            )?;
         } else {
             let sql = "update subject set changes = min(changes + (changed_by <> ''), 4294967295), changed_by = ?2 \
                        where id = ?1";
@@ -272,7 +301,12 @@ impl Tx<'_> {
         self.owe_gallery(id, Debt::Changed)
     }
 
-    fn put_withdrawn(&self, id: &SubjectId, account: &Account, at_ms: i64) -> Result<(), StoreError> {
+    fn put_withdrawn(
+        &self,
+        id: &SubjectId,
+        account: &Account,
+        at_ms: i64,
+    ) -> Result<(), StoreError> {
         let Version { withdrawals, changes, device } = &account.version;
         let sql = "insert or replace into withdrawn (subject_id, withdrawals, changes, changed_by, erased, at_ms) \
                    values (?1, ?2, ?3, ?4, ?5, ?6)";
@@ -283,8 +317,14 @@ impl Tx<'_> {
 
     fn put_version(&self, id: &SubjectId, version: &Version) -> Result<(), StoreError> {
         let Version { withdrawals, changes, device } = version;
-        let sql = "update subject set withdrawals = ?2, changes = ?3, changed_by = ?4 where id = ?1";
-        self.conn.prepare_cached(sql)?.execute(params![id.as_str(), withdrawals, changes.max(&1), device])?;
+        let sql =
+            "update subject set withdrawals = ?2, changes = ?3, changed_by = ?4 where id = ?1";
+        self.conn.prepare_cached(sql)?.execute(params![
+            id.as_str(),
+            withdrawals,
+            changes.max(&1),
+            device
+        ])?;
         Ok(())
     }
 
@@ -298,14 +338,18 @@ impl Tx<'_> {
         }
         let topic = topic_of(id);
         let sql = "select payload from outbox where sink = 'gallery' and topic = ?1 and buried_reason is null";
-        let before: Option<Vec<u8>> =
-            self.conn.prepare_cached(sql)?.query_row([&topic], |row| Ok(row.get::<_, String>(0)?.into())).optional()?;
+        let before: Option<Vec<u8>> = self
+            .conn
+            .prepare_cached(sql)?
+            .query_row([&topic], |row| Ok(row.get::<_, String>(0)?.into()))
+            .optional()?;
         if debt == Debt::Missing && before.is_some() {
             return Ok(());
         }
         // A new row with a new id: the old one may be under way, and its acknowledgement must not end this one.
         self.forget_debt(id)?;
-        let sql = "insert into outbox (sink, topic, payload, created_ms) values ('gallery', ?1, ?2, ?3)";
+        let sql =
+            "insert into outbox (sink, topic, payload, created_ms) values ('gallery', ?1, ?2, ?3)";
         let now_ms = self.now().wall_ms;
         self.conn.prepare_cached(sql)?.execute(params![topic, debt.as_str(), now_ms])?;
         self.effects.outbox_grew = true;

@@ -122,7 +122,11 @@ pub(super) struct Writer {
     _lock: File,
 }
 
-pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>) -> Result<OpenedWriter, StoreError> {
+pub(super) fn open(
+    dir: &Path,
+    options: StoreOptions,
+    wake: watch::Sender<Wake>,
+) -> Result<OpenedWriter, StoreError> {
     files::prepare_dir(dir)?;
     let lock = files::lock(dir)?;
     let (mut reserve, mut set_aside) = (Reserve::new(dir, options.reserve_bytes), None);
@@ -147,7 +151,8 @@ pub(super) fn open(dir: &Path, options: StoreOptions, wake: watch::Sender<Wake>)
         rewriting: Arc::default(),
         reserve,
         page_limit: options.page_limit,
-        reserve_pages: u32::try_from(options.reserve_bytes / u64::from(PAGE_BYTES)).unwrap_or(u32::MAX),
+        reserve_pages: u32::try_from(options.reserve_bytes / u64::from(PAGE_BYTES))
+            .unwrap_or(u32::MAX),
         scrub: Scrub::Done,
         rewritten: false,
         _lock: lock,
@@ -249,15 +254,19 @@ pub(super) fn fitting_key(
     dir: &Path,
     credentials_dir: Option<&Path>,
 ) -> Result<(SealKey, bool), StoreError> {
-    let proof: Option<Vec<u8>> =
-        conn.query_row("select value from meta where key = 'key_proof'", [], |row| row.get(0)).optional()?;
+    let proof: Option<Vec<u8>> = conn
+        .query_row("select value from meta where key = 'key_proof'", [], |row| row.get(0))
+        .optional()?;
     settle_rotation(dir, proof.as_ref())?;
     let loaded = SealKey::load(dir, credentials_dir)?;
-    let sealed: bool = conn.query_row("select exists (select 1 from reference)", [], |row| row.get(0))?;
+    let sealed: bool =
+        conn.query_row("select exists (select 1 from reference)", [], |row| row.get(0))?;
     let fits = |key: &SealKey| proof.as_ref().is_some_and(|it| key.recognises(it));
     let (key, created) = match loaded {
         Some(key) if fits(&key) => return Ok((key, false)),
-        Some(key) if sealed => return Err(SealError::WrongKey { path: key.path().to_owned() }.into()),
+        Some(key) if sealed => {
+            return Err(SealError::WrongKey { path: key.path().to_owned() }.into());
+        }
         None if sealed => {
             return Err(SealError::KeyLost { path: dir.join(KEY_FILE) }.into());
         }
@@ -275,18 +284,24 @@ const STILL_OWED: i64 = -1;
 /// A sink that is new, or back after a time without it, is owed all events that it was not owed so far.
 fn settle_sinks(conn: &mut Connection, options: &StoreOptions) -> Result<(), StoreError> {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let newest: i64 = tx.query_row("select coalesce(max(seq), 0) from event", [], |row| row.get(0))?;
+    let newest: i64 =
+        tx.query_row("select coalesce(max(seq), 0) from event", [], |row| row.get(0))?;
     let known: Vec<(String, String)> = tx
         .prepare("select key, cast(value as text) from meta where key like 'sink.%'")?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
-    let keys: Vec<String> = options.sinks.iter().map(|it| format!("sink.{}", it.as_str())).collect();
+    let keys: Vec<String> =
+        options.sinks.iter().map(|it| format!("sink.{}", it.as_str())).collect();
     let put = "insert into meta (key, value) values (?1, cast(?2 as blob)) on conflict (key) do update set value = cast(?2 as blob)";
-    for (key, _) in known.iter().filter(|(key, through)| !keys.contains(key) && *through == STILL_OWED.to_string()) {
+    for (key, _) in known
+        .iter()
+        .filter(|(key, through)| !keys.contains(key) && *through == STILL_OWED.to_string())
+    {
         tx.execute(put, [key.clone(), newest.to_string()])?;
     }
     for (key, sink) in keys.iter().zip(&options.sinks) {
-        let through = known.iter().find(|it| it.0 == *key).map_or(0, |it| it.1.parse().unwrap_or(0));
+        let through =
+            known.iter().find(|it| it.0 == *key).map_or(0, |it| it.1.parse().unwrap_or(0));
         if through != STILL_OWED {
             tx.execute(
                 "insert into outbox (sink, event_seq, created_ms) select ?1, seq, ?2 from event where seq > ?3 order by seq",
@@ -357,7 +372,10 @@ impl Writer {
             self.truncate_log().map(|_| ())
         } else {
             // On a full disk the log is kept as it is: the room that it takes would be gone at the next start, which reads it.
-            self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(|_| ()).map_err(Into::into)
+            self.conn
+                .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+                .map(|_| ())
+                .map_err(Into::into)
         };
         // Everything is released before the answer, so that whoever closed may open again.
         drop(self);
@@ -375,14 +393,16 @@ impl Writer {
                     self.after_commit(&effects);
                     jobs.drain(..).for_each(|job| job.answer(Ok(())));
                 }
-                Err(Setback::Group(StoreError::Full) | Setback::Job(_, StoreError::Full)) if self.release_reserve() => {
-                }
+                Err(Setback::Group(StoreError::Full) | Setback::Job(_, StoreError::Full))
+                    if self.release_reserve() => {}
                 Err(Setback::Job(at, error)) => jobs.remove(at).answer(Err(error)),
                 Err(Setback::Group(StoreError::Full)) if jobs.len() > 1 => {
                     // Together they do not fit; the small ones may.
                     jobs.drain(..).for_each(|job| self.commit(vec![job]));
                 }
-                Err(Setback::Group(error)) => jobs.drain(..).for_each(|job| job.answer(Err(error.clone()))),
+                Err(Setback::Group(error)) => {
+                    jobs.drain(..).for_each(|job| job.answer(Err(error.clone())))
+                }
             }
         }
     }
@@ -392,7 +412,8 @@ impl Writer {
         let mut effects = Effects::default();
         let changes_before = self.conn.total_changes();
         // Rolls back when dropped.
-        let transaction = self.conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(group)?;
+        let transaction =
+            self.conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(group)?;
         for (at, job) in jobs.iter_mut().enumerate() {
             transaction.execute_batch("savepoint job").map_err(group)?;
             let mut own = Effects::default();
@@ -409,7 +430,9 @@ impl Writer {
                 Err(StoreError::Full) if self.reserve.is_held() => {
                     return Err(Setback::Group(StoreError::Full));
                 }
-                Err(_) => transaction.execute_batch("rollback to job; release job").map_err(group)?,
+                Err(_) => {
+                    transaction.execute_batch("rollback to job; release job").map_err(group)?
+                }
             }
         }
         let (watch, changed) = (Stopwatch::start(), transaction.total_changes() != changes_before);
@@ -513,7 +536,8 @@ impl Writer {
 
     /// Writes the log back and cuts it off; `false` if a reader still needs it.
     fn truncate_log(&self) -> Result<bool, StoreError> {
-        let busy: bool = self.conn.query_row("pragma wal_checkpoint(truncate)", [], |row| row.get(0))?;
+        let busy: bool =
+            self.conn.query_row("pragma wal_checkpoint(truncate)", [], |row| row.get(0))?;
         Ok(!busy)
     }
 

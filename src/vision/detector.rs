@@ -33,9 +33,15 @@ impl Detector {
 
     /// The picture is shrunk or enlarged so that its longer side is `side` pixels, and padded with black to multiples of
     /// 32 on the right and below. The canvas is a square of `side`, as it was when accuracy was measured.
-    pub(crate) fn detect(&mut self, picture: &Picture, side: usize) -> Result<Vec<Detection>, EngineError> {
-        let ratio = (side as f32 / picture.width() as f32).min(side as f32 / picture.height() as f32);
-        let scaled = |length: usize| ((length as f32 * ratio).round_ties_even() as usize).clamp(1, side);
+    pub(crate) fn detect(
+        &mut self,
+        picture: &Picture,
+        side: usize,
+    ) -> Result<Vec<Detection>, EngineError> {
+        let ratio =
+            (side as f32 / picture.width() as f32).min(side as f32 / picture.height() as f32);
+        let scaled =
+            |length: usize| ((length as f32 * ratio).round_ties_even() as usize).clamp(1, side);
         let (width, height) = (scaled(picture.width()), scaled(picture.height()));
         let mode = if ratio < 1.0 { Mode::Area } else { Mode::Linear };
         let pixels = resample(picture, width, height, mode);
@@ -50,7 +56,12 @@ impl Detector {
 }
 
 /// One stride's grid: for each cell class and object confidence, box (centre offset and log size) and five landmarks.
-fn read_level(stride: usize, columns: usize, [class, object, boxes, points]: [&[f32]; 4], faces: &mut Vec<Detection>) {
+fn read_level(
+    stride: usize,
+    columns: usize,
+    [class, object, boxes, points]: [&[f32]; 4],
+    faces: &mut Vec<Detection>,
+) {
     let stride = stride as f32;
     for (index, (class, object)) in class.iter().zip(object).enumerate() {
         let confidence = (class.clamp(0.0, 1.0) * object.clamp(0.0, 1.0)).sqrt();
@@ -58,17 +69,27 @@ fn read_level(stride: usize, columns: usize, [class, object, boxes, points]: [&[
             continue;
         }
         let (column, row) = ((index % columns) as f32, (index / columns) as f32);
-        let (Some(cell), Some(marks)) = (boxes.get(index * 4..index * 4 + 4), points.get(index * 10..index * 10 + 10))
+        let (Some(cell), Some(marks)) =
+            (boxes.get(index * 4..index * 4 + 4), points.get(index * 10..index * 10 + 10))
         else {
             continue;
         };
         let (x, y) = ((column + cell[0]) * stride, (row + cell[1]) * stride);
-        let (half_width, half_height) = (cell[2].exp() * stride / 2.0, cell[3].exp() * stride / 2.0);
-        let mark = |n: usize| Point { x: (marks[2 * n] + column) * stride, y: (marks[2 * n + 1] + row) * stride };
-        let bounding_box =
-            BoundingBox { left: x - half_width, top: y - half_height, right: x + half_width, bottom: y + half_height };
+        let (half_width, half_height) =
+            (cell[2].exp() * stride / 2.0, cell[3].exp() * stride / 2.0);
+        let mark = |n: usize| Point {
+            x: (marks[2 * n] + column) * stride,
+            y: (marks[2 * n + 1] + row) * stride,
+        };
+        let bounding_box = BoundingBox {
+            left: x - half_width,
+            top: y - half_height,
+            right: x + half_width,
+            bottom: y + half_height,
+        };
         let landmarks = Landmarks::from_points([mark(0), mark(1), mark(2), mark(3), mark(4)]);
-        let sound = bounding_box.area() > 0.0 && cell.iter().chain(marks).all(|value| value.is_finite());
+        let sound =
+            bounding_box.area() > 0.0 && cell.iter().chain(marks).all(|value| value.is_finite());
         if sound && bounding_box.area().is_finite() {
             faces.push(Detection { bounding_box, confidence, landmarks });
         }
@@ -81,7 +102,9 @@ fn suppress(mut faces: Vec<Detection>) -> Vec<Detection> {
     let mut kept: Vec<Detection> = Vec::new();
     for face in faces {
         if kept.len() < FACES_MAX
-            && kept.iter().all(|other| other.bounding_box.overlap(&face.bounding_box) <= OVERLAP_MAX)
+            && kept
+                .iter()
+                .all(|other| other.bounding_box.overlap(&face.bounding_box) <= OVERLAP_MAX)
         {
             kept.push(face);
         }
@@ -99,7 +122,9 @@ fn rescaled(face: &Detection, by: f32) -> Detection {
             bottom: outline.bottom * by,
         },
         confidence: face.confidence,
-        landmarks: Landmarks::from_points(face.landmarks.points().map(|p| Point { x: p.x * by, y: p.y * by })),
+        landmarks: Landmarks::from_points(
+            face.landmarks.points().map(|p| Point { x: p.x * by, y: p.y * by }),
+        ),
     }
 }
 

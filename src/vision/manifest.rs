@@ -17,7 +17,9 @@ pub enum ModelError {
         "{path} is missing: `git checkout models` (shipped) or `make fp32` (twins) in a source tree, or reinstall the package"
     )]
     Missing { path: PathBuf },
-    #[error("{path} is not the file that the manifest describes (sha256 {found}, expected {expected}): restore it")]
+    #[error(
+        "{path} is not the file that the manifest describes (sha256 {found}, expected {expected}): restore it"
+    )]
     WrongDigest { path: PathBuf, found: String, expected: String },
     #[error("cannot read {path}")]
     Read {
@@ -163,8 +165,10 @@ impl Manifest {
         let path = dir.join("manifest.toml");
         let text = read(&path)?;
         let text = String::from_utf8_lossy(&text);
-        let mut manifest: Self = toml::from_str(&text)
-            .map_err(|source| ModelError::Manifest { path: path.clone(), source: Box::new(source) })?;
+        let mut manifest: Self = toml::from_str(&text).map_err(|source| ModelError::Manifest {
+            path: path.clone(),
+            source: Box::new(source),
+        })?;
         dir.clone_into(&mut manifest.dir);
         manifest.check().map_err(|why| ModelError::Inconsistent { path, why })?;
         Ok(manifest)
@@ -200,16 +204,25 @@ impl Manifest {
             None => fitting.next(),
         };
         found.ok_or_else(|| {
-            let known: Vec<_> = self.models.iter().filter(|m| m.role == role).map(|m| m.name.as_str()).collect();
+            let known: Vec<_> =
+                self.models.iter().filter(|m| m.role == role).map(|m| m.name.as_str()).collect();
             ModelError::Inconsistent {
                 path: self.dir.join("manifest.toml"),
-                why: format!("no {role:?} named {}; there is {}", name.unwrap_or("(any)"), known.join(", ")),
+                why: format!(
+                    "no {role:?} named {}; there is {}",
+                    name.unwrap_or("(any)"),
+                    known.join(", ")
+                ),
             }
         })
     }
 
     /// The file's bytes, checked against its digest: what was checked is what is run.
-    pub fn load(&self, model: &Model, precision: Precision) -> Result<(PathBuf, Vec<u8>, ModelDigest), ModelError> {
+    pub fn load(
+        &self,
+        model: &Model,
+        precision: Precision,
+    ) -> Result<(PathBuf, Vec<u8>, ModelDigest), ModelError> {
         let (file, expected) = match (precision, &model.twin) {
             (Precision::Int8, _) => (&model.file, &model.sha256),
             (Precision::Fp32, Some(twin)) => (&twin.file, &twin.sha256),
@@ -222,7 +235,11 @@ impl Manifest {
         let bytes = read(&path)?;
         let digest = ModelDigest(Sha256::digest(&bytes).into());
         if digest.to_string() != *expected {
-            return Err(ModelError::WrongDigest { path, found: digest.to_string(), expected: expected.clone() });
+            return Err(ModelError::WrongDigest {
+                path,
+                found: digest.to_string(),
+                expected: expected.clone(),
+            });
         }
         Ok((path, bytes, digest))
     }
@@ -270,9 +287,15 @@ mod tests {
         let manifest = Manifest::read(dir.path()).unwrap();
         let model = manifest.model(Role::Embedder, None).unwrap();
         let missing = manifest.load(model, Precision::Int8).unwrap_err();
-        assert!(matches!(missing, ModelError::Missing { .. }) && missing.to_string().contains(&model.file));
+        assert!(
+            matches!(missing, ModelError::Missing { .. })
+                && missing.to_string().contains(&model.file)
+        );
         fs::write(dir.path().join(&model.file), b"something else").unwrap();
         let wrong = manifest.load(model, Precision::Int8).unwrap_err();
-        assert!(matches!(wrong, ModelError::WrongDigest { .. }) && wrong.to_string().contains(&model.file));
+        assert!(
+            matches!(wrong, ModelError::WrongDigest { .. })
+                && wrong.to_string().contains(&model.file)
+        );
     }
 }

@@ -84,7 +84,8 @@ impl Vision {
 
     /// The digest of each loaded network's file, by its name in the manifest.
     pub fn digests(&self) -> BTreeMap<String, String> {
-        let networks = [self.detector.network(), &self.refiner, &self.embedder].into_iter().chain(&self.pad);
+        let networks =
+            [self.detector.network(), &self.refiner, &self.embedder].into_iter().chain(&self.pad);
         networks.map(|network| (network.name().to_owned(), network.digest().to_string())).collect()
     }
 
@@ -117,7 +118,11 @@ impl FaceEngine for Vision {
     }
 
     /// 68 points (300-W order) relative to the detector's box; of those, the five that alignment wants.
-    fn refine(&mut self, picture: &Picture, detection: &Detection) -> Result<Detection, EngineError> {
+    fn refine(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Detection, EngineError> {
         let outline = whole_pixels(&detection.bounding_box);
         let (left, top) = (outline.left as isize, outline.top as isize);
         let (width, height) = (outline.width(), outline.height());
@@ -136,7 +141,8 @@ impl FaceEngine for Vision {
             Point { x: outline.left + x * width, y: outline.top + y * height }
         };
         let mean = |indices: &[usize]| {
-            let sum = indices.iter().map(|i| point(*i)).fold((0.0, 0.0), |s, p| (s.0 + p.x, s.1 + p.y));
+            let sum =
+                indices.iter().map(|i| point(*i)).fold((0.0, 0.0), |s, p| (s.0 + p.x, s.1 + p.y));
             Point { x: sum.0 / indices.len() as f32, y: sum.1 / indices.len() as f32 }
         };
         if points.len() != 136 || points.iter().any(|value| !value.is_finite()) {
@@ -159,7 +165,11 @@ impl FaceEngine for Vision {
     }
 
     /// MiniFASNet's way: the box enlarged 2.7 times, kept inside the picture, grain taken out; softmax of three, the first is *live*.
-    fn liveness(&mut self, picture: &Picture, detection: &Detection) -> Result<Option<f32>, EngineError> {
+    fn liveness(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Option<f32>, EngineError> {
         let Some(pad) = &mut self.pad else {
             return Ok(None);
         };
@@ -171,7 +181,10 @@ impl FaceEngine for Vision {
         let logits = pad.run(&smoothed(&pixels, to_width, to_height))?;
         let largest = logits.iter().copied().fold(f32::MIN, f32::max);
         let total: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-        Ok(logits.first().map(|logit| (logit - largest).exp() / total).filter(|value| value.is_finite()))
+        Ok(logits
+            .first()
+            .map(|logit| (logit - largest).exp() / total)
+            .filter(|value| value.is_finite()))
     }
 
     fn embedder(&self) -> ModelDigest {
@@ -195,7 +208,10 @@ fn whole_pixels(outline: &BoundingBox) -> BoundingBox {
 /// The box enlarged about its centre as far as the picture allows, shifted inside, in whole pixels.
 fn enlarged(outline: &BoundingBox, by: f32, picture: &Picture) -> BoundingBox {
     let (right_edge, bottom_edge) = (picture.width() as f32 - 1.0, picture.height() as f32 - 1.0);
-    let by = by.min(right_edge / outline.width().max(1.0)).min(bottom_edge / outline.height().max(1.0)).max(0.0);
+    let by = by
+        .min(right_edge / outline.width().max(1.0))
+        .min(bottom_edge / outline.height().max(1.0))
+        .max(0.0);
     let (half_width, half_height) = (outline.width() * by / 2.0, outline.height() * by / 2.0);
     let centre = outline.centre();
     let fit = |low: f32, high: f32, edge: f32| {

@@ -60,7 +60,8 @@ impl Network {
 
     /// One inference on a grainy picture of the network's own size.
     pub(crate) fn exercise(&mut self) -> Result<(), EngineError> {
-        let grain: Vec<f32> = (0..self.width * self.height * 3).map(|n| (n * 7919 % 251) as f32).collect();
+        let grain: Vec<f32> =
+            (0..self.width * self.height * 3).map(|n| (n * 7919 % 251) as f32).collect();
         self.run(&grain).map(drop)
     }
 
@@ -84,9 +85,13 @@ impl Network {
             self.fill_row(row, at, width, plane);
         }
         let shape = [1, planes, canvas_height, canvas_width];
-        let failed = |source: ort::Error| EngineError { network: self.name.clone(), source: Box::new(source) };
+        let failed = |source: ort::Error| EngineError {
+            network: self.name.clone(),
+            source: Box::new(source),
+        };
         let tensor = TensorRef::from_array_view((shape, self.planes.as_slice())).map_err(failed)?;
-        let results = self.session.run(ort::inputs![self.input.as_str() => tensor]).map_err(failed)?;
+        let results =
+            self.session.run(ort::inputs![self.input.as_str() => tensor]).map_err(failed)?;
         let mut outputs = Vec::with_capacity(self.outputs.len());
         for name in &self.outputs {
             let Some(value) = results.get(name) else {
@@ -106,7 +111,8 @@ impl Network {
                 let line = &mut self.planes[at..at + width];
                 for (out, pixel) in line.iter_mut().zip(row.chunks_exact(3)) {
                     // BT.601 in the reference's 14-bit integers, so that both round alike.
-                    let luma = (pixel[0] * 4899.0 + pixel[1] * 9617.0 + pixel[2] * 1868.0 + 8192.0) / 16384.0;
+                    let luma = (pixel[0] * 4899.0 + pixel[1] * 9617.0 + pixel[2] * 1868.0 + 8192.0)
+                        / 16384.0;
                     *out = (luma.trunc() - mean) * factor;
                 }
             }

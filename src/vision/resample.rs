@@ -89,9 +89,15 @@ fn mix_rows(picture: &Picture, first: usize, weights: &[f32], mixed: &mut [f32])
     for (offset, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
         let row = picture.row(first + offset);
         if started {
-            mixed.iter_mut().zip(row).for_each(|(total, value)| *total += weight * f32::from(*value));
+            mixed
+                .iter_mut()
+                .zip(row)
+                .for_each(|(total, value)| *total += weight * f32::from(*value));
         } else {
-            mixed.iter_mut().zip(row).for_each(|(total, value)| *total = weight * f32::from(*value));
+            mixed
+                .iter_mut()
+                .zip(row)
+                .for_each(|(total, value)| *total = weight * f32::from(*value));
             started = true;
         }
     }
@@ -119,8 +125,9 @@ pub fn crop(picture: &Picture, left: isize, top: isize, width: usize, height: us
     let (width, height) = (width.max(1), height.max(1));
     let mut rgb = Vec::with_capacity(width * height * 3);
     for y in top..top + height as isize {
-        let inside =
-            left >= 0 && left as usize + width <= picture.width() && (0..picture.height() as isize).contains(&y);
+        let inside = left >= 0
+            && left as usize + width <= picture.width()
+            && (0..picture.height() as isize).contains(&y);
         if inside {
             let from = left as usize * 3;
             rgb.extend_from_slice(&picture.row(y as usize)[from..from + width * 3]);
@@ -136,7 +143,9 @@ mod tests {
     use super::*;
 
     fn ramp(width: usize, height: usize) -> Picture {
-        let rgb = (0..width * height).flat_map(|n| [(n % width * 10) as u8, (n / width * 10) as u8, 7]).collect();
+        let rgb = (0..width * height)
+            .flat_map(|n| [(n % width * 10) as u8, (n / width * 10) as u8, 7])
+            .collect();
         Picture::from_rgb(width, height, rgb).unwrap()
     }
 
@@ -150,8 +159,14 @@ mod tests {
         // Expected values: OpenCV 4 resize() of the same ramps.
         assert_eq!(row(&resample(&ramp(6, 2), 3, 1, Mode::Area), 3), [5.0, 25.0, 45.0]);
         assert_eq!(row(&resample(&ramp(5, 5), 2, 2, Mode::Area), 2), [8.0, 32.0]);
-        assert_eq!(row(&resample(&ramp(4, 4), 8, 8, Mode::Linear), 8), [0.0, 3.0, 8.0, 13.0, 18.0, 23.0, 28.0, 30.0]);
-        assert_eq!(row(&resample(&ramp(4, 4), 6, 6, Mode::AreaEnlarging), 6), [0.0, 5.0, 10.0, 20.0, 25.0, 30.0]);
+        assert_eq!(
+            row(&resample(&ramp(4, 4), 8, 8, Mode::Linear), 8),
+            [0.0, 3.0, 8.0, 13.0, 18.0, 23.0, 28.0, 30.0]
+        );
+        assert_eq!(
+            row(&resample(&ramp(4, 4), 6, 6, Mode::AreaEnlarging), 6),
+            [0.0, 5.0, 10.0, 20.0, 25.0, 30.0]
+        );
     }
 
     #[test]
@@ -165,9 +180,14 @@ mod tests {
 
     #[test]
     fn odd_sizes_stay_in_bounds() {
-        for (w, h, to_w, to_h) in [(1, 1, 64, 64), (1, 9, 3, 2), (640, 3, 320, 2), (17, 1000, 64, 64)] {
+        for (w, h, to_w, to_h) in
+            [(1, 1, 64, 64), (1, 9, 3, 2), (640, 3, 320, 2), (17, 1000, 64, 64)]
+        {
             for mode in [Mode::Area, Mode::Linear, Mode::AreaEnlarging] {
-                assert_eq!(resample(&Picture::plain(w, h, [9; 3]), to_w, to_h, mode), vec![9.0; to_w * to_h * 3]);
+                assert_eq!(
+                    resample(&Picture::plain(w, h, [9; 3]), to_w, to_h, mode),
+                    vec![9.0; to_w * to_h * 3]
+                );
             }
         }
     }

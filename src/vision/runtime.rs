@@ -23,7 +23,11 @@ const NO_TELEMETRY: &str = "ORT_DISABLE_TELEMETRY";
 ///
 /// To be called first thing in `main`. Tests and benches have the variable from `.cargo/config.toml`.
 pub fn forbid_telemetry() {
-    #[expect(unsafe_code, clippy::disallowed_methods, reason = "a C library can be told by the environment only")]
+    #[expect(
+        unsafe_code,
+        clippy::disallowed_methods,
+        reason = "a C library can be told by the environment only"
+    )]
     // SAFETY: `main` calls this before there is a second thread that could read the environment meanwhile.
     unsafe {
         std::env::set_var(NO_TELEMETRY, "1");
@@ -36,9 +40,11 @@ pub fn candidates(configured: Option<&Path>, models: &Path) -> Vec<PathBuf> {
     if let Some(path) = configured {
         return vec![path.to_owned()];
     }
-    let mut places: Vec<PathBuf> = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).into_iter().collect();
+    let mut places: Vec<PathBuf> =
+        std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).into_iter().collect();
     places.push(PathBuf::from("/usr/lib/rollcall/libonnxruntime.so"));
-    let fetched = Path::new(".cache/onnxruntime").join(std::env::consts::ARCH).join("libonnxruntime.so");
+    let fetched =
+        Path::new(".cache/onnxruntime").join(std::env::consts::ARCH).join("libonnxruntime.so");
     // Beside the networks, not below the working directory: that may be writable for others.
     places.push(models.join("..").join(fetched));
     places
@@ -55,21 +61,35 @@ pub fn load(configured: Option<&Path>, models: &Path) -> Result<&'static Environ
         return Err(ModelError::NoRuntime { tried: tried.join(", ") });
     };
     let absolute = path.canonicalize().unwrap_or_else(|_| path.clone());
-    let unusable =
-        |source: Box<dyn std::error::Error + Send + Sync>| ModelError::Runtime { path: path.clone(), source };
+    let unusable = |source: Box<dyn std::error::Error + Send + Sync>| ModelError::Runtime {
+        path: path.clone(),
+        source,
+    };
     // `ort` checks the library's version and refuses one that lacks what it needs.
     let builder = ort::init_from(&absolute).map_err(|e| unusable(Box::new(e)))?;
-    let environment = builder.with_name("rollcall").with_telemetry(false).build().map_err(|e| unusable(Box::new(e)))?;
+    let environment = builder
+        .with_name("rollcall")
+        .with_telemetry(false)
+        .build()
+        .map_err(|e| unusable(Box::new(e)))?;
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
 /// A session over a network in memory.
-pub fn session(environment: &Environment, path: &Path, network: &[u8], threads: usize) -> Result<Session, ModelError> {
+pub fn session(
+    environment: &Environment,
+    path: &Path,
+    network: &[u8],
+    threads: usize,
+) -> Result<Session, ModelError> {
     open(environment, network, threads)
         .map_err(|source| ModelError::Session { path: path.to_owned(), source: Box::new(source) })
 }
 
-#[expect(clippy::result_large_err, reason = "the error of ort's builder carries the builder; made once at start")]
+#[expect(
+    clippy::result_large_err,
+    reason = "the error of ort's builder carries the builder; made once at start"
+)]
 fn open(environment: &Environment, network: &[u8], threads: usize) -> ort::Result<Session> {
     let mut builder = Session::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::All)
@@ -89,7 +109,8 @@ fn open(environment: &Environment, network: &[u8], threads: usize) -> ort::Resul
 /// ONNX Runtime has a precise way, which costs a quarter of the embedder's time; ARM needs neither (`models/README.md`).
 fn int8_saturates() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return !(std::is_x86_feature_detected!("avx512vnni") || std::is_x86_feature_detected!("avxvnni"));
+    return !(std::is_x86_feature_detected!("avx512vnni")
+        || std::is_x86_feature_detected!("avxvnni"));
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

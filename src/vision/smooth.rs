@@ -15,7 +15,8 @@ const IN_COLOUR: f32 = 12.0;
 pub(crate) fn smoothed(rgb: &[f32], width: usize, height: usize) -> Vec<f32> {
     debug_assert_eq!(rgb.len(), width * height * 3);
     // Beyond four deviations nothing weighs anything.
-    let by_colour: Vec<f32> = (0..=(4.0 * IN_COLOUR) as usize).map(|step| bell(step as f32, IN_COLOUR)).collect();
+    let by_colour: Vec<f32> =
+        (0..=(4.0 * IN_COLOUR) as usize).map(|step| bell(step as f32, IN_COLOUR)).collect();
     let neighbours: Vec<(isize, isize, f32)> = (-REACH..=REACH)
         .flat_map(|dy| (-REACH..=REACH).map(move |dx| (dx, dy)))
         .map(|(dx, dy)| (dx, dy, bell((dx as f32).hypot(dy as f32), IN_SPACE)))
@@ -32,7 +33,9 @@ pub(crate) fn smoothed(rgb: &[f32], width: usize, height: usize) -> Vec<f32> {
                     continue;
                 }
                 let there = pixel(rgb, width, x, y);
-                let apart = (there[0] - here[0]).abs() + (there[1] - here[1]).abs() + (there[2] - here[2]).abs();
+                let apart = (there[0] - here[0]).abs()
+                    + (there[1] - here[1]).abs()
+                    + (there[2] - here[2]).abs();
                 let Some(in_colour) = by_colour.get(apart as usize) else { continue };
                 let weight = in_space * in_colour;
                 weights += weight;
@@ -62,10 +65,13 @@ mod tests {
         let (width, height) = (32, 16);
         let grain = |n: usize| (n * 7919 % 5) as f32 - 2.0;
         let scene = |n: usize| if n % width < 16 { 80.0 } else { 160.0 };
-        let rgb: Vec<f32> = (0..width * height).flat_map(|n| [0, 1, 2].map(|c| scene(n) + grain(n * 3 + c))).collect();
+        let rgb: Vec<f32> = (0..width * height)
+            .flat_map(|n| [0, 1, 2].map(|c| scene(n) + grain(n * 3 + c)))
+            .collect();
         let smooth = smoothed(&rgb, width, height);
         let rough = |rgb: &[f32]| {
-            let apart = rgb.chunks_exact(3).enumerate().map(|(n, pixel)| (pixel[0] - scene(n)).abs());
+            let apart =
+                rgb.chunks_exact(3).enumerate().map(|(n, pixel)| (pixel[0] - scene(n)).abs());
             apart.sum::<f32>() / (width * height) as f32
         };
         assert!(rough(&smooth) < 0.5 * rough(&rgb), "{} of {}", rough(&smooth), rough(&rgb));

@@ -77,7 +77,13 @@ pub enum ExportError {
 }
 
 impl Header {
-    pub fn new(created_at: String, site: &str, device: &str, subjects: u64, embedders: &[ModelDigest]) -> Self {
+    pub fn new(
+        created_at: String,
+        site: &str,
+        device: &str,
+        subjects: u64,
+        embedders: &[ModelDigest],
+    ) -> Self {
         Self {
             export: FORM,
             id: Uuid::now_v7(),
@@ -105,7 +111,9 @@ impl<'a, W: Write> Writing<'a, W> {
         writing.put(MAGIC)?;
         let text = serde_json::to_vec(header).expect("string keys, and it writes to memory");
         writing.part(b'H', &text)?;
-        let proof = key.seal(&Sha256::digest(&text), &belongs(b"key", header.id, 0)).map_err(ExportError::Seal)?;
+        let proof = key
+            .seal(&Sha256::digest(&text), &belongs(b"key", header.id, 0))
+            .map_err(ExportError::Seal)?;
         writing.part(b'K', &proof)?;
         Ok(writing)
     }
@@ -114,7 +122,10 @@ impl<'a, W: Write> Writing<'a, W> {
         let id = portable.subject_id.as_str().as_bytes();
         let sealed = portable.seal(self.key, REALM).map_err(ExportError::Seal)?;
         let plain = [&[id.len() as u8], id, &sealed].concat();
-        let sealed = self.key.seal(&plain, &belongs(b"subject", self.id, self.subjects)).map_err(ExportError::Seal)?;
+        let sealed = self
+            .key
+            .seal(&plain, &belongs(b"subject", self.id, self.subjects))
+            .map_err(ExportError::Seal)?;
         if sealed.len() > PART_BYTES_MAX {
             return Err(ExportError::TooLarge);
         }
@@ -127,7 +138,8 @@ impl<'a, W: Write> Writing<'a, W> {
     pub fn finish(mut self) -> Result<(W, u64), ExportError> {
         let end = End { subjects: self.subjects, sha256: hex(&self.hash.clone().finalize()) };
         let text = serde_json::to_vec(&end).expect("string keys, and it writes to memory");
-        let sealed = self.key.seal(&text, &belongs(b"end", self.id, 0)).map_err(ExportError::Seal)?;
+        let sealed =
+            self.key.seal(&text, &belongs(b"end", self.id, 0)).map_err(ExportError::Seal)?;
         self.part(b'E', &sealed)?;
         Ok((self.to, self.subjects))
     }
@@ -195,11 +207,17 @@ impl<'a, R: Read> Reading<'a, R> {
         let Some(sealed) = self.sealed_subject()? else {
             return Ok(None);
         };
-        let plain =
-            self.key.open(&sealed, &belongs(b"subject", self.header.id, at)).map_err(|_| ExportError::Altered)?;
+        let plain = self
+            .key
+            .open(&sealed, &belongs(b"subject", self.header.id, at))
+            .map_err(|_| ExportError::Altered)?;
         let (length, rest) = plain.split_first().ok_or(ExportError::Altered)?;
-        let (id, sealed) = rest.split_at_checked(usize::from(*length)).ok_or(ExportError::Altered)?;
-        let id = std::str::from_utf8(id).ok().and_then(|it| SubjectId::new(it).ok()).ok_or(ExportError::Altered)?;
+        let (id, sealed) =
+            rest.split_at_checked(usize::from(*length)).ok_or(ExportError::Altered)?;
+        let id = std::str::from_utf8(id)
+            .ok()
+            .and_then(|it| SubjectId::new(it).ok())
+            .ok_or(ExportError::Altered)?;
         let portable = Portable::open(sealed, self.key, REALM, &id);
         portable.map(Some).map_err(|source| ExportError::Subject { at: at + 1, source })
     }
@@ -224,7 +242,8 @@ impl<'a, R: Read> Reading<'a, R> {
         let altered = |_| ExportError::Altered;
         let text = self.key.open(sealed, &belongs(b"end", self.header.id, 0)).map_err(altered)?;
         let end: End = serde_json::from_slice(&text).map_err(|_| ExportError::Altered)?;
-        let whole = end.subjects == self.subjects && end.sha256 == hex(&self.hash.clone().finalize());
+        let whole =
+            end.subjects == self.subjects && end.sha256 == hex(&self.hash.clone().finalize());
         let mut more = [0; 1];
         if !whole || self.from.read(&mut more)? != 0 {
             return Err(ExportError::Altered);
@@ -288,7 +307,8 @@ mod tests {
     use crate::record::portable::{PortableReference, State, Version};
 
     fn portable(number: u32) -> Portable {
-        let template = Template::normalised((0..64).map(|i| ((i + number) as f32).sin()).collect()).unwrap();
+        let template =
+            Template::normalised((0..64).map(|i| ((i + number) as f32).sin()).collect()).unwrap();
         let reference = PortableReference {
             id: Uuid::from_u128(u128::from(number)),
             embedder: ModelDigest([3; 32]),
@@ -299,7 +319,11 @@ mod tests {
         Portable {
             subject_id: SubjectId::new(&format!("jane-{number}")).unwrap(),
             version: Version { withdrawals: 0, changes: number, device: "door-1".into() },
-            state: State::Enrolled { name: Name::new("Jane").unwrap(), enrolled_ms: 7, references: vec![reference] },
+            state: State::Enrolled {
+                name: Name::new("Jane").unwrap(),
+                enrolled_ms: 7,
+                references: vec![reference],
+            },
         }
     }
 
@@ -309,7 +333,8 @@ mod tests {
     }
 
     fn written(key: &SharedKey, count: u32) -> Vec<u8> {
-        let header = Header::new("2026-11-23T07:58:03.412Z".into(), "hq", "door-1", u64::from(count), &[]);
+        let header =
+            Header::new("2026-11-23T07:58:03.412Z".into(), "hq", "door-1", u64::from(count), &[]);
         let mut writing = Writing::begin(Vec::new(), key, &header).unwrap();
         (1..=count).for_each(|number| writing.subject(&portable(number)).unwrap());
         writing.finish().unwrap().0
@@ -333,7 +358,11 @@ mod tests {
         assert_eq!(Reading::begin(&bytes[..], &key).unwrap().verify(|_| ()).unwrap(), 3);
         assert_eq!(read(&written(&key, 0), &key).unwrap(), []);
         for clear in [&b"jane-"[..], b"Jane"] {
-            assert!(!bytes.windows(clear.len()).any(|it| it == clear), "in clear: {}", String::from_utf8_lossy(clear));
+            assert!(
+                !bytes.windows(clear.len()).any(|it| it == clear),
+                "in clear: {}",
+                String::from_utf8_lossy(clear)
+            );
         }
         assert!(matches!(read(&bytes, &self::key()), Err(ExportError::OtherKey { .. })));
     }

@@ -58,7 +58,8 @@ pub fn refused_with(verb: &str, refusal: &Refusal, details: &impl Serialize) -> 
         #[serde(skip_serializing_if = "Option::is_none")]
         field: Option<&'a str>,
     }
-    let error = Error { code: refusal.code, message: &refusal.message, field: refusal.field.as_deref() };
+    let error =
+        Error { code: refusal.code, message: &refusal.message, field: refusal.field.as_deref() };
     let request_id = refusal.request_id.as_deref();
     let answer = Refused { schema: SCHEMA, request_id, verb, ok: false, error, details };
     serde_json::to_string(&answer).expect("an answer has string keys only and writes to memory")
@@ -228,7 +229,11 @@ impl AttendanceList {
         let more = found.len() > limit as usize;
         found.truncate(limit as usize);
         let next_after = found.last().filter(|_| more).map(|last| last.seq);
-        Self { venue, attendance: found.iter().filter_map(AttendanceEntry::of).collect(), next_after }
+        Self {
+            venue,
+            attendance: found.iter().filter_map(AttendanceEntry::of).collect(),
+            next_after,
+        }
     }
 }
 

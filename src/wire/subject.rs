@@ -120,7 +120,12 @@ impl Portable {
         key.seal(&self.to_bytes(), &belongs(realm, &self.subject_id))
     }
 
-    pub fn open(sealed: &[u8], key: &SharedKey, realm: &str, subject_id: &SubjectId) -> Result<Self, PortableError> {
+    pub fn open(
+        sealed: &[u8],
+        key: &SharedKey,
+        realm: &str,
+        subject_id: &SubjectId,
+    ) -> Result<Self, PortableError> {
         let plain = key.open(sealed, &belongs(realm, subject_id)).map_err(PortableError::Sealed)?;
         let found = Self::from_bytes(&plain)?;
         if found.subject_id != *subject_id {
@@ -167,16 +172,21 @@ impl Portable {
         let (length, rest) = bytes.split_first_chunk::<4>().ok_or(shape("it is cut off"))?;
         let length = u32::from_le_bytes(*length) as usize;
         let (text, floats) = rest.split_at_checked(length).ok_or(shape("it is cut off"))?;
-        let found = serde_json::from_slice::<Form>(text).map_err(|_| shape("its head cannot be read"))?.form;
+        let found = serde_json::from_slice::<Form>(text)
+            .map_err(|_| shape("its head cannot be read"))?
+            .form;
         if found != FORM {
             return Err(PortableError::Form { found });
         }
-        let head: Head = serde_json::from_slice(text).map_err(|_| shape("its head cannot be read"))?;
+        let head: Head =
+            serde_json::from_slice(text).map_err(|_| shape("its head cannot be read"))?;
         if head.references.len() > REFERENCES_MAX {
             return Err(shape("it has too many references"));
         }
         let state = match (head.withdrawn, head.name) {
-            (Some(withdrawn), _) => State::Withdrawn { erased: withdrawn.erased, at_ms: withdrawn.at_ms },
+            (Some(withdrawn), _) => {
+                State::Withdrawn { erased: withdrawn.erased, at_ms: withdrawn.at_ms }
+            }
             (None, Some(name)) => {
                 let references = read_references(head.references, floats)?;
                 State::Enrolled { name, enrolled_ms: head.enrolled_ms, references }
@@ -192,18 +202,23 @@ struct Form {
     form: u32,
 }
 
-fn read_references(heads: Vec<HeadReference>, mut floats: &[u8]) -> Result<Vec<PortableReference>, PortableError> {
+fn read_references(
+    heads: Vec<HeadReference>,
+    mut floats: &[u8],
+) -> Result<Vec<PortableReference>, PortableError> {
     let shape = |why| PortableError::Shape { why };
     let mut references = Vec::with_capacity(heads.len());
     for head in heads {
         if head.dimension == 0 || head.dimension > DIMENSION_MAX {
             return Err(shape("a template has an impossible dimension"));
         }
-        let (raw, rest) = floats.split_at_checked(head.dimension * 4).ok_or(shape("a template is cut off"))?;
+        let (raw, rest) =
+            floats.split_at_checked(head.dimension * 4).ok_or(shape("a template is cut off"))?;
         floats = rest;
         let raw = raw.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it)).collect();
         let template = Template::restored(raw).ok_or(shape("a template is not of unit length"))?;
-        let embedder = ModelDigest::from_hex(&head.embedder).ok_or(shape("an embedder's digest is none"))?;
+        let embedder =
+            ModelDigest::from_hex(&head.embedder).ok_or(shape("an embedder's digest is none"))?;
         if !(0.0..=1.0).contains(&head.quality) {
             return Err(shape("a quality is out of range"));
         }
@@ -268,10 +283,17 @@ mod tests {
         assert_eq!(Portable::open(&sealed, &key, "hq", jane).unwrap(), portable);
         let john = SubjectId::new("john").unwrap();
         for (realm, id) in [("other", jane), ("hq", &john)] {
-            assert!(matches!(Portable::open(&sealed, &key, realm, id), Err(PortableError::Sealed(_))), "{realm} {id}");
+            assert!(
+                matches!(Portable::open(&sealed, &key, realm, id), Err(PortableError::Sealed(_))),
+                "{realm} {id}"
+            );
         }
-        assert!(matches!(Portable::open(&sealed, &self::key(), "hq", jane), Err(PortableError::Sealed(_))));
-        let withdrawn = Portable { state: State::Withdrawn { erased: true, at_ms: 9 }, ..portable.clone() };
+        assert!(matches!(
+            Portable::open(&sealed, &self::key(), "hq", jane),
+            Err(PortableError::Sealed(_))
+        ));
+        let withdrawn =
+            Portable { state: State::Withdrawn { erased: true, at_ms: 9 }, ..portable.clone() };
         let sealed = withdrawn.seal(&key, "hq").unwrap();
         assert_eq!(Portable::open(&sealed, &key, "hq", jane).unwrap(), withdrawn);
     }
@@ -293,7 +315,11 @@ mod tests {
 
     #[test]
     fn every_door_decides_alike_which_account_is_newer() {
-        let version = |withdrawals, changes, device: &str| Version { withdrawals, changes, device: device.into() };
+        let version = |withdrawals, changes, device: &str| Version {
+            withdrawals,
+            changes,
+            device: device.into(),
+        };
         for (newer, older) in [
             ((version(0, 2, "a"), false), (version(0, 1, "z"), false)),
             ((version(1, 0, "a"), true), (version(0, 9, "z"), false)),

@@ -27,7 +27,9 @@ pub fn from_name(name: &str) -> SubjectId {
     for c in name.nfkd().filter(|c| !is_combining_mark(*c)) {
         match plain(c) {
             Some(letters) => id.push_str(letters),
-            None if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') => id.push(c.to_ascii_lowercase()),
+            None if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') => {
+                id.push(c.to_ascii_lowercase())
+            }
             None => {
                 lost |= c.is_alphanumeric();
                 if !id.is_empty() && !id.ends_with('-') {
@@ -43,7 +45,8 @@ pub fn from_name(name: &str) -> SubjectId {
     let hash = hex(&Sha256::digest(name.as_bytes()));
     let kept = &id[..id.len().min(LENGTH_MAX - HASH_DIGITS - 1)];
     let kept = if kept.is_empty() { "id" } else { kept.trim_end_matches('-') };
-    SubjectId::new(&format!("{kept}-{}", &hash[..HASH_DIGITS])).expect("it is made of the characters of an id")
+    SubjectId::new(&format!("{kept}-{}", &hash[..HASH_DIGITS]))
+        .expect("it is made of the characters of an id")
 }
 
 /// Latin letters that are not a plain one with a mark.

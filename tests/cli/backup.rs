@@ -40,7 +40,10 @@ use serde_json::{Value, json};
 
 fn home(broker: &Mosquitto, server: &Mongod) -> Home {
     let venue = "[[venue]]\nid = \"main\"\nre_entry_gap = \"0s\"\n";
-    let home = Home::new(broker.port(), &format!("[mongo]\nuri_file = \"uri\"\ntimeout = \"5s\"\n{venue}"));
+    let home = Home::new(
+        broker.port(),
+        &format!("[mongo]\nuri_file = \"uri\"\ntimeout = \"5s\"\n{venue}"),
+    );
     fs::write(home.path("uri"), server.uri()).unwrap();
     fs::set_permissions(home.path("uri"), Permissions::from_mode(0o600)).unwrap();
     home
@@ -67,7 +70,12 @@ fn enrol(state: &Path) {
     let store = Store::open(state, StoreOptions::new(vec![SinkName::MQTT], clock)).unwrap().store;
     let id = SubjectId::new("jane").unwrap();
     let template = Template::normalised((0..512).map(|i| (i as f32).sin()).collect()).unwrap();
-    let reference = NewReference { subject_id: id.clone(), embedder: ModelDigest([7; 32]), template, quality: 0.5 };
+    let reference = NewReference {
+        subject_id: id.clone(),
+        embedder: ModelDigest([7; 32]),
+        template,
+        quality: 0.5,
+    };
     let write = move |tx: &mut rollcall::record::store::Tx<'_>| {
         tx.put_subject(&id, &Name::new("Jane").unwrap())?;
         tx.add_references(std::slice::from_ref(&reference))
@@ -92,25 +100,36 @@ fn said(output: &Output) -> String {
 fn check_numbers(state: &Path) -> i64 {
     let database = rusqlite::Connection::open(state.join("rollcall.db")).unwrap();
     let (count, newest): (i64, i64) = database
-        .query_row("select count(*), coalesce(max(seq), 0) from event", [], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row("select count(*), coalesce(max(seq), 0) from event", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .unwrap();
     assert_eq!(count, newest);
-    let orphans =
-        "select count(*) from outbox where event_seq is not null and event_seq not in (select seq from event)";
+    let orphans = "select count(*) from outbox where event_seq is not null and event_seq not in (select seq from event)";
     assert_eq!(database.query_row(orphans, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
     count
 }
 
 /// Visits by command, while copies are made; half-way the broker is away for a moment.
-fn visit_and_copy(broker: &mut Mosquitto, client: &Client, home: &Home, image: &str, visits: usize) -> Vec<String> {
+fn visit_and_copy(
+    broker: &mut Mosquitto,
+    client: &Client,
+    home: &Home,
+    image: &str,
+    visits: usize,
+) -> Vec<String> {
     let mut copies = Vec::new();
     for number in 0..visits {
         let request_id = format!("visit-{number}");
-        client.command("attend", &json!({"request_id": request_id, "venue": "main", "image": image}));
+        client
+            .command("attend", &json!({"request_id": request_id, "venue": "main", "image": image}));
         if number % (visits / 4).max(1) == 0 {
             let name = format!("copy-{number}");
             let manifest = backup(home, &name);
-            assert_eq!(manifest["contents"]["events"], manifest["contents"]["newest_seq"], "{manifest}");
+            assert_eq!(
+                manifest["contents"]["events"], manifest["contents"]["newest_seq"],
+                "{manifest}"
+            );
             copies.push(name);
         }
         if number == visits / 2 {
@@ -140,14 +159,22 @@ fn a_backup_taken_under_load_goes_on_elsewhere() {
     let image = faces::base64(&person.enrol[0]);
     let copies = visit_and_copy(&mut broker, &client, &first, &image, visits);
     client.await_replies(visits + 1);
-    let told = client.await_health("the gallery", |it| it["gallery"]["references"] != 0)["gallery"].clone();
+    let told = client.await_health("the gallery", |it| it["gallery"]["references"] != 0)["gallery"]
+        .clone();
 
     // The broker goes away for good, the last is recorded, then the device dies.
     broker.stop();
     let watch = Stopwatch::start();
     let manifest = backup(&first, "last");
-    println!("{} events backed up in {:.2} s", manifest["contents"]["events"], watch.elapsed().as_secs_f64());
-    assert!(manifest["contents"]["owed"]["mongo"].as_u64().unwrap() >= recorded as u64, "{manifest}");
+    println!(
+        "{} events backed up in {:.2} s",
+        manifest["contents"]["events"],
+        watch.elapsed().as_secs_f64()
+    );
+    assert!(
+        manifest["contents"]["owed"]["mongo"].as_u64().unwrap() >= recorded as u64,
+        "{manifest}"
+    );
     assert_eq!(manifest["contents"]["galleries"][0]["digest"], told["digest"]);
     daemon.kill();
 
@@ -170,8 +197,9 @@ fn a_backup_taken_under_load_goes_on_elsewhere() {
     broker.run();
     server.run_all();
     let daemon = client.started(&second);
-    let health = client
-        .await_health("nothing is owed", |it| it["outbox"].as_array().unwrap().iter().all(|sink| sink["rows"] == 0));
+    let health = client.await_health("nothing is owed", |it| {
+        it["outbox"].as_array().unwrap().iter().all(|sink| sink["rows"] == 0)
+    });
     assert_eq!(
         (&health["gallery"]["digest"], &health["gallery"]["references"]),
         (&told["digest"], &told["references"])
@@ -185,7 +213,8 @@ fn a_backup_taken_under_load_goes_on_elsewhere() {
         .filter(|it| it["kind"] == "attendance")
         .map(|it| it["event_id"].as_str().unwrap().to_owned())
         .collect();
-    let stored: Vec<_> = server.all("attendance").iter().map(|it| it.get_str("_id").unwrap().to_owned()).collect();
+    let stored: Vec<_> =
+        server.all("attendance").iter().map(|it| it.get_str("_id").unwrap().to_owned()).collect();
     assert_eq!(stored.len(), attended.len(), "each once");
     assert_eq!(stored.into_iter().collect::<BTreeSet<_>>(), attended);
 }
@@ -212,7 +241,8 @@ fn what_is_not_whole_or_in_the_way_is_refused() {
 
     // Without keys.
     assert!(home.output(&["backup", &bare, "--without-keys"]).status.success());
-    let names: BTreeSet<_> = fs::read_dir(&bare).unwrap().map(|it| it.unwrap().file_name()).collect();
+    let names: BTreeSet<_> =
+        fs::read_dir(&bare).unwrap().map(|it| it.unwrap().file_name()).collect();
     assert_eq!(names, BTreeSet::from(["manifest.json".into(), "rollcall.db".into()]));
     refused(&["restore", &bare, "--to", &elsewhere], "the backup has no key");
     fs::write(path("wrong"), [9; 32]).unwrap();
@@ -223,10 +253,15 @@ fn what_is_not_whole_or_in_the_way_is_refused() {
     );
     assert!(!home.path("elsewhere").exists());
     let key = home.state().join("rollcall.key");
-    let output = home.output(&["restore", &bare, "--to", &elsewhere, "--key", key.to_str().unwrap()]);
+    let output =
+        home.output(&["restore", &bare, "--to", &elsewhere, "--key", key.to_str().unwrap()]);
     assert!(output.status.success(), "{}", said(&output));
     let output = home.output(&["restore", &bare, "--to", &path("later"), "--without-keys"]);
-    assert!(output.status.success() && !home.path("later").join("rollcall.key").exists(), "{}", said(&output));
+    assert!(
+        output.status.success() && !home.path("later").join("rollcall.key").exists(),
+        "{}",
+        said(&output)
+    );
 
     // Damaged: a byte turned, a file cut, a file gone.
     let database = home.path("keyless").join("rollcall.db");
@@ -240,8 +275,9 @@ fn what_is_not_whole_or_in_the_way_is_refused() {
     fs::remove_file(&database).unwrap();
     refused(&["restore", &path("keyless"), "--to", &path("never")], "cannot read");
     assert!(!home.path("never").exists());
-    let left =
-        fs::read_dir(home.path(".")).unwrap().any(|it| it.unwrap().file_name().to_string_lossy().contains("partial"));
+    let left = fs::read_dir(home.path("."))
+        .unwrap()
+        .any(|it| it.unwrap().file_name().to_string_lossy().contains("partial"));
     assert!(!left, "nothing half is left behind");
 }
 
@@ -260,7 +296,12 @@ fn on_a_full_disk(home: &Home, args: &[&str]) -> Output {
 fn a_disk_that_runs_full_leaves_nothing_half_behind() {
     let home = Home::new(1, "");
     record(&home.state(), 6_000);
-    let names = || fs::read_dir(home.path(".")).unwrap().map(|it| it.unwrap().file_name()).collect::<BTreeSet<_>>();
+    let names = || {
+        fs::read_dir(home.path("."))
+            .unwrap()
+            .map(|it| it.unwrap().file_name())
+            .collect::<BTreeSet<_>>()
+    };
     let path = |name: &str| home.path(name).to_str().unwrap().to_owned();
     // So that it stands in both lists.
     home.output(&["--version"]);
@@ -270,7 +311,11 @@ fn a_disk_that_runs_full_leaves_nothing_half_behind() {
     assert_eq!(names(), before);
     backup(&home, "copy");
     let output = on_a_full_disk(&home, &["restore", &path("copy"), "--to", &path("to")]);
-    assert!(!output.status.success() && said(&output).contains("cannot write"), "{}", said(&output));
+    assert!(
+        !output.status.success() && said(&output).contains("cannot write"),
+        "{}",
+        said(&output)
+    );
     assert!(!home.path("to").exists() && !home.path(".to.partial").exists());
 }
 
@@ -283,7 +328,8 @@ fn a_restore_that_is_killed_leaves_no_half_state() {
     let args = ["restore", from.to_str().unwrap(), "--to", to.to_str().unwrap()];
     let partial = home.path(".to.partial");
     for kill in 0..scaled("E2E_KILLS", 4) {
-        let mut child = home.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            home.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let files = || fs::read_dir(&partial).map_or(0, Iterator::count);
         until("it is in the middle", || {
             let ended = child.try_wait().unwrap().is_some();

@@ -26,7 +26,10 @@ struct Noise(u64);
 impl Noise {
     fn direction(&mut self) -> Vec<f32> {
         let mut one = || {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (self.0 >> 33) as f32 / (1_u64 << 31) as f32 - 0.5
         };
         // Sums of uniform numbers are as good as normal ones here.
@@ -38,7 +41,8 @@ impl Noise {
     fn near(&mut self, base: &[f32], score: f32) -> Template {
         let other = self.direction();
         let rest = (1.0 - score * score).sqrt();
-        Template::normalised(base.iter().zip(&other).map(|(a, b)| score * a + rest * b).collect()).unwrap()
+        Template::normalised(base.iter().zip(&other).map(|(a, b)| score * a + rest * b).collect())
+            .unwrap()
     }
 }
 
@@ -51,7 +55,8 @@ fn embedder(home: &Home) -> ModelDigest {
 fn enrol(home: &Home, count: usize) {
     let embedder = embedder(home);
     let clock = Arc::new(SimulatedClock::at(1_795_420_683_412));
-    let store = Store::open(&home.state(), StoreOptions::new(vec![SinkName::MQTT], clock)).unwrap().store;
+    let store =
+        Store::open(&home.state(), StoreOptions::new(vec![SinkName::MQTT], clock)).unwrap().store;
     let mut noise = Noise(7);
     let mut bases: Vec<Vec<f32>> = Vec::new();
     let mut all = Vec::new();
@@ -93,8 +98,14 @@ fn the_figures_are_those_of_the_gallery() {
     enrol(&home, 240);
     let html = home.path("report.html");
     let report = home.json(&["calibrate", "--json", "--html", html.to_str().unwrap()]);
-    assert_eq!((&report["subjects"], &report["references"]), (&Value::from(240), &Value::from(360)));
-    assert_eq!((&report["single_reference"], &report["genuine"]["pairs"]), (&Value::from(120), &Value::from(120)));
+    assert_eq!(
+        (&report["subjects"], &report["references"]),
+        (&Value::from(240), &Value::from(360))
+    );
+    assert_eq!(
+        (&report["single_reference"], &report["genuine"]["pairs"]),
+        (&Value::from(120), &Value::from(120))
+    );
     let median = report["genuine"]["median"].as_f64().unwrap();
     assert!((median - 0.8).abs() < 0.03, "{median}");
     assert_eq!(report["genuine"]["fnmr"]["counted"], 0);
@@ -107,13 +118,19 @@ fn the_figures_are_those_of_the_gallery() {
     assert_eq!((report["doubles"].clone(), alike.as_array().unwrap().len()), (1.into(), 2));
     // Nearly orthogonal people: far less than people look alike, and said so.
     let suggested = &report["suggested"];
-    assert!(suggested["threshold"].as_f64().unwrap() < report["threshold"].as_f64().unwrap(), "{report}");
+    assert!(
+        suggested["threshold"].as_f64().unwrap() < report["threshold"].as_f64().unwrap(),
+        "{report}"
+    );
     assert_eq!(suggested["method"], "tail");
 
     // Another target changes what is suggested, not what is in force; a threshold set by hand is told as one.
     let loose = home.json(&["calibrate", "--json", "--fpir", "0.2"]);
     assert_eq!(loose["threshold"], report["threshold"]);
-    assert!(loose["suggested"]["threshold"].as_f64().unwrap() < suggested["threshold"].as_f64().unwrap());
+    assert!(
+        loose["suggested"]["threshold"].as_f64().unwrap()
+            < suggested["threshold"].as_f64().unwrap()
+    );
     assert!(report["suggested_fpir"].is_null() || !report["threshold_fixed"].as_bool().unwrap());
 
     let text = fs::read_to_string(&html).unwrap();
@@ -123,16 +140,26 @@ fn the_figures_are_those_of_the_gallery() {
         assert!(!text.contains(absent), "the report has {absent}");
     }
     let addresses = text.matches("://").count();
-    assert_eq!(addresses, text.matches("http://www.w3.org/2000/svg").count(), "only the name of SVG");
+    assert_eq!(
+        addresses,
+        text.matches("http://www.w3.org/2000/svg").count(),
+        "only the name of SVG"
+    );
 
     // The same whatever the workers, and for people.
     let again = home.json(&["calibrate", "--json", "--workers", "3"]);
     assert_eq!((&again["look_alikes"], &again["suggested"]), (alike, suggested));
     let output = home.output(&["calibrate"]);
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && said.contains("◀ threshold") && said.contains("Look-alikes:"), "{said}");
+    assert!(
+        output.status.success() && said.contains("◀ threshold") && said.contains("Look-alikes:"),
+        "{said}"
+    );
     assert!(!said.contains("Secret Name"));
-    assert!(home.json(&["calibrate", "--json", "--comparisons", "20000"])["impostor"]["sampled"] == true);
+    assert!(
+        home.json(&["calibrate", "--json", "--comparisons", "20000"])["impostor"]["sampled"]
+            == true
+    );
 }
 
 #[test]

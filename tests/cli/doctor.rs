@@ -36,7 +36,8 @@ fn report(home: &Home) -> Value {
 
 fn finding(home: &Home, part: &str) -> Value {
     let report = report(home);
-    let found = report["findings"].as_array().unwrap().iter().find(|it| it["part"] == part).cloned();
+    let found =
+        report["findings"].as_array().unwrap().iter().find(|it| it["part"] == part).cloned();
     found.unwrap_or_else(|| panic!("{part} is not in {report}"))
 }
 
@@ -50,7 +51,11 @@ fn check(home: &Home, part: &str, state: &str, parts: &[&str]) {
 
 fn openssl(dir: &Path, args: &str) {
     let mut command = Command::new("openssl");
-    let output = command.args(args.split_whitespace()).current_dir(dir).output().expect("apt-get install -y openssl");
+    let output = command
+        .args(args.split_whitespace())
+        .current_dir(dir)
+        .output()
+        .expect("apt-get install -y openssl");
     assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -59,14 +64,18 @@ fn tls_broker(san: &str, expired: bool) -> Mosquitto {
     Mosquitto::start_with(|dir| {
         let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
         openssl(dir, &format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=ca -days 2"));
-        openssl(dir, &format!("req -x509 {key} -keyout other.key -out other.pem -subj /CN=other -days 2"));
+        openssl(
+            dir,
+            &format!("req -x509 {key} -keyout other.key -out other.pem -subj /CN=other -days 2"),
+        );
         openssl(dir, &format!("req {key} -keyout server.key -out server.csr -subj /CN=server"));
         fs::write(dir.join("index"), "").unwrap();
         let settings = "[ca]\ndefault_ca=c\n[c]\ndatabase=index\nnew_certs_dir=.\nrand_serial=yes\ndefault_md=sha256\n\
                         policy=p\n[p]\ncommonName=supplied\n";
         fs::write(dir.join("ca.conf"), settings).unwrap();
         fs::write(dir.join("san"), format!("subjectAltName={san}\n")).unwrap();
-        let dates = if expired { "-startdate 20200101000000Z -enddate 20200201000000Z" } else { "-days 2" };
+        let dates =
+            if expired { "-startdate 20200101000000Z -enddate 20200201000000Z" } else { "-days 2" };
         openssl(
             dir,
             &format!(
@@ -89,9 +98,19 @@ fn a_broker_that_does_not_take_us_is_told_by_its_reason() {
     let with = |port: u16, more: &str| Home::new(port, more);
     let user = "user = \"door-1\"\npassword = ";
     check(&with(broker.port(), &format!("{user}\"s3cret\"\n")), "broker", "good", &["door-1"]);
-    check(&with(broker.port(), &format!("{user}\"guess\"\n")), "broker", "fault", &["does not let us in", "setup"]);
+    check(
+        &with(broker.port(), &format!("{user}\"guess\"\n")),
+        "broker",
+        "fault",
+        &["does not let us in", "setup"],
+    );
     check(&with(broker.port(), "tls = true\n"), "broker", "fault", &["does not speak TLS", "8883"]);
-    check(&with(free_port(), ""), "broker", "warning", &["no broker answers at this port", "waits on this device"]);
+    check(
+        &with(free_port(), ""),
+        "broker",
+        "warning",
+        &["no broker answers at this port", "waits on this device"],
+    );
     let home = with(NO_BROKER, "");
     let text = fs::read_to_string(home.path("config.toml")).unwrap();
     fs::write(home.path("config.toml"), text.replace("127.0.0.1", "broker..invalid")).unwrap();
@@ -102,14 +121,34 @@ fn a_broker_that_does_not_take_us_is_told_by_its_reason() {
 fn a_certificate_that_does_not_fit_is_told_by_its_reason() {
     let check_with = |broker: &Mosquitto, ca: &str, state: &str, parts: &[&str]| {
         let ca = broker.path(ca);
-        check(&Home::new(broker.port(), &format!("tls = true\nca_file = {ca:?}\n")), "broker", state, parts);
+        check(
+            &Home::new(broker.port(), &format!("tls = true\nca_file = {ca:?}\n")),
+            "broker",
+            state,
+            parts,
+        );
     };
     let good = tls_broker("IP:127.0.0.1", false);
     check_with(&good, "ca.pem", "good", &["over TLS"]);
     check_with(&good, "other.pem", "fault", &["authority that we do not know", "ca_file"]);
-    check(&Home::new(good.port(), ""), "broker", "fault", &["does not answer as a broker", "tls = true"]);
-    check_with(&tls_broker("DNS:broker.example.net", false), "ca.pem", "fault", &["for another name", "[mqtt] host"]);
-    check_with(&tls_broker("IP:127.0.0.1", true), "ca.pem", "fault", &["not valid at this time", "renew"]);
+    check(
+        &Home::new(good.port(), ""),
+        "broker",
+        "fault",
+        &["does not answer as a broker", "tls = true"],
+    );
+    check_with(
+        &tls_broker("DNS:broker.example.net", false),
+        "ca.pem",
+        "fault",
+        &["for another name", "[mqtt] host"],
+    );
+    check_with(
+        &tls_broker("IP:127.0.0.1", true),
+        "ca.pem",
+        "fault",
+        &["not valid at this time", "renew"],
+    );
 }
 
 /// A photograph of 640 by 480, made here: squares of 80 pixels, `low` and `high` bright, blurred by so many pixels.
@@ -145,8 +184,9 @@ fn a_running_daemon_is_asked_what_only_it_knows() {
     let home = Home::new(NO_BROKER, "");
     check(&home, "service", "warning", &["no daemon runs", "nobody is recorded"]);
     let dark = photograph(&home, "dark.png", (0, 20), 0);
-    let replay =
-        |path: &Path| format!("[camera]\nsource = \"replay\"\npath = {path:?}\nrepeat = true\nshow = \"1m\"\n");
+    let replay = |path: &Path| {
+        format!("[camera]\nsource = \"replay\"\npath = {path:?}\nrepeat = true\nshow = \"1m\"\n")
+    };
     home.configure(NO_BROKER, &replay(&dark));
     let daemon = home.start();
     until("its camera streams", || {
@@ -155,7 +195,10 @@ fn a_running_daemon_is_asked_what_only_it_knows() {
     });
     check(&home, "service", "good", &["a daemon runs"]);
     assert!(daemon.terminate().success());
-    home.configure(NO_BROKER, "[camera]\nsource = \"v4l2\"\ndevice = \"usb-nothing-of-that-name\"\n");
+    home.configure(
+        NO_BROKER,
+        "[camera]\nsource = \"v4l2\"\ndevice = \"usb-nothing-of-that-name\"\n",
+    );
     let daemon = home.start();
     until("its camera is lost", || (finding(&home, "camera")["state"] == "fault").then_some(()));
     check(&home, "camera", "fault", &["no camera of that name", "rollcall cameras"]);
@@ -183,7 +226,8 @@ fn the_key_and_the_database_are_looked_after() {
     let home = Home::new(NO_BROKER, "");
     // The first of all makes database and key.
     let photograph = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/photos/biden.jpg");
-    let enrolled = home.output(&["enrol", "--id", "joe", "--name", "Joe", photograph.to_str().unwrap()]);
+    let enrolled =
+        home.output(&["enrol", "--id", "joe", "--name", "Joe", photograph.to_str().unwrap()]);
     assert!(enrolled.status.success(), "{enrolled:?}");
     check(&home, "storage", "good", &["1 subjects"]);
     check(&home, "people", "good", &["all 1"]);
@@ -197,11 +241,15 @@ fn the_key_and_the_database_are_looked_after() {
     check(&home, "storage", "fault", &["is missing", "backup"]);
     let database = home.state().join("rollcall.db");
     let version = |to: u32| {
-        rusqlite::Connection::open(&database).unwrap().pragma_update(None, "user_version", to).unwrap();
+        rusqlite::Connection::open(&database)
+            .unwrap()
+            .pragma_update(None, "user_version", to)
+            .unwrap();
     };
     version(99);
     check(&home, "storage", "fault", &["schema 99", "newer version"]);
-    fs::write(&database, "no database at all, but long enough to be taken for one: ".repeat(40)).unwrap();
+    fs::write(&database, "no database at all, but long enough to be taken for one: ".repeat(40))
+        .unwrap();
     for end in ["-wal", "-shm"] {
         fs::remove_file(home.state().join(format!("rollcall.db{end}"))).ok();
     }
@@ -233,6 +281,9 @@ fn for_people_it_is_text() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("it means: ") && text.contains("to do: "), "{text}");
     for part in ["configuration", "service", "camera", "disk", "broker", "clock", "power"] {
-        assert!(text.lines().any(|line| line.get(9..).is_some_and(|rest| rest.starts_with(part))), "{part}: {text}");
+        assert!(
+            text.lines().any(|line| line.get(9..).is_some_and(|rest| rest.starts_with(part))),
+            "{part}: {text}"
+        );
     }
 }

@@ -109,8 +109,12 @@ fn rule(spec: &TemplateSpec) -> ThresholdRule {
 /// Rows of the real list that concern few enough photographs for a test.
 fn slice(list: &Path, to: &Path, keep: impl Fn(&str) -> bool) {
     let text = std::fs::read_to_string(list).unwrap();
-    let rows: Vec<&str> =
-        text.lines().enumerate().filter(|(at, row)| *at == 0 || keep(row)).map(|(_, row)| row).collect();
+    let rows: Vec<&str> = text
+        .lines()
+        .enumerate()
+        .filter(|(at, row)| *at == 0 || keep(row))
+        .map(|(_, row)| row)
+        .collect();
     std::fs::write(to, rows.join("\n") + "\n").unwrap();
 }
 
@@ -127,10 +131,21 @@ fn a_few_real_people_are_told_apart_whatever_the_number_of_workers() {
     slice(&faces.join("pairs.csv"), &list, |row| row.matches("az_").count() == 2);
     let figures: Vec<_> = ["1", "2"]
         .map(|workers| {
-            let words = ["pairs", "--pairs", list.to_str().unwrap(), "--images", images, "--workers", workers];
+            let words = [
+                "pairs",
+                "--pairs",
+                list.to_str().unwrap(),
+                "--images",
+                images,
+                "--workers",
+                workers,
+            ];
             let Test::Pairs(args) = args(&words) else { panic!("these are arguments of pairs") };
             let report = pairs::evaluate(&args, &vision()).unwrap();
-            assert!(report.pairs >= 10 && report.failure_to_acquire == 0.0 && report.eer < 0.1, "{report:?}");
+            assert!(
+                report.pairs >= 10 && report.failure_to_acquire == 0.0 && report.eer < 0.1,
+                "{report:?}"
+            );
             serde_json::to_value(&report).unwrap()
         })
         .to_vec();
@@ -150,19 +165,32 @@ fn a_few_real_people_are_told_apart_whatever_the_number_of_workers() {
 
     let list = dir.path().join("identify.csv");
     slice(&faces.join("identify.csv"), &list, |row| {
-        row.starts_with("az_") || (row.starts_with("Aa") && row.contains(",impostor,")) || row.starts_with("AJ_")
+        row.starts_with("az_")
+            || (row.starts_with("Aa") && row.contains(",impostor,"))
+            || row.starts_with("AJ_")
     });
     let words = ["identify", "--protocol", list.to_str().unwrap(), "--images", images];
     let Test::Identify(args) = args(&words) else { panic!("these are arguments of identify") };
     let report = identify::evaluate(&args, &vision(), rule).unwrap();
-    assert!(report.gallery_subjects >= 5 && report.impostors >= 2 && report.rank1 > 0.8, "{report:?}");
+    assert!(
+        report.gallery_subjects >= 5 && report.impostors >= 2 && report.rank1 > 0.8,
+        "{report:?}"
+    );
     let json = serde_json::to_value(&report).unwrap();
-    for key in
-        ["gallery_subjects", "references", "probes", "impostors", "rank1", "fnir_at_fpir_1e-2", "fnir_at_fpir_1e-3"]
-    {
+    for key in [
+        "gallery_subjects",
+        "references",
+        "probes",
+        "impostors",
+        "rank1",
+        "fnir_at_fpir_1e-2",
+        "fnir_at_fpir_1e-3",
+    ] {
         assert!(json[key].is_number(), "{key}: {json}");
     }
-    assert!(json["thresholds"]["shipped"].is_number() && json["thresholds"]["fpir_1e-2"].is_number());
+    assert!(
+        json["thresholds"]["shipped"].is_number() && json["thresholds"]["fpir_1e-2"].is_number()
+    );
 }
 
 #[test]
@@ -171,13 +199,18 @@ fn a_list_that_cannot_be_measured_is_refused_with_the_reason() {
     let list = dir.path().join("list.csv");
     for (text, expected) in [
         ("file,identity,role\na.jpg,a,enrol\n", "nobody in the role probe"),
-        ("file,identity,role\na.jpg,a,enrol\nb.jpg,a,probe\nc.jpg,a,impostor\n", "an impostor as well"),
+        (
+            "file,identity,role\na.jpg,a,enrol\nb.jpg,a,probe\nc.jpg,a,impostor\n",
+            "an impostor as well",
+        ),
         ("file,identity,role\na.jpg,a,enrol\nb.jpg,b,probe\nc.jpg,c,impostor\n", "never enrolled"),
         ("file,who\na.jpg,a\n", "not the list that is wanted"),
         ("", "has no rows"),
     ] {
         std::fs::write(&list, text).unwrap();
-        let Test::Identify(args) = args(&["identify", "--protocol", list.to_str().unwrap(), "--images", "."]) else {
+        let Test::Identify(args) =
+            args(&["identify", "--protocol", list.to_str().unwrap(), "--images", "."])
+        else {
             panic!("these are arguments of identify")
         };
         let refused = identify::evaluate(&args, &vision(), rule).unwrap_err();

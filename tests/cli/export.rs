@@ -26,7 +26,8 @@ use serde_json::Value;
 const START_MS: i64 = 1_795_420_683_412;
 
 fn store(state: &Path) -> Store {
-    let mut options = StoreOptions::new(vec![SinkName::MQTT], Arc::new(SimulatedClock::at(START_MS)));
+    let mut options =
+        StoreOptions::new(vec![SinkName::MQTT], Arc::new(SimulatedClock::at(START_MS)));
     options.device = "door-1".into();
     Store::open(state, options).unwrap().store
 }
@@ -41,9 +42,13 @@ fn enrol(store: &Store, numbers: std::ops::Range<usize>) {
         let numbers = from..(from + 1000).min(numbers.end);
         let write = move |tx: &mut rollcall::record::store::Tx<'_>| {
             for number in numbers.clone() {
-                tx.put_subject(&id(number), &Name::new(&format!("Person Number {number}")).unwrap())?;
+                tx.put_subject(
+                    &id(number),
+                    &Name::new(&format!("Person Number {number}")).unwrap(),
+                )?;
                 let reference = |at: usize| {
-                    let raw = (0..512).map(|i| ((number * 7 + at * 31 + i * i) as f32).sin()).collect();
+                    let raw =
+                        (0..512).map(|i| ((number * 7 + at * 31 + i * i) as f32).sin()).collect();
                     NewReference {
                         subject_id: id(number),
                         embedder: ModelDigest([u8::from(at == 0 && number.is_multiple_of(5)); 32]),
@@ -95,7 +100,10 @@ fn a_gallery_moves_bit_by_bit_and_once() {
     let watch = Stopwatch::start();
     let told = here.json(&["export", &file, "--key-file", &key, "--json"]);
     println!("{count} subjects exported in {:.2} s", watch.elapsed().as_secs_f64());
-    assert_eq!((told["subjects"].as_u64(), &told["unreadable"]), (Some(count as u64), &Value::from(0)));
+    assert_eq!(
+        (told["subjects"].as_u64(), &told["unreadable"]),
+        (Some(count as u64), &Value::from(0))
+    );
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     refused(&run(&here, &["export", &file, "--key-file", &key]), "is there already");
     refused(&run(&here, &["import", &file, "--key-file", &key]), "stop the daemon first");
@@ -108,7 +116,10 @@ fn a_gallery_moves_bit_by_bit_and_once() {
     open.write(move |tx| tx.delete_subject(&withdrawn)).unwrap();
     let withdrawn = id(count).to_string();
     let why = format!("there is no subject {withdrawn}");
-    refused(&run(&here, &["export", &path("x"), "--key-file", &key, "--subject", &withdrawn]), &why);
+    refused(
+        &run(&here, &["export", &path("x"), "--key-file", &key, "--subject", &withdrawn]),
+        &why,
+    );
     open.close().unwrap();
 
     // Another key, a cut file: nothing is taken.
@@ -125,9 +136,18 @@ fn a_gallery_moves_bit_by_bit_and_once() {
     assert_eq!(told["taken"], count);
     assert_eq!(
         told["references_of_other_embedders"],
-        told["references"].as_object().unwrap().values().map(|it| it.as_u64().unwrap()).sum::<u64>()
+        told["references"]
+            .as_object()
+            .unwrap()
+            .values()
+            .map(|it| it.as_u64().unwrap())
+            .sum::<u64>()
     );
-    assert_eq!(everybody(&there.state()), everybody(&here.state()), "ids, versions, names and templates");
+    assert_eq!(
+        everybody(&there.state()),
+        everybody(&here.state()),
+        "ids, versions, names and templates"
+    );
     let events = there.events().len();
     assert_eq!(events, count, "one event for each");
     let told = there.json(&args);
@@ -143,11 +163,24 @@ fn a_gallery_moves_bit_by_bit_and_once() {
     open.close().unwrap();
     let two = path("two.rollcall");
     let (one, other) = (id(1).to_string(), id(2).to_string());
-    here.json(&["export", &two, "--key-file", &key, "--json", "--subject", &one, "--subject", &other]);
+    here.json(&[
+        "export",
+        &two,
+        "--key-file",
+        &key,
+        "--json",
+        "--subject",
+        &one,
+        "--subject",
+        &other,
+    ]);
     let told = there.json(&["import", &two, "--key-file", &key, "--json"]);
     assert_eq!((&told["taken"], &told["older"]), (&Value::from(1), &Value::from(1)), "{told}");
     let names = there.json(&["subjects", "--json"]);
-    assert_eq!((&names[1]["name"], &names[2]["name"]), (&Value::from("Renamed There"), &Value::from("Renamed Here")));
+    assert_eq!(
+        (&names[1]["name"], &names[2]["name"]),
+        (&Value::from("Renamed There"), &Value::from("Renamed Here"))
+    );
 }
 
 #[test]
@@ -167,7 +200,8 @@ fn an_import_that_is_killed_goes_on_where_it_was() {
         database.query_row("select count(*) from subject", [], |row| row.get::<_, i64>(0)).ok()
     };
     for kill in 0..scaled("E2E_KILLS", 3) {
-        let mut child = there.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            there.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let wanted = (kill * count / 4) as i64;
         until("some are in", || {
             let ended = child.try_wait().unwrap().is_some();

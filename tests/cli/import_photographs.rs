@@ -58,7 +58,8 @@ fn people(count: usize) -> Vec<Person> {
 /// References of each subject.
 fn references(home: &Home) -> BTreeMap<String, u64> {
     let subjects = home.json(&["subjects", "--json"]);
-    let pair = |it: &Value| (it["id"].as_str().unwrap().to_owned(), it["references"].as_u64().unwrap());
+    let pair =
+        |it: &Value| (it["id"].as_str().unwrap().to_owned(), it["references"].as_u64().unwrap());
     subjects.as_array().unwrap().iter().map(pair).collect()
 }
 
@@ -102,7 +103,11 @@ fn everybody_comes_in_or_is_told_why_not() {
     fs::copy(&people[0].enrol[0], users.join("Zz Double.jpg")).unwrap();
     let report = home.path("report.csv");
     let told = import(&home, &["--report", report.to_str().unwrap()]);
-    assert_eq!((told["enrolled"].as_u64(), told["refused"].as_u64()), (Some(expected.len() as u64), Some(4)), "{told}");
+    assert_eq!(
+        (told["enrolled"].as_u64(), told["refused"].as_u64()),
+        (Some(expected.len() as u64), Some(4)),
+        "{told}"
+    );
     let rows = rows(&home, "report.csv");
     for (file, reason) in [
         ("Wall.png", "no_usable_image (no image can be used: no_face)"),
@@ -111,7 +116,10 @@ fn everybody_comes_in_or_is_told_why_not() {
         ("Zz Double.jpg", "duplicate_subject (the face is already enrolled as"),
     ] {
         let (outcome, why) = &rows[file];
-        assert!(outcome == "refused" && (why.contains(reason) || reason.contains("no_face")), "{file}: {rows:?}");
+        assert!(
+            outcome == "refused" && (why.contains(reason) || reason.contains("no_face")),
+            "{file}: {rows:?}"
+        );
     }
     let found = references(&home);
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
@@ -121,7 +129,11 @@ fn everybody_comes_in_or_is_told_why_not() {
     // Again: nobody is looked at twice, and nothing is recorded.
     let events = enrolments(&home);
     let told = import(&home, &[]);
-    assert_eq!((told["already"].as_u64(), told["refused"].as_u64()), (Some(expected.len() as u64), Some(4)), "{told}");
+    assert_eq!(
+        (told["already"].as_u64(), told["refused"].as_u64()),
+        (Some(expected.len() as u64), Some(4)),
+        "{told}"
+    );
     assert_eq!((references(&home), enrolments(&home)), (found.clone(), events));
 
     // A photograph more: one reference more. Renamed since: it is the same person, with the new name.
@@ -138,7 +150,9 @@ fn everybody_comes_in_or_is_told_why_not() {
         "{told}"
     );
     assert_eq!(references(&home)[&id], found[&id] + 1);
-    let name: String = database.query_row("select name from subject where id = ?1", [&id], |row| row.get(0)).unwrap();
+    let name: String = database
+        .query_row("select name from subject where id = ?1", [&id], |row| row.get(0))
+        .unwrap();
     assert_eq!(name, "Somebody Else");
 
     // Withdrawn since (and whose double is not there any more): not brought back by an import that is begun again.
@@ -161,7 +175,8 @@ fn an_import_that_is_killed_goes_on_where_it_was() {
     let args = ["import", "--photos", users.to_str().unwrap(), "--json", "--workers", "1"];
     let kills = scaled("E2E_KILLS", 3).min(expected.len() - 1);
     for kill in 0..kills {
-        let mut child = home.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            home.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // As many as that are in, then it ends in the middle of whatever it does.
         let wanted = 1 + kill * expected.len() / (kills + 1);
         let count = || {
@@ -180,7 +195,8 @@ fn an_import_that_is_killed_goes_on_where_it_was() {
     let found = references(&home);
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
     assert!(found.iter().all(|(id, count)| *count as usize <= expected[id]), "{found:?}");
-    let ids: Vec<_> = home.events().into_iter().filter(|(_, _, kind)| kind == "enrolment").collect();
+    let ids: Vec<_> =
+        home.events().into_iter().filter(|(_, _, kind)| kind == "enrolment").collect();
     assert_eq!(ids.len(), expected.len(), "one event for each person: {ids:?}");
 }
 
@@ -194,7 +210,11 @@ fn beside_a_running_daemon_it_goes_through_it() {
     fs::write(home.path("users").join("Broken.jpg"), b"\xff\xd8\xff no picture").unwrap();
     let daemon = client.started(&home);
     let told = import(&home, &[]);
-    assert_eq!((told["enrolled"].as_u64(), told["refused"].as_u64()), (Some(expected.len() as u64), Some(1)), "{told}");
+    assert_eq!(
+        (told["enrolled"].as_u64(), told["refused"].as_u64()),
+        (Some(expected.len() as u64), Some(1)),
+        "{told}"
+    );
     let person = &people[1];
     let id = person.id.to_lowercase().replace('_', "-");
     let image = faces::base64(&person.probes[0]);

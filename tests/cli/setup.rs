@@ -40,7 +40,8 @@ impl Unit {
 
     fn provision(&self, more: &str) {
         let photographs = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/photos");
-        let text = format!("[camera]\nsource = \"replay\"\npath = \"{}\"\n{more}", photographs.display());
+        let text =
+            format!("[camera]\nsource = \"replay\"\npath = \"{}\"\n{more}", photographs.display());
         fs::write(self.home.path("card/rollcall.toml"), text).unwrap();
     }
 
@@ -70,7 +71,9 @@ impl Unit {
     /// Where the networks are, which on a unit the package says.
     fn with_models(&self) {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-        let text = self.written().replace("models = \"models\"", &format!("models = \"{}\"", models.display()));
+        let text = self
+            .written()
+            .replace("models = \"models\"", &format!("models = \"{}\"", models.display()));
         fs::write(self.home.path("config.toml"), text).unwrap();
     }
 
@@ -102,7 +105,8 @@ fn check(output: &Output, code: i32, parts: &[&str]) {
     }
 }
 
-const PLACE: [&str; 8] = ["--site", "hq", "--device", "door-1", "--venue", "hall", "--time-zone", "Europe/Berlin"];
+const PLACE: [&str; 8] =
+    ["--site", "hq", "--device", "door-1", "--venue", "hall", "--time-zone", "Europe/Berlin"];
 
 #[test]
 fn without_a_terminal_every_missing_answer_is_named() {
@@ -115,7 +119,10 @@ fn without_a_terminal_every_missing_answer_is_named() {
         ("--time-zone", &PLACE[..6]),
         ("--mqtt-host", &PLACE),
         ("--mongo-uri-file", &[&PLACE[..], &["--mqtt-host", "none"]].concat()),
-        ("--http-listen", &[&PLACE[..], &["--mqtt-host", "none", "--mongo-uri-file", "none"]].concat()),
+        (
+            "--http-listen",
+            &[&PLACE[..], &["--mqtt-host", "none", "--mongo-uri-file", "none"]].concat(),
+        ),
     ];
     for (missing, given) in all {
         check(&unit.setup(given), 64, &[&format!("{missing} "), "missing", "--yes"]);
@@ -132,7 +139,8 @@ fn without_a_terminal_every_missing_answer_is_named() {
         (&["--camera", "../x"], &["--camera"]),
     ] {
         // A later flag of the same name would be a mistake of its own.
-        let mut args: Vec<&str> = PLACE.chunks(2).filter(|it| it[0] != wrong[0]).flatten().copied().collect();
+        let mut args: Vec<&str> =
+            PLACE.chunks(2).filter(|it| it[0] != wrong[0]).flatten().copied().collect();
         args.extend(wrong);
         args.push("--yes");
         check(&unit.setup(&args), 64, parts);
@@ -158,8 +166,15 @@ fn flags_make_a_configuration_that_runs() {
     let port = broker.port().to_string();
     let listen = format!("0.0.0.0:{}", mosquitto::free_port());
     let with = |password: &str, more: &[&str]| {
-        let broker =
-            ["--mqtt-host", "127.0.0.1", "--mqtt-port", &port, "--mqtt-user", "door-1", "--mqtt-password-file"];
+        let broker = [
+            "--mqtt-host",
+            "127.0.0.1",
+            "--mqtt-port",
+            &port,
+            "--mqtt-user",
+            "door-1",
+            "--mqtt-password-file",
+        ];
         unit.setup(
             &[
                 &PLACE[..],
@@ -176,7 +191,17 @@ fn flags_make_a_configuration_that_runs() {
     let refused = with(&wrong, &["--yes"]);
     check(&refused, 0, &["does not let us in", "to do:"]);
     let good = with(&right, &[]);
-    check(&good, 0, &["takes us as \"door-1\"", "replica set rs0", "Written", "Next:", "service was not started"]);
+    check(
+        &good,
+        0,
+        &[
+            "takes us as \"door-1\"",
+            "replica set rs0",
+            "Written",
+            "Next:",
+            "service was not started",
+        ],
+    );
     assert!(!said(&good).contains("s3cret"));
     let table = unit.table();
     assert_eq!(table["mqtt"]["password"].as_str(), Some(""));
@@ -188,7 +213,11 @@ fn flags_make_a_configuration_that_runs() {
     if rustix::process::geteuid().is_root() {
         assert_ne!(meta.uid(), 0, "it is the daemon's user's");
     }
-    assert_eq!(fs::read_dir(unit.home.path("secrets")).unwrap().count(), 3, "the refused password is gone");
+    assert_eq!(
+        fs::read_dir(unit.home.path("secrets")).unwrap().count(),
+        3,
+        "the refused password is gone"
+    );
     // Pages beyond this device take a token: one was made.
     let token = fs::read_to_string(unit.home.path("secrets/http_token")).unwrap();
     assert!(token.len() >= 32 && !said(&good).contains(&token));
@@ -196,7 +225,11 @@ fn flags_make_a_configuration_that_runs() {
     assert!(unit.written().contains("# Where this device belongs"));
     // Again, with nothing said: all is known.
     let written = unit.written();
-    check(&unit.home.output(&["setup", "--yes", "--user", "nobody"]), 0, &["as it should be: nothing was changed"]);
+    check(
+        &unit.home.output(&["setup", "--yes", "--user", "nobody"]),
+        0,
+        &["as it should be: nothing was changed"],
+    );
     assert_eq!(unit.written(), written);
     unit.with_models();
     let daemon = unit.home.start();
@@ -235,15 +268,32 @@ fn what_is_wrong_is_said_in_words_and_nothing_is_written_without_yes() {
     fs::write(unit.home.path("card/rollcall.toml"), "[camera]\nsource = \"none\"\n").unwrap();
     let before = unit.files();
     let with = |more: &[&str]| unit.setup(&[&PLACE[..], more].concat());
-    let refused = with(&["--mqtt-host", "127.0.0.1", "--mqtt-port", &port, "--mongo-uri-file", "none"]);
+    let refused =
+        with(&["--mqtt-host", "127.0.0.1", "--mqtt-port", &port, "--mongo-uri-file", "none"]);
     check(&refused, 1, &["no broker answers at this port", "it means:", "nothing was changed"]);
     let uri = unit.file("uri", &server.uri_as("door:wrong@"));
     let before = (before.len() + 1, unit.written());
-    check(&with(&["--mqtt-host", "none", "--mongo-uri-file", &uri]), 1, &["refuses us", "uri_file"]);
+    check(
+        &with(&["--mqtt-host", "none", "--mongo-uri-file", &uri]),
+        1,
+        &["refuses us", "uri_file"],
+    );
     let uri = unit.file("uri", "mongodb://h/?w=0");
-    check(&with(&["--mqtt-host", "none", "--mongo-uri-file", &uri]), 64, &["[mongo] uri may not set w"]);
-    check(&with(&["--mqtt-host", "none", "--mongo-uri-file", "/nowhere/uri"]), 1, &["/nowhere/uri"]);
-    check(&with(&["--mqtt-host", "none", "--mongo-uri-file", "none", "--camera", "/dev/null"]), 1, &["no camera"]);
+    check(
+        &with(&["--mqtt-host", "none", "--mongo-uri-file", &uri]),
+        64,
+        &["[mongo] uri may not set w"],
+    );
+    check(
+        &with(&["--mqtt-host", "none", "--mongo-uri-file", "/nowhere/uri"]),
+        1,
+        &["/nowhere/uri"],
+    );
+    check(
+        &with(&["--mqtt-host", "none", "--mongo-uri-file", "none", "--camera", "/dev/null"]),
+        1,
+        &["no camera"],
+    );
     assert_eq!((unit.files().len(), unit.written()), before);
     // One that cannot be used is not written on.
     fs::write(unit.home.path("config.toml"), "[recognition]\nfpir = 7.0\n").unwrap();
@@ -282,7 +332,11 @@ fn somebody_at_a_terminal_is_asked_and_asked_again() {
     terminal.answer("HTTP", "");
     assert!(terminal.wait().success(), "{}", terminal.screen());
     assert!(terminal.echoes(), "the terminal is as it was");
-    assert!(!terminal.screen().contains("s3cret") && !terminal.screen().contains("guess"), "{}", terminal.screen());
+    assert!(
+        !terminal.screen().contains("s3cret") && !terminal.screen().contains("guess"),
+        "{}",
+        terminal.screen()
+    );
     assert_eq!(unit.table()["attendance"]["venue"].as_str(), Some("main"));
     assert_eq!(unit.table()["venue"][0]["time_zone"].as_str(), Some("Europe/Berlin"));
     assert_eq!(fs::read_to_string(unit.home.path("secrets/mqtt_password")).unwrap(), "s3cret");
@@ -362,8 +416,11 @@ fn broken_off_at_any_question_nothing_is_written() {
 fn killed_at_any_moment_the_configuration_is_whole() {
     let unit = Unit::new("");
     fs::write(unit.home.path("card/rollcall.toml"), "[camera]\nsource = \"none\"\n").unwrap();
-    let base =
-        [&PLACE[..], &["--mongo-uri-file", "none", "--yes", "--mqtt-host", "127.0.0.1", "--mqtt-port", "9"]].concat();
+    let base = [
+        &PLACE[..],
+        &["--mongo-uri-file", "none", "--yes", "--mqtt-host", "127.0.0.1", "--mqtt-port", "9"],
+    ]
+    .concat();
     let with = |user: &str| {
         let file = unit.file(user, user);
         unit.command(&[&base[..], &["--mqtt-user", user, "--mqtt-password-file", &file]].concat())
@@ -387,5 +444,9 @@ fn killed_at_any_moment_the_configuration_is_whole() {
     }
     // What the killed ones left, the next one clears away.
     check(&unit.home.finish(&mut with("four")), 0, &[]);
-    assert_eq!(fs::read_dir(unit.home.path("secrets")).unwrap().count(), 1, "{ended} of them had ended");
+    assert_eq!(
+        fs::read_dir(unit.home.path("secrets")).unwrap().count(),
+        1,
+        "{ended} of them had ended"
+    );
 }

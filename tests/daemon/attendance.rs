@@ -57,15 +57,21 @@ fn a_venue_put_by_command_has_sessions_at_once_and_after_a_restart() {
     let home = Home::new(broker.port(), "[[venue]]\nid = \"main\"\n");
     let daemon = client.started(&home);
     for (id, photograph) in [("obama", "obama.jpg"), ("biden", "biden.jpg")] {
-        let enrolled =
-            client.request("enrol", &format!("e-{id}"), enrolment(id, &format!("+{id}"), &[demo(photograph)]));
+        let enrolled = client.request(
+            "enrol",
+            &format!("e-{id}"),
+            enrolment(id, &format!("+{id}"), &[demo(photograph)]),
+        );
         assert_eq!(enrolled["ok"], true, "{enrolled}");
     }
     let venue = json!({"venue": "room-b", "time_zone": "Australia/Lord_Howe", "sessions": [session_that_runs()]});
     check_refusals(&client, &venue);
     let shown = |answer: &Value| json!({"image": answer, "venue": "room-b"});
     let photograph = Value::from(base64(&demo("obama2.jpg")));
-    assert_eq!(client.request("attend", "v-0", shown(&photograph))["error"]["code"], "unknown_venue");
+    assert_eq!(
+        client.request("attend", "v-0", shown(&photograph))["error"]["code"],
+        "unknown_venue"
+    );
 
     let put = client.request("venue_put", "p-6", venue.clone());
     assert_eq!((&put["ok"], &put["replaced"]), (&json!(true), &json!(false)), "{put}");
@@ -78,7 +84,11 @@ fn a_venue_put_by_command_has_sessions_at_once_and_after_a_restart() {
         (&event["status"], &event["venue"], &event["direction"]),
         (&json!("late"), &json!("room-b"), &json!("in"))
     );
-    assert_eq!(client.request("attend", "v-2", shown(&photograph))["recorded"], json!([]), "once a session");
+    assert_eq!(
+        client.request("attend", "v-2", shown(&photograph))["recorded"],
+        json!([]),
+        "once a session"
+    );
 
     let wanted = json!({"venue": "room-b", "summary": true, "absent": true, "from": put["next_session"]["starts_at"]});
     let summary = client.request("attendance", "a-1", wanted.clone());
@@ -91,7 +101,10 @@ fn a_venue_put_by_command_has_sessions_at_once_and_after_a_restart() {
     assert!((19..60).contains(&late_min), "{row}");
     assert_eq!(row["first_in"], event["occurred_at"]);
     assert_eq!(summary["rows"].as_array().unwrap().len(), 1, "nobody is called absent: {summary}");
-    assert_eq!(summary["not_known"][0]["session"], session, "the door came up after the session began");
+    assert_eq!(
+        summary["not_known"][0]["session"], session,
+        "the door came up after the session began"
+    );
     assert_eq!(summary["time_zone"], "Australia/Lord_Howe");
     assert!(daemon.terminate().success());
 
@@ -102,13 +115,24 @@ fn a_venue_put_by_command_has_sessions_at_once_and_after_a_restart() {
 fn check_after_restart(client: &Client, home: &Home, visit: &Value, from: &Value, session: &str) {
     let daemon = client.started(home);
     let venues = client.request("venues", "l-1", json!({}));
-    let told: Vec<_> =
-        venues["venues"].as_array().unwrap().iter().map(|it| (&it["venue"], &it["source"], &it["door"])).collect();
+    let told: Vec<_> = venues["venues"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| (&it["venue"], &it["source"], &it["door"]))
+        .collect();
     assert_eq!(
         told,
-        [(&json!("main"), &json!("config"), &json!(true)), (&json!("room-b"), &json!("command"), &json!(false))]
+        [
+            (&json!("main"), &json!("config"), &json!(true)),
+            (&json!("room-b"), &json!("command"), &json!(false))
+        ]
     );
-    assert_eq!(client.request("attend", "v-3", visit.clone())["recorded"], json!([]), "after the restart too");
+    assert_eq!(
+        client.request("attend", "v-3", visit.clone())["recorded"],
+        json!([]),
+        "after the restart too"
+    );
     let other = json!({"image": base64(&demo("biden.jpg")), "venue": "room-b"});
     let biden = client.request("attend", "v-4", other);
     assert_eq!(biden["recorded"], json!(["+biden"]));
@@ -117,8 +141,14 @@ fn check_after_restart(client: &Client, home: &Home, visit: &Value, from: &Value
     assert_eq!((page["rows"].as_array().unwrap().len(), &page["next_after"]), (1, &json!(1)));
     check_command_line(home, session);
     assert_eq!(client.request("venue_delete", "d-1", json!({"venue": "room-b"}))["ok"], true);
-    assert_eq!(client.request("venue_delete", "d-2", json!({"venue": "room-b"}))["error"]["code"], "unknown_venue");
-    assert_eq!(client.request("venue_delete", "d-3", json!({"venue": "main"}))["error"]["field"], "venue");
+    assert_eq!(
+        client.request("venue_delete", "d-2", json!({"venue": "room-b"}))["error"]["code"],
+        "unknown_venue"
+    );
+    assert_eq!(
+        client.request("venue_delete", "d-3", json!({"venue": "main"}))["error"]["field"],
+        "venue"
+    );
     assert_eq!(client.request("attend", "v-5", visit.clone())["error"]["code"], "unknown_venue");
     assert!(daemon.terminate().success());
 }
@@ -157,14 +187,30 @@ fn check_command_line(home: &Home, session: &str) {
     let (from, to) = (day(-1), day(1));
     let summary = ["attendance", "--venue", "room-b", "--summary", "--from", &from, "--to", &to];
     let table = out(&summary);
-    assert!(table.contains(session) && table.contains("+obama") && table.contains(" late "), "{table}");
+    assert!(
+        table.contains(session) && table.contains("+obama") && table.contains(" late "),
+        "{table}"
+    );
     let told = home.json(&[&summary[..], &["--absent", "--json"]].concat());
-    assert_eq!((told["rows"].as_array().unwrap().len(), told["next_after"].is_null()), (2, true), "{told}");
-    assert!(told["not_known"].as_array().unwrap().iter().any(|it| it["session"] == session), "{told}");
+    assert_eq!(
+        (told["rows"].as_array().unwrap().len(), told["next_after"].is_null()),
+        (2, true),
+        "{told}"
+    );
+    assert!(
+        told["not_known"].as_array().unwrap().iter().any(|it| it["session"] == session),
+        "{told}"
+    );
     let csv = out(&[&summary[..], &["--csv"]].concat());
-    assert!(csv.starts_with("date,session,subject,name,status,first_in,") && csv.lines().count() == 3, "{csv}");
+    assert!(
+        csv.starts_with("date,session,subject,name,status,first_in,") && csv.lines().count() == 3,
+        "{csv}"
+    );
     let venues = home.json(&["venues", "--json"]);
-    assert_eq!((&venues[0]["venue"], &venues[1]["sessions"][0]["id"]), (&json!("main"), &json!("now")));
+    assert_eq!(
+        (&venues[0]["venue"], &venues[1]["sessions"][0]["id"]),
+        (&json!("main"), &json!("now"))
+    );
     assert!(out(&["venues"]).contains("Australia/Lord_Howe"));
     let dry = home.json(&["prune", "--days", "1", "--dry-run", "--json"]);
     assert_eq!((&dry["old"], &dry["deleted"]), (&json!(0), &json!(0)));
@@ -179,7 +225,10 @@ fn old_events_are_pruned_when_the_daemon_is_stopped() {
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "[storage]\nkeep_days = 30\n");
     let daemon = client.started(&home);
-    assert_eq!(client.request("enrol", "e-1", enrolment("obama", "B", &[demo("obama.jpg")]))["ok"], true);
+    assert_eq!(
+        client.request("enrol", "e-1", enrolment("obama", "B", &[demo("obama.jpg")]))["ok"],
+        true
+    );
     client.await_one("the enrolment", |it| it.part == "event/enrolment");
     assert!(daemon.terminate().success());
     let database = || rusqlite::Connection::open(home.state().join("rollcall.db")).unwrap();
@@ -199,7 +248,8 @@ fn a_door_knows_when_it_was_watching() {
     let home = Home::new(broker.port(), "");
     let rows = || {
         let database = rusqlite::Connection::open(home.state().join("rollcall.db")).ok()?;
-        let mut query = database.prepare("select from_ms, to_ms from observation order by row").ok()?;
+        let mut query =
+            database.prepare("select from_ms, to_ms from observation order by row").ok()?;
         let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
         Some(rows.map(Result::unwrap).collect::<Vec<(i64, i64)>>())
     };
@@ -253,7 +303,12 @@ fn the_daemon_itself_starts_in_1970_and_learns_the_time() {
     let mut home = Home::new(broker.port(), "[[venue]]\nid = \"main\"\nre_entry_gap = \"0s\"\n");
     let [source, library, shift] = ["shift.c", "shift.so", "shift"].map(|name| home.path(name));
     fs::write(&source, WALL_SHIFT).unwrap();
-    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status().unwrap();
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(&source)
+        .status()
+        .unwrap();
     assert!(compiled.success());
     let fresh = home.path("shift.new");
     let set_clock = |seconds: i64| {
@@ -263,15 +318,24 @@ fn the_daemon_itself_starts_in_1970_and_learns_the_time() {
     };
     set_clock(-jiff::Timestamp::now().as_second());
     let path = |path: &Path| path.display().to_string();
-    home.environment = vec![("LD_PRELOAD".into(), path(&library)), ("WALL_SHIFT_FILE".into(), path(&shift))];
+    home.environment =
+        vec![("LD_PRELOAD".into(), path(&library)), ("WALL_SHIFT_FILE".into(), path(&shift))];
     let daemon = client.started(&home);
-    assert_eq!(client.request("enrol", "e-1", enrolment("obama", "B", &[demo("obama.jpg")]))["ok"], true);
+    assert_eq!(
+        client.request("enrol", "e-1", enrolment("obama", "B", &[demo("obama.jpg")]))["ok"],
+        true
+    );
     let visit = json!({"venue": "main", "image": base64(&demo("obama2.jpg"))});
     for number in 0..10 {
-        assert_eq!(client.request("attend", &format!("v-{number}"), visit.clone())["recorded"], json!(["B"]));
+        assert_eq!(
+            client.request("attend", &format!("v-{number}"), visit.clone())["recorded"],
+            json!(["B"])
+        );
     }
     let heard = |part: &str| client.heard_on(part);
-    until("all visits are delivered as they were", || (heard("event/attendance").len() == 10).then_some(()));
+    until("all visits are delivered as they were", || {
+        (heard("event/attendance").len() == 10).then_some(())
+    });
     let visits = heard("event/attendance");
     let in_1970 = |event: &Value| event["occurred_at"].as_str().unwrap().starts_with("1970-01-01T");
     assert!(visits.iter().all(|it| it["clock"] == "unsynced" && in_1970(it)), "{visits:#?}");
@@ -287,11 +351,18 @@ fn the_daemon_itself_starts_in_1970_and_learns_the_time() {
         assert_eq!((&kept["event_id"], &kept["clock"]), (&visit["event_id"], &json!("corrected")));
         let told = heard("event/correction");
         let correction = told.iter().find(|it| it["corrects"] == visit["event_id"]).unwrap();
-        assert_eq!((&correction["was"], &correction["occurred_at"]), (&visit["occurred_at"], &kept["occurred_at"]));
+        assert_eq!(
+            (&correction["was"], &correction["occurred_at"]),
+            (&visit["occurred_at"], &kept["occurred_at"])
+        );
         let at: jiff::Timestamp = kept["occurred_at"].as_str().unwrap().parse().unwrap();
         assert!((before_ms - 60_000..=before_ms).contains(&at.as_millisecond()), "{kept}");
     }
-    assert_eq!((corrected.as_array().unwrap().len(), home.events().len()), (10, 22), "none lost, none doubled");
+    assert_eq!(
+        (corrected.as_array().unwrap().len(), home.events().len()),
+        (10, 22),
+        "none lost, none doubled"
+    );
     client.check_events(&home);
 }
 
@@ -314,7 +385,11 @@ impl Device {
         let store = Store::open(dir.path(), options).unwrap().store;
         let door = Door { venue: venue.id.clone(), direction: None, has_camera: false };
         let venues = Arc::new(VenueBook::new(vec![venue], door, &[]));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let (stop, stopped) = watch::channel(false);
         let topics = Topics::new(SITE, DEVICE).unwrap();
         let guard = runtime.enter();
@@ -322,21 +397,33 @@ impl Device {
             link::open(LinkSettings::new("127.0.0.1", port, "device", topics.status())).unwrap();
         drop(guard);
         let device_clock = || Arc::clone(&clock) as Arc<dyn Clock>;
-        let (site, device, health) = (SITE.to_owned(), DEVICE.to_owned(), Arc::new(Health::default()));
+        let (site, device, health) =
+            (SITE.to_owned(), DEVICE.to_owned(), Arc::new(Health::default()));
         let sink = MqttSink { link, topics, site, device, clock: device_clock(), health };
         runtime.spawn(driver.drive(stopped.clone()));
         runtime.spawn(async move { while events.recv().await.is_some() {} });
         runtime.spawn(relay(store.clone(), sink, stopped.clone(), RelaySettings::default()));
-        let upkeep =
-            Upkeep { store: store.clone(), clock: device_clock(), venues: Arc::clone(&venues), keep_days: None };
+        let upkeep = Upkeep {
+            store: store.clone(),
+            clock: device_clock(),
+            venues: Arc::clone(&venues),
+            keep_days: None,
+        };
         runtime.spawn(upkeep.run(stopped));
         Self { store, clock, venues, stop, runtime, dir }
     }
 
     fn sees(&self, id: &str) {
         let subject = SubjectRef { id: SubjectId::new(id).unwrap(), name: Name::new(id).unwrap() };
-        let visit =
-            Visit { subject, direction: None, score: 0.7, threshold: 0.5, frames: 3, track_ms: 1, latency_ms: 1 };
+        let visit = Visit {
+            subject,
+            direction: None,
+            score: 0.7,
+            threshold: 0.5,
+            frames: 3,
+            track_ms: 1,
+            latency_ms: 1,
+        };
         let (venue, clock) = (self.venues.door(), Arc::clone(&self.clock));
         let recorded = self.store.write(move |tx| {
             tx.put_subject(&visit.subject.id, &visit.subject.name)?;
@@ -358,7 +445,11 @@ fn visits_of_1970_are_corrected_over_mqtt_when_the_clock_is_set() {
         late_after_ms: Some(600_000),
         ..SessionSpec::default()
     };
-    let spec = VenueSpec { sessions: vec![session], time_zone: "Europe/Berlin".into(), ..VenueSpec::plain("room-a") };
+    let spec = VenueSpec {
+        sessions: vec![session],
+        time_zone: "Europe/Berlin".into(),
+        ..VenueSpec::plain("room-a")
+    };
     let venue = Venue::new(&spec, time_zone("Europe/Berlin").unwrap()).unwrap();
     let device = Device::start(broker.port(), venue, 0);
     for person in 0..10 {
@@ -366,25 +457,41 @@ fn visits_of_1970_are_corrected_over_mqtt_when_the_clock_is_set() {
         device.clock.advance(Duration::from_mins(3));
     }
     let heard = |part: &str| client.heard_on(part);
-    until("all visits are delivered as they were", || (heard("event/attendance").len() == 10).then_some(()));
+    until("all visits are delivered as they were", || {
+        (heard("event/attendance").len() == 10).then_some(())
+    });
     let visits = heard("event/attendance");
     assert!(visits.iter().all(|it| it["clock"] == "unsynced" && it["session"].is_null()));
-    assert!(visits.iter().all(|it| it["occurred_at"].as_str().unwrap().starts_with("1970-01-01T00:")));
+    assert!(
+        visits.iter().all(|it| it["occurred_at"].as_str().unwrap().starts_with("1970-01-01T00:"))
+    );
     // 09:25 in Berlin: the first passed at five to nine.
     let now_ms = "2026-11-23T08:25:00Z".parse::<jiff::Timestamp>().unwrap().as_millisecond();
     device.clock.set_wall(now_ms, true);
     until("each is corrected", || (heard("event/correction").len() == 10).then_some(()));
-    let corrections: BTreeMap<String, Value> =
-        heard("event/correction").into_iter().map(|it| (it["corrects"].as_str().unwrap().to_owned(), it)).collect();
+    let corrections: BTreeMap<String, Value> = heard("event/correction")
+        .into_iter()
+        .map(|it| (it["corrects"].as_str().unwrap().to_owned(), it))
+        .collect();
     assert_eq!(corrections.len(), 10);
     for (person, visit) in visits.iter().enumerate() {
         let correction = &corrections[visit["event_id"].as_str().unwrap()];
         let occurred_ms = now_ms - (10 - person as i64) * 180_000;
         assert_eq!(correction["occurred_at"], rollcall::clock::rfc3339(occurred_ms));
-        assert_eq!((&correction["was"], &correction["clock"]), (&visit["occurred_at"], &json!("corrected")));
-        assert_eq!((&correction["boot_id"], &correction["boottime_ms"]), (&visit["boot_id"], &visit["boottime_ms"]));
+        assert_eq!(
+            (&correction["was"], &correction["clock"]),
+            (&visit["occurred_at"], &json!("corrected"))
+        );
+        assert_eq!(
+            (&correction["boot_id"], &correction["boottime_ms"]),
+            (&visit["boot_id"], &visit["boottime_ms"])
+        );
         assert_eq!(correction["session"], "2026-11-23T08:00Z/mon-am");
-        assert_eq!(correction["status"], if person < 6 { "present" } else { "late" }, "{correction}");
+        assert_eq!(
+            correction["status"],
+            if person < 6 { "present" } else { "late" },
+            "{correction}"
+        );
     }
     let database = rusqlite::Connection::open(device.dir.path().join("rollcall.db")).unwrap();
     let kept = "select count(*) from event where kind = 'attendance' and clock = 'corrected' \

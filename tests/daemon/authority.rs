@@ -29,8 +29,12 @@ const FIVE_MINUTES: Duration = Duration::from_mins(5);
 
 fn keyed(broker: &Mosquitto) -> (Home, SigningKey, SigningKey) {
     let home = Home::new(broker.port(), "");
-    let [office, other] = ["office.key", "other.key"].map(|name| SigningKey::create(&home.path(name)).unwrap());
-    home.configure(broker.port(), &format!("[commands]\ntrusted_keys = [\"{} office\"]\n", office.public()));
+    let [office, other] =
+        ["office.key", "other.key"].map(|name| SigningKey::create(&home.path(name)).unwrap());
+    home.configure(
+        broker.port(),
+        &format!("[commands]\ntrusted_keys = [\"{} office\"]\n", office.public()),
+    );
     (home, office, other)
 }
 
@@ -43,7 +47,8 @@ fn signed(key: &SigningKey, aud: &str, verb: &str, request_id: &str, mut body: V
 fn expired(key: &SigningKey, request_id: &str) -> String {
     let iat = SystemClock::new(Trust::Always).now().wall_ms / 1000 - 600;
     let cmd = json!({"verb": "withdraw", "request_id": request_id, "subject_id": "biden"});
-    let claims = json!({"iat": iat, "exp": iat + 60, "jti": "late-1", "aud": "hq/door-1", "cmd": cmd});
+    let claims =
+        json!({"iat": iat, "exp": iat + 60, "jti": "late-1", "aud": "hq/door-1", "cmd": cmd});
     key.sign(COMMAND, &serde_json::to_vec(&claims).unwrap())
 }
 
@@ -53,9 +58,13 @@ fn only_what_a_trusted_key_signed_for_us_and_once_is_carried_out() {
     let client = Client::connect(broker.port());
     let (home, office, other) = keyed(&broker);
     let daemon = client.started(&home);
-    let send = |verb: &str, payload: &str| client.publish(&format!("{BASE}/command/{verb}"), payload.as_bytes());
+    let send = |verb: &str, payload: &str| {
+        client.publish(&format!("{BASE}/command/{verb}"), payload.as_bytes())
+    };
     let alarm = |reason: &str| {
-        client.await_one(reason, |it| it.part == "event/security" && it.json()["reason"] == reason).json()
+        client
+            .await_one(reason, |it| it.part == "event/security" && it.json()["reason"] == reason)
+            .json()
     };
     // A photograph of 300 KB passes.
     let photograph = demo("biden.jpg");
@@ -73,11 +82,19 @@ fn only_what_a_trusted_key_signed_for_us_and_once_is_carried_out() {
     let subjects = home.json(&["subjects", "--json"]);
 
     send("withdraw", r#"{"request_id":"u-1","subject_id":"biden"}"#);
-    assert_eq!((&alarm("unsigned")["verb"], &alarm("unsigned")["count"]), (&json!("withdraw"), &json!(1)));
-    send("withdraw", &signed(&other, "hq/door-1", "withdraw", "u-2", json!({"subject_id": "biden"})));
+    assert_eq!(
+        (&alarm("unsigned")["verb"], &alarm("unsigned")["count"]),
+        (&json!("withdraw"), &json!(1))
+    );
+    send(
+        "withdraw",
+        &signed(&other, "hq/door-1", "withdraw", "u-2", json!({"subject_id": "biden"})),
+    );
     alarm("bad_signature");
     // Altered on the way; too late.
-    let mut altered = signed(&office, "hq/door-1", "withdraw", "u-5", json!({"subject_id": "biden"})).into_bytes();
+    let mut altered =
+        signed(&office, "hq/door-1", "withdraw", "u-5", json!({"subject_id": "biden"}))
+            .into_bytes();
     let at = altered.iter().position(|it| *it == b'.').unwrap() + 40;
     altered[at] = if altered[at] == b'A' { b'B' } else { b'A' };
     client.publish(&format!("{BASE}/command/withdraw"), &altered);
@@ -86,10 +103,16 @@ fn only_what_a_trusted_key_signed_for_us_and_once_is_carried_out() {
     send("withdraw", &late);
     assert_eq!(alarm("expired")["verb"], "withdraw");
     assert_eq!(client.await_from(0, "reply/u-6").json()["error"]["code"], "expired");
-    send("withdraw", &signed(&office, "hq/door-2", "withdraw", "u-3", json!({"subject_id": "biden"})));
+    send(
+        "withdraw",
+        &signed(&office, "hq/door-2", "withdraw", "u-3", json!({"subject_id": "biden"})),
+    );
     alarm("wrong_audience");
     assert_eq!(client.await_from(0, "reply/u-3").json()["error"]["code"], "wrong_audience");
-    send("subjects", &signed(&office, "hq/door-1", "withdraw", "u-4", json!({"subject_id": "biden"})));
+    send(
+        "subjects",
+        &signed(&office, "hq/door-1", "withdraw", "u-4", json!({"subject_id": "biden"})),
+    );
     assert_eq!(client.await_from(0, "reply/u-4").json()["error"]["code"], "wrong_audience");
     send("sync", &sync);
     alarm("replayed");
@@ -98,9 +121,17 @@ fn only_what_a_trusted_key_signed_for_us_and_once_is_carried_out() {
         health["commands_refused"],
         json!({"bad_signature": 2, "expired": 2, "replayed": 1, "unsigned": 1, "wrong_audience": 2})
     );
-    assert_eq!(client.heard_on("reply/u-1").len() + client.heard_on("reply/u-2").len(), 0, "not answered");
+    assert_eq!(
+        client.heard_on("reply/u-1").len() + client.heard_on("reply/u-2").len(),
+        0,
+        "not answered"
+    );
     assert_eq!(client.heard_on("reply/s-1").len(), 1, "a replay is not answered");
-    assert_eq!((client.heard_on("reply/u-5").len(), client.heard_on("reply/u-6").len()), (0, 1), "one of the late");
+    assert_eq!(
+        (client.heard_on("reply/u-5").len(), client.heard_on("reply/u-6").len()),
+        (0, 1),
+        "one of the late"
+    );
 
     // Killed without a word, it still knows.
     daemon.kill();
@@ -129,7 +160,10 @@ fn an_erasure_ends_with_a_receipt_that_can_be_checked() {
         let seen = client.request("recognise", "r-1", json!({"image": image}));
         assert_eq!(seen["names"], json!(["Joe"]), "{seen}");
     }
-    assert_eq!(client.request("withdraw", "w-1", json!({"subject_id": "biden", "erase": true}))["erased"], true);
+    assert_eq!(
+        client.request("withdraw", "w-1", json!({"subject_id": "biden", "erase": true}))["erased"],
+        true
+    );
     let listed = daemon::until("the receipt is there", || {
         let listed = home.json(&["erasures", "--json"]);
         listed[0]["receipt"].is_string().then(|| listed[0].clone())
@@ -137,7 +171,11 @@ fn an_erasure_ends_with_a_receipt_that_can_be_checked() {
     let health = client.await_health("the device's key", |it| it["device_key"].is_string());
     let key = PublicKey::parse(health["device_key"].as_str().unwrap()).unwrap();
     let heard = client.await_from(0, "receipt/biden");
-    assert_eq!(String::from_utf8(heard.payload).unwrap(), listed["receipt"], "published as it is kept");
+    assert_eq!(
+        String::from_utf8(heard.payload).unwrap(),
+        listed["receipt"],
+        "published as it is kept"
+    );
     let receipt = Receipt::verify(listed["receipt"].as_str().unwrap().as_bytes(), &key).unwrap();
     let told = (receipt.subject_id.as_str(), receipt.request_id.as_deref(), receipt.references);
     assert_eq!(told, ("biden", Some("w-1"), 1));

@@ -29,8 +29,12 @@ fn broker() -> Mosquitto {
         fs::write(&acl, rules).unwrap();
         fs::write(&passwords, "").unwrap();
         for user in USERS {
-            let made =
-                Command::new("mosquitto_passwd").arg("-b").arg(&passwords).args([user, "secret"]).output().unwrap();
+            let made = Command::new("mosquitto_passwd")
+                .arg("-b")
+                .arg(&passwords)
+                .args([user, "secret"])
+                .output()
+                .unwrap();
             assert!(made.status.success(), "{made:?}");
         }
         let (passwords, acl) = (passwords.display(), acl.display());
@@ -83,7 +87,12 @@ fn nobody_writes_what_is_not_theirs() {
     // The last, by which the observer knows that all the others have come.
     publish(&broker, "observer", "z/end", &["-r", "-m", "end"]);
     for (at, (user, topic, allowed)) in cases.iter().enumerate() {
-        let seen = text(&heard(&broker, "observer", topic, &["-t", "z/end", "-C", if *allowed { "2" } else { "1" }]));
+        let seen = text(&heard(
+            &broker,
+            "observer",
+            topic,
+            &["-t", "z/end", "-C", if *allowed { "2" } else { "1" }],
+        ));
         let mine = format!("{at}");
         // Another case may have left its own message on the same topic.
         assert_eq!(seen.lines().any(|it| it == mine), *allowed, "{user} {topic}: {seen}");
@@ -104,7 +113,14 @@ fn nobody_reads_what_is_not_theirs() {
         publish(&broker, "observer", topic, &["-r", "-m", "seen"]);
     }
     let readers: [(&str, &[&str]); 4] = [
-        ("door-1", &["rollcall/hq/door-1/command/enrol", "rollcall/hq/gallery/jane", "rollcall/hq/door-1/reply/r-1"]),
+        (
+            "door-1",
+            &[
+                "rollcall/hq/door-1/command/enrol",
+                "rollcall/hq/gallery/jane",
+                "rollcall/hq/door-1/reply/r-1",
+            ],
+        ),
         ("door-2", &["rollcall/hq/gallery/jane"]),
         ("office", &["rollcall/hq/door-1/reply/r-1", "rollcall/hq/door-1/health"]),
         ("dashboard", &["rollcall/hq/door-1/health", "rollcall/hq/door-1/event/attendance"]),
@@ -113,8 +129,11 @@ fn nobody_reads_what_is_not_theirs() {
         // Each asks for everything at once; what is not theirs does not come.
         let all: Vec<&str> = topics.iter().flat_map(|topic| ["-t", *topic]).collect();
         let seen = heard(&broker, user, "z/none", &[&all[..], &["-W", "1", "-v"]].concat());
-        let mut seen: Vec<String> =
-            text(&seen).lines().filter_map(|line| line.split_once(' ')).map(|(topic, _)| topic.to_owned()).collect();
+        let mut seen: Vec<String> = text(&seen)
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(topic, _)| topic.to_owned())
+            .collect();
         seen.sort();
         let mut expected = allowed.to_vec();
         expected.sort_unstable();
@@ -140,7 +159,9 @@ fn a_door_does_all_its_work_under_the_rules() {
         &serde_json::to_vec(&command).unwrap(),
         &["-u", "office", "-P", "secret"],
     );
-    until("the enrolment is in the record", || home.events().iter().any(|it| it.2 == "enrolment").then_some(()));
+    until("the enrolment is in the record", || {
+        home.events().iter().any(|it| it.2 == "enrolment").then_some(())
+    });
     // Retained, so that they are there whenever somebody looks.
     for topic in [
         "rollcall/hq/door-1/health",

@@ -13,7 +13,9 @@ const ABSENT: &str = "[camera]\nsource = \"v4l2\"\ndevice = \"usb-nothing-of-tha
 fn a_camera_that_is_not_there_is_waited_for_and_told_once() {
     let home = Home::new(NO_BROKER, ABSENT);
     let mut daemon = home.start();
-    until("it was tried again and again", || (home.log().matches("not back yet").count() >= 3).then_some(()));
+    until("it was tried again and again", || {
+        (home.log().matches("not back yet").count() >= 3).then_some(())
+    });
     let kinds: Vec<String> = home.events().into_iter().map(|(_, _, kind)| kind).collect();
     assert_eq!(kinds, ["camera"]);
     assert!(daemon.is_alive());
@@ -34,8 +36,10 @@ fn cameras_are_listed_even_when_there_are_none() {
 #[test]
 fn doctor_opens_the_camera_and_says_why_it_is_none() {
     let told = |device: &str| {
-        let home = Home::new(NO_BROKER, &format!("[camera]\nsource = \"v4l2\"\ndevice = \"{device}\"\n"));
-        let told: serde_json::Value = serde_json::from_slice(&home.output(&["doctor", "--json"]).stdout).unwrap();
+        let home =
+            Home::new(NO_BROKER, &format!("[camera]\nsource = \"v4l2\"\ndevice = \"{device}\"\n"));
+        let told: serde_json::Value =
+            serde_json::from_slice(&home.output(&["doctor", "--json"]).stdout).unwrap();
         let findings = told["findings"].as_array().unwrap();
         findings.iter().find(|finding| finding["part"] == "camera").unwrap().clone()
     };

@@ -64,13 +64,16 @@ fn scene() -> (Scene, Daemon) {
             break;
         }
         let id = person.id.clone();
-        if client.request("enrol", &format!("enrol-{id}"), enrolment(&id, &id, &person.enrol))["ok"] != true {
+        if client.request("enrol", &format!("enrol-{id}"), enrolment(&id, &id, &person.enrol))["ok"]
+            != true
+        {
             continue;
         }
         let look = |probe: &&std::path::PathBuf| {
             let image = base64(probe);
             let request_id = format!("look-{id}-{}", probe.file_stem().unwrap().display());
-            client.request("recognise", &request_id, json!({"image": image}))["names"] == json!([id])
+            client.request("recognise", &request_id, json!({"image": image}))["names"]
+                == json!([id])
         };
         if let Some(probe) = person.probes.iter().find(look) {
             writeln!(list, "{}", probe.display()).unwrap();
@@ -85,7 +88,10 @@ fn scene() -> (Scene, Daemon) {
 impl Scene {
     fn attend(&self, number: usize) {
         let (_, image) = &self.probes[number % self.probes.len()];
-        self.client.command("attend", &json!({"request_id": visit_id(number), "venue": "main", "image": image}));
+        self.client.command(
+            "attend",
+            &json!({"request_id": visit_id(number), "venue": "main", "image": image}),
+        );
     }
 
     fn attended(&self) -> usize {
@@ -99,7 +105,9 @@ impl Scene {
         for heard in self.client.heard() {
             if let Some(id) = heard.part.strip_prefix("reply/visit-") {
                 let answer = heard.json();
-                let same = answers.insert(id.to_owned(), answer.clone()).is_none_or(|before| before == answer);
+                let same = answers
+                    .insert(id.to_owned(), answer.clone())
+                    .is_none_or(|before| before == answer);
                 assert!(same, "request {id} has two answers");
             }
         }
@@ -150,16 +158,19 @@ impl Scene {
         let recorded = self.home.json(&["attendance", "--json"]);
         let recorded = recorded.as_array().unwrap();
         let of_event = |event: &Value| event["event_id"].as_str().unwrap().to_owned();
-        let told: Vec<_> = events.values().filter(|event| event["kind"] == "attendance").map(of_event).collect();
+        let told: Vec<_> =
+            events.values().filter(|event| event["kind"] == "attendance").map(of_event).collect();
         assert_eq!(told, recorded.iter().map(of_event).collect::<Vec<_>>());
 
         let answers = self.answers();
         assert_eq!(answers.len(), visits, "every request was answered");
-        let subjects: HashMap<_, _> = recorded.iter().map(|it| (of_event(it), it["subject"]["id"].clone())).collect();
+        let subjects: HashMap<_, _> =
+            recorded.iter().map(|it| (of_event(it), it["subject"]["id"].clone())).collect();
         let mut of_visits = HashSet::new();
         for number in 0..visits {
             let answer = &answers[&visit_id(number)["visit-".len()..]];
-            let event_ids = answer["event_ids"].as_array().unwrap_or_else(|| panic!("{number}: {answer}"));
+            let event_ids =
+                answer["event_ids"].as_array().unwrap_or_else(|| panic!("{number}: {answer}"));
             assert_eq!(event_ids.len(), 1, "visit {number}: {answer}");
             let event_id = event_ids[0].as_str().unwrap().to_owned();
             assert_eq!(subjects[&event_id], self.probes[number % self.probes.len()].0.as_str());
@@ -205,7 +216,10 @@ fn a_daemon_killed_again_and_again_loses_and_doubles_nothing() {
         daemon = scene.client.started(&scene.home);
     }
     scene.keep_busy(&mut published, visits, visits);
-    println!("killed after so many answers (and events): {seen:?}; {:.1} s", watch.elapsed().as_secs_f64());
+    println!(
+        "killed after so many answers (and events): {seen:?}; {:.1} s",
+        watch.elapsed().as_secs_f64()
+    );
     scene.check(daemon, visits);
 }
 

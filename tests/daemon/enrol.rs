@@ -37,7 +37,9 @@ fn recognition(more: &str) -> String {
 
 /// Two with a portrait that is large enough to tell whether it lives, and another photograph.
 fn people() -> (Person, Person) {
-    let wide = |path: &Path| image::image_dimensions(path).is_ok_and(|(width, height)| width.min(height) >= 150);
+    let wide = |path: &Path| {
+        image::image_dimensions(path).is_ok_and(|(width, height)| width.min(height) >= 150)
+    };
     let mut fit = Faces::find().people.into_iter().filter(|it| {
         let all: Vec<_> = it.enrol.iter().chain(&it.probes).collect();
         all.len() >= 2 && all.iter().all(|path| wide(path))
@@ -63,7 +65,9 @@ fn reply(client: &Client, request_id: &str) -> Option<Value> {
 
 /// Says so anew after each start.
 fn until_streaming(client: &Client) {
-    until("the camera streams", || (health(client)?["camera"]["state"] == "streaming").then_some(()));
+    until("the camera streams", || {
+        (health(client)?["camera"]["state"] == "streaming").then_some(())
+    });
 }
 
 fn names(answer: &Value) -> Vec<&str> {
@@ -74,10 +78,12 @@ fn names(answer: &Value) -> Vec<&str> {
 fn who_stands_alone_before_the_camera_is_enrolled_while_other_commands_go_on() {
     let broker = Mosquitto::start();
     let (ann, _) = people();
-    let home = Home::new(broker.port(), &camera(photographs(&ann)[0], &recognition("pad = \"off\"")));
+    let home =
+        Home::new(broker.port(), &camera(photographs(&ann)[0], &recognition("pad = \"off\"")));
     let _daemon = home.start();
     let client = Client::connect(broker.port());
-    let wanted = json!({"subject": {"id": "ann", "name": "Ann"}, "samples": 3, "timeout_ms": 30_000});
+    let wanted =
+        json!({"subject": {"id": "ann", "name": "Ann"}, "samples": 3, "timeout_ms": 30_000});
     until_streaming(&client);
     let answer = client.request("enrol_from_camera", "cam-1", wanted.clone());
     assert_eq!((&answer["ok"], &answer["references"]), (&json!(true), &json!(3)), "{answer}");
@@ -86,7 +92,8 @@ fn who_stands_alone_before_the_camera_is_enrolled_while_other_commands_go_on() {
     let seen = client.request("recognise", "r-1", json!({"image": image_of(photographs(&ann)[1])}));
     assert_eq!(names(&seen), ["Ann"], "{seen}");
     // Who is enrolled already is not enrolled as somebody else.
-    let other = json!({"subject": {"id": "eve", "name": "Eve"}, "samples": 1, "timeout_ms": 30_000});
+    let other =
+        json!({"subject": {"id": "eve", "name": "Eve"}, "samples": 1, "timeout_ms": 30_000});
     let refused = client.request("enrol_from_camera", "cam-2", other);
     assert_eq!(refused["error"]["code"], "duplicate_subject", "{refused}");
     assert_eq!(refused["duplicate_of"], "ann");
@@ -110,7 +117,8 @@ fn with_nobody_before_the_camera_the_time_is_up_and_others_are_served_meanwhile(
     let busy = client.request("enrol_from_camera", "cam-2", wanted("two", 1_000));
     assert_eq!(busy["error"]["code"], "busy", "{busy}");
     // Others do not wait for it.
-    let answer = client.request("enrol", "e-1", enrolment("ann", "Ann", &[photographs(&ann)[0].to_owned()]));
+    let answer =
+        client.request("enrol", "e-1", enrolment("ann", "Ann", &[photographs(&ann)[0].to_owned()]));
     assert_eq!(answer["ok"], true, "{answer}");
     assert!(reply(&client, "cam-1").is_none(), "it still waits");
     // Killed meanwhile: the one who asked is told by the next start, and nothing begins anew.
@@ -138,7 +146,8 @@ fn without_a_camera_it_says_so() {
 #[test]
 fn a_subject_keeps_no_more_references_than_it_may() {
     let broker = Mosquitto::start();
-    let person = Faces::find().people.into_iter().max_by_key(|it| it.enrol.len() + it.probes.len()).unwrap();
+    let person =
+        Faces::find().people.into_iter().max_by_key(|it| it.enrol.len() + it.probes.len()).unwrap();
     let home = Home::new(broker.port(), "[enrolment]\nreferences_max = 2\n");
     let daemon = home.start();
     let client = Client::connect(broker.port());
@@ -146,10 +155,12 @@ fn a_subject_keeps_no_more_references_than_it_may() {
     let answer = client.request("enrol", "e-1", enrolment("ann", "Ann", &all[..all.len().min(4)]));
     assert_eq!(answer["ok"], true, "{answer}");
     assert!(answer["references"].as_u64().unwrap() <= 2, "{answer}");
-    let kept =
-        |answer: &Value| answer["images"].as_array().unwrap().iter().filter(|it| it["kept"] == true).count() as u64;
+    let kept = |answer: &Value| {
+        answer["images"].as_array().unwrap().iter().filter(|it| it["kept"] == true).count() as u64
+    };
     assert_eq!(kept(&answer), answer["references"].as_u64().unwrap(), "{answer}");
-    let accepted = answer["images"].as_array().unwrap().iter().position(|it| it["accepted"] == true).unwrap();
+    let accepted =
+        answer["images"].as_array().unwrap().iter().position(|it| it["accepted"] == true).unwrap();
     let more = client.request("enrol", "e-2", enrolment("ann", "Ann", &all[accepted..=accepted]));
     assert_eq!(more["ok"], true, "{more}");
     assert!(more["references"].as_u64().unwrap() <= 2, "{more}");
@@ -160,7 +171,9 @@ fn a_subject_keeps_no_more_references_than_it_may() {
     let digest = settled["gallery"]["digest"].clone();
     drop(daemon);
     let _again = home.start();
-    until("the same after a restart", || (health(&client)?["gallery"]["digest"] == digest).then_some(()));
+    until("the same after a restart", || {
+        (health(&client)?["gallery"]["digest"] == digest).then_some(())
+    });
 }
 
 #[test]
@@ -172,16 +185,22 @@ fn after_a_change_of_the_network_people_come_back_one_by_one_and_back_again_is_b
     let mut daemon = home.start();
     let client = Client::connect(broker.port());
     for (person, id) in [(&ann, "ann"), (&bob, "bob")] {
-        let answer =
-            client.request("enrol", &format!("e-{id}"), enrolment(id, id, &[photographs(person)[0].to_owned()]));
+        let answer = client.request(
+            "enrol",
+            &format!("e-{id}"),
+            enrolment(id, id, &[photographs(person)[0].to_owned()]),
+        );
         assert_eq!(answer["ok"], true, "{answer}");
     }
     let look = |id: &str, person: &Person| {
-        let answer = client.request("recognise", id, json!({"image": image_of(photographs(person)[1])}));
+        let answer =
+            client.request("recognise", id, json!({"image": image_of(photographs(person)[1])}));
         names(&answer).iter().map(|it| (*it).to_owned()).collect::<Vec<_>>()
     };
     let outdated = |count: u64| {
-        until("health tells how far it is", || (health(&client)?["gallery"]["outdated"] == count).then_some(()));
+        until("health tells how far it is", || {
+            (health(&client)?["gallery"]["outdated"] == count).then_some(())
+        });
     };
     assert_eq!(look("r-1", &ann), ["ann"]);
     outdated(0);
@@ -191,12 +210,16 @@ fn after_a_change_of_the_network_people_come_back_one_by_one_and_back_again_is_b
     outdated(2);
     assert!(look("r-2", &ann).is_empty());
     let listed = client.request("subjects", "s-1", json!({}));
-    assert!(listed["subjects"].as_array().unwrap().iter().all(|it| it["recognisable"] == false), "{listed}");
+    assert!(
+        listed["subjects"].as_array().unwrap().iter().all(|it| it["recognisable"] == false),
+        "{listed}"
+    );
     let doctor = home.output(&["doctor"]);
     let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(said.contains("2 of 2"), "{said}");
     // Published again: found again.
-    let again = client.request("enrol", "e-3", enrolment("ann", "ann", &[photographs(&ann)[0].to_owned()]));
+    let again =
+        client.request("enrol", "e-3", enrolment("ann", "ann", &[photographs(&ann)[0].to_owned()]));
     assert_eq!(again["references"], 2, "those of the other network stay: {again}");
     outdated(1);
     assert_eq!(look("r-3", &ann), ["ann"]);
@@ -207,6 +230,9 @@ fn after_a_change_of_the_network_people_come_back_one_by_one_and_back_again_is_b
     home.configure(broker.port(), &with("fr_feature"));
     daemon = home.start();
     outdated(0);
-    assert_eq!((look("r-4", &ann), look("r-5", &bob)), (vec!["ann".to_owned()], vec!["bob".to_owned()]));
+    assert_eq!(
+        (look("r-4", &ann), look("r-5", &bob)),
+        (vec!["ann".to_owned()], vec!["bob".to_owned()])
+    );
     assert!(daemon.terminate().success());
 }

@@ -70,12 +70,16 @@ impl Door {
 #[test]
 fn a_door_that_has_done_nothing_yet_is_in_order() {
     let exposed = Door::new().read();
-    let build = [("version", env!("CARGO_PKG_VERSION")), ("embedder", "fr_feature"), ("precision", "int8")];
+    let build =
+        [("version", env!("CARGO_PKG_VERSION")), ("embedder", "fr_feature"), ("precision", "int8")];
     assert!(exposed.value("rollcall_build_info", &build) > 0.0);
     assert!(exposed.value("rollcall_camera_state", &[("state", "absent")]) > 0.0);
     // Nothing is claimed that is not known.
-    for name in ["rollcall_mqtt_connected", "rollcall_complete_through_timestamp_seconds", "rollcall_erasures_pending"]
-    {
+    for name in [
+        "rollcall_mqtt_connected",
+        "rollcall_complete_through_timestamp_seconds",
+        "rollcall_erasures_pending",
+    ] {
         assert_eq!(exposed.find(name, &[]), None, "{name}");
         assert!(exposed.has_name(name));
     }
@@ -145,7 +149,8 @@ fn what_is_owed_is_told_with_its_age_as_it_was_last_counted() {
     let (owed, age) = ("rollcall_outbox_rows", "rollcall_outbox_oldest_age_seconds");
     for sink in ["mqtt", "mongo"] {
         let exposed = door.read();
-        let (owed, age) = (exposed.value(owed, &[("sink", sink)]), exposed.value(age, &[("sink", sink)]));
+        let (owed, age) =
+            (exposed.value(owed, &[("sink", sink)]), exposed.value(age, &[("sink", sink)]));
         assert!((owed - 1.0).abs() < 1e-9 && (age - 90.0).abs() < 1e-9, "{sink}: {owed}, {age}");
     }
     // A scrape asks the store nothing: it answers when the store is gone.
@@ -156,11 +161,16 @@ fn what_is_owed_is_told_with_its_age_as_it_was_last_counted() {
 #[test]
 fn nobody_can_be_read_out_of_it() {
     let door = Door::new();
-    let subject = Subject { id: SubjectId::new("ada-1815").unwrap(), name: Name::new("Ada Lovelace").unwrap() };
+    let subject = Subject {
+        id: SubjectId::new("ada-1815").unwrap(),
+        name: Name::new("Ada Lovelace").unwrap(),
+    };
     let (id, name) = (subject.id.clone(), subject.name.clone());
     door.metrics.store.write(move |tx| tx.put_subject(&id, &name)).unwrap();
     let template = Template::normalised(vec![1.0, 0.5]).unwrap();
-    door.metrics.gallery.update(|gallery| gallery.with(subject.clone(), std::slice::from_ref(&template)));
+    door.metrics
+        .gallery
+        .update(|gallery| gallery.with(subject.clone(), std::slice::from_ref(&template)));
     door.count_owed();
     let text = door.metrics.text().to_lowercase();
     assert!(!text.contains("ada-1815") && !text.contains("lovelace"), "{text}");
@@ -186,16 +196,21 @@ fn document(name: &str) -> PathBuf {
 /// The names of metrics in a text.
 fn names_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-    words.filter(|word| word.starts_with("rollcall_") || word.starts_with("process_")).map(str::to_owned).collect()
+    words
+        .filter(|word| word.starts_with("rollcall_") || word.starts_with("process_"))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Every query of a dashboard: those of its panels, and of its variables.
 fn queries(dashboard: &Value) -> Vec<String> {
     let panels = dashboard["panels"].as_array().unwrap();
     let targets = panels.iter().filter_map(|it| it["targets"].as_array()).flatten();
-    let mut queries: Vec<String> = targets.map(|it| it["expr"].as_str().unwrap().to_owned()).collect();
+    let mut queries: Vec<String> =
+        targets.map(|it| it["expr"].as_str().unwrap().to_owned()).collect();
     let variables = dashboard["templating"]["list"].as_array().unwrap();
-    queries.extend(variables.iter().filter_map(|it| it["query"]["query"].as_str()).map(str::to_owned));
+    queries
+        .extend(variables.iter().filter_map(|it| it["query"]["query"].as_str()).map(str::to_owned));
     queries
 }
 
@@ -208,11 +223,16 @@ fn the_dashboard_asks_only_for_what_there_is() {
     let missing: Vec<_> = asked.iter().filter(|name| !exposed.has_name(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
     // And for nearly all of it: what nobody looks at need not be counted.
-    let unseen = ["rollcall_build_info", "rollcall_engine_errors_total", "rollcall_storage_reserve_held"];
-    let shown =
-        |name: &str| asked.iter().any(|it| it == name || it.strip_prefix(name).is_some_and(|it| it.starts_with('_')));
+    let unseen =
+        ["rollcall_build_info", "rollcall_engine_errors_total", "rollcall_storage_reserve_held"];
+    let shown = |name: &str| {
+        asked
+            .iter()
+            .any(|it| it == name || it.strip_prefix(name).is_some_and(|it| it.starts_with('_')))
+    };
     let alerts = names_in(&std::fs::read_to_string(document("alerts.yml")).unwrap());
-    let unused: Vec<_> = exposed.kinds.keys().filter(|name| !shown(name) && !alerts.contains(*name)).collect();
+    let unused: Vec<_> =
+        exposed.kinds.keys().filter(|name| !shown(name) && !alerts.contains(*name)).collect();
     assert!(unused.iter().all(|name| unseen.contains(&name.as_str())), "{unused:?}");
 }
 
@@ -229,7 +249,10 @@ fn the_dashboard_is_one_that_grafana_loads() {
         assert!(dashboard[key].is_object(), "{key}");
     }
     let variables = dashboard["templating"]["list"].as_array().unwrap();
-    assert_eq!((&variables[0]["name"], &variables[0]["type"]), (&"datasource".into(), &"datasource".into()));
+    assert_eq!(
+        (&variables[0]["name"], &variables[0]["type"]),
+        (&"datasource".into(), &"datasource".into())
+    );
     let (mut ids, mut places) = (BTreeSet::new(), Vec::new());
     for panel in dashboard["panels"].as_array().unwrap() {
         let (title, place) = (&panel["title"], &panel["gridPos"]);
@@ -244,8 +267,14 @@ fn the_dashboard_is_one_that_grafana_loads() {
         if panel["type"] == "row" {
             continue;
         }
-        assert!(["stat", "timeseries", "state-timeline"].contains(&panel["type"].as_str().unwrap()), "{title}");
-        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}: a data source of one server");
+        assert!(
+            ["stat", "timeseries", "state-timeline"].contains(&panel["type"].as_str().unwrap()),
+            "{title}"
+        );
+        assert_eq!(
+            panel["datasource"]["uid"], "${datasource}",
+            "{title}: a data source of one server"
+        );
         let targets = panel["targets"].as_array().unwrap();
         assert!(!targets.is_empty(), "{title}");
         let refs: BTreeSet<_> = targets.iter().map(|it| it["refId"].as_str().unwrap()).collect();
@@ -255,8 +284,10 @@ fn the_dashboard_is_one_that_grafana_loads() {
 
 #[test]
 fn the_alerts_ask_only_for_what_there_is() {
-    let (alerts, exposed) = (std::fs::read_to_string(document("alerts.yml")).unwrap(), Door::new().read());
-    let missing: Vec<_> = names_in(&alerts).into_iter().filter(|name| !exposed.has_name(name)).collect();
+    let (alerts, exposed) =
+        (std::fs::read_to_string(document("alerts.yml")).unwrap(), Door::new().read());
+    let missing: Vec<_> =
+        names_in(&alerts).into_iter().filter(|name| !exposed.has_name(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
     // What a label is asked for must be among its values, or the alert never comes.
     let values = exposed_values(&alerts, "state");
@@ -267,17 +298,25 @@ fn the_alerts_ask_only_for_what_there_is() {
             || SharingState::ALL.map(SharingState::as_str).contains(&value.as_str());
         assert!(known, "there is no state {value}");
     }
-    let known = rollcall::record::command::ErrorCode::ALL.map(rollcall::record::command::ErrorCode::as_str);
+    let known =
+        rollcall::record::command::ErrorCode::ALL.map(rollcall::record::command::ErrorCode::as_str);
     let reasons = exposed_values(&alerts, "reason");
-    assert!(!reasons.is_empty() && reasons.iter().all(|it| known.contains(&it.as_str())), "{reasons:?}");
-    let names: Vec<_> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(
+        !reasons.is_empty() && reasons.iter().all(|it| known.contains(&it.as_str())),
+        "{reasons:?}"
+    );
+    let names: Vec<_> =
+        alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "two alerts of one name");
     for part in ["expr: ", "severity: ", "summary: ", "description: "] {
-        let count = alerts.lines().filter(|line| !line.starts_with('#') && line.contains(part)).count();
+        let count =
+            alerts.lines().filter(|line| !line.starts_with('#') && line.contains(part)).count();
         assert_eq!(count, names.len(), "each alert has one `{part}`");
     }
     if let Ok(promtool) = std::env::var("PROMTOOL") {
-        for (args, file) in [(["check", "rules"], "alerts.yml"), (["test", "rules"], "alerts_test.yml")] {
+        for (args, file) in
+            [(["check", "rules"], "alerts.yml"), (["test", "rules"], "alerts_test.yml")]
+        {
             let output = Command::new(&promtool).args(args).arg(document(file)).output().unwrap();
             assert!(output.status.success(), "{output:?}");
         }

@@ -40,13 +40,25 @@ fn usual_broker() -> Mosquitto {
 
 /// How many subjects the index on the broker has, read as a door reads it.
 fn listed(broker: &Mosquitto, key: &SharedKey) -> usize {
-    let out = broker.subscribe(&["-t", "rollcall/hq/gallery-index/+", "-F", "%t %p", "--retained-only", "-W", "1"]);
+    let out = broker.subscribe(&[
+        "-t",
+        "rollcall/hq/gallery-index/+",
+        "-F",
+        "%t %p",
+        "--retained-only",
+        "-W",
+        "1",
+    ]);
     let on_page = |line: &str| {
         let (topic, payload) = line.split_once(' ').unwrap();
         let page = u8::from_str_radix(&topic[topic.len() - 2..], 16).unwrap();
         let payload: Value = serde_json::from_str(payload).unwrap();
-        let sealed = base64::engine::general_purpose::STANDARD.decode(payload["sealed"].as_str().unwrap()).unwrap();
-        let plain = key.open(&sealed, &[b"rollcall gallery page 1\0hq\0".as_slice(), &[page]].concat()).unwrap();
+        let sealed = base64::engine::general_purpose::STANDARD
+            .decode(payload["sealed"].as_str().unwrap())
+            .unwrap();
+        let plain = key
+            .open(&sealed, &[b"rollcall gallery page 1\0hq\0".as_slice(), &[page]].concat())
+            .unwrap();
         serde_json::from_slice::<Vec<Value>>(&plain).unwrap().len()
     };
     String::from_utf8_lossy(&out.stdout).lines().map(on_page).sum()
@@ -67,12 +79,17 @@ struct Office {
 impl Office {
     fn open(port: u16) -> Self {
         let mut settings = LinkSettings::new("127.0.0.1", port, "office", "office/status".into());
-        settings.subscriptions = vec!["rollcall/hq/+/health".into(), "rollcall/hq/+/reply/+".into()];
+        settings.subscriptions =
+            vec!["rollcall/hq/+/health".into(), "rollcall/hq/+/reply/+".into()];
         settings.packet_bytes_max_out = 64 << 20;
         settings.retry.shortest = Duration::from_millis(20);
         settings.retry.longest = Duration::from_millis(200);
         let (link, driver, mut told) = link::open(settings).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let (stop, asked) = watch::channel(false);
         let heard: Arc<Mutex<Heard>> = Arc::default();
         let keep = Arc::clone(&heard);
@@ -99,7 +116,11 @@ impl Office {
     fn command(&self, door: &str, verb: &str, mut body: Value) -> String {
         let id = format!("r-{}", self.requests.fetch_add(1, Ordering::Relaxed));
         body["request_id"] = id.as_str().into();
-        self.publish(&format!("rollcall/hq/{door}/command/{verb}"), &serde_json::to_vec(&body).unwrap(), false);
+        self.publish(
+            &format!("rollcall/hq/{door}/command/{verb}"),
+            &serde_json::to_vec(&body).unwrap(),
+            false,
+        );
         id
     }
 
@@ -138,7 +159,8 @@ impl Office {
         until_for(PATIENCE * 3, &what, || {
             let found: Vec<Value> = doors.iter().filter_map(|door| self.gallery(door)).collect();
             let digests: BTreeSet<_> = found.iter().map(|it| it["digest"].to_string()).collect();
-            let all = found.len() == doors.len() && found.iter().all(|it| it["subjects"] == subjects);
+            let all =
+                found.len() == doors.len() && found.iter().all(|it| it["subjects"] == subjects);
             (all && digests.len() == 1).then_some(())
         });
     }
@@ -146,7 +168,8 @@ impl Office {
 
 /// A door of the site, with the key in this file.
 fn door(broker: &Mosquitto, name: &str, key: &SharedKey) -> Home {
-    let mut home = Home::new(broker.port(), &format!("[fleet]\nkey_file = \"{}\"\n", key.path().display()));
+    let mut home =
+        Home::new(broker.port(), &format!("[fleet]\nkey_file = \"{}\"\n", key.path().display()));
     home.environment.push(("ROLLCALL_DEVICE_NAME".into(), name.into()));
     home
 }
@@ -190,15 +213,24 @@ fn what_one_door_enrols_or_withdraws_all_of_them_know() {
     // One that was off for all of it.
     running.push(homes[2].start());
     until_for(Duration::from_secs(5), "all is there", || {
-        office.gallery("door-3").filter(|it| it["subjects"] == 2 && it["sharing"]["state"] == "shared")
+        office
+            .gallery("door-3")
+            .filter(|it| it["subjects"] == 2 && it["sharing"]["state"] == "shared")
     });
     office.until_same(&DOORS, 2);
     // They meet him, and he is erased everywhere: at each door out of the events too.
     for name in ["door-2", "door-3"] {
-        let said = office.request(name, "attend", json!({"venue": "main", "image": base64(&demo("obama2.jpg"))}));
+        let said = office.request(
+            name,
+            "attend",
+            json!({"venue": "main", "image": base64(&demo("obama2.jpg"))}),
+        );
         assert_eq!(said["ok"], true, "{said}");
     }
-    assert_eq!(office.request("door-1", "withdraw", json!({"subject_id": "obama", "erase": true}))["ok"], true);
+    assert_eq!(
+        office.request("door-1", "withdraw", json!({"subject_id": "obama", "erase": true}))["ok"],
+        true
+    );
     assert_eq!(office.request("door-2", "withdraw", json!({"subject_id": "biden"}))["ok"], true);
     office.until_same(&DOORS, 0);
     for home in &homes {
@@ -208,7 +240,10 @@ fn what_one_door_enrols_or_withdraws_all_of_them_know() {
         assert!(!home.log().contains("Barack") && !home.log().contains("obama"), "{}", home.log());
     }
     // Who was withdrawn comes back.
-    assert_eq!(office.request("door-3", "enrol", enrolment("biden", "Joe", &[demo("biden.jpg")]))["ok"], true);
+    assert_eq!(
+        office.request("door-3", "enrol", enrolment("biden", "Joe", &[demo("biden.jpg")]))["ok"],
+        true
+    );
     office.until_same(&DOORS, 1);
     for daemon in running {
         assert!(daemon.terminate().success());
@@ -221,16 +256,29 @@ fn a_door_with_another_key_learns_nothing_and_says_so_and_spoils_nothing() {
     let office = Office::open(broker.port());
     let homes = [door(&broker, "door-1", &keys.site), door(&broker, "door-2", &keys.wrong)];
     let first = homes[0].start();
-    assert_eq!(office.request("door-1", "enrol", enrolment("biden", "Joe", &[demo("biden.jpg")]))["ok"], true);
-    until("the record is told", || broker.log().contains("rollcall/hq/gallery/biden").then_some(()));
+    assert_eq!(
+        office.request("door-1", "enrol", enrolment("biden", "Joe", &[demo("biden.jpg")]))["ok"],
+        true
+    );
+    until("the record is told", || {
+        broker.log().contains("rollcall/hq/gallery/biden").then_some(())
+    });
     let second = homes[1].start();
-    let strange = |it: &Value| it["sharing"]["state"] == "wrong_key" && it["sharing"]["refused"].as_u64() > Some(0);
+    let strange = |it: &Value| {
+        it["sharing"]["state"] == "wrong_key" && it["sharing"]["refused"].as_u64() > Some(0)
+    };
     until("it says so", || office.gallery("door-2").filter(strange));
     assert_eq!(office.gallery("door-2").unwrap()["subjects"], 0);
     assert!(homes[1].log().contains("does not open with this key"), "{}", homes[1].log());
     // Its own account of the same id does not displace the site's, nor does it get out.
-    assert_eq!(office.request("door-2", "enrol", enrolment("biden", "Joe", &[demo("biden.jpg")]))["ok"], true);
-    assert_eq!(office.request("door-2", "enrol", enrolment("obama", "B", &[demo("obama.jpg")]))["ok"], true);
+    assert_eq!(
+        office.request("door-2", "enrol", enrolment("biden", "Joe", &[demo("biden.jpg")]))["ok"],
+        true
+    );
+    assert_eq!(
+        office.request("door-2", "enrol", enrolment("obama", "B", &[demo("obama.jpg")]))["ok"],
+        true
+    );
     let third = door(&broker, "door-3", &keys.site);
     let _third = third.start();
     office.until_same(&["door-1", "door-3"], 1);
@@ -271,7 +319,11 @@ fn two_doors_that_enrol_one_id_at_once_end_with_the_same() {
     let held = |home: &Home| {
         let database = rusqlite::Connection::open(home.state().join("rollcall.db")).unwrap();
         let mut query = database.prepare(id).unwrap();
-        query.query_map([], |row| row.get::<_, String>(0)).unwrap().map(Result::unwrap).collect::<Vec<_>>()
+        query
+            .query_map([], |row| row.get::<_, String>(0))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect::<Vec<_>>()
     };
     until("the very same references", || {
         let all: BTreeSet<Vec<String>> = homes.iter().map(held).collect();
@@ -318,7 +370,10 @@ fn a_large_gallery_reaches_a_new_door_a_wiped_one_and_a_broker_that_lost_it() {
     let office = Office::open(broker.port());
     let homes = DOORS.map(|name| door(&broker, name, &keys.site));
     let first = homes[0].start();
-    assert_eq!(office.request("door-1", "enrol", enrolment("biden", "Joe", &[demo("biden.jpg")]))["ok"], true);
+    assert_eq!(
+        office.request("door-1", "enrol", enrolment("biden", "Joe", &[demo("biden.jpg")]))["ok"],
+        true
+    );
     assert!(first.terminate().success());
     enrol_many(&homes[0], subjects);
     let first = homes[0].start();
@@ -326,7 +381,9 @@ fn a_large_gallery_reaches_a_new_door_a_wiped_one_and_a_broker_that_lost_it() {
     let second = homes[1].start();
     office.until_same(&DOORS[..2], subjects + 1);
     println!("{subjects} subjects told and learnt in {:.1} s", watch.elapsed().as_secs_f64());
-    until_for(PATIENCE, "the index is whole", || (listed(&broker, &keys.site) == subjects + 1).then_some(()));
+    until_for(PATIENCE, "the index is whole", || {
+        (listed(&broker, &keys.site) == subjects + 1).then_some(())
+    });
     // From here on there is only the broker to learn from.
     assert!(first.terminate().success());
     assert!(second.terminate().success());
@@ -335,13 +392,18 @@ fn a_large_gallery_reaches_a_new_door_a_wiped_one_and_a_broker_that_lost_it() {
     let third = homes[2].start();
     let second = homes[1].start();
     office.until_same(&DOORS, subjects + 1);
-    println!("a new one and a wiped one learnt them from the broker in {:.1} s", watch.elapsed().as_secs_f64());
+    println!(
+        "a new one and a wiped one learnt them from the broker in {:.1} s",
+        watch.elapsed().as_secs_f64()
+    );
     // A broker that begins anew has them from the doors.
     broker.kill();
     fs::remove_file(broker.path("mosquitto.db")).ok();
     broker.run();
     let watch = Stopwatch::start();
-    until_for(PATIENCE * 3, "the broker has it again", || (listed(&broker, &keys.site) == subjects + 1).then_some(()));
+    until_for(PATIENCE * 3, "the broker has it again", || {
+        (listed(&broker, &keys.site) == subjects + 1).then_some(())
+    });
     println!("told to the new broker in {:.1} s", watch.elapsed().as_secs_f64());
     assert!(third.terminate().success());
     assert!(second.terminate().success());

@@ -46,12 +46,17 @@ struct Office {
 impl Office {
     fn open(port: u16) -> Self {
         let mut settings = LinkSettings::new("127.0.0.1", port, "office", "office/status".into());
-        settings.subscriptions = vec!["rollcall/hq/+/health".into(), "rollcall/hq/+/reply/+".into()];
+        settings.subscriptions =
+            vec!["rollcall/hq/+/health".into(), "rollcall/hq/+/reply/+".into()];
         settings.packet_bytes_max_out = 64 << 20;
         settings.retry.shortest = Duration::from_millis(20);
         settings.retry.longest = Duration::from_millis(200);
         let (link, driver, mut told) = link::open(settings).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let (stop, asked) = watch::channel(false);
         let heard: Arc<Mutex<Heard>> = Arc::default();
         let keep = Arc::clone(&heard);
@@ -70,7 +75,8 @@ impl Office {
     fn request(&self, door: &str, verb: &str, mut body: Value) -> Value {
         let id = format!("r-{}", self.requests.fetch_add(1, Ordering::Relaxed));
         body["request_id"] = id.as_str().into();
-        let (topic, payload) = (format!("rollcall/hq/{door}/command/{verb}"), serde_json::to_vec(&body).unwrap());
+        let (topic, payload) =
+            (format!("rollcall/hq/{door}/command/{verb}"), serde_json::to_vec(&body).unwrap());
         until("the broker acknowledges", || {
             let message = Message { topic: topic.clone(), payload: payload.clone(), retain: false };
             self.runtime.block_on(self.link.publish_batch(vec![message]))[0].is_ok().then_some(())
@@ -83,7 +89,8 @@ impl Office {
     }
 
     fn enrol(&self, door: &str, id: &str, photograph: &str) {
-        let said = self.request(door, "enrol", enrolment(id, &format!("Name {id}"), &[demo(photograph)]));
+        let said =
+            self.request(door, "enrol", enrolment(id, &format!("Name {id}"), &[demo(photograph)]));
         assert_eq!(said["ok"], true, "{said}");
     }
 
@@ -107,7 +114,8 @@ impl Office {
 
     fn until_gallery(&self, door: &str, state: &str, subjects: usize) {
         until_for(PATIENCE, &format!("{door} is {state} with {subjects} subjects"), || {
-            self.gallery(door).filter(|it| it["sharing"]["state"] == state && it["subjects"] == subjects)
+            self.gallery(door)
+                .filter(|it| it["sharing"]["state"] == state && it["subjects"] == subjects)
         });
     }
 }
@@ -148,14 +156,19 @@ fn kept(server: &Mongod, id: &str) -> Option<Document> {
 fn what_one_door_enrols_or_withdraws_all_of_them_know() {
     let (broker, keys, mut server) = (Mosquitto::start(), keys(), Mongod::start());
     let office = Office::open(broker.port());
-    let homes = ["door-1", "door-2", "door-3"].map(|name| door(&broker, &server.uri(), name, &keys.site));
+    let homes =
+        ["door-1", "door-2", "door-3"].map(|name| door(&broker, &server.uri(), name, &keys.site));
     let _first = homes[0].start();
     let _second = homes[1].start();
     office.until_gallery("door-2", "shared", 0);
-    for (id, photograph, probe) in [("biden", "biden.jpg", "biden.jpg"), ("obama", "obama.jpg", "obama2.jpg")] {
+    for (id, photograph, probe) in
+        [("biden", "biden.jpg", "biden.jpg"), ("obama", "obama.jpg", "obama2.jpg")]
+    {
         office.enrol("door-1", id, photograph);
         let watch = Stopwatch::start();
-        until_for(PATIENCE, "the other door recognises", || office.recognises("door-2", probe).then_some(()));
+        until_for(PATIENCE, "the other door recognises", || {
+            office.recognises("door-2", probe).then_some(())
+        });
         println!("recognised elsewhere after {} ms", watch.elapsed().as_millis());
     }
     // One that was off for all of it.
@@ -163,12 +176,18 @@ fn what_one_door_enrols_or_withdraws_all_of_them_know() {
     office.until_gallery("door-3", "shared", 2);
     assert!(office.recognises("door-3", "obama2.jpg"));
     // They meet him; one of them is off while he is erased.
-    let said = office.request("door-3", "attend", json!({"venue": "main", "image": base64(&demo("obama2.jpg"))}));
+    let said = office.request(
+        "door-3",
+        "attend",
+        json!({"venue": "main", "image": base64(&demo("obama2.jpg"))}),
+    );
     assert_eq!(said["ok"], true, "{said}");
     assert!(third.terminate().success());
     // MongoDB goes away: what is done meanwhile is told when it is back.
     server.kill_all();
-    until("both know", || (0..2).all(|at| homes[at].log().contains("MongoDB is not reached")).then_some(()));
+    until("both know", || {
+        (0..2).all(|at| homes[at].log().contains("MongoDB is not reached")).then_some(())
+    });
     office.until_gallery("door-1", "away", 2);
     office.withdraw("door-1", "obama", true);
     office.withdraw("door-2", "biden", false);
@@ -188,7 +207,8 @@ fn what_one_door_enrols_or_withdraws_all_of_them_know() {
     }
     // The tombstones outlive the erasure in `subjects`.
     until("he is erased in MongoDB", || {
-        (!server.all("subjects").iter().any(|it| it.get_str("_id").ok() == Some("obama"))).then_some(())
+        (!server.all("subjects").iter().any(|it| it.get_str("_id").ok() == Some("obama")))
+            .then_some(())
     });
     for id in ["hq/obama", "hq/biden"] {
         let document = kept(&server, id).unwrap();
@@ -206,8 +226,8 @@ fn what_one_door_enrols_or_withdraws_all_of_them_know() {
 fn a_door_with_another_key_learns_nothing_and_spoils_nothing() {
     let (broker, keys, server) = (Mosquitto::start(), keys(), Mongod::start());
     let office = Office::open(broker.port());
-    let homes =
-        [("door-1", &keys.site), ("door-2", &keys.wrong)].map(|(name, key)| door(&broker, &server.uri(), name, key));
+    let homes = [("door-1", &keys.site), ("door-2", &keys.wrong)]
+        .map(|(name, key)| door(&broker, &server.uri(), name, key));
     let _first = homes[0].start();
     office.enrol("door-1", "biden", "biden.jpg");
     let told = until("the record is told", || kept(&server, "hq/biden"));
@@ -215,8 +235,12 @@ fn a_door_with_another_key_learns_nothing_and_spoils_nothing() {
     let second = homes[1].start();
     office.enrol("door-2", "biden", "biden.jpg");
     office.enrol("door-2", "obama", "obama.jpg");
-    until("it says so", || office.gallery("door-2").filter(|it| it["sharing"]["state"] == "wrong_key"));
-    until("its row is refused", || homes[1].log().contains("does not open with this key (").then_some(()));
+    until("it says so", || {
+        office.gallery("door-2").filter(|it| it["sharing"]["state"] == "wrong_key")
+    });
+    until("its row is refused", || {
+        homes[1].log().contains("does not open with this key (").then_some(())
+    });
     assert_eq!(kept(&server, "hq/biden").as_ref(), Some(&told));
     assert_eq!(kept(&server, "hq/obama"), None);
     // Nonsense is counted and left alone; what is only said to be older gives way to what is right.
@@ -232,10 +256,13 @@ fn a_door_with_another_key_learns_nothing_and_spoils_nothing() {
     server.command(
         doc! { "update": "gallery", "updates": [{ "q": { "_id": "hq" }, "u": { "$inc": { "rung": 1_i64 } } }] },
     );
-    until("it is counted", || office.gallery("door-1").filter(|it| it["sharing"]["refused"].as_u64() >= Some(3)));
+    until("it is counted", || {
+        office.gallery("door-1").filter(|it| it["sharing"]["refused"].as_u64() >= Some(3))
+    });
     assert!(office.recognises("door-1", "biden.jpg"));
     until("it is put right", || {
-        kept(&server, "hq/biden").filter(|it| it.get_document("version").ok() == told.get_document("version").ok())
+        kept(&server, "hq/biden")
+            .filter(|it| it.get_document("version").ok() == told.get_document("version").ok())
     });
     assert_eq!(kept(&server, "hq/nonsense").unwrap().get_str("version").ok(), Some("none"));
     // With the right key it has all, and tells what it has.

@@ -56,7 +56,9 @@ fn json_of(payload: &[u8]) -> Value {
 fn published(broker: &Mosquitto) -> usize {
     let log = broker.log();
     log.lines()
-        .filter(|line| line.contains("Received PUBLISH from rollcall-") && line.contains("homeassistant"))
+        .filter(|line| {
+            line.contains("Received PUBLISH from rollcall-") && line.contains("homeassistant")
+        })
         .count()
 }
 
@@ -71,7 +73,11 @@ async fn it_is_retained_sent_again_and_says_nobodys_name() {
     let mut broker = Mosquitto::start();
     let home = Home::new(broker.port(), "[home_assistant]\nname = \"Tür Süd – 正門\"\n");
     let photograph = faces::demo("obama.jpg").display().to_string();
-    assert!(home.output(&["enrol", "--id", "barack", "--name", "Barack Ümläut", &photograph]).status.success());
+    assert!(
+        home.output(&["enrol", "--id", "barack", "--name", "Barack Ümläut", &photograph])
+            .status
+            .success()
+    );
     let mut early = listener(&broker, "early").await;
     let running = home.start();
     let (topic, payload, retained) = take(&mut early).await;
@@ -84,7 +90,9 @@ async fn it_is_retained_sent_again_and_says_nobodys_name() {
     // Somebody is recorded, and still the broker keeps nobody's name.
     let body = json!({"request_id": "a-1", "venue": "main", "image": faces::base64(&faces::demo("obama2.jpg"))});
     broker.publish_payload("rollcall/hq/door-1/command/attend", body.to_string().as_bytes(), &[]);
-    until("the attendance is recorded", || home.events().iter().any(|it| it.2 == "attendance").then_some(()));
+    until("the attendance is recorded", || {
+        home.events().iter().any(|it| it.2 == "attendance").then_some(())
+    });
     let kept = broker.subscribe(&["-t", "#", "--retained-only", "-W", "2", "-v"]).stdout;
     let kept = String::from_utf8(kept).unwrap();
     assert!(kept.contains(TOPIC) && kept.contains("rollcall/hq/door-1/health"), "{kept}");
@@ -93,7 +101,11 @@ async fn it_is_retained_sent_again_and_says_nobodys_name() {
     let mut late = listener(&broker, "late").await;
     assert_eq!(take(&mut late).await, (TOPIC.to_owned(), payload.clone(), true));
     broker.publish(&["-t", STATUS, "-m", "online"]);
-    assert_eq!(take(&mut early).await, (TOPIC.to_owned(), payload.clone(), false), "Home Assistant has started");
+    assert_eq!(
+        take(&mut early).await,
+        (TOPIC.to_owned(), payload.clone(), false),
+        "Home Assistant has started"
+    );
 
     // A broker that has forgotten everything is told again.
     broker.kill();
@@ -114,7 +126,11 @@ async fn it_goes_when_switched_off_and_moves_with_the_prefix() {
 
     home.configure(broker.port(), "[home_assistant]\ndiscovery_prefix = \"elsewhere\"\n");
     let running = home.start();
-    assert_eq!(take(&mut early).await, (TOPIC.to_owned(), Vec::new(), false), "the old one is taken back");
+    assert_eq!(
+        take(&mut early).await,
+        (TOPIC.to_owned(), Vec::new(), false),
+        "the old one is taken back"
+    );
     let (topic, payload, _) = take(&mut early).await;
     assert_eq!(topic, TOPIC.replace("homeassistant", "elsewhere"));
     assert!(!payload.is_empty());
@@ -130,7 +146,8 @@ async fn it_goes_when_switched_off_and_moves_with_the_prefix() {
     assert!(!String::from_utf8(kept).unwrap().contains("config"));
 
     // And that is the end of it.
-    let (before, health) = (published(&broker), broker.log().matches("'rollcall/hq/door-1/health'").count());
+    let (before, health) =
+        (published(&broker), broker.log().matches("'rollcall/hq/door-1/health'").count());
     let running = home.start();
     online_and_told(&home, &broker, health);
     assert_eq!(published(&broker), before);
@@ -144,7 +161,9 @@ fn a_device_on_which_it_was_never_on_says_nothing() {
     let running = home.start();
     online_and_told(&home, &broker, 0);
     broker.publish(&["-t", "rollcall/hq/door-1/command/sync", "-m", "{\"request_id\":\"s-1\"}"]);
-    until("the command is answered", || broker.log().contains("rollcall/hq/door-1/reply/s-1").then_some(()));
+    until("the command is answered", || {
+        broker.log().contains("rollcall/hq/door-1/reply/s-1").then_some(())
+    });
     assert!(!broker.log().contains("homeassistant"), "{}", broker.log());
     assert!(running.terminate().success());
 }
@@ -183,8 +202,11 @@ fn the_example_for_node_red_is_complete() {
     let nodes = flow.as_array().unwrap();
     let ids: Vec<&str> = nodes.iter().map(|it| it["id"].as_str().unwrap()).collect();
     for node in nodes {
-        let wires = node["wires"].as_array().into_iter().flatten().flat_map(|it| it.as_array().unwrap());
-        let named = wires.chain(node.get("broker").filter(|_| node["type"] == "mqtt in")).chain(node.get("z"));
+        let wires =
+            node["wires"].as_array().into_iter().flatten().flat_map(|it| it.as_array().unwrap());
+        let named = wires
+            .chain(node.get("broker").filter(|_| node["type"] == "mqtt in"))
+            .chain(node.get("z"));
         for id in named {
             assert!(ids.contains(&id.as_str().unwrap()), "{node}");
         }

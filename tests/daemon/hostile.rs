@@ -56,13 +56,30 @@ struct Case {
 }
 
 /// A command with an id of its own that must be refused.
-fn refused(cases: &mut Vec<Case>, verb: &'static str, mut body: Value, code: &'static str, about: &'static str) {
+fn refused(
+    cases: &mut Vec<Case>,
+    verb: &'static str,
+    mut body: Value,
+    code: &'static str,
+    about: &'static str,
+) {
     let request_id = format!("case-{}", cases.len());
     body["request_id"] = request_id.as_str().into();
-    cases.push(Case { verb, payload: body.to_string().into_bytes(), request_id: Some(request_id), code, about });
+    cases.push(Case {
+        verb,
+        payload: body.to_string().into_bytes(),
+        request_id: Some(request_id),
+        code,
+        about,
+    });
 }
 
-fn unreadable(cases: &mut Vec<Case>, payload: impl Into<Vec<u8>>, code: &'static str, about: &'static str) {
+fn unreadable(
+    cases: &mut Vec<Case>,
+    payload: impl Into<Vec<u8>>,
+    code: &'static str,
+    about: &'static str,
+) {
     cases.push(Case { verb: "enrol", payload: payload.into(), request_id: None, code, about });
 }
 
@@ -78,14 +95,25 @@ fn broken_messages(cases: &mut Vec<Case>) {
     for id in ["\"a/b\"", "\"+\"", "\"#\"", "\"\"", "\"../../etc\"", "\"Jane Doe\""] {
         unreadable(cases, format!("{{\"request_id\": {id}}}"), "bad_value", "request_id");
     }
-    unreadable(cases, format!("{{\"request_id\": \"{}\"}}", "x".repeat(65)), "bad_value", "request_id");
+    unreadable(
+        cases,
+        format!("{{\"request_id\": \"{}\"}}", "x".repeat(65)),
+        "bad_value",
+        "request_id",
+    );
     for id in ["7", "null", "[\"a\"]", "{}"] {
         unreadable(cases, format!("{{\"request_id\": {id}}}"), "wrong_type", "request_id");
     }
     let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
     unreadable(cases, deep(1_000_000), "too_deep", "");
     unreadable(cases, format!("{{\"a\": {}}}", deep(100_000)), "too_deep", "");
-    refused(cases, "enrol", json!({"a": [[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]}), "too_deep", "");
+    refused(
+        cases,
+        "enrol",
+        json!({"a": [[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]}),
+        "too_deep",
+        "",
+    );
     refused(cases, "enrol", json!({"a": vec![0; 1_000_000]}), "too_many", "");
 }
 
@@ -93,7 +121,13 @@ fn wrong_fields(cases: &mut Vec<Case>, photograph: &str) {
     let subject = json!({"id": "jdoe", "name": "Jane Doe"});
     let enrol = |subject: Value, images: Value| json!({"subject": subject, "images": images});
     for id in ["a/b", "a+b", "#", "$SYS", "", "ä", "a b", &"x".repeat(65)] {
-        refused(cases, "enrol", enrol(json!({"id": id, "name": "J"}), json!([photograph])), "bad_value", "subject.id");
+        refused(
+            cases,
+            "enrol",
+            enrol(json!({"id": id, "name": "J"}), json!([photograph])),
+            "bad_value",
+            "subject.id",
+        );
         refused(cases, "withdraw", json!({"subject_id": id}), "bad_value", "subject_id");
         refused(cases, "attend", json!({"venue": id, "image": photograph}), "bad_value", "venue");
     }
@@ -109,24 +143,54 @@ fn wrong_fields(cases: &mut Vec<Case>, photograph: &str) {
     refused(cases, "enrol", json!({"images": [photograph]}), "missing_field", "subject");
     refused(cases, "enrol", json!({"subject": subject}), "missing_field", "images");
     refused(cases, "enrol", enrol(json!("jdoe"), json!([photograph])), "wrong_type", "subject");
-    refused(cases, "enrol", enrol(json!({"id": 7, "name": "J"}), json!([photograph])), "wrong_type", "subject.id");
+    refused(
+        cases,
+        "enrol",
+        enrol(json!({"id": 7, "name": "J"}), json!([photograph])),
+        "wrong_type",
+        "subject.id",
+    );
     refused(cases, "enrol", enrol(subject.clone(), json!(photograph)), "wrong_type", "images");
     refused(cases, "enrol", enrol(subject.clone(), json!([7])), "wrong_type", "images[0]");
     refused(cases, "enrol", enrol(subject.clone(), json!([])), "bad_value", "images");
     refused(cases, "enrol", enrol(subject.clone(), json!(vec!["A"; 11])), "too_many", "images");
     refused(cases, "enrol", enrol(subject.clone(), json!(["!!!"])), "bad_image", "images[0]");
     refused(cases, "enrol", enrol(subject.clone(), json!([""])), "bad_image", "images[0]");
-    refused(cases, "enrol", enrol(subject.clone(), json!(["data:text/html;base64,AAAA"])), "bad_image", "images[0]");
-    refused(cases, "enrol", enrol(subject.clone(), json!(["A".repeat(6 << 20)])), "too_large", "images[0]");
+    refused(
+        cases,
+        "enrol",
+        enrol(subject.clone(), json!(["data:text/html;base64,AAAA"])),
+        "bad_image",
+        "images[0]",
+    );
+    refused(
+        cases,
+        "enrol",
+        enrol(subject.clone(), json!(["A".repeat(6 << 20)])),
+        "too_large",
+        "images[0]",
+    );
     let mut more = enrol(subject.clone(), json!([photograph]));
     more["replce"] = true.into();
     refused(cases, "enrol", more, "unknown_field", "replce");
     let inside = json!({"id": "j", "name": "J", "role": "boss"});
     refused(cases, "enrol", enrol(inside, json!([photograph])), "unknown_field", "subject.role");
-    refused(cases, "withdraw", json!({"subject_id": "jdoe", "erase": "yes"}), "wrong_type", "erase");
+    refused(
+        cases,
+        "withdraw",
+        json!({"subject_id": "jdoe", "erase": "yes"}),
+        "wrong_type",
+        "erase",
+    );
     refused(cases, "subjects", json!({"limit": "10"}), "wrong_type", "limit");
     refused(cases, "subjects", json!({"limit": 501}), "bad_value", "limit");
-    refused(cases, "attendance", json!({"venue": "main", "from": "yesterday"}), "bad_value", "from");
+    refused(
+        cases,
+        "attendance",
+        json!({"venue": "main", "from": "yesterday"}),
+        "bad_value",
+        "from",
+    );
     refused(
         cases,
         "attend",
@@ -145,8 +209,20 @@ fn wrong_fields(cases: &mut Vec<Case>, photograph: &str) {
         "samples",
     );
     refused(cases, "withdraw", json!({"subject_id": "nobody"}), "unknown_subject", "nobody");
-    refused(cases, "rename", json!({"subject_id": "nobody", "name": "N"}), "unknown_subject", "nobody");
-    refused(cases, "attend", json!({"venue": "elsewhere", "image": photograph}), "unknown_venue", "venue");
+    refused(
+        cases,
+        "rename",
+        json!({"subject_id": "nobody", "name": "N"}),
+        "unknown_subject",
+        "nobody",
+    );
+    refused(
+        cases,
+        "attend",
+        json!({"venue": "elsewhere", "image": photograph}),
+        "unknown_venue",
+        "venue",
+    );
 }
 
 fn hostile_pictures(cases: &mut Vec<Case>, jpeg: &[u8]) {
@@ -174,7 +250,11 @@ fn everything_hostile_is_refused_by_name_and_changes_nothing() {
     let home = Home::new(broker.port(), "");
     let mut daemon = client.started(&home);
     let photograph = demo("biden.jpg");
-    let answer = client.request("enrol", "first", enrolment("biden", "Joe", std::slice::from_ref(&photograph)));
+    let answer = client.request(
+        "enrol",
+        "first",
+        enrolment("biden", "Joe", std::slice::from_ref(&photograph)),
+    );
     assert_eq!(answer["ok"], true, "{answer}");
     let subjects = home.json(&["subjects", "--json"]);
     let before = daemon.memory_bytes("VmHWM");
@@ -190,7 +270,8 @@ fn everything_hostile_is_refused_by_name_and_changes_nothing() {
         let part = format!("reply/{}", case.request_id.as_deref().unwrap_or("unreadable"));
         let answer = client.await_from(from, &part).json();
         from = client.heard().len();
-        let shown = String::from_utf8_lossy(&case.payload[..case.payload.len().min(200)]).into_owned();
+        let shown =
+            String::from_utf8_lossy(&case.payload[..case.payload.len().min(200)]).into_owned();
         let told = (&answer["ok"], &answer["error"]["code"], &answer["request_id"]);
         assert_eq!(
             told,
@@ -203,7 +284,11 @@ fn everything_hostile_is_refused_by_name_and_changes_nothing() {
     let sent = cases.len() as u64 + 1;
     let health = client.await_health("every command is counted", |it| it["commands"] == sent);
     let refusals = health["commands_refused"].as_object().unwrap();
-    assert_eq!(refusals.values().map(|it| it.as_u64().unwrap()).sum::<u64>(), sent - 1, "{refusals:?}");
+    assert_eq!(
+        refusals.values().map(|it| it.as_u64().unwrap()).sum::<u64>(),
+        sent - 1,
+        "{refusals:?}"
+    );
 
     garbage(&client, &base64(&jpeg));
     client.await_health("garbage is counted too", |it| it["commands"] == sent + GARBAGE as u64);
@@ -213,7 +298,10 @@ fn everything_hostile_is_refused_by_name_and_changes_nothing() {
     too_large(&broker, &client);
     assert!(daemon.is_alive());
     let growth = daemon.memory_bytes("VmHWM") - before;
-    println!("{sent} commands and {GARBAGE} of garbage; memory grew by {} KiB at most", growth >> 10);
+    println!(
+        "{sent} commands and {GARBAGE} of garbage; memory grew by {} KiB at most",
+        growth >> 10
+    );
     assert!(growth < GROWTH_MAX_BYTES, "grew by {growth} bytes");
     assert_eq!(client.request("sync", "last", json!({}))["ok"], true);
     assert!(daemon.terminate().success());
@@ -224,13 +312,23 @@ fn everything_hostile_is_refused_by_name_and_changes_nothing() {
 fn garbage(client: &Client, photograph: &str) {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let mut random = move |limit: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % limit
     };
-    let honest =
-        json!({"request_id": "garbled", "subject_id": "nobody-at-all", "erase": true, "note": &photograph[..200]});
+    let honest = json!({"request_id": "garbled", "subject_id": "nobody-at-all", "erase": true, "note": &photograph[..200]});
     let honest = honest.to_string().into_bytes();
-    let verbs = ["enrol", "withdraw", "rename", "subjects", "recognise", "attend", "attendance", "sync", "venues"];
+    let verbs = [
+        "enrol",
+        "withdraw",
+        "rename",
+        "subjects",
+        "recognise",
+        "attend",
+        "attendance",
+        "sync",
+        "venues",
+    ];
     for round in 0..GARBAGE {
         let mut payload = honest.clone();
         if round % 2 == 0 {
@@ -249,7 +347,8 @@ fn garbage(client: &Client, photograph: &str) {
 fn too_large(broker: &Mosquitto, client: &Client) {
     let command = format!("{BASE}/command/enrol");
     let large = |id: &str| {
-        [format!("{{\"request_id\": \"{id}\", \"images\": [\"").as_bytes(), &vec![b'A'; 50_000_000]].concat()
+        [format!("{{\"request_id\": \"{id}\", \"images\": [\"").as_bytes(), &vec![b'A'; 50_000_000]]
+            .concat()
     };
     for (id, qos) in [("large-0", "0"), ("large-1", "1")] {
         broker.publish_payload(&command, &large(id), &["-q", qos]);
@@ -257,7 +356,9 @@ fn too_large(broker: &Mosquitto, client: &Client) {
     }
     let answer = client.await_from(0, "reply/large-1").json();
     assert_eq!(answer["error"]["code"], "too_large", "{answer}");
-    client.await_health("both were counted", |health| health["commands_refused"]["too_large"].as_u64() >= Some(2));
+    client.await_health("both were counted", |health| {
+        health["commands_refused"]["too_large"].as_u64() >= Some(2)
+    });
 }
 
 #[test]
@@ -282,11 +383,21 @@ fn a_repeated_request_gets_its_answer_again_and_changes_nothing() {
     assert_eq!(client.request("attend", "r-2", visit.clone()), attended);
     assert_eq!(client.request("withdraw", "r-3", json!({"subject_id": "nobody"})), refused);
     // The id decides, whatever else is in it by now: another person, another verb, too late, damaged.
-    assert_eq!(client.request("enrol", "r-1", enrolment("biden", "Joe", &[demo("biden.jpg")])), first);
+    assert_eq!(
+        client.request("enrol", "r-1", enrolment("biden", "Joe", &[demo("biden.jpg")])),
+        first
+    );
     assert_eq!(client.request("withdraw", "r-1", json!({"subject_id": "obama"})), first);
-    assert_eq!(client.request("enrol", "r-1", json!({"expires_at": "2020-01-01T00:00:00Z"})), first);
+    assert_eq!(
+        client.request("enrol", "r-1", json!({"expires_at": "2020-01-01T00:00:00Z"})),
+        first
+    );
     let subjects = home.json(&["subjects", "--json"]);
-    assert_eq!((subjects.as_array().unwrap().len(), &subjects[0]["references"]), (1, &json!(1)), "{subjects}");
+    assert_eq!(
+        (subjects.as_array().unwrap().len(), &subjects[0]["references"]),
+        (1, &json!(1)),
+        "{subjects}"
+    );
     assert_eq!(home.json(&["attendance", "--json"]).as_array().unwrap().len(), 1);
     // Another id is another visit.
     assert_eq!(client.request("attend", "r-4", visit)["recorded"], json!(["Barack"]));
@@ -321,13 +432,17 @@ fn a_wall_of_commands_is_slowed_down_and_every_one_answered() {
         client.command("sync", &json!({"request_id": format!("wall-{number}")}));
     }
     client.await_replies(WALL);
-    let answers: Vec<_> = (0..WALL).map(|number| client.heard_on(&format!("reply/wall-{number}")).remove(0)).collect();
+    let answers: Vec<_> = (0..WALL)
+        .map(|number| client.heard_on(&format!("reply/wall-{number}")).remove(0))
+        .collect();
     let allowed = answers.iter().filter(|answer| answer["ok"] == true).count();
     let limited = answers.iter().filter(|answer| answer["error"]["code"] == "rate_limited").count();
     assert_eq!(allowed + limited, WALL);
     assert!((60..WALL).contains(&allowed), "{allowed} were allowed");
     daemon::until("the pace recovers", || {
-        (client.request("sync", &format!("later-{}", client.heard().len()), json!({}))["ok"] == true).then_some(())
+        (client.request("sync", &format!("later-{}", client.heard().len()), json!({}))["ok"]
+            == true)
+            .then_some(())
     });
     assert!(daemon.terminate().success());
 }

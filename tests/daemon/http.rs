@@ -36,7 +36,8 @@ fn serving(more: &str) -> (Home, Daemon, SocketAddr) {
         models.display()
     );
     fs::write(home.path("config.toml"), text).unwrap();
-    fs::write(home.path("list.csv"), format!("{},4000,100\n", faces::demo("biden.jpg").display())).unwrap();
+    fs::write(home.path("list.csv"), format!("{},4000,100\n", faces::demo("biden.jpg").display()))
+        .unwrap();
     let token = home.path("token");
     fs::write(&token, TOKEN).unwrap();
     fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
@@ -62,7 +63,9 @@ fn data_url(kind: &str, bytes: &[u8]) -> String {
 #[test]
 fn a_client_of_the_former_service_works_unchanged() {
     let (home, daemon, to) = serving("");
-    for (name, file) in [("Joe Biden", "biden.jpg"), ("Barack Obama", "obama.jpg"), ("Barack Obama", "obama2.jpg")] {
+    for (name, file) in
+        [("Joe Biden", "biden.jpg"), ("Barack Obama", "obama.jpg"), ("Barack Obama", "obama2.jpg")]
+    {
         let answer = http::add_face(to, &[], name, &photograph(file));
         assert_eq!((answer.status, answer.json()), (200, json!({"success": true})), "{name}");
     }
@@ -90,11 +93,16 @@ fn a_client_of_the_former_service_works_unchanged() {
         data_url("webp", &encoded(image::ImageFormat::WebP)),
         STANDARD.encode(&jpeg),
     ] {
-        let answer = http::post_json(to, "/recognize_faces", &[], &json!({"image": image, "what": "else"}));
+        let answer =
+            http::post_json(to, "/recognize_faces", &[], &json!({"image": image, "what": "else"}));
         assert_eq!((answer.status, answer.json()), (200, json!({"names": ["Barack Obama"]})));
     }
-    let nobody =
-        http::post_json(to, "/recognize_faces", &[], &json!({"image": STANDARD.encode(photograph("astronaut.png"))}));
+    let nobody = http::post_json(
+        to,
+        "/recognize_faces",
+        &[],
+        &json!({"image": STANDARD.encode(photograph("astronaut.png"))}),
+    );
     assert_eq!((nobody.status, nobody.json()), (200, json!({"names": []})));
 
     let attend = |venue: &str, file: &str| {
@@ -108,7 +116,10 @@ fn a_client_of_the_former_service_works_unchanged() {
     let expected = |attendance: Value, recognised: Value| json!({"message": message, "venue_id": "lobby", "attendance": attendance, "recognized_names": recognised});
     assert_eq!(first.json(), expected(json!(["Joe Biden"]), json!(["Joe Biden"])));
     let second = attend("lobby", "obama3.jpg");
-    assert_eq!(second.json(), expected(json!(["Joe Biden", "Barack Obama"]), json!(["Barack Obama"])));
+    assert_eq!(
+        second.json(),
+        expected(json!(["Joe Biden", "Barack Obama"]), json!(["Barack Obama"]))
+    );
     // Once more is not twice.
     assert_eq!(
         attend("lobby", "biden.jpg").json(),
@@ -127,7 +138,8 @@ fn a_client_of_the_former_service_works_unchanged() {
 fn what_the_former_routes_refuse_they_refuse_with_a_word() {
     let (_home, daemon, to) = serving("");
     assert_eq!(http::add_face(to, &[], "Joe Biden", &photograph("biden.jpg")).status, 200);
-    let nowhere = json!({"venue_id": "nowhere", "image": data_url("jpeg", &photograph("biden.jpg"))});
+    let nowhere =
+        json!({"venue_id": "nowhere", "image": data_url("jpeg", &photograph("biden.jpg"))});
     let unknown = http::post_json(to, "/get-attendance", &[], &nowhere);
     assert_eq!((unknown.status, unknown.json()), (404, json!({"error": "Venue not found"})));
     let broken = STANDARD.encode("no picture");
@@ -169,13 +181,20 @@ fn what_a_browser_may_call_from_elsewhere_is_configured() {
     assert!(allowed.header("access-control-allow-headers").unwrap().contains("content-type"));
     let answer = http::post_json(to, "/recognize_faces", &[("origin", OFFICE)], &image);
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, Some(OFFICE)));
-    for stranger in
-        ["https://evil.example", "null", "https://office.example.net.evil.example", "http://office.example.net"]
-    {
+    for stranger in [
+        "https://evil.example",
+        "null",
+        "https://office.example.net.evil.example",
+        "http://office.example.net",
+    ] {
         assert_eq!(preflight(stranger).header("access-control-allow-origin"), None, "{stranger}");
         // Not only may the page not read the answer: there is none.
         let answer = http::post_json(to, "/recognize_faces", &[("origin", stranger)], &image);
-        assert_eq!((answer.status, answer.header("access-control-allow-origin")), (403, None), "{stranger}");
+        assert_eq!(
+            (answer.status, answer.header("access-control-allow-origin")),
+            (403, None),
+            "{stranger}"
+        );
     }
     // Our own page, and a name of this machine that another's DNS made up.
     let own = format!("http://{to}");
@@ -202,10 +221,16 @@ fn without_the_token_there_is_nothing() {
     ] {
         let wrong = format!("Bearer {TOKEN}x");
         let half = format!("Bearer {}", &TOKEN[..TOKEN.len() - 1]);
-        for authorization in
-            [None, Some(wrong.as_str()), Some(half.as_str()), Some("Bearer "), Some(TOKEN), Some("Basic eA==")]
-        {
-            let headers: Vec<_> = authorization.map(|it| ("authorization", it)).into_iter().collect();
+        for authorization in [
+            None,
+            Some(wrong.as_str()),
+            Some(half.as_str()),
+            Some("Bearer "),
+            Some(TOKEN),
+            Some("Basic eA=="),
+        ] {
+            let headers: Vec<_> =
+                authorization.map(|it| ("authorization", it)).into_iter().collect();
             let answer = http::send(to, method, path, &headers, b"{}");
             assert_eq!(answer.status, 401, "{path} {authorization:?}");
             assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
@@ -214,7 +239,11 @@ fn without_the_token_there_is_nothing() {
     }
     assert_eq!(http::get(to, "/api/health", &[("authorization", &with)]).status, 200);
     // With a token, any name of this device is good.
-    assert_eq!(http::get(to, "/api/health", &[("authorization", &with), ("host", "door-1.example.net")]).status, 200);
+    assert_eq!(
+        http::get(to, "/api/health", &[("authorization", &with), ("host", "door-1.example.net")])
+            .status,
+        200
+    );
     // Whether it is well is told to everybody, and nothing else with it.
     let healthz = http::get(to, "/healthz", &[]);
     assert_eq!((healthz.status, healthz.json()), (200, json!({"healthy": true, "faults": []})));
@@ -224,7 +253,8 @@ fn without_the_token_there_is_nothing() {
 
 #[test]
 fn what_strangers_try_is_refused_and_bounded() {
-    let (home, daemon, to) = serving("connections_max = 20\nrequests_max = 2\n[commands]\nimage_bytes_max = 1000000\n");
+    let (home, daemon, to) =
+        serving("connections_max = 20\nrequests_max = 2\n[commands]\nimage_bytes_max = 1000000\n");
     // Paths.
     for path in [
         "/../config.toml",
@@ -244,7 +274,11 @@ fn what_strangers_try_is_refused_and_bounded() {
     // Heads.
     let padding = "x".repeat(40_000);
     let mut stream = http::connect(to);
-    stream.write_all(format!("GET /healthz HTTP/1.1\r\nhost: {to}\r\nlong: {padding}\r\n\r\n").as_bytes()).ok();
+    stream
+        .write_all(
+            format!("GET /healthz HTTP/1.1\r\nhost: {to}\r\nlong: {padding}\r\n\r\n").as_bytes(),
+        )
+        .ok();
     let answer = http::answer(stream);
     assert!(answer.as_ref().is_none_or(|it| it.status == 431), "{answer:?}");
     let many = "h: x\r\n".repeat(2000);
@@ -271,16 +305,24 @@ fn what_strangers_try_is_refused_and_bounded() {
 
 #[test]
 fn bodies_that_are_none_are_refused_and_bounded() {
-    let (home, mut daemon, to) = serving("requests_max = 2\n[commands]\nimage_bytes_max = 1000000\n");
+    let (home, mut daemon, to) =
+        serving("requests_max = 2\n[commands]\nimage_bytes_max = 1000000\n");
     // Kinds and forms.
     let json_kind = [("content-type", "application/json")];
     assert_eq!(http::send(to, "POST", "/recognize_faces", &[], b"{}").status, 415);
     assert_eq!(http::send(to, "POST", "/add_face", &json_kind, b"{}").status, 415);
-    assert_eq!(http::send(to, "POST", "/api/command/subjects", &[("content-type", "text/plain")], b"{}").status, 415);
+    assert_eq!(
+        http::send(to, "POST", "/api/command/subjects", &[("content-type", "text/plain")], b"{}")
+            .status,
+        415
+    );
     for (kind, body) in [
         ("multipart/form-data", &b"x"[..]),
         ("multipart/form-data; boundary=b", b"no form at all"),
-        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data; name=\"name\"\r\n\r\ncut"),
+        (
+            "multipart/form-data; boundary=b",
+            b"--b\r\nContent-Disposition: form-data; name=\"name\"\r\n\r\ncut",
+        ),
         ("multipart/form-data; boundary=b", b"--b\r\n\r\n\r\n--b--\r\n"),
         (
             "multipart/form-data; boundary=b",
@@ -383,16 +425,26 @@ fn too_many_in_a_minute_are_told_to_wait() {
 #[test]
 fn commands_have_the_bodies_and_answers_of_mqtt() {
     let (home, daemon, to) = serving("");
-    let command = |verb: &str, body: &Value| http::post_json(to, &format!("/api/command/{verb}"), &[], body);
+    let command =
+        |verb: &str, body: &Value| http::post_json(to, &format!("/api/command/{verb}"), &[], body);
     let image = STANDARD.encode(photograph("biden.jpg"));
-    let enrol = json!({"request_id": "r-1", "subject": {"id": "joe", "name": "Joe"}, "images": [image]});
+    let enrol =
+        json!({"request_id": "r-1", "subject": {"id": "joe", "name": "Joe"}, "images": [image]});
     let enrolled = command("enrol", &enrol);
-    assert_eq!((enrolled.status, enrolled.json()["ok"].clone()), (200, json!(true)), "{enrolled:?}");
+    assert_eq!(
+        (enrolled.status, enrolled.json()["ok"].clone()),
+        (200, json!(true)),
+        "{enrolled:?}"
+    );
     assert_eq!(enrolled.json()["request_id"], "r-1");
     // The same request again changes nothing, and says the same.
     assert_eq!(command("enrol", &enrol).body, enrolled.body);
-    let not_enrolled = command("enrol", &json!({"subject": {"id": "x", "name": "X"}, "images": [image]}));
-    assert_eq!((not_enrolled.status, not_enrolled.json()["error"]["code"].clone()), (409, json!("duplicate_subject")));
+    let not_enrolled =
+        command("enrol", &json!({"subject": {"id": "x", "name": "X"}, "images": [image]}));
+    assert_eq!(
+        (not_enrolled.status, not_enrolled.json()["error"]["code"].clone()),
+        (409, json!("duplicate_subject"))
+    );
     assert_eq!(not_enrolled.json()["duplicate_of"], "joe");
     for (verb, body, status, code) in [
         ("withdraw", json!({"subject_id": "nobody"}), 404, "unknown_subject"),
@@ -415,30 +467,41 @@ fn commands_have_the_bodies_and_answers_of_mqtt() {
     assert_eq!(command("withdraw", &json!({"subject_id": "joe"})).json()["references"], 1);
     assert_eq!(command("subjects", &json!({})).json()["subjects"], json!([]));
     assert!(daemon.terminate().success());
-    let kinds: Vec<_> = home.events().into_iter().map(|it| it.2).filter(|it| it == "enrolment").collect();
+    let kinds: Vec<_> =
+        home.events().into_iter().map(|it| it.2).filter(|it| it == "enrolment").collect();
     assert_eq!(kinds.len(), 2);
 }
 
 #[test]
 fn what_happens_is_told_as_it_happens() {
     // Somebody stands before the camera, comes and goes.
-    let (home, daemon, to) = serving("[camera]\nsource = \"replay\"\npath = \"list.csv\"\nrepeat = true\n");
+    let (home, daemon, to) =
+        serving("[camera]\nsource = \"replay\"\npath = \"list.csv\"\nrepeat = true\n");
     let mut feed = http::Feed::open(to, "/api/events?view=true");
-    until("the camera gives frames", || (feed.next("health")["camera"]["state"] == "streaming").then_some(()));
+    until("the camera gives frames", || {
+        (feed.next("health")["camera"]["state"] == "streaming").then_some(())
+    });
     let view = until("a face is seen", || {
         let view = feed.next("view");
         (!view["faces"].as_array().unwrap().is_empty()).then_some(view)
     });
     assert_eq!(view["faces"][0]["name"], Value::Null, "names are for who asks for them");
     assert_eq!(http::add_face(to, &[], "Joe Biden", &photograph("biden.jpg")).status, 200);
-    let enrolment = until("the enrolment", || Some(feed.next("event")).filter(|it| it["kind"] == "enrolment"));
-    assert_eq!((enrolment["site"].clone(), enrolment["device"].clone()), (json!("hq"), json!("door-1")));
-    let attendance = until("the attendance", || Some(feed.next("event")).filter(|it| it["kind"] == "attendance"));
+    let enrolment =
+        until("the enrolment", || Some(feed.next("event")).filter(|it| it["kind"] == "enrolment"));
+    assert_eq!(
+        (enrolment["site"].clone(), enrolment["device"].clone()),
+        (json!("hq"), json!("door-1"))
+    );
+    let attendance = until("the attendance", || {
+        Some(feed.next("event")).filter(|it| it["kind"] == "attendance")
+    });
     assert_eq!(attendance["subject"]["name"], "Joe Biden");
     // Who comes back gets what they missed.
     let last = attendance["seq"].as_i64().unwrap();
     let mut stream = http::connect(to);
-    write!(stream, "GET /api/events HTTP/1.1\r\nhost: {to}\r\nlast-event-id: {}\r\n\r\n", last - 1).unwrap();
+    write!(stream, "GET /api/events HTTP/1.1\r\nhost: {to}\r\nlast-event-id: {}\r\n\r\n", last - 1)
+        .unwrap();
     let mut again = http::Feed::on(stream);
     assert_eq!(again.next("event")["seq"], last);
     // And the picture, which stays nowhere.
@@ -480,7 +543,9 @@ fn the_record_is_read_in_pages_and_as_csv() {
     let first = http::get(to, "/api/attendance?limit=1", &[]).json();
     assert_eq!(first["venue"], "lobby");
     assert_eq!(first["attendance"][0]["subject"]["name"], "Joe, the first");
-    let rest = http::get(to, &format!("/api/attendance?limit=1&after={}", first["next_after"]), &[]).json();
+    let rest =
+        http::get(to, &format!("/api/attendance?limit=1&after={}", first["next_after"]), &[])
+            .json();
     assert_eq!(
         (rest["attendance"][0]["subject"]["name"].clone(), rest["next_after"].clone()),
         (json!("=Barack"), json!(null))
@@ -493,9 +558,13 @@ fn the_record_is_read_in_pages_and_as_csv() {
         .map(|row| row.unwrap()["name"].clone())
         .collect();
     assert_eq!(names, ["Joe, the first", "'=Barack"]);
-    let none = http::get(to, "/api/attendance?from=2000-01-01T00:00:00Z&to=2000-01-02T00:00:00Z", &[]).json();
+    let none =
+        http::get(to, "/api/attendance?from=2000-01-01T00:00:00Z&to=2000-01-02T00:00:00Z", &[])
+            .json();
     assert_eq!(none["attendance"], json!([]));
-    for query in ["limit=x", "limit=501", "from=yesterday", "what=1", "venue=a%2Fb", "%zz=1", "after=-1"] {
+    for query in
+        ["limit=x", "limit=501", "from=yesterday", "what=1", "venue=a%2Fb", "%zz=1", "after=-1"]
+    {
         assert_eq!(http::get(to, &format!("/api/attendance?{query}"), &[]).status, 400, "{query}");
     }
     assert!(daemon.terminate().success());

@@ -34,7 +34,9 @@ fn photograph(bytes: usize) -> Vec<u8> {
     let encoded = |side: u32| {
         let large = small.resize(side, side, FilterType::Triangle).into_rgb8();
         let mut out = Vec::new();
-        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, 98).encode_image(&large).unwrap();
+        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, 98)
+            .encode_image(&large)
+            .unwrap();
         out
     };
     (10..40).map(|step| encoded(step * 200)).find(|it| it.len() >= bytes).unwrap()
@@ -53,9 +55,13 @@ fn stages(to: SocketAddr) -> BTreeMap<(String, String), u64> {
 }
 
 /// The bounds below which 50 and 95 of 100 frames of a phase stayed.
-fn percentiles(begin: &BTreeMap<(String, String), u64>, end: &BTreeMap<(String, String), u64>) -> String {
+fn percentiles(
+    begin: &BTreeMap<(String, String), u64>,
+    end: &BTreeMap<(String, String), u64>,
+) -> String {
     let of_stage = |stage: &str| {
-        let seconds = |most: &str| if most == "+Inf" { f64::INFINITY } else { most.parse::<f64>().unwrap() };
+        let seconds =
+            |most: &str| if most == "+Inf" { f64::INFINITY } else { most.parse::<f64>().unwrap() };
         let mut buckets: Vec<(f64, u64)> = end
             .iter()
             .filter(|it| it.0.0 == stage)
@@ -63,7 +69,9 @@ fn percentiles(begin: &BTreeMap<(String, String), u64>, end: &BTreeMap<(String, 
             .collect();
         buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
         let all = buckets.last().map_or(0, |it| it.1);
-        let below = |share: u64| buckets.iter().find(|it| it.1 * 100 >= all * share).map_or(0.0, |it| it.0 * 1e3);
+        let below = |share: u64| {
+            buckets.iter().find(|it| it.1 * 100 >= all * share).map_or(0.0, |it| it.0 * 1e3)
+        };
         format!("{stage} p50 <= {} ms, p95 <= {} ms ({all} frames)", below(50), below(95))
     };
     format!("{}; {}", of_stage("wait"), of_stage("frame"))
@@ -79,17 +87,27 @@ fn two_hundred_requests_at_once_cost_neither_memory_nor_the_camera_its_turn() {
         models.display()
     );
     fs::write(home.path("config.toml"), text).unwrap();
-    fs::write(home.path("list.csv"), format!("{},4000,100\n", faces::demo("biden.jpg").display())).unwrap();
+    fs::write(home.path("list.csv"), format!("{},4000,100\n", faces::demo("biden.jpg").display()))
+        .unwrap();
     let mut daemon = home.start();
     let to = http::address(&home);
     let image = photograph(2_000_000);
     assert!(image.len() < 3_000_000, "{}", image.len());
     let body = json!({"image": STANDARD.encode(image)}).to_string();
-    let ask =
-        || http::send(to, "POST", "/recognize_faces", &[("content-type", "application/json")], body.as_bytes()).status;
+    let ask = || {
+        http::send(
+            to,
+            "POST",
+            "/recognize_faces",
+            &[("content-type", "application/json")],
+            body.as_bytes(),
+        )
+        .status
+    };
     // What one of them takes is taken before.
     assert_eq!(ask(), 200);
-    let analysed = || http::get(to, "/api/health", &[]).json()["camera"]["frames_analysed"].as_u64().unwrap();
+    let analysed =
+        || http::get(to, "/api/health", &[]).json()["camera"]["frames_analysed"].as_u64().unwrap();
     until("frames are looked at", || (analysed() > 10).then_some(()));
 
     let (count, bursts) = (scaled("E2E_REQUESTS", 200), scaled("E2E_BURSTS", 1));
@@ -116,7 +134,10 @@ fn two_hundred_requests_at_once_cost_neither_memory_nor_the_camera_its_turn() {
         *counted.entry(status).or_insert(0) += 1;
     }
     let frames = analysed() - frames_before;
-    println!("{bursts} times {count} requests: {counted:?}; memory grew by {} MB at most", growth >> 20);
+    println!(
+        "{bursts} times {count} requests: {counted:?}; memory grew by {} MB at most",
+        growth >> 20
+    );
     println!("before:    {}", percentiles(&begin, &quiet));
     println!("meanwhile: {}", percentiles(&quiet, &stages(to)));
     assert!(counted.keys().all(|it| [200, 429, 503].contains(it)), "{counted:?}");

@@ -31,7 +31,8 @@ const STAGES: &str = "rollcall_stage_duration_seconds";
 const ACKNOWLEDGED: [(&str, &str); 2] = [("sink", "mqtt"), ("outcome", "acknowledged")];
 const TOKEN: &str = "a-token-for-those-who-scrape";
 
-const HTTP: &str = "[http]\nlisten = \"127.0.0.1:0\"\ntoken_file = \"token\"\nper_minute_max = 1000000\n";
+const HTTP: &str =
+    "[http]\nlisten = \"127.0.0.1:0\"\ntoken_file = \"token\"\nper_minute_max = 1000000\n";
 
 const CAMERA: &str = "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 2\nshow = \"2500ms\"\ngap = \"500ms\"\n\
                       pace = \"networks\"\n[attendance]\nunknown_every = \"0s\"\n[[venue]]\nid = \"main\"\nre_entry_gap = \"0s\"\n";
@@ -49,7 +50,8 @@ fn get(address: SocketAddr, token: Option<&str>) -> (u16, String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let shown = token.map_or_else(String::new, |it| format!("Authorization: Bearer {it}\r\n"));
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\n{shown}Connection: close\r\n\r\n").unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\n{shown}Connection: close\r\n\r\n")
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -89,7 +91,13 @@ fn enrol(client: &Client, home: &Home, people: &[Person]) {
 }
 
 /// Until every frame was looked at and everything is delivered.
-fn replayed(client: &Client, home: &Home, address: SocketAddr, before: usize, photograph: &Path) -> Outcome {
+fn replayed(
+    client: &Client,
+    home: &Home,
+    address: SocketAddr,
+    before: usize,
+    photograph: &Path,
+) -> Outcome {
     let mut last = scrape(address);
     until("the replay has ended", || {
         let now = scrape(address);
@@ -108,8 +116,10 @@ fn replayed(client: &Client, home: &Home, address: SocketAddr, before: usize, ph
     let events: Vec<String> = home.events().split_off(before).into_iter().map(|it| it.2).collect();
     let said = until("the events and the answer are delivered, and that has been counted", || {
         let now = scrape(address);
-        let delivered = now.value("rollcall_deliveries_total", &ACKNOWLEDGED) >= events.len() as f64 + 1.0;
-        (delivered && now.find("rollcall_outbox_rows", &[("sink", "mqtt")]) == Some(0.0)).then_some(now)
+        let delivered =
+            now.value("rollcall_deliveries_total", &ACKNOWLEDGED) >= events.len() as f64 + 1.0;
+        (delivered && now.find("rollcall_outbox_rows", &[("sink", "mqtt")]) == Some(0.0))
+            .then_some(now)
     });
     Outcome { said, events }
 }
@@ -124,7 +134,8 @@ fn what_is_counted_is_what_was_recorded_and_delivered() {
     enrol(&client, &home, people);
     let before = home.events().len();
     let mut list = String::from("file,show_ms,gap_ms\n");
-    let probes = people.iter().map(|it| &it.probes[0]).chain(strangers).chain(faces.empty_scenes.first());
+    let probes =
+        people.iter().map(|it| &it.probes[0]).chain(strangers).chain(faces.empty_scenes.first());
     probes.for_each(|file| writeln!(list, "{}", file.display()).unwrap());
     fs::write(home.path("visits.csv"), list).unwrap();
     write_token(&home);
@@ -134,16 +145,22 @@ fn what_is_counted_is_what_was_recorded_and_delivered() {
     let Outcome { said, events } = replayed(&client, &home, address, before, &people[0].probes[0]);
 
     let of_kind = |kind: &str| events.iter().filter(|it| *it == kind).count() as f64;
-    let (attendances, unknown, attacks) = (of_kind("attendance"), of_kind("unknown"), of_kind("attack"));
+    let (attendances, unknown, attacks) =
+        (of_kind("attendance"), of_kind("unknown"), of_kind("attack"));
     assert!(attendances >= 2.0 && unknown >= 1.0, "{events:?}");
     let total = |name: &str| said.value(&format!("rollcall_{name}_total"), &[]);
     let stage = |stage: &str| said.count(STAGES, &[("stage", stage)]);
-    let decided = |decision: &str| said.value("rollcall_decisions_total", &[("decision", decision)]);
+    let decided =
+        |decision: &str| said.value("rollcall_decisions_total", &[("decision", decision)]);
     for (what, counted, expected) in [
         ("attendances", total("attendances_recorded"), attendances),
         ("their latencies", said.count("rollcall_attendance_latency_seconds", &[]), attendances),
         ("unknown", decided("unknown"), unknown),
-        ("decisions", said.count("rollcall_decision_duration_seconds", &[]), decided("identified") + unknown),
+        (
+            "decisions",
+            said.count("rollcall_decision_duration_seconds", &[]),
+            decided("identified") + unknown,
+        ),
         ("records", stage("record"), decided("identified") + unknown + attacks),
         ("frames taken up", stage("wait"), total("frames_captured")),
         ("frames glanced at", stage("glance"), total("frames_analysed")),
@@ -151,7 +168,11 @@ fn what_is_counted_is_what_was_recorded_and_delivered() {
         ("frames decoded", stage("decode"), total("frames_detected")),
         ("whole frames", stage("frame"), total("frames_detected")),
         ("templates", stage("template"), total("templates_made")),
-        ("acknowledged", said.value("rollcall_deliveries_total", &ACKNOWLEDGED), events.len() as f64 + 1.0),
+        (
+            "acknowledged",
+            said.value("rollcall_deliveries_total", &ACKNOWLEDGED),
+            events.len() as f64 + 1.0,
+        ),
         ("published", total("events_published"), events.len() as f64),
         ("commands", total("commands"), 1.0),
         ("enrolled", said.value("rollcall_gallery_subjects", &[]), people.len() as f64),
@@ -185,7 +206,8 @@ fn who_has_no_token_reads_nothing() {
         assert!(!body.contains("rollcall_"), "{body}");
     }
     let said = scrape(address);
-    let refused = said.value("rollcall_http_requests_total", &[("route", "/metrics"), ("status", "401")]);
+    let refused =
+        said.value("rollcall_http_requests_total", &[("route", "/metrics"), ("status", "401")]);
     assert!((refused - 3.0).abs() < 0.5, "{refused}");
     assert!((said.count("rollcall_http_request_duration_seconds", &[]) - 3.0).abs() < 0.5);
     assert!(daemon.terminate().success());

@@ -46,7 +46,8 @@ fn keep_uri(home: &Home, uri: &str) {
 }
 
 fn home(broker: &Mosquitto, server: &Mongod, more: &str) -> Home {
-    let home = Home::new(broker.port(), &format!("[mongo]\nuri_file = \"uri\"\ntimeout = \"5s\"\n{more}"));
+    let home =
+        Home::new(broker.port(), &format!("[mongo]\nuri_file = \"uri\"\ntimeout = \"5s\"\n{more}"));
     keep_uri(&home, &server.uri());
     home
 }
@@ -80,7 +81,9 @@ fn killing_daemon_and_mongod_while_it_drains_changes_nothing() {
     let expected = recorded(&home, events, now_ms() - 60_000);
     server.kill_all();
     let mut daemon = home.start();
-    until("the daemon knows that MongoDB is away", || home.log().contains("MongoDB is away").then_some(()));
+    until("the daemon knows that MongoDB is away", || {
+        home.log().contains("MongoDB is away").then_some(())
+    });
     server.run_all();
     let watch = Stopwatch::start();
     for kill in 0..kills {
@@ -95,7 +98,10 @@ fn killing_daemon_and_mongod_while_it_drains_changes_nothing() {
         }
     }
     until("everything is there", || (server.count("attendance") == events as u64).then_some(()));
-    println!("{events} events drained in {:.1} s, with {kills} kills", watch.elapsed().as_secs_f64());
+    println!(
+        "{events} events drained in {:.1} s, with {kills} kills",
+        watch.elapsed().as_secs_f64()
+    );
     until("everything is acknowledged", || (owed(&home)["rows"] == 0).then_some(()));
     assert_eq!(ids(&server.all("attendance")), expected);
     assert_eq!(owed(&home)["buried"], 0);
@@ -121,14 +127,18 @@ fn up_to_when_the_record_is_complete_is_told_and_never_too_much() {
     server.kill_all();
     let daemon = client.started(&home);
     let watermark = |what: &str, wanted: &dyn Fn(&str) -> bool| {
-        let told =
-            |it: &client::Heard| it.part == "watermark" && wanted(it.json()["complete_through"].as_str().unwrap());
+        let told = |it: &client::Heard| {
+            it.part == "watermark" && wanted(it.json()["complete_through"].as_str().unwrap())
+        };
         client.await_one(what, told).json()
     };
     // MongoDB is away: complete until just before the first that it has not.
     let told = watermark("a watermark", &|_| true);
     assert_eq!(told["complete_through"], rfc3339(first_ms - 1));
-    assert_eq!(told["gaps"][0]["reason"], "off", "nobody was watching before the daemon started: {told}");
+    assert_eq!(
+        told["gaps"][0]["reason"], "off",
+        "nobody was watching before the daemon started: {told}"
+    );
     let health = client.await_health("MongoDB is away", |it| it["mongo"]["state"] == "away");
     assert_eq!(health["watermark"]["complete_through"], rfc3339(first_ms - 1));
     assert_eq!(health["watermark"]["held_back_by"], Value::Null);
@@ -140,17 +150,22 @@ fn up_to_when_the_record_is_complete_is_told_and_never_too_much() {
     assert_eq!(answer["ok"], true);
     let second_ms = last_ms - 1_000;
     watermark("complete up to what was set aside", &|it| it == rfc3339(second_ms - 1));
-    let health = client.await_health("it says which", |it| it["watermark"]["held_back_by"]["seq"] == 2);
+    let health =
+        client.await_health("it says which", |it| it["watermark"]["held_back_by"]["seq"] == 2);
     assert_eq!(health["mongo"]["state"], "connected");
     let status = home.json(&["sync", "--status", "--json"]);
     assert_eq!(status["complete_through"], rfc3339(second_ms - 1));
     assert!(status["buried"][0]["reason"].as_str().unwrap().contains("code 121"), "{status}");
     let device = |server: &Mongod| server.all("devices").first().cloned();
-    let complete =
-        |it: &Document| it.get_datetime("complete_through").is_ok_and(|at| at.timestamp_millis() == second_ms - 1);
+    let complete = |it: &Document| {
+        it.get_datetime("complete_through").is_ok_and(|at| at.timestamp_millis() == second_ms - 1)
+    };
     let document = until("MongoDB is told", || device(&server).filter(complete));
     assert_eq!(document.get_str("_id").unwrap(), daemon::DEVICE);
-    assert!(document.get_datetime("last_seen").is_ok() && !document.get_array("gaps").unwrap().is_empty());
+    assert!(
+        document.get_datetime("last_seen").is_ok()
+            && !document.get_array("gaps").unwrap().is_empty()
+    );
 
     // Put right, and tried again: complete up to shortly before now.
     server.command(doc! { "collMod": "attendance", "validator": {} });
@@ -158,8 +173,11 @@ fn up_to_when_the_record_is_complete_is_told_and_never_too_much() {
     watermark("complete beyond all of them", &|it| it > rfc3339(last_ms).as_str());
     assert_eq!(server.count("attendance"), 3);
     let told_at = now_ms();
-    let all: Vec<String> =
-        client.heard_on("watermark").iter().map(|it| it["complete_through"].as_str().unwrap().to_owned()).collect();
+    let all: Vec<String> = client
+        .heard_on("watermark")
+        .iter()
+        .map(|it| it["complete_through"].as_str().unwrap().to_owned())
+        .collect();
     assert!(
         all.iter().all(|it| *it < rfc3339(told_at - 25_000)),
         "what is still being looked at is not claimed: {all:?}"
@@ -178,7 +196,13 @@ fn doctor_and_check_config_know_mongodb() {
     let finding = || {
         let output = home.output(&["doctor", "--json"]);
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        report["findings"].as_array().unwrap().iter().find(|it| it["part"] == "mongodb").unwrap().clone()
+        report["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|it| it["part"] == "mongodb")
+            .unwrap()
+            .clone()
     };
     let good = finding();
     assert_eq!(good["state"], "good", "{good}");
@@ -188,7 +212,10 @@ fn doctor_and_check_config_know_mongodb() {
     keep_uri(&home, "mongodb://127.0.0.1/?w=0");
     let output = home.output(&["check-config"]);
     assert_eq!(output.status.code(), Some(78));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("[mongo] uri may not set w"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("[mongo] uri may not set w"),
+        "{output:?}"
+    );
 }
 
 #[test]
@@ -205,10 +232,18 @@ fn an_erased_person_is_nowhere_in_mongodb_and_the_receipt_says_so() {
     let everything = || {
         let listed = server.command(doc! { "listCollections": 1, "nameOnly": true });
         let collections = listed.get_document("cursor").unwrap().get_array("firstBatch").unwrap();
-        let names = collections.iter().map(|it| it.as_document().unwrap().get_str("name").unwrap().to_owned());
-        names.flat_map(|it| server.all(&it)).map(|it| format!("{it:?}")).collect::<Vec<String>>().join("\n")
+        let names = collections
+            .iter()
+            .map(|it| it.as_document().unwrap().get_str("name").unwrap().to_owned());
+        names
+            .flat_map(|it| server.all(&it))
+            .map(|it| format!("{it:?}"))
+            .collect::<Vec<String>>()
+            .join("\n")
     };
-    until("MongoDB has them", || (server.count("attendance") == 1 && everything().contains(name)).then_some(()));
+    until("MongoDB has them", || {
+        (server.count("attendance") == 1 && everything().contains(name)).then_some(())
+    });
     client.request("withdraw", "w-1", json!({"subject_id": "p-77", "erase": true}));
     let listed = until("the receipt is there", || {
         let listed = home.json(&["erasures", "--json"]);

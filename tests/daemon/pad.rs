@@ -41,8 +41,11 @@ fn shown() -> Option<Shown> {
     let whose = |id: &str| faces.people.iter().any(|person| person.id == id);
     let prints: Vec<_> = faces.prints.iter().filter(|(id, _)| whose(id)).cloned().collect();
     let ids: BTreeSet<_> = prints.iter().map(|(id, _)| id.clone()).collect();
-    let people: Vec<_> = faces.people.iter().filter(|person| ids.contains(&person.id)).cloned().collect();
-    let live = people.iter().flat_map(|person| person.probes.iter().map(|file| (person.id.clone(), file.clone())));
+    let people: Vec<_> =
+        faces.people.iter().filter(|person| ids.contains(&person.id)).cloned().collect();
+    let live = people
+        .iter()
+        .flat_map(|person| person.probes.iter().map(|file| (person.id.clone(), file.clone())));
     let live: Vec<_> = live.collect();
     if prints.is_empty() {
         println!("there are no printed photographs here: nothing to see");
@@ -82,13 +85,16 @@ fn play(mode: &str, shown: &Shown, files: &[(String, PathBuf)]) -> (Vec<Value>, 
     fs::write(home.path("visits.csv"), list).unwrap();
     for person in &shown.people {
         let photographs = person.enrol.iter().map(|file| file.to_str().unwrap());
-        let args: Vec<&str> = ["enrol", "--id", &person.id].into_iter().chain(photographs).collect();
+        let args: Vec<&str> =
+            ["enrol", "--id", &person.id].into_iter().chain(photographs).collect();
         assert!(home.output(&args).status.success());
     }
     let mut daemon = home.spawn(&["run", "--until-replay-ends"]);
     assert!(daemon.wait().success(), "{}", home.log());
     let events = client.check_events(&home);
-    let of_kind = |kind: &str| events.values().filter(|event| event["kind"] == kind).cloned().collect::<Vec<_>>();
+    let of_kind = |kind: &str| {
+        events.values().filter(|event| event["kind"] == kind).cloned().collect::<Vec<_>>()
+    };
     (of_kind("attendance"), of_kind("attack"))
 }
 
@@ -96,23 +102,47 @@ fn play(mode: &str, shown: &Shown, files: &[(String, PathBuf)]) -> (Vec<Value>, 
 fn a_flag_tells_of_prints_and_records_all_the_same() {
     let Some(shown) = shown() else { return };
     let (attendance, attacks) = play("flag", &shown, &shown.prints);
-    println!("flag: {} prints, {} attendances, {} attacks", shown.prints.len(), attendance.len(), attacks.len());
+    println!(
+        "flag: {} prints, {} attendances, {} attacks",
+        shown.prints.len(),
+        attendance.len(),
+        attacks.len()
+    );
     assert!(attacks.len() * 10 >= shown.prints.len() * 9, "{attacks:#?}");
-    assert!(attacks.iter().all(|it| it["enforced"] == false && it["scores"].as_array().unwrap().len() >= 2));
+    assert!(
+        attacks
+            .iter()
+            .all(|it| it["enforced"] == false && it["scores"].as_array().unwrap().len() >= 2)
+    );
     assert!(!attendance.is_empty(), "a print of somebody enrolled is recognised as them");
-    assert!(attendance.iter().all(|it| attacks.iter().any(|attack| attack["subject"] == it["subject"])));
+    assert!(
+        attendance.iter().all(|it| attacks.iter().any(|attack| attack["subject"] == it["subject"]))
+    );
 }
 
 #[test]
 fn enforced_a_print_is_not_recorded_and_a_live_face_is() {
     let Some(shown) = shown() else { return };
     let (attendance, attacks) = play("enforce", &shown, &shown.prints);
-    println!("enforce: {} prints, {} attendances, {} attacks", shown.prints.len(), attendance.len(), attacks.len());
+    println!(
+        "enforce: {} prints, {} attendances, {} attacks",
+        shown.prints.len(),
+        attendance.len(),
+        attacks.len()
+    );
     assert!(attendance.len() * 10 <= shown.prints.len(), "{attendance:#?}");
-    let enforced = attacks.iter().filter(|it| it["enforced"] == true && it["subject"]["id"].is_string()).count();
+    let enforced = attacks
+        .iter()
+        .filter(|it| it["enforced"] == true && it["subject"]["id"].is_string())
+        .count();
     assert!(enforced > 0, "{attacks:#?}");
     let (attendance, attacks) = play("enforce", &shown, &shown.live);
-    println!("enforce: {} live, {} attendances, {} attacks", shown.live.len(), attendance.len(), attacks.len());
+    println!(
+        "enforce: {} live, {} attendances, {} attacks",
+        shown.live.len(),
+        attendance.len(),
+        attacks.len()
+    );
     assert!(attendance.len() * 100 >= shown.live.len() * 95, "{attacks:#?}");
 }
 

@@ -41,7 +41,11 @@ impl Door {
         let token = home.path("token");
         fs::write(&token, TOKEN).unwrap();
         fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
-        let token = if with_token { format!("token_file = \"{}\"\n", token.display()) } else { String::new() };
+        let token = if with_token {
+            format!("token_file = \"{}\"\n", token.display())
+        } else {
+            String::new()
+        };
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
         let text = format!(
             "[device]\nsite = \"hq\"\nname = \"door-1\"\n[clock]\ntrust = \"always\"\n[recognition]\nmodels = \"{}\"\n\
@@ -73,7 +77,8 @@ impl Door {
 
 /// Who is before the camera from its next round on; gone between two rounds for long enough that each is another visit.
 fn stand_before(home: &Home, photograph: Option<&Path>) {
-    let line = photograph.map_or("-,300,0\n".to_owned(), |path| format!("{},4000,1500\n", path.display()));
+    let line =
+        photograph.map_or("-,300,0\n".to_owned(), |path| format!("{},4000,1500\n", path.display()));
     fs::write(home.path("list.new"), line).unwrap();
     fs::rename(home.path("list.new"), home.path("list.csv")).unwrap();
 }
@@ -98,7 +103,9 @@ fn assert_clean(browser: &Browser, url: &str, but: &str) {
     assert!(complaints.is_empty(), "{complaints:#?}");
     let requested = browser.requested();
     // The browser's own signs in fields are data.
-    let local = |it: &&String| [url, &format!("blob:{url}"), "data:"].iter().any(|from| it.starts_with(from));
+    let local = |it: &&String| {
+        [url, &format!("blob:{url}"), "data:"].iter().any(|from| it.starts_with(from))
+    };
     assert!(requested.iter().all(|it| local(&it)), "{requested:#?}");
     assert!(requested.len() > 10, "what it asked for was heard: {requested:#?}");
 }
@@ -117,7 +124,12 @@ fn somebody_is_enrolled_passes_and_is_withdrawn_before_the_eyes_of_whoever_has_t
     browser.write("#token", TOKEN);
     browser.press("Enter");
     browser.until_shown("#link", "Live");
-    assert_eq!(browser.complaints().len(), 1, "the wrong token, and nothing else: {:?}", browser.complaints());
+    assert_eq!(
+        browser.complaints().len(),
+        1,
+        "the wrong token, and nothing else: {:?}",
+        browser.complaints()
+    );
 
     enrol(&mut browser, &[faces::demo("obama.jpg")]);
     browser.until_shown("#enrol-says", &format!("{NAME} is enrolled with 1 reference"));
@@ -131,7 +143,11 @@ fn somebody_is_enrolled_passes_and_is_withdrawn_before_the_eyes_of_whoever_has_t
     browser.until_shown("#passages", NAME);
     browser.until_shown("#persons", NAME);
     assert_eq!(browser.value("window.sameDocument"), true, "it was not loaded again");
-    assert_eq!(browser.text("#arrivals"), format!("{NAME}, in, present"), "those who do not see it hear it");
+    assert_eq!(
+        browser.text("#arrivals"),
+        format!("{NAME}, in, present"),
+        "those who do not see it hear it"
+    );
     assert_eq!(browser.value("document.querySelectorAll('.rows img').length"), 0, "a name is text");
 
     looks_at_the_door(&mut browser);
@@ -161,7 +177,10 @@ fn looks_at_the_door(browser: &mut Browser) {
     go(browser, "door");
     browser.until_shown("#faces", "recognised");
     assert!(!browser.text("#faces").contains(NAME) && !browser.text("#boxes").contains(NAME));
-    browser.until_true("a box", "document.querySelectorAll('#boxes [data-state=good] rect').length === 1");
+    browser.until_true(
+        "a box",
+        "document.querySelectorAll('#boxes [data-state=good] rect').length === 1",
+    );
     browser.click("#names");
     browser.until_shown("#faces", NAME);
     assert_eq!(browser.value("document.getElementById('picture').hidden"), true);
@@ -202,7 +221,8 @@ fn it_is_fit_for_phone_and_desk_by_day_and_by_night_and_for_the_keyboard() {
                     browser.until_shown("#faces", "recognised");
                 }
                 let found = browser.faults();
-                faults.extend(found.into_iter().map(|it| format!("{name} {scheme} {section}: {it}")));
+                faults
+                    .extend(found.into_iter().map(|it| format!("{name} {scheme} {section}: {it}")));
                 let path = folder.join(format!("{name}-{scheme}-{section}.png"));
                 browser.screenshot(&path);
                 println!("{}", path.display());
@@ -213,7 +233,11 @@ fn it_is_fit_for_phone_and_desk_by_day_and_by_night_and_for_the_keyboard() {
     for section in SECTIONS {
         go(&mut browser, section);
         faults.extend(browser.faults().into_iter().map(|it| format!("360 px {section}: {it}")));
-        faults.extend(not_reached(&mut browser).into_iter().map(|it| format!("{section}: Tab does not reach {it}")));
+        faults.extend(
+            not_reached(&mut browser)
+                .into_iter()
+                .map(|it| format!("{section}: Tab does not reach {it}")),
+        );
     }
     assert!(faults.is_empty(), "{faults:#?}");
     assert_clean(&browser, &door.url, "");
@@ -244,8 +268,14 @@ fn nothing_runs_or_loads_but_what_it_brings() {
     let mut browser = door.browser();
     let headers = browser.headers(&door.url);
     let header = |name: &str| {
-        let found = headers.as_object().unwrap().iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-        found.unwrap_or_else(|| panic!("{name} is not there: {headers}")).1.as_str().unwrap().to_owned()
+        let found =
+            headers.as_object().unwrap().iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found
+            .unwrap_or_else(|| panic!("{name} is not there: {headers}"))
+            .1
+            .as_str()
+            .unwrap()
+            .to_owned()
     };
     assert_eq!(
         header("content-security-policy"),
@@ -265,8 +295,7 @@ fn nothing_runs_or_loads_but_what_it_brings() {
     assert_eq!(refused(&mut browser, script), "script-src-elem");
     let handler = "const it = document.createElement('img'); it.setAttribute('onerror', 'window.injected = 1'); document.body.append(it);";
     assert_eq!(refused(&mut browser, handler), "script-src-attr");
-    let style =
-        "const it = document.createElement('style'); it.textContent = 'body { color: red }'; document.head.append(it);";
+    let style = "const it = document.createElement('style'); it.textContent = 'body { color: red }'; document.head.append(it);";
     assert_eq!(refused(&mut browser, style), "style-src-elem");
     let other = "fetch('http://127.0.0.1:9/').catch(() => {});";
     assert_eq!(refused(&mut browser, other), "connect-src");
@@ -312,7 +341,11 @@ fn on_the_device_itself_somebody_is_enrolled_from_the_camera_renamed_and_a_venue
     let venues = door.home.json(&["venues", "--json"]);
     let put = venues.as_array().unwrap().iter().find(|it| it["venue"] == "room-a").unwrap().clone();
     assert_eq!(
-        (&put["time_zone"], &put["sessions"][0]["late_after_ms"], &put["sessions"][0]["weekdays"][6]),
+        (
+            &put["time_zone"],
+            &put["sessions"][0]["late_after_ms"],
+            &put["sessions"][0]["weekdays"][6]
+        ),
         (&json!("Europe/Berlin"), &json!(600_000), &json!("sun"))
     );
 

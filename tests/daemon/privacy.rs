@@ -97,9 +97,14 @@ fn add_template(needles: &mut Needles, template: &[f32]) {
     let bytes = |of: fn(&f32) -> Vec<u8>| template.iter().flat_map(of).collect::<Vec<u8>>();
     needles.add("a template", &bytes(|x| x.to_le_bytes().to_vec()), 4);
     needles.add("a template", &bytes(|x| x.to_be_bytes().to_vec()), 4);
-    needles.add("a template in double precision", &bytes(|x| f64::from(*x).to_le_bytes().to_vec()), 8);
+    needles.add(
+        "a template in double precision",
+        &bytes(|x| f64::from(*x).to_le_bytes().to_vec()),
+        8,
+    );
     let largest = template.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-    let codes: Vec<u8> = template.iter().map(|x| (x / (largest / 127.0)).round() as i8 as u8).collect();
+    let codes: Vec<u8> =
+        template.iter().map(|x| (x / (largest / 127.0)).round() as i8 as u8).collect();
     needles.add("a template as int8", &codes, 1);
     let text = template.iter().map(|x| format!("{x}")).collect::<Vec<_>>().join(",");
     needles.add("a template as text", text.as_bytes(), 1);
@@ -124,7 +129,11 @@ fn holds(bytes: &[u8], text: &str) -> bool {
 
 /// All that the daemon left behind, but for what the test itself wrote.
 fn check_files(home: &Home, needles: &Needles) {
-    assert_eq!(files_below(&home.path("tmp")), [] as [PathBuf; 0], "the home directory and the temporary files");
+    assert_eq!(
+        files_below(&home.path("tmp")),
+        [] as [PathBuf; 0],
+        "the home directory and the temporary files"
+    );
     let own = ["config.toml", "visits.csv"].map(|name| home.path(name));
     let files = files_below(&home.path(""));
     assert!(files.iter().any(|path| path.ends_with("rollcall.db")), "{files:?}");
@@ -132,18 +141,26 @@ fn check_files(home: &Home, needles: &Needles) {
         let bytes = fs::read(path).unwrap();
         assert_eq!(needles.found_in(&bytes), None, "in {}", path.display());
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-        assert!(!["jpg", "jpeg", "png", "webp", "bmp", "tmp"].iter().any(|it| extension == *it), "{}", path.display());
+        assert!(
+            !["jpg", "jpeg", "png", "webp", "bmp", "tmp"].iter().any(|it| extension == *it),
+            "{}",
+            path.display()
+        );
     }
 }
 
 fn check_log_and_health(home: &Home, client: &Client, needles: &Needles) {
     let log = home.log();
     assert!(log.contains("attendance recorded"), "the log is that of the daemon: {log}");
-    let health: Vec<_> = client.heard().into_iter().filter(|it| it.part == "health").map(|it| it.payload).collect();
+    let health: Vec<_> =
+        client.heard().into_iter().filter(|it| it.part == "health").map(|it| it.payload).collect();
     assert!(!health.is_empty());
     for bytes in health.iter().map(Vec::as_slice).chain([log.as_bytes()]) {
         let shown = String::from_utf8_lossy(bytes);
-        assert!(!holds(bytes, NAME) && !holds(bytes, "Quittengelb") && !holds(bytes, ID), "{shown}");
+        assert!(
+            !holds(bytes, NAME) && !holds(bytes, "Quittengelb") && !holds(bytes, ID),
+            "{shown}"
+        );
         // Nor the name of a file, which may be that of a person.
         assert!(!holds(bytes, "obama"), "{shown}");
         assert_eq!(needles.found_in(bytes), None, "{shown}");
@@ -154,7 +171,8 @@ fn check_log_and_health(home: &Home, client: &Client, needles: &Needles) {
 fn live_through_everything(client: &Client) {
     let said = client.request("enrol", "p-1", enrolment(ID, NAME, &[demo("obama.jpg")]));
     assert_eq!(said["ok"], true, "{said}");
-    let said = client.request("enrol", "p-2", enrolment("other", "Somebody Else", &[demo("obama2.jpg")]));
+    let said =
+        client.request("enrol", "p-2", enrolment("other", "Somebody Else", &[demo("obama2.jpg")]));
     assert_eq!(said["error"]["code"], "duplicate_subject", "{said}");
     let said = client.request("enrol", "p-3", enrolment("biden", "Joe", &[demo("biden.jpg")]));
     assert_eq!(said["ok"], true, "{said}");
@@ -164,10 +182,18 @@ fn live_through_everything(client: &Client) {
     assert_eq!(said["recognised"], json!([NAME]), "{said}");
     let damaged = json!({"venue": "main", "image": &image[..image.len() / 8 * 4]});
     assert_eq!(client.request("attend", "p-6", damaged)["error"]["code"], "bad_image");
-    assert_eq!(client.request("rename", "p-7", json!({"subject_id": ID, "name": format!("{NAME} II")}))["ok"], true);
-    assert_eq!(client.request("withdraw", "p-8", json!({"subject_id": NAME}))["error"]["code"], "bad_value");
+    assert_eq!(
+        client.request("rename", "p-7", json!({"subject_id": ID, "name": format!("{NAME} II")}))["ok"],
+        true
+    );
+    assert_eq!(
+        client.request("withdraw", "p-8", json!({"subject_id": NAME}))["error"]["code"],
+        "bad_value"
+    );
     client.await_health("the vital signs of all this", |health| health["commands"] == 8);
-    client.await_one("the camera's attendance", |it| it.part == "event/attendance" && it.json()["frames"] != 1);
+    client.await_one("the camera's attendance", |it| {
+        it.part == "event/attendance" && it.json()["frames"] != 1
+    });
 }
 
 #[test]
@@ -197,7 +223,8 @@ fn no_photograph_template_or_name_where_none_may_be() {
     let mut templates = 0;
     let reader = Store::open_read_only(&home.state(), None).unwrap();
     let open = |reference: Reference| {
-        let bytes: Vec<u8> = reference.template.as_slice().iter().flat_map(|x| x.to_le_bytes()).collect();
+        let bytes: Vec<u8> =
+            reference.template.as_slice().iter().flat_map(|x| x.to_le_bytes()).collect();
         assert_eq!(needles.found_in(&bytes), Some("a template"));
         templates += 1;
     };

@@ -61,7 +61,11 @@ fn configuration() {
     run("[camera]\nsorce = \"replay\"\n", exit::CONFIG, &["sorce"]);
     run("[recognition]\nfpir = 2.0\n", exit::CONFIG, &["[recognition] fpir", "0.5"]);
     run("[camera]\nsource = \"replay\"\n", exit::CONFIG, &["[camera] path"]);
-    run("[camera]\nsource = \"replay\"\npath = \"nothing-here\"\n", exit::CONFIG, &["nothing-here"]);
+    run(
+        "[camera]\nsource = \"replay\"\npath = \"nothing-here\"\n",
+        exit::CONFIG,
+        &["nothing-here"],
+    );
     run("tls = true\nca_file = \"missing.pem\"\n", exit::CONFIG, &["missing.pem"]);
     run("ca_file = \"ca.pem\"\n", exit::CONFIG, &["tls"]);
     run("[broker]\nenabled = true\n", exit::CONFIG, &["one broker"]);
@@ -76,15 +80,25 @@ fn configuration() {
 
 #[test]
 fn models_and_library() {
-    let with = |key: &str, path: &Path| format!("[recognition]\nmodels = {:?}\n{key} = {path:?}\n", models());
-    run(&with("runtime_library", Path::new("/nowhere/libonnxruntime.so")), exit::MODEL, &["/nowhere", "make setup"]);
+    let with = |key: &str, path: &Path| {
+        format!("[recognition]\nmodels = {:?}\n{key} = {path:?}\n", models())
+    };
+    run(
+        &with("runtime_library", Path::new("/nowhere/libonnxruntime.so")),
+        exit::MODEL,
+        &["/nowhere", "make setup"],
+    );
     let home = Home::new(NO_BROKER, "[recognition]\nmodels = \"networks\"\n");
     check(&home.output(&["run"]), exit::MODEL, &["networks", "git checkout models"]);
     check(&home.output(&["models", "verify"]), exit::MODEL, &["networks"]);
 
     let copy = home.path("networks");
     fs::create_dir(&copy).unwrap();
-    for file in fs::read_dir(models()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+    for file in fs::read_dir(models())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+    {
         fs::copy(&file, copy.join(file.file_name().unwrap())).unwrap();
     }
     let network = copy.join("yunet.int8.onnx");
@@ -93,13 +107,27 @@ fn models_and_library() {
     bytes[middle] ^= 1;
     fs::write(&network, &bytes).unwrap();
     // Below the models lies no library here, and a network is looked at before it is run.
-    let library = models().join("../.cache/onnxruntime").join(std::env::consts::ARCH).join("libonnxruntime.so");
-    home.configure(NO_BROKER, &format!("[recognition]\nmodels = \"networks\"\nruntime_library = {library:?}\n"));
+    let library = models()
+        .join("../.cache/onnxruntime")
+        .join(std::env::consts::ARCH)
+        .join("libonnxruntime.so");
+    home.configure(
+        NO_BROKER,
+        &format!("[recognition]\nmodels = \"networks\"\nruntime_library = {library:?}\n"),
+    );
     check(&home.output(&["run"]), exit::MODEL, &["yunet.int8.onnx", "sha256", "restore"]);
     fs::remove_file(&network).unwrap();
-    check(&home.output(&["run"]), exit::MODEL, &["yunet.int8.onnx", "missing", "git checkout models"]);
+    check(
+        &home.output(&["run"]),
+        exit::MODEL,
+        &["yunet.int8.onnx", "missing", "git checkout models"],
+    );
     fs::write(home.path("not-a-library.so"), "text").unwrap();
-    run(&with("runtime_library", &home.path("not-a-library.so")), exit::MODEL, &["not-a-library.so"]);
+    run(
+        &with("runtime_library", &home.path("not-a-library.so")),
+        exit::MODEL,
+        &["not-a-library.so"],
+    );
 }
 
 #[test]
@@ -117,10 +145,14 @@ fn storage() {
 
     let database = home.state().join("rollcall.db");
     let set_version = |version: u32| {
-        rusqlite::Connection::open(&database).unwrap().pragma_update(None, "user_version", version).unwrap();
+        rusqlite::Connection::open(&database)
+            .unwrap()
+            .pragma_update(None, "user_version", version)
+            .unwrap();
     };
     let connection = rusqlite::Connection::open(&database).unwrap();
-    let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    let version: u32 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     drop(connection);
     set_version(version + 1);
     check(&home.output(&["run"]), exit::STORAGE, &["schema", "use the version that wrote it"]);
@@ -164,13 +196,22 @@ fn a_damaged_database_is_set_aside_and_a_lost_key_is_not_made_anew() {
     let daemon = home.start();
     assert!(home.log().contains("set aside"), "{}", home.log());
     assert!(daemon.terminate().success());
-    let aside = fs::read_dir(home.state()).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap_or_default());
+    let aside = fs::read_dir(home.state())
+        .unwrap()
+        .map(|entry| fs::read(entry.unwrap().path()).unwrap_or_default());
     let entries: Vec<_> = aside.collect();
     let inside = |entry: &Vec<u8>| entry == b"this was a database";
-    let folders = fs::read_dir(home.state()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
-    let deeper = folders
-        .flat_map(|dir| fs::read_dir(dir).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap_or_default()));
-    assert!(entries.iter().any(inside) || deeper.collect::<Vec<_>>().iter().any(inside), "never deleted");
+    let folders = fs::read_dir(home.state())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir());
+    let deeper = folders.flat_map(|dir| {
+        fs::read_dir(dir).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap_or_default())
+    });
+    assert!(
+        entries.iter().any(inside) || deeper.collect::<Vec<_>>().iter().any(inside),
+        "never deleted"
+    );
 }
 
 #[test]
@@ -178,7 +219,8 @@ fn a_stop_is_clean_and_a_restart_knows_everything() {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "[[venue]]\nid = \"main\"\nre_entry_gap = \"1h\"\n");
-    let [obama, other, biden] = ["obama.jpg", "obama2.jpg", "biden.jpg"].map(|name| demo(name).display().to_string());
+    let [obama, other, biden] =
+        ["obama.jpg", "obama2.jpg", "biden.jpg"].map(|name| demo(name).display().to_string());
     // Without a daemon the program does it itself.
     let said = home.json(&["enrol", "--id", "obama", "--name", "Barack", &obama, "--json"]);
     assert_eq!((&said["ok"], &said["references"]), (&json!(true), &json!(1)));
@@ -187,13 +229,20 @@ fn a_stop_is_clean_and_a_restart_knows_everything() {
     let ready = home.log().lines().find(|line| line.contains(" ready ")).unwrap().to_owned();
     assert!(ready.contains("elapsed_ms="), "{ready}");
     println!("{ready}");
-    client.await_one("the enrolment is told now", |it| it.part == "event/enrolment" && it.json()["seq"] == 1);
+    client.await_one("the enrolment is told now", |it| {
+        it.part == "event/enrolment" && it.json()["seq"] == 1
+    });
     // With a daemon it asks that one.
     let said = home.json(&["enrol", "--id", "obama", "--name", "Barack", &other, "--json"]);
     assert_eq!((&said["ok"], &said["references"]), (&json!(true), &json!(2)));
     check(&home.output(&["enrol", "--id", "again", &obama]), 1, &["already enrolled as obama"]);
     check(
-        &home.output(&["enrol", "--id", "nobody", &format!("{}/Cargo.toml", env!("CARGO_MANIFEST_DIR"))]),
+        &home.output(&[
+            "enrol",
+            "--id",
+            "nobody",
+            &format!("{}/Cargo.toml", env!("CARGO_MANIFEST_DIR")),
+        ]),
         1,
         &["no image can be used"],
     );
@@ -209,13 +258,18 @@ fn a_stop_is_clean_and_a_restart_knows_everything() {
         body["request_id"] = "waited".into();
         body
     });
-    let (subjects, attendance) = (home.json(&["subjects", "--json"]), home.json(&["attendance", "--json"]));
+    let (subjects, attendance) =
+        (home.json(&["subjects", "--json"]), home.json(&["attendance", "--json"]));
     let daemon = client.started(&home);
     assert_eq!(client.await_one("the answer", |it| it.part == "reply/waited").json()["ok"], true);
     let recognised = client.request("recognise", "v-2", json!({"image": visit["image"]}));
     assert_eq!(recognised["names"], json!(["Barack"]));
     let again = client.request("attend", "v-3", visit);
-    assert_eq!((&again["recorded"], &again["recognised"]), (&json!([]), &json!(["Barack"])), "within the hour");
+    assert_eq!(
+        (&again["recorded"], &again["recognised"]),
+        (&json!([]), &json!(["Barack"])),
+        "within the hour"
+    );
     assert_eq!(home.json(&["attendance", "--json"]), attendance);
     let now = home.json(&["subjects", "--json"]);
     assert_eq!((now.as_array().unwrap().len(), &now[1]), (2, &subjects[0]));
@@ -228,12 +282,18 @@ fn a_stop_is_clean_and_a_restart_knows_everything() {
 fn the_embedded_broker_ends_with_the_daemon_however_that_ends() {
     let (port, websocket) = (free_port(), free_port());
     let home = Home::new(port, "");
-    let config = fs::read_to_string(home.path("config.toml")).unwrap().replace("host = \"127.0.0.1\"\n", "");
+    let config =
+        fs::read_to_string(home.path("config.toml")).unwrap().replace("host = \"127.0.0.1\"\n", "");
     let config = config.replace(&format!("port = {port}\n"), "");
-    let broker =
-        format!("[broker]\nenabled = true\nlisten = \"127.0.0.1:{port}\"\nwebsocket = \"127.0.0.1:{websocket}\"\n");
+    let broker = format!(
+        "[broker]\nenabled = true\nlisten = \"127.0.0.1:{port}\"\nwebsocket = \"127.0.0.1:{websocket}\"\n"
+    );
     fs::write(home.path("config.toml"), config + &broker).unwrap();
-    let free = || until("the broker's port is free", || TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(()));
+    let free = || {
+        until("the broker's port is free", || {
+            TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(())
+        })
+    };
     for end in ["SIGKILL", "SIGTERM"] {
         let daemon = home.start();
         let client = Client::connect(port);

@@ -58,7 +58,10 @@ fn visits(people: &[Person], strangers: &[PathBuf]) -> Vec<Visit> {
     let rounds = people.iter().map(|it| it.probes.len()).max().unwrap_or(0);
     let of_round = |round: usize| {
         people.iter().filter_map(move |person| {
-            Some(Visit { file: person.probes.get(round)?.clone(), subject: Some(person.id.clone()) })
+            Some(Visit {
+                file: person.probes.get(round)?.clone(),
+                subject: Some(person.id.clone()),
+            })
         })
     };
     let mut probes = (0..rounds).flat_map(of_round);
@@ -89,7 +92,8 @@ fn enrol(broker: &Mosquitto, client: &Client, people: &[Person]) -> BTreeMap<Str
         let mut body = enrolment(&person.id, &format!("Name of {}", person.id), &person.enrol);
         body["request_id"] = request_id.as_str().into();
         broker.publish_payload(&format!("{BASE}/command/enrol"), body.to_string().as_bytes(), &[]);
-        answers.insert(person.id.clone(), client.await_from(0, &format!("reply/{request_id}")).json());
+        answers
+            .insert(person.id.clone(), client.await_from(0, &format!("reply/{request_id}")).json());
     }
     answers
 }
@@ -105,7 +109,10 @@ const OF_A_SUBJECT: u32 = 10_000;
 /// The best way to lay visits and events side by side in their order; gives the events that belong to no visit, each
 /// with the photograph shown about then.
 fn without_a_visit<'a>(visits: &[Visit], events: &'a [Value]) -> Vec<(&'a Value, String)> {
-    let worth = |visit: &Visit, event: &Value| match (visit.subject.as_deref(), event["subject"]["id"].as_str()) {
+    let worth = |visit: &Visit, event: &Value| match (
+        visit.subject.as_deref(),
+        event["subject"]["id"].as_str(),
+    ) {
         (Some(expected), Some(recorded)) if expected == recorded => OF_A_SUBJECT,
         (None, None) => 1,
         _ => 0,
@@ -125,7 +132,10 @@ fn without_a_visit<'a>(visits: &[Visit], events: &'a [Value]) -> Vec<(&'a Value,
         } else if v < visits.len() && best[v][e] == best[v + 1][e] {
             v += 1;
         } else {
-            alone.push((&events[e], visits.get(v).map_or_else(String::new, |visit| visit.file.display().to_string())));
+            alone.push((
+                &events[e],
+                visits.get(v).map_or_else(String::new, |visit| visit.file.display().to_string()),
+            ));
             e += 1;
         }
     }
@@ -166,7 +176,8 @@ fn play(home: &Home) {
 fn each_visit_is_recorded_and_published_once() {
     let faces = Faces::find();
     let people = &faces.people[..scaled("E2E_PEOPLE", PEOPLE).min(faces.people.len())];
-    let strangers = &faces.impostors[..scaled("E2E_IMPOSTORS", IMPOSTORS).min(faces.impostors.len())];
+    let strangers =
+        &faces.impostors[..scaled("E2E_IMPOSTORS", IMPOSTORS).min(faces.impostors.len())];
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "");
@@ -180,9 +191,15 @@ fn each_visit_is_recorded_and_published_once() {
     for (id, answer) in answers.iter().filter(|(_, answer)| answer["ok"] != true) {
         println!("not enrolled: {id}: {}: {}", answer["error"]["code"], answer["error"]["message"]);
     }
-    assert!(enrolled.len() * 10 >= people.len() * 9, "{} of {} enrolled", enrolled.len(), people.len());
+    assert!(
+        enrolled.len() * 10 >= people.len() * 9,
+        "{} of {} enrolled",
+        enrolled.len(),
+        people.len()
+    );
     let subjects = home.json(&["subjects", "--json"]);
-    let kept: HashSet<_> = subjects.as_array().unwrap().iter().map(|it| it["id"].as_str().unwrap()).collect();
+    let kept: HashSet<_> =
+        subjects.as_array().unwrap().iter().map(|it| it["id"].as_str().unwrap()).collect();
     assert_eq!(kept, enrolled);
 
     let others: Vec<_> = strangers.iter().chain(&faces.empty_scenes).cloned().collect();
@@ -197,7 +214,10 @@ fn each_visit_is_recorded_and_published_once() {
     mistaken.retain(|(event, _)| event["kind"] == "attendance");
     let identified = count("attendance") - mistaken.len();
     mistaken.retain(|(event, _)| !is_behind(people, event));
-    let expected = visits.iter().filter(|it| it.subject.as_deref().is_some_and(|id| enrolled.contains(id))).count();
+    let expected = visits
+        .iter()
+        .filter(|it| it.subject.as_deref().is_some_and(|id| enrolled.contains(id)))
+        .count();
     println!(
         "enrolled {} of {} in {each_ms:.0} ms each; visits {}, of them to be recorded {expected}: identified {identified}; \
          unknown {}; mistaken {}; threshold {}",
@@ -210,7 +230,10 @@ fn each_visit_is_recorded_and_published_once() {
     );
     let allowed = if strangers.len() > IMPOSTORS { MISTAKEN_MAX } else { 0 };
     assert!(mistaken.len() <= allowed, "taken for somebody, or recorded twice: {mistaken:#?}");
-    assert!(identified as f64 >= expected as f64 * IDENTIFIED_SHARE_MIN, "{identified} of {expected}");
+    assert!(
+        identified as f64 >= expected as f64 * IDENTIFIED_SHARE_MIN,
+        "{identified} of {expected}"
+    );
     let after = home.json(&["subjects", "--json"]);
     assert_eq!(after, subjects, "who passes the camera is not enrolled by it");
 }
@@ -223,13 +246,15 @@ const IN_GROUPS_SHARE_MIN: f64 = 0.9;
 fn everybody_in_a_group_photograph_is_recorded_in_one_pass() {
     let faces = Faces::find();
     let known = |id: &String| faces.people.iter().any(|it| it.id == *id);
-    let groups: Vec<_> = faces.groups.iter().filter(|(_, members)| members.iter().all(known)).collect();
+    let groups: Vec<_> =
+        faces.groups.iter().filter(|(_, members)| members.iter().all(known)).collect();
     if groups.is_empty() {
         println!("there is no group photograph here: nothing to see");
         return;
     }
     let members: HashSet<_> = groups.iter().flat_map(|(_, members)| members).collect();
-    let people: Vec<_> = faces.people.iter().filter(|it| members.contains(&it.id)).cloned().collect();
+    let people: Vec<_> =
+        faces.people.iter().filter(|it| members.contains(&it.id)).cloned().collect();
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "");
@@ -244,15 +269,22 @@ fn everybody_in_a_group_photograph_is_recorded_in_one_pass() {
         play(&home);
         let seen = check_record(&home, &client);
         let attended: Vec<_> = seen.iter().filter(|it| it["kind"] == "attendance").collect();
-        let mut recorded: Vec<_> = attended[before..].iter().map(|it| it["subject"]["id"].as_str().unwrap()).collect();
+        let mut recorded: Vec<_> =
+            attended[before..].iter().map(|it| it["subject"]["id"].as_str().unwrap()).collect();
         before = attended.len();
         let all = recorded.len();
         println!("{} of {}: {}", all, members.len(), picture.file_name().unwrap().display());
         recorded.sort_unstable();
         recorded.dedup();
         assert_eq!(recorded.len(), all, "nobody is recorded twice: {recorded:?}");
-        assert!(recorded.iter().all(|id| members.iter().any(|member| member == id)), "only who is there: {recorded:?}");
-        assert!(members.len() < 5 || all >= 4, "of five or more at most one is missed: {recorded:?} of {members:?}");
+        assert!(
+            recorded.iter().all(|id| members.iter().any(|member| member == id)),
+            "only who is there: {recorded:?}"
+        );
+        assert!(
+            members.len() < 5 || all >= 4,
+            "of five or more at most one is missed: {recorded:?} of {members:?}"
+        );
         (expected, found) = (expected + members.len(), found + all);
     }
     println!("{found} of {expected} in group photographs");

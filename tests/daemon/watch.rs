@@ -26,8 +26,10 @@ fn watched(more: &str) -> (Home, daemon::Daemon) {
         models.display()
     );
     fs::write(home.path("config.toml"), text).unwrap();
-    fs::write(home.path("list.csv"), format!("{},2000,100\n", faces::demo("obama2.jpg").display())).unwrap();
-    let enrolled = home.output(&["enrol", "--id", "barack", faces::demo("obama.jpg").to_str().unwrap()]);
+    fs::write(home.path("list.csv"), format!("{},2000,100\n", faces::demo("obama2.jpg").display()))
+        .unwrap();
+    let enrolled =
+        home.output(&["enrol", "--id", "barack", faces::demo("obama.jpg").to_str().unwrap()]);
     assert!(enrolled.status.success(), "{enrolled:?}");
     let daemon = home.start();
     (home, daemon)
@@ -62,7 +64,10 @@ fn who_watches_sees_what_the_daemon_sees() {
     assert!(face["score"].as_f64().unwrap() >= face["threshold"].as_f64().unwrap());
     let [left, top, right, bottom] = [0, 1, 2, 3].map(|n| face["box"][n].as_f64().unwrap());
     let [x, y] = [0, 1].map(|n| face["landmarks"][2][n].as_f64().unwrap());
-    assert!((left..right).contains(&x) && (top..bottom).contains(&y), "the nose is in the box: {face}");
+    assert!(
+        (left..right).contains(&x) && (top..bottom).contains(&y),
+        "the nose is in the box: {face}"
+    );
     let nameless = identified(&home, false);
     assert_eq!((&nameless["subject_id"], &nameless["name"]), (&Value::Null, &Value::Null));
     let screen = home.output(&["watch", "--frames", "1"]);
@@ -94,7 +99,9 @@ fn a_snapshot_is_asked_for_logged_and_private() {
     assert!(home.output(&["snapshot", "--annotated", target, "--yes", "--force"]).status.success());
     let uid = rustix::process::getuid().as_raw();
     let log = home.log();
-    let told = log.lines().filter(|line| line.contains("a snapshot was taken") && line.contains(&format!("uid={uid}")));
+    let told = log.lines().filter(|line| {
+        line.contains("a snapshot was taken") && line.contains(&format!("uid={uid}"))
+    });
     assert_eq!(told.count(), 2, "{log}");
     assert!(!log.contains("barack"));
     assert!(daemon.terminate().success());
@@ -103,7 +110,8 @@ fn a_snapshot_is_asked_for_logged_and_private() {
 #[test]
 fn snapshots_can_be_forbidden() {
     let (home, daemon) = watched("[privacy]\nsnapshot = false\n");
-    let refused = home.output(&["snapshot", "--annotated", home.path("x.jpg").to_str().unwrap(), "--yes"]);
+    let refused =
+        home.output(&["snapshot", "--annotated", home.path("x.jpg").to_str().unwrap(), "--yes"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("[privacy] snapshot"), "{refused:?}");
     assert!(!home.path("x.jpg").exists());
     assert!(daemon.terminate().success());
@@ -128,7 +136,11 @@ fn the_socket_is_ours_alone_and_bears_nonsense() {
         stream.write_all(nonsense).ok();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).ok();
-        assert!(answer.is_empty() || answer.starts_with(b"{\"error\""), "{}", String::from_utf8_lossy(&answer));
+        assert!(
+            answer.is_empty() || answer.starts_with(b"{\"error\""),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
     }
     // Those who ask nothing hold no place for ever, and more than a few are sent away.
     let idle: Vec<_> = (0..4).map(|_| UnixStream::connect(&socket).unwrap()).collect();

@@ -26,7 +26,9 @@ use rollcall::clock::{Clock as _, Stopwatch, time_zone};
 use rollcall::health::MongoState;
 use rollcall::mongo::{UriSource, settings_from};
 use rollcall::recognise::face::{Name, SubjectId};
-use rollcall::record::event::{Body, Camera, CameraState, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
+use rollcall::record::event::{
+    Body, Camera, CameraState, Enrolment, EnrolmentAction, NewEvent, SubjectRef,
+};
 
 fn ids(documents: &[Document]) -> Vec<String> {
     documents.iter().map(|it| it.get_str("_id").unwrap().to_owned()).collect()
@@ -87,7 +89,10 @@ fn a_document_is_what_the_contract_says() {
     let venue = server.all("venues").remove(0);
     assert_eq!(venue.get_str("name").unwrap(), "The room");
     assert_eq!(venue.get_array("attendance").unwrap(), &[Bson::from(name_of("ada"))]);
-    assert_eq!(venue.get_document("schedule").unwrap(), &doc! { "sessions": [{ "start": "08:00" }] });
+    assert_eq!(
+        venue.get_document("schedule").unwrap(),
+        &doc! { "sessions": [{ "start": "08:00" }] }
+    );
     let indexes = server.command(doc! { "listIndexes": "attendance" });
     let keys: Vec<&Document> = indexes
         .get_document("cursor")
@@ -97,7 +102,10 @@ fn a_document_is_what_the_contract_says() {
         .iter()
         .map(|it| it.as_document().unwrap().get_document("key").unwrap())
         .collect();
-    assert_eq!(keys[1..], [&doc! { "venue": 1, "occurred_at": 1 }, &doc! { "subject.id": 1, "occurred_at": 1 }]);
+    assert_eq!(
+        keys[1..],
+        [&doc! { "venue": 1, "occurred_at": 1 }, &doc! { "subject.id": 1, "occurred_at": 1 }]
+    );
 }
 
 fn enrolment(door: &Door, action: EnrolmentAction, id: &str, name: &str) {
@@ -146,8 +154,13 @@ fn subjects_follow_enrolments_and_erasures() {
     assert!(find(&found, &again).get_document("subject").is_ok());
     assert_eq!(find(&server.all("subjects"), "ada").get_str("name").unwrap(), "Another Ada");
     let venue = server.all("venues").remove(0);
-    let names: Vec<&str> = venue.get_array("attendance").unwrap().iter().map(|it| it.as_str().unwrap()).collect();
-    assert_eq!(names, [name_of("bob"), name_of("ada")], "the names that were erased are gone, the new one is there");
+    let names: Vec<&str> =
+        venue.get_array("attendance").unwrap().iter().map(|it| it.as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        [name_of("bob"), name_of("ada")],
+        "the names that were erased are gone, the new one is there"
+    );
 }
 
 #[test]
@@ -173,8 +186,11 @@ fn a_database_of_the_former_service_is_used_in_place() {
     let venues = server.all("venues");
     assert_eq!(venues.len(), 2, "no second document for either");
     // As its reader asked: by ObjectId, for the names.
-    let find = doc! { "find": "venues", "filter": { "_id": known }, "projection": { "attendance": 1 } };
-    let found = server.command(find).get_document("cursor").unwrap().get_array("firstBatch").unwrap()[0].clone();
+    let find =
+        doc! { "find": "venues", "filter": { "_id": known }, "projection": { "attendance": 1 } };
+    let found =
+        server.command(find).get_document("cursor").unwrap().get_array("firstBatch").unwrap()[0]
+            .clone();
     let names = found.as_document().unwrap().get_array("attendance").unwrap().clone();
     assert_eq!(names, ["Grace", "Alan", &name_of("ada")].map(Bson::from));
     for key in ["name", "course"] {
@@ -254,17 +270,28 @@ fn what_was_recorded_in_1970_is_corrected() {
     let earlier = other.visit("room", "p9");
     other.deliver();
     let now = door.clock.now();
-    assert_eq!(door.store.write(move |tx| tx.correct_times(&now, &[Venue::plain("room")])).unwrap(), 10);
+    assert_eq!(
+        door.store.write(move |tx| tx.correct_times(&now, &[Venue::plain("room")])).unwrap(),
+        10
+    );
     door.deliver();
     let found = server.all("attendance");
     assert_eq!(found.len(), 11);
     for (number, id) in visits.iter().enumerate() {
         let document = find(&found, id);
         let right_ms = START_MS - (now_boot_ms - boot_ms(number as i64));
-        assert_eq!(document.get_datetime("occurred_at").unwrap().timestamp_millis(), right_ms, "visit {number}");
+        assert_eq!(
+            document.get_datetime("occurred_at").unwrap().timestamp_millis(),
+            right_ms,
+            "visit {number}"
+        );
         assert_eq!(document.get_str("clock").unwrap(), "corrected");
     }
-    assert_eq!(door.store.write(|tx| tx.standing()).unwrap().seq, 20, "each visit and its correction, once");
+    assert_eq!(
+        door.store.write(|tx| tx.standing()).unwrap().seq,
+        20,
+        "each visit and its correction, once"
+    );
     // Looked at again, now that its time is known.
     assert_eq!(find(&found, &visits[9]).get_str("superseded_by").unwrap(), earlier);
     assert!(find(&found, &visits[8]).get("superseded_by").is_none());
@@ -283,7 +310,8 @@ fn corrections_that_arrive_in_another_order_leave_what_is_so_now() {
         late_after_ms: Some(600_000),
         ..SessionSpec::default()
     };
-    let spec = VenueSpec { sessions: vec![session], time_zone: "UTC".into(), ..VenueSpec::plain("room") };
+    let spec =
+        VenueSpec { sessions: vec![session], time_zone: "UTC".into(), ..VenueSpec::plain("room") };
     let venue = Venue::new(&spec, time_zone("UTC").unwrap()).unwrap();
     door.clock.advance(Duration::from_hours(1));
     door.clock.set_wall(912_345, false);
@@ -306,7 +334,12 @@ fn corrections_that_arrive_in_another_order_leave_what_is_so_now() {
     let earlier = event.event_id.to_string();
     door.store.write(move |tx| tx.append_attendance(&venue, &event)).unwrap();
     door.deliver();
-    let check = || assert_eq!(find(&server.all("attendance"), &later).get_str("superseded_by").unwrap(), earlier);
+    let check = || {
+        assert_eq!(
+            find(&server.all("attendance"), &later).get_str("superseded_by").unwrap(),
+            earlier
+        )
+    };
     check();
     assert_eq!(door.retry_buried(), 1);
     door.deliver();
@@ -407,26 +440,37 @@ fn a_duplicate_key_is_delivered_when_it_is_there_and_poison_when_it_is_not() {
     door.deliver();
     assert_eq!(server.count("attendance"), 3);
     let buried = door.buried();
-    assert!(buried.len() == 1 && buried[0].contains("code 11000") && !buried[0].contains("room"), "{buried:?}");
+    assert!(
+        buried.len() == 1 && buried[0].contains("code 11000") && !buried[0].contains("room"),
+        "{buried:?}"
+    );
 }
 
 #[test]
 fn a_venue_that_takes_no_names_holds_up_only_its_own() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
-    server.command(doc! { "insert": "venues", "documents": [{ "_id": "hall", "attendance": "nobody" }] });
+    server.command(
+        doc! { "insert": "venues", "documents": [{ "_id": "hall", "attendance": "nobody" }] },
+    );
     door.visit("hall", "ada");
     door.visit("room", "bob");
     door.deliver();
     assert_eq!(server.count("attendance"), 2, "the attendance itself is there");
-    assert!(door.buried()[0].starts_with("the venue hall does not take the name: code 2"), "{:?}", door.buried());
+    assert!(
+        door.buried()[0].starts_with("the venue hall does not take the name: code 2"),
+        "{:?}",
+        door.buried()
+    );
 }
 
 #[test]
 fn an_erasure_that_is_not_taken_is_set_aside_and_the_others_go_on() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
-    server.command(doc! { "create": "attendance", "validator": { "subject": { "$type": "object" } } });
+    server.command(
+        doc! { "create": "attendance", "validator": { "subject": { "$type": "object" } } },
+    );
     let ada = door.visit("room", "ada");
     enrolment(&door, EnrolmentAction::Enrolled, "ada", "Ada");
     door.deliver();
@@ -485,8 +529,11 @@ fn a_collection_that_takes_no_more_indexes_is_delivered_to_all_the_same() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
     // With that of `_id` as many as a collection may have.
-    let index = |number: i32| doc! { "name": format!("i{number}"), "key": { format!("f{number}"): 1 } };
-    server.command(doc! { "createIndexes": "attendance", "indexes": (0..63).map(index).collect::<Vec<_>>() });
+    let index =
+        |number: i32| doc! { "name": format!("i{number}"), "key": { format!("f{number}"): 1 } };
+    server.command(
+        doc! { "createIndexes": "attendance", "indexes": (0..63).map(index).collect::<Vec<_>>() },
+    );
     let first = door.visit("room", "ada");
     door.clock.advance(Duration::from_secs(1)); // ids sort by time
     door.deliver();
@@ -529,7 +576,8 @@ fn as_user(server: &Mongod, who: &str) -> String {
 /// What it says of a server.
 fn doctor(door: &Door) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let examined = runtime.block_on(rollcall::mongo::examine(&door.settings, door.clock.now().wall_ms));
+    let examined =
+        runtime.block_on(rollcall::mongo::examine(&door.settings, door.clock.now().wall_ms));
     format!("{examined:?}")
 }
 
@@ -547,7 +595,10 @@ fn a_wrong_password_or_role_loses_nothing_and_buries_nothing() {
         assert_eq!(door.owed(), 3, "{who}");
         assert!(door.buried().is_empty());
         let said = doctor(&door);
-        assert!(said.starts_with("Fault") && said.contains(word) && !said.contains("wrong\""), "{said}");
+        assert!(
+            said.starts_with("Fault") && said.contains(word) && !said.contains("wrong\""),
+            "{said}"
+        );
     }
     door.settings = settings(&as_user(&server, "door:right"), Duration::from_secs(10));
     enrolment(&door, EnrolmentAction::Enrolled, "p1", "Somebody");
@@ -568,8 +619,14 @@ fn a_wrong_password_or_role_loses_nothing_and_buries_nothing() {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(door.link().put_device(&note)).unwrap();
-    assert_eq!(server.all("devices")[0].get_datetime("complete_through").unwrap().timestamp_millis(), START_MS);
-    door.clock.set_wall(rollcall::clock::SystemClock::new(rollcall::clock::Trust::Always).now().wall_ms, true);
+    assert_eq!(
+        server.all("devices")[0].get_datetime("complete_through").unwrap().timestamp_millis(),
+        START_MS
+    );
+    door.clock.set_wall(
+        rollcall::clock::SystemClock::new(rollcall::clock::Trust::Always).now().wall_ms,
+        true,
+    );
     assert!(doctor(&door).starts_with("Good"), "{}", doctor(&door));
     // A role taken away while it runs, and given back.
     door.clock.set_wall(START_MS + 86_400_000, true);
@@ -614,7 +671,9 @@ fn over_tls_only_to_a_server_that_the_authority_vouches_for() {
         let uri = format!("mongodb://127.0.0.1:{}/?replicaSet=rs0&tls=true", server.port(0));
         let ca_file = Some(server.path(ca));
         let (database, timeout) = ("rollcall".into(), Duration::from_secs(2));
-        settings_from(UriSource { uri, database, ca_file, tls: true, timeout, window: 500 }).unwrap().unwrap()
+        settings_from(UriSource { uri, database, ca_file, tls: true, timeout, window: 500 })
+            .unwrap()
+            .unwrap()
     };
     let mut door = Door::with("door-1", with("other.pem"));
     let expected = door.visits(3);
@@ -675,7 +734,11 @@ fn a_connection_that_stalls_is_given_up_and_made_anew() {
     let watch = Stopwatch::start();
     expected.extend(door.visits(5));
     running.until_state(MongoState::Away);
-    assert!(watch.elapsed() < Duration::from_secs(5), "every call ends in time: {:?}", watch.elapsed());
+    assert!(
+        watch.elapsed() < Duration::from_secs(5),
+        "every call ends in time: {:?}",
+        watch.elapsed()
+    );
     while watch.elapsed() < stall {
         // The door goes on recording meanwhile.
         expected.extend(door.visits(1));

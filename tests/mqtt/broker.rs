@@ -80,7 +80,10 @@ async fn a_session_keeps_what_was_sent_meanwhile_and_what_was_not_acknowledged()
     let mut door = Running::connected(of_door()).await;
     let sender = Running::connected(settings(port, "sender", &[])).await;
     let send = async |payload: &str| {
-        assert_eq!(sender.link.publish_batch(vec![message("command/sync", payload.as_bytes())]).await, [Ok(())]);
+        assert_eq!(
+            sender.link.publish_batch(vec![message("command/sync", payload.as_bytes())]).await,
+            [Ok(())]
+        );
     };
     send("one").await;
     let unacknowledged = door.inbound().await;
@@ -107,7 +110,9 @@ async fn a_session_keeps_what_was_sent_meanwhile_and_what_was_not_acknowledged()
 async fn many_publishes_are_acknowledged_each() {
     let port = start();
     let door = Running::connected(settings(port, "door", &[])).await;
-    let rows = (0..2000).map(|row| message(&format!("event/{}", row % 5), row.to_string().as_bytes())).collect();
+    let rows = (0..2000)
+        .map(|row| message(&format!("event/{}", row % 5), row.to_string().as_bytes()))
+        .collect();
     assert!(door.link.publish_batch(rows).await.iter().all(Result::is_ok));
     assert_eq!(door.link.counters().connects, 1);
 }
@@ -119,7 +124,8 @@ async fn a_password_is_asked_for() {
     Embedded::start(&with_password).unwrap();
     let of_door = |password: &str| {
         let mut settings = settings(with_password.tcp.port(), "door", &[]);
-        settings.credentials = Some(Credentials { user: "door".to_owned(), password: password.to_owned() });
+        settings.credentials =
+            Some(Credentials { user: "door".to_owned(), password: password.to_owned() });
         settings
     };
     let mut wrong = Running::start(of_door("wrong"));
@@ -131,7 +137,22 @@ async fn a_password_is_asked_for() {
 /// CONNECT with a clean session and a keep-alive of 60 s.
 fn connect_packet(client_id: &str) -> Vec<u8> {
     let id = client_id.as_bytes();
-    let mut packet = vec![0x10, 12 + id.len() as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 60, 0, id.len() as u8];
+    let mut packet = vec![
+        0x10,
+        12 + id.len() as u8,
+        0,
+        4,
+        b'M',
+        b'Q',
+        b'T',
+        b'T',
+        4,
+        2,
+        0,
+        60,
+        0,
+        id.len() as u8,
+    ];
     packet.extend_from_slice(id);
     packet
 }

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use link_support::{Running, eventually, message, settings};
 use mosquitto::Mosquitto;
-use rollcall::mqtt::link::{self, Credentials, LinkConfigError, LinkEvent, Message, NotAcknowledged};
+use rollcall::mqtt::link::{
+    self, Credentials, LinkConfigError, LinkEvent, Message, NotAcknowledged,
+};
 use rollcall::mqtt::tls::{ClientCertificate, TlsError, TlsSettings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -36,7 +38,10 @@ async fn what_can_never_be_sent_is_poison_and_leaves_the_link_up() {
     let broker = Mosquitto::start();
     let mut link = Running::connected(settings(broker.port(), "pub", &[])).await;
     let large = message("event", &vec![0; 2 * 1024 * 1024]);
-    let results = link.link.publish_batch(vec![message("a", b""), large, message("a/#", b""), message("b", b"")]).await;
+    let results = link
+        .link
+        .publish_batch(vec![message("a", b""), large, message("a/#", b""), message("b", b"")])
+        .await;
     assert!(matches!(
         results[..],
         [Ok(()), Err(NotAcknowledged::TooLarge { .. }), Err(NotAcknowledged::BadTopic), Ok(())]
@@ -62,7 +67,10 @@ async fn nothing_is_lost_when_the_broker_is_killed_again_and_again() {
         while !outbox.is_empty() {
             online.wait_for(|it| *it).await.unwrap();
             let rows: Vec<_> = outbox.iter().copied().take(20).collect();
-            let batch = rows.iter().map(|row| message(&format!("event/{row}"), row.to_string().as_bytes())).collect();
+            let batch = rows
+                .iter()
+                .map(|row| message(&format!("event/{row}"), row.to_string().as_bytes()))
+                .collect();
             for (row, result) in rows.into_iter().zip(link.publish_batch(batch).await) {
                 if result.is_ok() {
                     outbox.remove(&row);
@@ -77,7 +85,8 @@ async fn nothing_is_lost_when_the_broker_is_killed_again_and_again() {
     let mut kills = 0;
     while arrived.len() < COUNT {
         let inbound = reader.inbound().await;
-        arrived.insert(String::from_utf8(inbound.payload.clone()).unwrap().parse::<usize>().unwrap());
+        arrived
+            .insert(String::from_utf8(inbound.payload.clone()).unwrap().parse::<usize>().unwrap());
         inbound.ack.acknowledge();
         if kills < 4 && arrived.len() > (kills + 1) * 80 {
             kills += 1;
@@ -95,7 +104,8 @@ async fn nothing_is_lost_when_the_broker_is_killed_again_and_again() {
 #[tokio::test]
 async fn others_see_when_the_link_comes_and_goes() {
     let broker = Mosquitto::start();
-    let mut watcher = Running::connected(settings(broker.port(), "watcher", &["status/door"])).await;
+    let mut watcher =
+        Running::connected(settings(broker.port(), "watcher", &["status/door"])).await;
     let mut status = async || {
         let inbound = watcher.inbound().await;
         inbound.ack.acknowledge();
@@ -103,7 +113,11 @@ async fn others_see_when_the_link_comes_and_goes() {
     };
     let door = Running::connected(settings(broker.port(), "door", &[])).await;
     assert_eq!(status().await, "online");
-    assert_eq!(broker.subscribe(&["-t", "status/door", "-C", "1"]).stdout, b"online\n", "it is retained");
+    assert_eq!(
+        broker.subscribe(&["-t", "status/door", "-C", "1"]).stdout,
+        b"online\n",
+        "it is retained"
+    );
     door.die().await;
     assert_eq!(status().await, "offline", "the last will");
     let door = Running::connected(settings(broker.port(), "door", &[])).await;
@@ -268,7 +282,11 @@ async fn a_message_far_too_large_is_thrown_away_and_the_others_arrive() {
 
 fn openssl(dir: &Path, args: &str) {
     let mut command = Command::new("openssl");
-    let output = command.args(args.split_whitespace()).current_dir(dir).output().expect("apt-get install -y openssl");
+    let output = command
+        .args(args.split_whitespace())
+        .current_dir(dir)
+        .output()
+        .expect("apt-get install -y openssl");
     assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -299,7 +317,8 @@ async fn tls_and_password_are_used_or_the_link_stays_down() {
     let with = |ca: &str, password: &str| {
         let mut settings = settings(broker.port(), "door", &["command/+"]);
         settings.tls = Some(TlsSettings { ca: Some(broker.path(ca)), client: None });
-        settings.credentials = Some(Credentials { user: "door".to_owned(), password: password.to_owned() });
+        settings.credentials =
+            Some(Credentials { user: "door".to_owned(), password: password.to_owned() });
         settings
     };
     let why = async |link: &mut Running| {
@@ -314,7 +333,8 @@ async fn tls_and_password_are_used_or_the_link_stays_down() {
     small.packet_bytes_max_in = 2048;
     let mut link = Running::connected(small).await;
     // Sifting goes the same way: a message too large for this one is its own message.
-    let long = Message { topic: "command/long".to_owned(), payload: vec![b'x'; 100_000], retain: true };
+    let long =
+        Message { topic: "command/long".to_owned(), payload: vec![b'x'; 100_000], retain: true };
     link.link.publish_batch(vec![long]).await; // It may come back, and end the connection, before its PUBACK.
     let topic = link.until(|event| match event {
         LinkEvent::Oversized(oversized) => oversized.topic,
@@ -342,10 +362,14 @@ async fn tls_and_password_are_used_or_the_link_stays_down() {
     why(&mut no_tls).await;
 
     let mut mixed_up = with("ca.pem", "secret");
-    let client = ClientCertificate { cert: broker.path("client.pem"), key: broker.path("server.key") };
+    let client =
+        ClientCertificate { cert: broker.path("client.pem"), key: broker.path("server.key") };
     mixed_up.tls = Some(TlsSettings { ca: None, client: Some(client) });
     let refused = link::open(mixed_up).err();
-    assert!(matches!(refused, Some(LinkConfigError::Tls(TlsError::BadClient { .. } | TlsError::NoSystemCas))));
+    assert!(matches!(
+        refused,
+        Some(LinkConfigError::Tls(TlsError::BadClient { .. } | TlsError::NoSystemCas))
+    ));
 }
 
 #[tokio::test]
@@ -360,7 +384,8 @@ async fn a_client_certificate_is_shown_to_the_broker() {
         )
     });
     let mut of_door = settings(broker.port(), "door", &[]);
-    let client = ClientCertificate { cert: broker.path("client.pem"), key: broker.path("client.key") };
+    let client =
+        ClientCertificate { cert: broker.path("client.pem"), key: broker.path("client.key") };
     of_door.tls = Some(TlsSettings { ca: Some(broker.path("ca.pem")), client: Some(client) });
     Running::connected(of_door).await.stop().await;
 }
@@ -485,7 +510,8 @@ async fn no_more_than_the_window_is_under_way() {
             // The second of each pair is acknowledged first: its order is no matter.
             let (first, _) = client.publish().await;
             let (second, _) = client.publish().await;
-            let third = tokio::time::timeout(Duration::from_millis(5), client.stream.peek(&mut [0])).await;
+            let third =
+                tokio::time::timeout(Duration::from_millis(5), client.stream.peek(&mut [0])).await;
             assert!(third.is_err(), "a third is under way");
             client.acknowledge(second).await;
             client.acknowledge(first).await;
@@ -521,7 +547,8 @@ async fn the_last_resort_is_to_forget_the_session() {
         let (stream, _) = stub.listener.accept().await.unwrap();
         let mut client = Client { stream };
         let (_, connect) = client.packet().await;
-        let (clean_session, keep_alive) = (connect[7] & 2 != 0, u16::from_be_bytes([connect[8], connect[9]]));
+        let (clean_session, keep_alive) =
+            (connect[7] & 2 != 0, u16::from_be_bytes([connect[8], connect[9]]));
         if clean_session {
             client.send(&[0x20, 2, 0, 0]).await;
             break;
@@ -533,7 +560,11 @@ async fn the_last_resort_is_to_forget_the_session() {
             client.stream.read_to_end(&mut Vec::new()).await.ok();
         }
     }
-    assert_eq!(purged_after, 2 + 1 + 2 * 2, "two strikes and a sifting, and twice a strike and a sifting");
+    assert_eq!(
+        purged_after,
+        2 + 1 + 2 * 2,
+        "two strikes and a sifting, and twice a strike and a sifting"
+    );
     link.until(|event| matches!(event, LinkEvent::SessionPurged { .. }).then_some(())).await;
     assert_eq!(link.link.counters().oversized, 4);
     stub.accept(0).await;
@@ -552,7 +583,10 @@ async fn a_broker_that_hangs_does_not_hold_up_the_end() {
 async fn a_port_that_nobody_serves_is_told_once_and_not_hammered() {
     let mut link = Running::start(settings(mosquitto::free_port(), "door", &[]));
     assert!(matches!(link.next().await, LinkEvent::Unreachable { .. }));
-    assert_eq!(link.link.publish_batch(vec![message("a", b"")]).await, [Err(NotAcknowledged::Offline)]);
+    assert_eq!(
+        link.link.publish_batch(vec![message("a", b"")]).await,
+        [Err(NotAcknowledged::Offline)]
+    );
     let silence = tokio::time::timeout(Duration::from_millis(500), link.events.recv()).await;
     assert!(silence.is_err(), "the same reason is not told again");
     link.stop().await;

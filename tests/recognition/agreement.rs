@@ -75,7 +75,10 @@ fn the_golden_figures_are_those_of_the_shipped_networks() {
         let model = manifest.models.iter().find(|model| model.name == name).unwrap();
         let twin = model.twin.as_ref().map_or("(none)", |twin| twin.sha256.as_str());
         let shipped = [model.sha256.as_str(), twin];
-        assert_eq!(shipped, digests, "{name} has changed since the golden figures were made: run tests/golden/make.sh");
+        assert_eq!(
+            shipped, digests,
+            "{name} has changed since the golden figures were made: run tests/golden/make.sh"
+        );
     }
 }
 
@@ -89,7 +92,9 @@ fn fp32_detections_and_templates_are_those_of_the_reference() {
     if root().join("models/fp32/fr_feature.onnx").is_file() {
         agree(Precision::Fp32);
     } else {
-        println!("nothing to compare: the fp32 twins are made on request (models/build/build.sh --fp32-only)");
+        println!(
+            "nothing to compare: the fp32 twins are made on request (models/build/build.sh --fp32-only)"
+        );
     }
 }
 
@@ -108,7 +113,8 @@ fn agree(precision: Precision) {
     for case in golden().cases.iter().filter(|case| case.precision == precision) {
         if case.file.is_empty() {
             let template = vision.template(&grain()).unwrap().unwrap();
-            let cosine = template.compare(&Template::normalised(case.faces[0].template.clone()).unwrap());
+            let cosine =
+                template.compare(&Template::normalised(case.faces[0].template.clone()).unwrap());
             assert!(cosine >= COSINE_MIN, "the same sample, {precision:?}: cosine {cosine:.5}");
         } else if photographs.is_dir() {
             compare(&mut vision, &photographs, case, &mut faults);
@@ -138,16 +144,17 @@ fn compare(vision: &mut Vision, photographs: &Path, case: &Case, faults: &mut Ve
     }
     let reach = if case.reach == 320 { Reach::Near } else { Reach::Far };
     let detections = vision.detect(&picture, reach).unwrap();
-    let surely = detections.iter().filter(|it| it.confidence >= CONFIDENCE_MIN + CONFIDENCE_OFF_MAX).count();
+    let surely =
+        detections.iter().filter(|it| it.confidence >= CONFIDENCE_MIN + CONFIDENCE_OFF_MAX).count();
     if surely > case.faces.len() {
         faults.push(format!("{file}: {surely} faces, the reference has {}", case.faces.len()));
     }
     for face in &case.faces {
         let [left, top, right, bottom] = face.outline;
         let outline = BoundingBox { left, top, right, bottom };
-        let nearest = detections
-            .iter()
-            .max_by(|a, b| a.bounding_box.overlap(&outline).total_cmp(&b.bounding_box.overlap(&outline)));
+        let nearest = detections.iter().max_by(|a, b| {
+            a.bounding_box.overlap(&outline).total_cmp(&b.bounding_box.overlap(&outline))
+        });
         let Some(detection) = nearest.filter(|it| it.bounding_box.overlap(&outline) > 0.5) else {
             if face.confidence > CONFIDENCE_MIN + CONFIDENCE_OFF_MAX {
                 faults.push(format!("{file}: the face at {left:.0},{top:.0} was not found"));
@@ -155,19 +162,22 @@ fn compare(vision: &mut Vision, photographs: &Path, case: &Case, faults: &mut Ve
             continue;
         };
         let found = detection.bounding_box;
-        let sides = [found.left - left, found.top - top, found.right - right, found.bottom - bottom];
+        let sides =
+            [found.left - left, found.top - top, found.right - right, found.bottom - bottom];
         let box_off = sides.into_iter().fold(0.0f32, |max, side| max.max(side.abs()));
         let expected = face.landmarks.map(|[x, y]| Point { x, y });
         let golden = Template::normalised(face.template.clone()).unwrap();
         // Each step on what the reference's step before it gave ...
-        let refined = vision.refine(&picture, &Detection { bounding_box: outline, ..*detection }).unwrap();
+        let refined =
+            vision.refine(&picture, &Detection { bounding_box: outline, ..*detection }).unwrap();
         let offs = refined.landmarks.points().into_iter().zip(expected).map(|(a, b)| a.distance(b));
         let landmark_off = offs.fold(0.0f32, f32::max);
         let cosine = template(vision, &picture, &Landmarks::from_points(expected)).compare(&golden);
         // ... and the whole way.
         let refined = vision.refine(&picture, detection).unwrap();
         let whole = template(vision, &picture, &refined.landmarks).compare(&golden);
-        let cosine_min = if case.precision == Precision::Int8 { COSINE_MIN_INT8_PHOTOGRAPH } else { COSINE_MIN };
+        let cosine_min =
+            if case.precision == Precision::Int8 { COSINE_MIN_INT8_PHOTOGRAPH } else { COSINE_MIN };
         println!(
             "{:?} {file}: box {box_off:.2} px, landmarks {landmark_off:.2} px, cosine {cosine:.5}, whole way {whole:.5}",
             case.precision

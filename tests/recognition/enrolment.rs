@@ -60,15 +60,20 @@ fn lit(picture: &RgbImage, gain: f32, more: f32) -> RgbImage {
 fn shrunk(picture: &RgbImage, side: u32) -> RgbImage {
     let scale = f64::from(side) / f64::from(picture.width().max(picture.height()));
     let small = |length: u32| ((f64::from(length) * scale) as u32).max(1);
-    let tiny =
-        imageops::resize(picture, small(picture.width()), small(picture.height()), imageops::FilterType::Triangle);
+    let tiny = imageops::resize(
+        picture,
+        small(picture.width()),
+        small(picture.height()),
+        imageops::FilterType::Triangle,
+    );
     let mut canvas = RgbImage::from_pixel(320, 240, image::Rgb([120, 120, 120]));
     imageops::overlay(&mut canvas, &tiny, 160 - i64::from(side / 2), 120 - i64::from(side / 2));
     canvas
 }
 
 fn beside(left: &RgbImage, right: &RgbImage) -> RgbImage {
-    let right = imageops::resize(right, left.width(), left.height(), imageops::FilterType::Triangle);
+    let right =
+        imageops::resize(right, left.width(), left.height(), imageops::FilterType::Triangle);
     let mut both = RgbImage::new(left.width() * 2, left.height());
     imageops::overlay(&mut both, left, 0, 0);
     imageops::overlay(&mut both, &right, i64::from(left.width()), 0);
@@ -77,7 +82,8 @@ fn beside(left: &RgbImage, right: &RgbImage) -> RgbImage {
 
 fn judge(vision: &mut Vision, rules: &EnrolSettings, photographs: &[Vec<u8>]) -> Judgement {
     let (gallery, id) = (Gallery::new(vision.dimension()), SubjectId::new("somebody").unwrap());
-    enrol::judge(vision, &gallery, &id, false, photographs.iter().map(Vec::as_slice), rules).unwrap()
+    enrol::judge(vision, &gallery, &id, false, photographs.iter().map(Vec::as_slice), rules)
+        .unwrap()
 }
 
 fn reason(vision: &mut Vision, rules: &EnrolSettings, photograph: Vec<u8>) -> Option<Reason> {
@@ -98,7 +104,10 @@ fn good_photographs_are_taken() {
         }
     }
     println!("{} photographs, refused: {refused:?}", photographs.len());
-    assert!(refused.len() * 100 <= photographs.len() * 2, "more than two in a hundred: {refused:?}");
+    assert!(
+        refused.len() * 100 <= photographs.len() * 2,
+        "more than two in a hundred: {refused:?}"
+    );
 }
 
 type Spoil<'a> = Box<dyn Fn(&RgbImage) -> RgbImage + 'a>;
@@ -108,8 +117,12 @@ fn each_flaw_is_found_and_named() {
     let (mut vision, rules) = networks();
     let people = people();
     // Portraits with enough pixels to take some away.
-    let portraits: Vec<RgbImage> =
-        people.iter().map(|it| open(&it.enrol[0])).filter(|it| it.width().min(it.height()) >= 150).take(8).collect();
+    let portraits: Vec<RgbImage> = people
+        .iter()
+        .map(|it| open(&it.enrol[0]))
+        .filter(|it| it.width().min(it.height()) >= 150)
+        .take(8)
+        .collect();
     assert!(!portraits.is_empty());
     let side = |picture: &RgbImage| picture.width().max(picture.height()) as f32;
     let cases: [(Flaw, Spoil<'_>); 4] = [
@@ -137,11 +150,11 @@ fn a_turned_face_is_refused() {
     let all: Vec<PathBuf> = probes.chain(&faces.impostors).cloned().collect();
     // Those known to be turned first, so that the search is short.
     let known = ["George_Clooney/2.jpg", "celeba_07269/5.jpg", "Patrik_Kristiansson/1.jpg"];
-    let (first, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|path| known.iter().any(|it| path.ends_with(it)));
-    let turned = first
-        .into_iter()
-        .chain(others)
-        .find(|path| reason(&mut vision, &rules, fs::read(path).unwrap()) == Some(Reason::Flaw(Flaw::Turned)));
+    let (first, others): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|path| known.iter().any(|it| path.ends_with(it)));
+    let turned = first.into_iter().chain(others).find(|path| {
+        reason(&mut vision, &rules, fs::read(path).unwrap()) == Some(Reason::Flaw(Flaw::Turned))
+    });
     println!("turned: {turned:?}");
     assert!(turned.is_some());
 }
@@ -150,7 +163,8 @@ fn a_turned_face_is_refused() {
 fn what_is_no_single_face_of_one_person_is_refused() {
     let (mut vision, rules) = networks();
     let faces = Faces::find();
-    let people: Vec<&Person> = faces.people.iter().filter(|it| it.enrol.len() + it.probes.len() >= 2).collect();
+    let people: Vec<&Person> =
+        faces.people.iter().filter(|it| it.enrol.len() + it.probes.len() >= 2).collect();
     let (ann, bob) = (people[0], people[1]);
     let two = beside(&open(&ann.enrol[0]), &open(&bob.enrol[0]));
     assert_eq!(reason(&mut vision, &rules, png(two)), Some(Reason::SeveralFaces));
@@ -164,7 +178,11 @@ fn what_is_no_single_face_of_one_person_is_refused() {
     let mut mixed: Vec<Vec<u8>> = own.map(|path| fs::read(path).unwrap()).collect();
     mixed.push(fs::read(&bob.enrol[0]).unwrap());
     let judgement = judge(&mut vision, &rules, &mixed);
-    assert!(matches!(judgement.photographs[2], Judged::Refused(Reason::OtherPerson)), "{:?}", judgement.photographs);
+    assert!(
+        matches!(judgement.photographs[2], Judged::Refused(Reason::OtherPerson)),
+        "{:?}",
+        judgement.photographs
+    );
     assert_eq!(judgement.accepted().count(), 2);
     // Cut off, no picture at all, and the format that telephones have.
     let whole = fs::read(&ann.enrol[0]).unwrap();
@@ -181,7 +199,9 @@ fn what_is_no_single_face_of_one_person_is_refused() {
 /// A JPEG whose EXIF says how it was held.
 fn held(picture: &RgbImage, orientation: u8) -> Vec<u8> {
     let mut jpeg = Cursor::new(Vec::new());
-    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 95).encode_image(picture).unwrap();
+    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 95)
+        .encode_image(picture)
+        .unwrap();
     let jpeg = jpeg.into_inner();
     let mut tiff = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01".to_vec();
     tiff.extend([0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, orientation, 0, 0, 0, 0, 0, 0]);
@@ -194,7 +214,8 @@ fn a_photograph_is_turned_upright_as_its_exif_says() {
     let (mut vision, rules) = networks();
     let people = people();
     let portrait = open(&people[0].enrol[0]);
-    let template = |judgement: &Judgement| judgement.accepted().next().map(|(template, _)| template.clone());
+    let template =
+        |judgement: &Judgement| judgement.accepted().next().map(|(template, _)| template.clone());
     let upright = template(&judge(&mut vision, &rules, &[held(&portrait, 1)])).unwrap();
     // How the pixels lie in the file for each value, so that turning them as it says gives the portrait.
     let lying: [(u8, RgbImage); 7] = [
@@ -220,16 +241,32 @@ fn a_face_that_is_enrolled_already_is_noticed_and_a_look_alike_told() {
     let person = people.iter().find(|it| it.enrol.len() >= 2).unwrap();
     let (one, two) = (fs::read(&person.enrol[0]).unwrap(), fs::read(&person.enrol[1]).unwrap());
     let id = |text: &str| SubjectId::new(text).unwrap();
-    let judged = enrol::judge(&mut vision, &Gallery::new(512), &id("first"), false, [one.as_slice()], &rules).unwrap();
+    let judged = enrol::judge(
+        &mut vision,
+        &Gallery::new(512),
+        &id("first"),
+        false,
+        [one.as_slice()],
+        &rules,
+    )
+    .unwrap();
     let template = judged.accepted().next().unwrap().0.clone();
     let subject = Subject { id: id("first"), name: Name::new("First").unwrap() };
     let gallery = Gallery::new(template.dimension()).with(subject, &[template]);
-    let again =
-        enrol::judge(&mut vision, &gallery, &id("second"), false, [one.as_slice(), two.as_slice()], &rules).unwrap();
+    let again = enrol::judge(
+        &mut vision,
+        &gallery,
+        &id("second"),
+        false,
+        [one.as_slice(), two.as_slice()],
+        &rules,
+    )
+    .unwrap();
     assert_eq!(again.duplicate_of, Some(id("first")));
     assert_eq!(again.look_alikes[0].0, id("first"));
     // One's own references are no duplicate.
-    let own = enrol::judge(&mut vision, &gallery, &id("first"), false, [two.as_slice()], &rules).unwrap();
+    let own =
+        enrol::judge(&mut vision, &gallery, &id("first"), false, [two.as_slice()], &rules).unwrap();
     assert!(own.duplicate_of.is_none() && own.look_alikes.is_empty(), "{own:?}");
     // Somebody else's photograph is not added to them; it may take their place.
     let stranger = people.iter().find(|it| it.id != person.id).unwrap();
@@ -238,12 +275,18 @@ fn a_face_that_is_enrolled_already_is_noticed_and_a_look_alike_told() {
     let added = enrol::judge(&mut vision, &gallery, &id("first"), false, mixed, &rules).unwrap();
     assert!(matches!(added.photographs[0], Judged::Accepted { .. }), "{added:?}");
     assert!(matches!(added.photographs[1], Judged::Refused(Reason::OtherPerson)), "{added:?}");
-    let alone = enrol::judge(&mut vision, &gallery, &id("first"), false, [other.as_slice()], &rules).unwrap();
+    let alone =
+        enrol::judge(&mut vision, &gallery, &id("first"), false, [other.as_slice()], &rules)
+            .unwrap();
     assert_eq!(alone.accepted().count(), 0);
-    let instead = enrol::judge(&mut vision, &gallery, &id("first"), true, [other.as_slice()], &rules).unwrap();
+    let instead =
+        enrol::judge(&mut vision, &gallery, &id("first"), true, [other.as_slice()], &rules)
+            .unwrap();
     assert_eq!(instead.accepted().count(), 1);
     // Too near, but not near enough to be called the same: told, and taken.
     let lenient = EnrolSettings { duplicate_margin: 1.0, ..rules };
-    let near = enrol::judge(&mut vision, &gallery, &id("second"), false, [one.as_slice()], &lenient).unwrap();
+    let near =
+        enrol::judge(&mut vision, &gallery, &id("second"), false, [one.as_slice()], &lenient)
+            .unwrap();
     assert!(near.duplicate_of.is_none() && near.look_alikes[0].0 == id("first"), "{near:?}");
 }

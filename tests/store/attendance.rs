@@ -34,7 +34,12 @@ fn venue(direction: DirectionMode) -> Venue {
         ..SessionSpec::default()
     };
     let zone = "Europe/Berlin";
-    let spec = VenueSpec { sessions: vec![session], direction, time_zone: zone.into(), ..VenueSpec::plain("room-a") };
+    let spec = VenueSpec {
+        sessions: vec![session],
+        direction,
+        time_zone: zone.into(),
+        ..VenueSpec::plain("room-a")
+    };
     Venue::new(&spec, time_zone(zone).unwrap()).unwrap()
 }
 
@@ -59,10 +64,18 @@ impl Door {
     /// Somebody is seen at `at`; gives whether that was recorded.
     fn sees(&self, id: &str, at: Stamp) -> bool {
         let subject = SubjectRef { id: subject(id), name: Name::new(id).unwrap() };
-        let visit =
-            Visit { subject, direction: None, score: 0.7, threshold: 0.5, frames: 3, track_ms: 1, latency_ms: 1 };
+        let visit = Visit {
+            subject,
+            direction: None,
+            score: 0.7,
+            threshold: 0.5,
+            frames: 3,
+            track_ms: 1,
+            latency_ms: 1,
+        };
         let (venue, clock) = (self.venue.clone(), Arc::clone(&self.bench.clock));
-        let recorded = self.store.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()));
+        let recorded =
+            self.store.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()));
         recorded.unwrap().is_some()
     }
 
@@ -137,7 +150,10 @@ fn a_visit_is_recorded_once_for_its_session() {
         events.iter().map(told).collect::<Vec<_>>(),
         [(Some(SESSION), Status::Present), (Some(SESSION), Status::Late)]
     );
-    assert!(!door.sees("nobody", door.bench.clock.now()), "who was withdrawn meanwhile does not come back");
+    assert!(
+        !door.sees("nobody", door.bench.clock.now()),
+        "who was withdrawn meanwhile does not come back"
+    );
 }
 
 #[test]
@@ -154,7 +170,10 @@ fn the_earliest_of_two_that_arrive_out_of_order_counts() {
     let (event, correction) = &door.corrections()[&late.event_id];
     assert_eq!((event.occurred_ms, event.clock), (late.occurred_ms, ClockState::Synced));
     assert_eq!(correction.superseded_by, Some(first.event_id));
-    assert_eq!((correction.session.as_deref(), correction.status), (Some(SESSION), Some(Status::Late)));
+    assert_eq!(
+        (correction.session.as_deref(), correction.status),
+        (Some(SESSION), Some(Status::Late))
+    );
 }
 
 #[test]
@@ -167,24 +186,36 @@ fn ten_visits_in_1970_are_corrected_with_session_and_status() {
         assert!(!door.sees_now(id), "within the re-entry gap");
         door.advance(100);
     }
-    assert!(door.attendances().iter().all(|it| it.clock == ClockState::Unsynced && told(it).0.is_none()));
+    assert!(
+        door.attendances()
+            .iter()
+            .all(|it| it.clock == ClockState::Unsynced && told(it).0.is_none())
+    );
     assert_eq!(door.correct(), 0, "nobody knows the time yet");
     // It is 10:00 in Berlin, an hour into the session; the first passed 1000 seconds ago.
     door.advance(2 * 3600);
     let now_ms = START_MS + 3_600_000;
     door.bench.clock.set_wall(now_ms, true);
-    let before: Vec<_> = door.attendances().iter().map(|it| (it.event_id, it.boottime_ms)).collect();
+    let before: Vec<_> =
+        door.attendances().iter().map(|it| (it.event_id, it.boottime_ms)).collect();
     assert_eq!(door.correct(), 10);
     assert_eq!(door.correct(), 0);
     let (events, corrections) = (door.attendances(), door.corrections());
     assert_eq!(before, events.iter().map(|it| (it.event_id, it.boottime_ms)).collect::<Vec<_>>());
-    assert_eq!((events.len(), corrections.len(), door.events().len()), (10, 10, 20), "none lost, none doubled");
+    assert_eq!(
+        (events.len(), corrections.len(), door.events().len()),
+        (10, 10, 20),
+        "none lost, none doubled"
+    );
     let boottime_ms = door.bench.clock.now().boottime_ms;
     for event in &events {
         assert_eq!(event.occurred_ms, now_ms - (boottime_ms - event.boottime_ms) as i64);
         assert_eq!((event.clock, event.superseded_by), (ClockState::Corrected, None));
         let (correction, body) = &corrections[&event.event_id];
-        assert_eq!((correction.occurred_ms, correction.clock), (event.occurred_ms, ClockState::Corrected));
+        assert_eq!(
+            (correction.occurred_ms, correction.clock),
+            (event.occurred_ms, ClockState::Corrected)
+        );
         let (session, status) = told(event);
         assert_eq!((body.session.as_deref(), body.status), (session, Some(status)));
         let expected = door.venue.session_at(event.occurred_ms);
@@ -212,7 +243,8 @@ fn who_was_enrolled_in_1970_was_enrolled_when_it_really_was() {
     door.advance(600);
     door.bench.clock.set_wall(START_MS + 600_000, true);
     assert_eq!(door.correct(), 1);
-    let since = |id| door.store.write(move |tx| tx.subject(&subject(id))).unwrap().unwrap().enrolled_ms;
+    let since =
+        |id| door.store.write(move |tx| tx.subject(&subject(id))).unwrap().unwrap().enrolled_ms;
     assert_eq!((since("new"), since("old")), (START_MS, START_MS));
 }
 
@@ -281,13 +313,17 @@ fn visits_of_a_boot_that_never_knew_the_time_stay_as_they_are() {
     door.bench.clock.set_wall(7_000, false);
     assert!(door.sees_now("a"));
     drop(door.store);
-    let bench = Bench { dir: door.bench.dir, clock: Arc::new(SimulatedClock::at(START_MS).of_boot(2)) };
+    let bench =
+        Bench { dir: door.bench.dir, clock: Arc::new(SimulatedClock::at(START_MS).of_boot(2)) };
     let store = bench.open();
     let door = Door { bench, store, venue: venue(DirectionMode::In) };
     assert_eq!(door.correct(), 0);
     assert!(door.sees_now("a"), "it may have been last week");
     let [before, now] = &door.attendances()[..] else { panic!("two") };
-    assert_eq!((before.clock, before.occurred_ms, before.superseded_by), (ClockState::Unsynced, 7_000, None));
+    assert_eq!(
+        (before.clock, before.occurred_ms, before.superseded_by),
+        (ClockState::Unsynced, 7_000, None)
+    );
     assert_eq!(told(now).0, Some(SESSION));
 }
 
@@ -324,17 +360,26 @@ fn the_summary_tells_who_was_there_and_who_was_not() {
     assert_eq!(unfinished.not_known[0].not_watching[0].to, "2026-11-23T11:00:00.000Z");
     go_on(180);
     let whole = report(&door);
-    let told: Vec<_> = whole.rows.iter().map(|it| (it.subject.id.as_str(), it.status, it.late_ms)).collect();
+    let told: Vec<_> =
+        whole.rows.iter().map(|it| (it.subject.id.as_str(), it.status, it.late_ms)).collect();
     let late_ms = Some(15 * 60_000);
-    let expected =
-        [("a", SummaryStatus::Present, None), ("b", SummaryStatus::Late, late_ms), ("c", SummaryStatus::Absent, None)];
+    let expected = [
+        ("a", SummaryStatus::Present, None),
+        ("b", SummaryStatus::Late, late_ms),
+        ("c", SummaryStatus::Absent, None),
+    ];
     assert_eq!(told, expected);
     assert!(whole.not_known.is_empty());
     let venue = door.venue.clone();
     let (from_ms, to_ms) = report::day_of(&venue, START_MS);
-    let elsewhere = move |tx: &mut Tx<'_>| report::of(tx, &venue, from_ms, to_ms, Absent::AskedElsewhere);
+    let elsewhere =
+        move |tx: &mut Tx<'_>| report::of(tx, &venue, from_ms, to_ms, Absent::AskedElsewhere);
     let elsewhere = door.store.write(elsewhere).unwrap();
-    assert_eq!((elsewhere.rows.len(), elsewhere.not_known.len()), (2, 1), "this device does not see who is there");
+    assert_eq!(
+        (elsewhere.rows.len(), elsewhere.not_known.len()),
+        (2, 1),
+        "this device does not see who is there"
+    );
     // Where the record of an hour is gone, nobody is called absent.
     door.bench.sqlite().execute("update observation set from_ms = from_ms + 3600000", []).unwrap();
     let holed = report(&door);
@@ -351,7 +396,11 @@ fn retention_leaves_what_the_record_rests_on() {
     door.settle_outbox();
     let reader = Store::open_read_only(door.bench.path(), None).unwrap();
     door.bench.clock.advance(Duration::from_hours(30));
-    assert_eq!(door.store.write(|tx| tx.retention(1)).unwrap(), 1, "the correction; a session may last a day");
+    assert_eq!(
+        door.store.write(|tx| tx.retention(1)).unwrap(),
+        1,
+        "the correction; a session may last a day"
+    );
     // The one that was superseded is owed again: the one that counts stays with it.
     let owe = "insert into outbox (sink, event_seq, created_ms) values ('mqtt', 1, 0)";
     door.bench.sqlite().execute(owe, []).unwrap();
@@ -486,8 +535,13 @@ fn a_period_of_a_venue_is_read_by_the_index() {
     let plan = "explain query plan select * from event e where kind = 'attendance' and venue = 'room-a' \
                 and occurred_ms >= 0 and occurred_ms < 9 and superseded_by is null order by occurred_ms, seq";
     let conn = door.bench.sqlite();
-    let steps: Vec<String> =
-        conn.prepare(plan).unwrap().query_map([], |row| row.get(3)).unwrap().map(Result::unwrap).collect();
+    let steps: Vec<String> = conn
+        .prepare(plan)
+        .unwrap()
+        .query_map([], |row| row.get(3))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
     assert!(steps.len() == 1 && steps[0].contains("event_by_venue"), "{steps:?}");
     // Another venue's unreadable rows are not even looked at.
     let query = AttendanceQuery {
@@ -512,7 +566,8 @@ fn the_direction_alternates_in_the_record() {
         door.advance(minutes * 60);
         assert_eq!(door.sees_now("a"), recorded, "{minutes}");
     }
-    let directions: Vec<_> = door.attendances().iter().map(|it| it.body.direction().unwrap()).collect();
+    let directions: Vec<_> =
+        door.attendances().iter().map(|it| it.body.direction().unwrap()).collect();
     assert_eq!(directions, [Direction::In, Direction::Out, Direction::In, Direction::Out]);
     assert_eq!(door.counting().len(), 4);
 }

@@ -49,7 +49,10 @@ fn a_row_grows_while_somebody_watches() {
     assert_ne!(observe(&bench, &store, Some(next)), next);
     assert_eq!(watched(&store), [(0, 600), (700, 760), (4360, 4360)]);
     let reader = Store::open_read_only(bench.path(), None).unwrap();
-    assert_eq!(reader.watched(START_MS + 601_000, START_MS + 720_000).unwrap().stretches().len(), 1);
+    assert_eq!(
+        reader.watched(START_MS + 601_000, START_MS + 720_000).unwrap().stretches().len(),
+        1
+    );
 }
 
 #[test]

@@ -87,14 +87,16 @@ impl Scene {
         let count = |it: &Value, of: [&str; 2]| it[of[0]][of[1]].as_u64().unwrap();
         let (frames, identified) = (["camera", "frames_analysed"], ["recognition", "identified"]);
         self.health(what, |it| {
-            count(it, frames) > count(&before, frames) + 5 && count(it, identified) > count(&before, identified) + 1
+            count(it, frames) > count(&before, frames) + 5
+                && count(it, identified) > count(&before, identified) + 1
         })
     }
 
     fn doctor(&self) -> String {
         let output = self.home.output(&["doctor", "--json"]);
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let disk = report["findings"].as_array().unwrap().iter().find(|it| it["part"] == "disk").unwrap();
+        let disk =
+            report["findings"].as_array().unwrap().iter().find(|it| it["part"] == "disk").unwrap();
         format!("{}: {}", disk["state"].as_str().unwrap(), disk["words"].as_str().unwrap())
     }
 
@@ -128,7 +130,9 @@ fn a_full_disk_stops_nothing_but_the_record() {
         scene.broker.run();
         scene.volume.fill();
         let log = || scene.home.log();
-        until("it is said in the log", || log().contains("the disk is full: writing into the reserve").then_some(()));
+        until("it is said in the log", || {
+            log().contains("the disk is full: writing into the reserve").then_some(())
+        });
         scene.until_recorded("into the reserve");
 
         scene.fill_up();
@@ -140,7 +144,11 @@ fn a_full_disk_stops_nothing_but_the_record() {
         let rename = json!({"subject_id": id, "name": "Somebody"});
         let refused = scene.client.request("rename", "r-full", rename.clone());
         assert_eq!(refused["error"]["code"], "storage_full", "{refused}");
-        let refused = scene.client.request("rename", "r-nobody", json!({"subject_id": "nobody", "name": "Nobody"}));
+        let refused = scene.client.request(
+            "rename",
+            "r-nobody",
+            json!({"subject_id": "nobody", "name": "Nobody"}),
+        );
         assert_eq!(refused["error"]["code"], "unknown_subject", "{refused}");
 
         scene.volume.clear();
@@ -152,7 +160,11 @@ fn a_full_disk_stops_nothing_but_the_record() {
             "recorded again after {recorded_s:.1} s, the reserve back after {:.1} s",
             watch.elapsed().as_secs_f64()
         );
-        assert_eq!(scene.client.request("rename", "r-full", rename)["ok"], true, "the same request, now with room");
+        assert_eq!(
+            scene.client.request("rename", "r-full", rename)["ok"],
+            true,
+            "the same request, now with room"
+        );
         println!("{} events", scene.check(daemon));
     });
 }
@@ -204,7 +216,9 @@ fn a_card_that_takes_no_more_writes_ends_the_daemon_in_words() {
     in_own_mounts("a_card_that_takes_no_more_writes_ends_the_daemon_in_words", || {
         let (scene, mut daemon) = Scene::begin();
         if !scene.volume.fail() {
-            println!("NOT RUN: only ext4 on a block device fails like that, and mounting that needs root");
+            println!(
+                "NOT RUN: only ext4 on a block device fails like that, and mounting that needs root"
+            );
             return;
         }
         assert_eq!(daemon.wait().code(), Some(74), "{}", scene.home.log());

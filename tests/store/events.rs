@@ -36,7 +36,8 @@ fn files_are_for_us_alone() {
         names.push(entry.file_name().into_string().unwrap());
     }
     names.sort();
-    let expected = ["lock", "reserve", "rollcall.db", "rollcall.db-shm", "rollcall.db-wal", "rollcall.key"];
+    let expected =
+        ["lock", "reserve", "rollcall.db", "rollcall.db-shm", "rollcall.db-wal", "rollcall.key"];
     assert_eq!(names, expected);
     opened.store.close().unwrap();
     assert!(!dir.join("rollcall.db-wal").exists(), "a clean stop leaves no log");
@@ -91,7 +92,9 @@ fn a_damaged_database_is_set_aside_whole() {
 
         let opened = bench.try_open().unwrap();
         let aside = opened.set_aside.unwrap_or_else(|| panic!("{case}"));
-        assert!(aside.file_name().unwrap().to_str().unwrap().starts_with("rollcall.db.damaged-2026"));
+        assert!(
+            aside.file_name().unwrap().to_str().unwrap().starts_with("rollcall.db.damaged-2026")
+        );
         assert_eq!(fs::read(aside).unwrap(), bytes, "{case}: kept as it was");
         assert_eq!(append(&opened.store, &bench.camera()), 1, "begun anew");
     }
@@ -107,7 +110,14 @@ fn reading_beside_the_daemon() {
         let reader = Store::open_read_only(bench.path(), None).unwrap();
         let subjects = reader.subjects(None, 10).unwrap();
         assert_eq!((subjects[0].id.as_str(), subjects[0].references), ("jdoe", 1));
-        let query = AttendanceQuery { venue: None, from_ms: 0, to_ms: i64::MAX, after_seq: 0, limit: 10, all: false };
+        let query = AttendanceQuery {
+            venue: None,
+            from_ms: 0,
+            to_ms: i64::MAX,
+            after_seq: 0,
+            limit: 10,
+            all: false,
+        };
         assert_eq!(reader.attendance(&query).unwrap().len(), 1);
         assert_eq!(reader.outbox_depth(SinkName::MQTT).unwrap().rows, 1);
         let mut seen = 0;
@@ -156,7 +166,8 @@ fn seq_has_no_gaps_whatever_fails_between() {
     let store = bench.open();
     let threads: Vec<_> = (0..4)
         .map(|thread| {
-            let (store, events) = (store.clone(), (0..60).map(|_| bench.camera()).collect::<Vec<_>>());
+            let (store, events) =
+                (store.clone(), (0..60).map(|_| bench.camera()).collect::<Vec<_>>());
             std::thread::spawn(move || {
                 for (at, event) in events.into_iter().enumerate() {
                     let fails = (at + thread) % 3 == 0;
@@ -176,9 +187,11 @@ fn seq_has_no_gaps_whatever_fails_between() {
     drop(store);
     let conn = bench.sqlite();
     let figures: (i64, i64, i64) = conn
-        .query_row("select count(*), max(seq), (select count(*) from outbox) from event", [], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })
+        .query_row(
+            "select count(*), max(seq), (select count(*) from outbox) from event",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )
         .unwrap();
     assert_eq!(figures, (160, 160, 320));
 }
@@ -271,7 +284,9 @@ fn attendance_is_found_by_venue_and_time_in_pages() {
     assert_eq!(ask("room-a", 0, 9, 3, 2), [5, 7]);
     assert_eq!(ask("room-b", 0, 9, 0, 9), [0_i64; 0]);
     let now = bench.clock.now();
-    let records = store.write(move |tx| tx.records_for(&Venue::plain("room-a"), &subject("jdoe"), &now)).unwrap();
+    let records = store
+        .write(move |tx| tx.records_for(&Venue::plain("room-a"), &subject("jdoe"), &now))
+        .unwrap();
     assert_eq!(records.iter().map(|it| it.seq).collect::<Vec<_>>(), [1, 3, 5, 7, 9]);
     let reader = Store::open_read_only(bench.path(), None).unwrap();
     let mut told = Vec::new();
@@ -390,7 +405,8 @@ fn answers_are_kept_within_bounds() {
         });
         put.unwrap();
     }
-    let kept: i64 = bench.sqlite().query_row("select count(*) from command", [], |it| it.get(0)).unwrap();
+    let kept: i64 =
+        bench.sqlite().query_row("select count(*) from command", [], |it| it.get(0)).unwrap();
     assert_eq!(kept, (32 << 20) / 400_002);
 }
 
@@ -399,7 +415,8 @@ fn answers_are_kept_within_bounds() {
 #[test]
 fn a_full_disk_is_bridged_by_the_reserve_and_then_told() {
     let bench = Bench::new();
-    let options = StoreOptions { page_limit: Some(110), reserve_bytes: 64 * 4096, ..bench.options() };
+    let options =
+        StoreOptions { page_limit: Some(110), reserve_bytes: 64 * 4096, ..bench.options() };
     let store = Store::open(bench.path(), options).unwrap().store;
     assert!(store.vitals().reserve_held);
     let mut written = Vec::new();
@@ -469,7 +486,10 @@ fn an_answer_does_not_wait_behind_the_events_that_are_owed() {
     }
     store.write(|tx| tx.owe_reply("reply/r-1", "{}")).unwrap();
     let batch = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 8)).unwrap();
-    assert!(batch[0].reply.is_some() && batch[1..].iter().all(|it| it.event.is_some()), "{batch:?}");
+    assert!(
+        batch[0].reply.is_some() && batch[1..].iter().all(|it| it.event.is_some()),
+        "{batch:?}"
+    );
     assert_eq!(batch.len(), 8);
     // However many answers there are, events go on.
     for n in 0..20 {

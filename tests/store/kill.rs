@@ -91,7 +91,11 @@ fn check(dir: &Path, acknowledged: &[(i64, uuid::Uuid)]) {
     assert_eq!(verdict, "ok");
     assert_eq!(one("select count(*) from pragma_foreign_key_check"), 0);
     let count = one("select count(*) from event");
-    assert_eq!((one("select min(seq) from event"), one("select max(seq) from event")), (1, count), "no gaps");
+    assert_eq!(
+        (one("select min(seq) from event"), one("select max(seq) from event")),
+        (1, count),
+        "no gaps"
+    );
     let incomplete = one(
         "select count(*) from event where (select count(*) from outbox where event_seq = seq and sink = 'mqtt') <> 1 \
          or (select count(*) from outbox where event_seq = seq and sink = 'mongo') <> 1",
@@ -100,6 +104,9 @@ fn check(dir: &Path, acknowledged: &[(i64, uuid::Uuid)]) {
     assert_eq!(one("select count(*) from outbox"), 2 * count);
     let mut find = conn.prepare("select 1 from event where seq = ?1 and event_id = ?2").unwrap();
     for (seq, id) in acknowledged {
-        assert!(find.exists(rusqlite::params![seq, id.as_bytes()]).unwrap(), "event {seq} {id} is lost");
+        assert!(
+            find.exists(rusqlite::params![seq, id.as_bytes()]).unwrap(),
+            "event {seq} {id} is lost"
+        );
     }
 }

@@ -14,7 +14,8 @@ use tokio::sync::{Notify, watch};
 
 /// Pauses too short to notice, or too long to be waited out by any test.
 const SHORT: Backoff = Backoff { least: Duration::from_millis(1), most: Duration::from_millis(1) };
-const FOR_EVER: Backoff = Backoff { least: Duration::from_hours(24), most: Duration::from_hours(24) };
+const FOR_EVER: Backoff =
+    Backoff { least: Duration::from_hours(24), most: Duration::from_hours(24) };
 
 /// What the sink does with the next batch: one delivery for each row, or fewer; after its end all is acknowledged.
 type Script = VecDeque<Vec<Delivery>>;
@@ -63,14 +64,20 @@ impl Bench {
 
     fn append(&self, count: usize) {
         for _ in 0..count {
-            let body = Body::Camera(Camera { state: CameraState::Lost, reason: None, lost_ms: None });
+            let body =
+                Body::Camera(Camera { state: CameraState::Lost, reason: None, lost_ms: None });
             let event = NewEvent::new(self.clock.now(), body);
             self.store.write(move |tx| tx.append_event(&event)).unwrap();
         }
     }
 
     fn sink(&self, script: Script) -> Scripted {
-        Scripted { script, seen: Arc::clone(&self.seen), called: Arc::clone(&self.called), gate: None }
+        Scripted {
+            script,
+            seen: Arc::clone(&self.seen),
+            called: Arc::clone(&self.called),
+            gate: None,
+        }
     }
 
     /// Runs the relay until nothing is owed any more, then stops it.
@@ -108,8 +115,10 @@ async fn what_is_refused_waits_at_the_slowest_pace() {
     let bench = Bench::new();
     bench.append(1);
     let refused = Delivery::Refused("wrong password".into());
-    let sink = bench.sink(Script::from([vec![retry()], vec![refused], vec![Delivery::Acknowledged]]));
-    let settings = RelaySettings { window: 3, backoff: Backoff { least: SHORT.least, most: FOR_EVER.most } };
+    let sink =
+        bench.sink(Script::from([vec![retry()], vec![refused], vec![Delivery::Acknowledged]]));
+    let settings =
+        RelaySettings { window: 3, backoff: Backoff { least: SHORT.least, most: FOR_EVER.most } };
     let run = relay(bench.store.clone(), sink, bench.stop.subscribe(), settings);
     let (outcome, ()) = tokio::join!(run, async {
         // The first two follow one another at once; the third comes only when it is asked for.
@@ -167,7 +176,11 @@ async fn only_what_fails_for_a_reason_of_its_own_counts_as_tried_where_nothing_g
     let bench = Bench::new();
     bench.append(2);
     let doubtful = || Delivery::Doubtful("nobody knows why".into());
-    let sink = bench.sink(Script::from([vec![retry(), retry()], vec![doubtful(), retry()], vec![doubtful(), retry()]]));
+    let sink = bench.sink(Script::from([
+        vec![retry(), retry()],
+        vec![doubtful(), retry()],
+        vec![doubtful(), retry()],
+    ]));
     let gate = Arc::new(Notify::new());
     let sink = Scripted { gate: Some(Arc::clone(&gate)), ..sink };
     let settings = RelaySettings { window: 3, backoff: SHORT };
@@ -176,7 +189,11 @@ async fn only_what_fails_for_a_reason_of_its_own_counts_as_tried_where_nothing_g
         for delivery in 0..4 {
             bench.called.notified().await;
             if delivery == 3 {
-                let batch = bench.store.write_async(|tx| tx.outbox_batch(SinkName::MQTT, 0, 3)).await.unwrap();
+                let batch = bench
+                    .store
+                    .write_async(|tx| tx.outbox_batch(SinkName::MQTT, 0, 3))
+                    .await
+                    .unwrap();
                 assert_eq!(batch.iter().map(|it| it.attempts).collect::<Vec<_>>(), [2, 0]);
                 bench.stop.send(true).unwrap();
             }

@@ -13,7 +13,9 @@ use rollcall::record::command::answer;
 use rollcall::record::event::{Body, Direction, Enrolment, EnrolmentAction, NewEvent};
 use rollcall::record::seal::SealError;
 use rollcall::record::store::{NewReference, SinkName, Store, StoreError};
-use store_bench::{Bench, START_MS, append, digest, enrol, erasures_carried_out, subject, template};
+use store_bench::{
+    Bench, START_MS, append, digest, enrol, erasures_carried_out, subject, template,
+};
 
 /// The files of the state directory that contain any of the needles.
 fn files_with(dir: &Path, needles: &[&[u8]]) -> Vec<PathBuf> {
@@ -41,7 +43,10 @@ fn no_file_has_a_template_in_clear() {
     let store = bench.open();
     let templates: Vec<Template> = (0..20).map(template).collect();
     enrol(&store, "jdoe", "Jane Doe", &templates);
-    let bytes: Vec<u8> = templates.iter().flat_map(|it| it.as_slice().iter().flat_map(|x| x.to_le_bytes())).collect();
+    let bytes: Vec<u8> = templates
+        .iter()
+        .flat_map(|it| it.as_slice().iter().flat_map(|x| x.to_le_bytes()))
+        .collect();
     let windows: Vec<&[u8]> = bytes.chunks(16).step_by(101).collect();
     let check = || assert_eq!(files_with(bench.path(), &windows), Vec::<PathBuf>::new());
     check();
@@ -66,8 +71,12 @@ fn references_of_other_embedders_are_counted_and_left_alone() {
     let count = store.write(|tx| tx.all_references(&digest(2), |_| panic!("not ours"))).unwrap();
     assert_eq!((count.opened, count.of_other_embedders), (0, 2));
     let replaced = store.write(|tx| {
-        let new =
-            NewReference { subject_id: subject("jdoe"), embedder: digest(2), template: template(3), quality: 0.5 };
+        let new = NewReference {
+            subject_id: subject("jdoe"),
+            embedder: digest(2),
+            template: template(3),
+            quality: 0.5,
+        };
         tx.replace_references(&subject("jdoe"), &[new])
     });
     assert_eq!(replaced.unwrap().len(), 1);
@@ -84,7 +93,8 @@ fn rows_that_were_swapped_do_not_open() {
     drop(store);
     let conn = bench.sqlite();
     let sealed = |row: i64| -> Vec<u8> {
-        conn.query_row("select sealed from reference where row = ?1", [row], |it| it.get(0)).unwrap()
+        conn.query_row("select sealed from reference where row = ?1", [row], |it| it.get(0))
+            .unwrap()
     };
     for (row, blob) in [(1, sealed(2)), (2, sealed(1))] {
         let update = "update reference set sealed = ?2 where row = ?1";
@@ -120,7 +130,9 @@ fn a_lost_or_wrong_key_is_told_and_never_replaced() {
     fs::write(&key, [7; 32]).unwrap();
     fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let error = seal_error();
-    assert!(matches!(*error, SealError::WrongKey { .. }) && error.to_string().contains("rollcall.key"));
+    assert!(
+        matches!(*error, SealError::WrongKey { .. }) && error.to_string().contains("rollcall.key")
+    );
     assert_eq!(fs::read(&key).unwrap(), [7; 32]);
 
     fs::write(&key, right).unwrap();
@@ -148,12 +160,27 @@ fn an_erased_person_is_in_no_file() {
     }
     let history = store.write(move |tx| {
         tx.rename_subject(&subject("j.miller"), &Name::new("Jane Miller-Doe").unwrap())?;
-        let body = answer::Renamed { subject_id: subject("j.miller"), name: Name::new("Jane Miller-Doe").unwrap() };
+        let body = answer::Renamed {
+            subject_id: subject("j.miller"),
+            name: Name::new("Jane Miller-Doe").unwrap(),
+        };
         tx.put_answer("r-1", "rename", "reply/r-1", &answer::accepted("r-1", "rename", &body))?;
-        let body = answer::Recognised { faces: vec![], names: vec![Name::new("Jane Doe").unwrap()] };
-        tx.put_answer("r-2", "recognise", "reply/r-2", &answer::accepted("r-2", "recognise", &body))?;
-        let body = answer::Recognised { faces: vec![], names: vec![Name::new("Somebody Else").unwrap()] };
-        tx.put_answer("r-3", "recognise", "reply/r-3", &answer::accepted("r-3", "recognise", &body))?;
+        let body =
+            answer::Recognised { faces: vec![], names: vec![Name::new("Jane Doe").unwrap()] };
+        tx.put_answer(
+            "r-2",
+            "recognise",
+            "reply/r-2",
+            &answer::accepted("r-2", "recognise", &body),
+        )?;
+        let body =
+            answer::Recognised { faces: vec![], names: vec![Name::new("Somebody Else").unwrap()] };
+        tx.put_answer(
+            "r-3",
+            "recognise",
+            "reply/r-3",
+            &answer::accepted("r-3", "recognise", &body),
+        )?;
         let first = tx.outbox_batch(SinkName::MQTT, 0, 1)?[0].id;
         tx.bury(first, "refused: Jane Doe")
     });
@@ -177,9 +204,17 @@ fn an_erased_person_is_in_no_file() {
         .unwrap();
     assert_eq!((erased.enrolled, erased.references, erased.events), (true, 1, 400));
     assert_eq!(erased.replies, 4, "two answers, and the same on their way");
-    assert_eq!(files_with(bench.path(), &[b"Jane", b"Miller"]), Vec::<PathBuf>::new(), "while the daemon runs");
+    assert_eq!(
+        files_with(bench.path(), &[b"Jane", b"Miller"]),
+        Vec::<PathBuf>::new(),
+        "while the daemon runs"
+    );
     assert_eq!(erasures_carried_out(&store), 1);
-    assert_eq!(files_with(bench.path(), &[b"Jane", b"Miller"]), Vec::<PathBuf>::new(), "while the daemon runs");
+    assert_eq!(
+        files_with(bench.path(), &[b"Jane", b"Miller"]),
+        Vec::<PathBuf>::new(),
+        "while the daemon runs"
+    );
     assert_eq!(
         tables_with(&bench, "j.miller"),
         ["erasure"],
@@ -207,8 +242,10 @@ fn an_erased_person_is_in_no_file() {
 /// The tables of which any column of any row contains a text.
 fn tables_with(bench: &Bench, text: &str) -> Vec<String> {
     let conn = bench.sqlite();
-    let mut query = conn.prepare("select name from sqlite_schema where type = 'table' order by name").unwrap();
-    let tables: Vec<String> = query.query_map([], |it| it.get(0)).unwrap().map(Result::unwrap).collect();
+    let mut query =
+        conn.prepare("select name from sqlite_schema where type = 'table' order by name").unwrap();
+    let tables: Vec<String> =
+        query.query_map([], |it| it.get(0)).unwrap().map(Result::unwrap).collect();
     let holds = |table: &String| {
         let mut rows = conn.prepare(&format!("select * from {table}")).unwrap();
         let columns = rows.column_count();
@@ -240,7 +277,8 @@ fn an_erasure_can_be_proved_when_nothing_is_left_and_not_before() {
     assert_eq!(unproved(&store), [], "nor after a restart");
     assert_eq!(erasures_carried_out(&store), 1);
     let found = unproved(&store);
-    let told = (found[0].references, found[0].events, found[0].request_id.as_deref(), found[0].mongo);
+    let told =
+        (found[0].references, found[0].events, found[0].request_id.as_deref(), found[0].mongo);
     assert_eq!((found.len(), told), (1, (2, 1, Some("r-1"), true)));
     let row = found[0].row;
     for _ in 0..2 {
@@ -248,7 +286,10 @@ fn an_erasure_can_be_proved_when_nothing_is_left_and_not_before() {
     }
     assert_eq!(unproved(&store), []);
     let owed = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 100)).unwrap();
-    let receipts = owed.iter().filter(|it| it.reply.as_ref().is_some_and(|reply| reply.0 == "receipt/jdoe")).count();
+    let receipts = owed
+        .iter()
+        .filter(|it| it.reply.as_ref().is_some_and(|reply| reply.0 == "receipt/jdoe"))
+        .count();
     assert_eq!(receipts, 1, "owed once");
     let reader = Store::open_read_only(bench.path(), None).unwrap();
     assert_eq!(reader.erasures(10).unwrap()[0].receipt.as_deref(), Some("a.receipt.x"));
@@ -262,7 +303,8 @@ fn templates_are_sealed_anew_and_a_rotation_that_was_cut_short_is_finished() {
     let (key, next) = (bench.path().join("rollcall.key"), bench.path().join("rollcall.key.next"));
     let store = bench.open();
     enrol(&store, "jdoe", "Jane Doe", &(0..20).map(template).collect::<Vec<_>>());
-    let opened = |store: &Store| store.write(|tx| tx.all_references(&digest(1), |_| ())).unwrap().opened;
+    let opened =
+        |store: &Store| store.write(|tx| tx.all_references(&digest(1), |_| ())).unwrap().opened;
     let rotate = |to: Option<&Path>| Store::rotate_key(bench.path(), bench.options(), to);
     assert!(matches!(rotate(None), Err(StoreError::Locked { .. })), "not beside the daemon");
     drop(store);
@@ -276,7 +318,9 @@ fn templates_are_sealed_anew_and_a_rotation_that_was_cut_short_is_finished() {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     };
     // Cut short before the transaction, after it, and after the old key was wiped or deleted.
-    for (at_key, at_next) in [(Some(&new), &old), (Some(&old), &new), (Some(&vec![0; 32]), &new), (None, &new)] {
+    for (at_key, at_next) in
+        [(Some(&new), &old), (Some(&old), &new), (Some(&vec![0; 32]), &new), (None, &new)]
+    {
         fs::remove_file(&key).unwrap();
         if let Some(bytes) = at_key {
             write(&key, bytes);
@@ -336,14 +380,30 @@ fn a_signed_command_is_taken_once_and_what_is_forgotten_stays_so() {
     let other = Token { request_id: "r-2".into(), ..token("k/a", 60_000, 1, true) };
     assert_eq!(take(&store, other), Seen::Replayed, "for another request");
     store.write(|tx| tx.put_answer("r-1", "sync", "reply/r-1", "{}")).unwrap();
-    assert_eq!(take(&store, token("k/a", 60_000, 1, true)), Seen::Never, "the broker's own repetition");
-    assert_eq!(take(&store, token("k/a", 60_000, 2, true)), Seen::Replayed, "another publication, flagged by a flood");
+    assert_eq!(
+        take(&store, token("k/a", 60_000, 1, true)),
+        Seen::Never,
+        "the broker's own repetition"
+    );
+    assert_eq!(
+        take(&store, token("k/a", 60_000, 2, true)),
+        Seen::Replayed,
+        "another publication, flagged by a flood"
+    );
     assert_eq!(take(&store, token("k/a", 60_000, 1, false)), Seen::Replayed);
-    assert_eq!(take(&store, token("other/a", 60_000, 2, true)), Seen::Never, "another key's; not seen when first sent");
+    assert_eq!(
+        take(&store, token("other/a", 60_000, 2, true)),
+        Seen::Never,
+        "another key's; not seen when first sent"
+    );
     bench.clock.advance(std::time::Duration::from_mins(1));
     assert_eq!(take(&store, token("k/b", 90_000, 3, false)), Seen::Never);
     bench.clock.set_wall(START_MS, true);
-    assert_eq!(take(&store, token("k/a", 60_000, 1, false)), Seen::Late, "forgotten, and the clock set back");
+    assert_eq!(
+        take(&store, token("k/a", 60_000, 1, false)),
+        Seen::Late,
+        "forgotten, and the clock set back"
+    );
 }
 
 #[test]
@@ -407,7 +467,10 @@ fn erase_without_rewriting(bench: &Bench, store: Store) {
     drop(store);
     let conn = bench.sqlite();
     conn.pragma_update(None, "secure_delete", false).unwrap();
-    conn.execute_batch("delete from outbox; delete from event; insert into meta values ('scrub_owed', x'')").unwrap();
+    conn.execute_batch(
+        "delete from outbox; delete from event; insert into meta values ('scrub_owed', x'')",
+    )
+    .unwrap();
     conn.close().unwrap();
     assert!(!files_with(bench.path(), &[b"Jane"]).is_empty(), "or this would show nothing");
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use rollcall::clock::SimulatedClock;
 use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
 use rollcall::record::portable::Portable;
-use rollcall::record::store::{Debt, NewReference, Outcome, SinkName, Store, StoreOptions, subject_of};
+use rollcall::record::store::{
+    Debt, NewReference, Outcome, SinkName, Store, StoreOptions, subject_of,
+};
 
 struct Door {
     store: Store,
@@ -21,7 +23,8 @@ fn jane() -> SubjectId {
 impl Door {
     fn open(name: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut options = StoreOptions::new(Vec::new(), Arc::new(SimulatedClock::at(1_795_420_683_412)));
+        let mut options =
+            StoreOptions::new(Vec::new(), Arc::new(SimulatedClock::at(1_795_420_683_412)));
         options.device = name.into();
         options.shared = true;
         Self { store: Store::open(dir.path(), options).unwrap().store, _dir: dir }
@@ -30,7 +33,12 @@ impl Door {
     fn enrol(&self, name: &str, number: usize) {
         let raw = (0..512).map(|at| ((at * 31 + number * 7919) as f32).sin()).collect();
         let template = Template::normalised(raw).unwrap();
-        let reference = NewReference { subject_id: jane(), embedder: ModelDigest([7; 32]), template, quality: 0.5 };
+        let reference = NewReference {
+            subject_id: jane(),
+            embedder: ModelDigest([7; 32]),
+            template,
+            quality: 0.5,
+        };
         let name = Name::new(name).unwrap();
         let write = move |tx: &mut rollcall::record::store::Tx<'_>| {
             tx.put_subject(&jane(), &name)?;
@@ -41,11 +49,13 @@ impl Door {
 
     fn withdraw(&self, erase: bool) {
         self.store
-            .write(
-                move |tx| {
-                    if erase { tx.erase_subject(&jane()).map(drop) } else { tx.delete_subject(&jane()).map(drop) }
-                },
-            )
+            .write(move |tx| {
+                if erase {
+                    tx.erase_subject(&jane()).map(drop)
+                } else {
+                    tx.delete_subject(&jane()).map(drop)
+                }
+            })
             .unwrap();
     }
 
@@ -65,7 +75,9 @@ impl Door {
     /// What the site is owed: of whom, and why.
     fn owed(&self) -> Vec<(SubjectId, Debt)> {
         let rows = self.store.write(|tx| tx.outbox_batch(SinkName::GALLERY, 0, 100)).unwrap();
-        let debt = |(topic, payload): (String, Vec<u8>)| (subject_of(&topic).unwrap(), Debt::parse(&payload));
+        let debt = |(topic, payload): (String, Vec<u8>)| {
+            (subject_of(&topic).unwrap(), Debt::parse(&payload))
+        };
         rows.into_iter().map(|row| debt(row.reply.unwrap())).collect()
     }
 }

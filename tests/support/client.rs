@@ -47,22 +47,32 @@ impl Client {
     pub fn connect_as(port: u16, id: &str) -> Self {
         let mut wanted = LinkSettings::new("127.0.0.1", port, id, format!("{id}/status"));
         wanted.subscriptions = vec![format!("{BASE}/event/+"), format!("{BASE}/reply/+")];
-        wanted
-            .subscriptions
-            .extend(["status", "health", "watermark", "receipt/+"].map(|part| format!("{BASE}/{part}")));
+        wanted.subscriptions.extend(
+            ["status", "health", "watermark", "receipt/+"].map(|part| format!("{BASE}/{part}")),
+        );
         wanted.packet_bytes_max_out = 64 << 20;
         wanted.retry.shortest = Duration::from_millis(20);
         wanted.retry.longest = Duration::from_millis(200);
         let (link, driver, mut told) = link::open(wanted).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let (stop, asked) = watch::channel(false);
         let heard = Arc::new(Mutex::new(Vec::new()));
         let keep = Arc::clone(&heard);
         runtime.spawn(async move {
             while let Some(event) = told.recv().await {
                 if let LinkEvent::Inbound(inbound) = event {
-                    let below = inbound.topic.strip_prefix(BASE).unwrap().trim_start_matches('/').to_owned();
-                    let heard = Heard { part: below, payload: inbound.payload, retained: inbound.retained };
+                    let below = inbound
+                        .topic
+                        .strip_prefix(BASE)
+                        .unwrap()
+                        .trim_start_matches('/')
+                        .to_owned();
+                    let heard =
+                        Heard { part: below, payload: inbound.payload, retained: inbound.retained };
                     lock(&keep).push(heard);
                     inbound.ack.acknowledge();
                 }
@@ -79,15 +89,19 @@ impl Client {
         let from = lock(&self.heard).len();
         let daemon = home.start();
         let online = |it: &Heard| it.part == "status" && it.payload == b"online";
-        until("the device is online", || lock(&self.heard)[from..].iter().any(online).then_some(()));
+        until("the device is online", || {
+            lock(&self.heard)[from..].iter().any(online).then_some(())
+        });
         daemon
     }
 
     /// At QoS 1, again and again until the broker has acknowledged it.
     pub fn publish(&self, topic: &str, payload: &[u8]) {
         until("the broker acknowledges", || {
-            let message = Message { topic: topic.to_owned(), payload: payload.to_vec(), retain: false };
-            let sent = self.runtime.as_ref().unwrap().block_on(self.link.publish_batch(vec![message]));
+            let message =
+                Message { topic: topic.to_owned(), payload: payload.to_vec(), retain: false };
+            let sent =
+                self.runtime.as_ref().unwrap().block_on(self.link.publish_batch(vec![message]));
             sent[0].is_ok().then_some(())
         });
     }
@@ -130,7 +144,8 @@ impl Client {
     /// The next health message of which `wanted` is true.
     pub fn await_health(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let from = self.heard().len();
-        let fresh = |it: &Heard| (it.part == "health").then(|| it.json()).filter(|health| wanted(health));
+        let fresh =
+            |it: &Heard| (it.part == "health").then(|| it.json()).filter(|health| wanted(health));
         until(what, || lock(&self.heard)[from..].iter().find_map(fresh))
     }
 
@@ -153,14 +168,17 @@ impl Client {
     /// How many different requests were answered.
     pub fn replies(&self) -> usize {
         let heard = lock(&self.heard);
-        let parts = heard.iter().map(|it| it.part.as_str()).filter(|part| part.starts_with("reply/"));
+        let parts =
+            heard.iter().map(|it| it.part.as_str()).filter(|part| part.starts_with("reply/"));
         parts.collect::<BTreeSet<_>>().len()
     }
 
     /// All events by `seq`; it is an error that one `seq` has two ids, or one id two of anything.
     pub fn events(&self) -> BTreeMap<u64, Value> {
         let mut events: BTreeMap<u64, Value> = BTreeMap::new();
-        for event in lock(&self.heard).iter().filter(|it| it.part.starts_with("event/")).map(Heard::json) {
+        for event in
+            lock(&self.heard).iter().filter(|it| it.part.starts_with("event/")).map(Heard::json)
+        {
             let seq = event["seq"].as_u64().unwrap();
             let same = |known: &Value| known["event_id"] == event["event_id"];
             assert!(events.get(&seq).is_none_or(same), "seq {seq} has two ids");
@@ -173,11 +191,17 @@ impl Client {
     /// events with the same ids, and `seq` from 1 on without a gap. For a daemon that has ended.
     pub fn check_events(&self, home: &Home) -> BTreeMap<u64, Value> {
         let kept = home.events();
-        let heard = until("every event is heard", || Some(self.events()).filter(|heard| heard.len() >= kept.len()));
+        let heard = until("every event is heard", || {
+            Some(self.events()).filter(|heard| heard.len() >= kept.len())
+        });
         let text = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
-        let told = heard.iter().map(|(seq, event)| (*seq, text(event, "event_id"), text(event, "kind")));
+        let told =
+            heard.iter().map(|(seq, event)| (*seq, text(event, "event_id"), text(event, "kind")));
         assert_eq!(told.collect::<Vec<_>>(), kept, "MQTT and SQLite tell the same");
-        assert!(kept.iter().map(|event| event.0).eq(1..=kept.len() as u64), "seq has a gap: {kept:?}");
+        assert!(
+            kept.iter().map(|event| event.0).eq(1..=kept.len() as u64),
+            "seq has a gap: {kept:?}"
+        );
         let ids: BTreeSet<_> = kept.iter().map(|event| &event.1).collect();
         assert_eq!(ids.len(), kept.len(), "one event_id, two events");
         heard

@@ -59,11 +59,14 @@ impl Home {
 
     pub fn configure(&self, port: u16, more: &str) {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-        let mut text = format!("[device]\nsite = \"{SITE}\"\nname = \"{DEVICE}\"\n[clock]\ntrust = \"always\"\n");
+        let mut text = format!(
+            "[device]\nsite = \"{SITE}\"\nname = \"{DEVICE}\"\n[clock]\ntrust = \"always\"\n"
+        );
         if !more.contains("[recognition]") {
             writeln!(text, "[recognition]\nmodels = \"{}\"", models.display()).unwrap();
         }
-        write!(text, "[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\nhealth_every = \"1s\"\n{more}").unwrap();
+        write!(text, "[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\nhealth_every = \"1s\"\n{more}")
+            .unwrap();
         fs::write(self.path("config.toml"), text).unwrap();
     }
 
@@ -86,10 +89,17 @@ impl Home {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ROLLCALL_")) {
             command.env_remove(name);
         }
-        command.arg("--config").arg(self.path("config.toml")).args(args).env("TMPDIR", self.path("tmp"));
+        command
+            .arg("--config")
+            .arg(self.path("config.toml"))
+            .args(args)
+            .env("TMPDIR", self.path("tmp"));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         // What it writes behind our back, it writes where a test can find it.
-        command.env("HOME", self.path("tmp")).env_remove("XDG_CACHE_HOME").env_remove("ORT_DISABLE_TELEMETRY");
+        command
+            .env("HOME", self.path("tmp"))
+            .env_remove("XDG_CACHE_HOME")
+            .env_remove("ORT_DISABLE_TELEMETRY");
         command
     }
 
@@ -119,7 +129,8 @@ impl Home {
     /// Every event in the database: `seq`, `event_id` and kind.
     pub fn events(&self) -> Vec<(u64, String, String)> {
         let database = rusqlite::Connection::open(self.state().join("rollcall.db")).unwrap();
-        let mut query = database.prepare("select seq, event_id, kind from event order by seq").unwrap();
+        let mut query =
+            database.prepare("select seq, event_id, kind from event order by seq").unwrap();
         let event = |row: &rusqlite::Row<'_>| {
             let id: [u8; 16] = row.get(1)?;
             Ok((row.get::<_, i64>(0)? as u64, uuid::Uuid::from_bytes(id).to_string(), row.get(2)?))
@@ -131,8 +142,12 @@ impl Home {
     pub fn spawn(&self, args: &[&str]) -> Daemon {
         let log = OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let ready_before = self.readies();
-        let child =
-            self.command(args).stdin(Stdio::null()).stdout(File::create(self.path("out")).unwrap()).stderr(log).spawn();
+        let child = self
+            .command(args)
+            .stdin(Stdio::null())
+            .stdout(File::create(self.path("out")).unwrap())
+            .stderr(log)
+            .spawn();
         Daemon { child: child.unwrap(), log: self.path("log"), ready_before }
     }
 
@@ -195,7 +210,8 @@ impl Daemon {
     /// A line of `/proc/PID/status` in bytes: `VmRSS`, or `VmHWM` for the most there ever was.
     pub fn memory_bytes(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+        let line =
+            status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
         line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
     }
 }

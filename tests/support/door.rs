@@ -10,7 +10,9 @@ use std::time::Duration;
 use rollcall::attend::venue::DirectionMode;
 use rollcall::clock::{Clock as _, SimulatedClock, Stopwatch};
 use rollcall::health::{Health, MongoState};
-use rollcall::mongo::{MongoLink, MongoSettings, MongoSink, UriSource, VenueNote, Venues, settings_from};
+use rollcall::mongo::{
+    MongoLink, MongoSettings, MongoSink, UriSource, VenueNote, Venues, settings_from,
+};
 use rollcall::recognise::face::{Name, SubjectId};
 use rollcall::record::event::{Attendance, Body, Direction, NewEvent, Status, SubjectRef};
 use rollcall::record::outbox::{Backoff, RelaySettings, relay};
@@ -55,13 +57,22 @@ pub struct Running {
 }
 
 pub fn settings(uri: &str, timeout: Duration) -> MongoSettings {
-    let from =
-        UriSource { uri: uri.into(), database: "rollcall".into(), ca_file: None, tls: false, timeout, window: 500 };
+    let from = UriSource {
+        uri: uri.into(),
+        database: "rollcall".into(),
+        ca_file: None,
+        tls: false,
+        timeout,
+        window: 500,
+    };
     settings_from(from).unwrap().unwrap()
 }
 
 pub fn visit(at_clock: &SimulatedClock, venue: &str, person: &str) -> NewEvent {
-    let subject = SubjectRef { id: SubjectId::new(person).unwrap(), name: Name::new(&name_of(person)).unwrap() };
+    let subject = SubjectRef {
+        id: SubjectId::new(person).unwrap(),
+        name: Name::new(&name_of(person)).unwrap(),
+    };
     let body = Attendance {
         venue: venue.into(),
         session: None,
@@ -123,7 +134,9 @@ impl Door {
         let ids = events.iter().map(|it| it.event_id.to_string()).collect();
         for chunk in events.chunks(500) {
             let chunk = chunk.to_vec();
-            self.store.write(move |tx| chunk.iter().try_for_each(|it| tx.append_event(it).map(|_| ()))).unwrap();
+            self.store
+                .write(move |tx| chunk.iter().try_for_each(|it| tx.append_event(it).map(|_| ())))
+                .unwrap();
         }
         ids
     }
@@ -135,7 +148,11 @@ impl Door {
     }
 
     pub fn link(&self) -> MongoLink {
-        MongoLink::new(self.settings.clone(), Arc::clone(&self.clock) as _, Arc::clone(&self.health))
+        MongoLink::new(
+            self.settings.clone(),
+            Arc::clone(&self.clock) as _,
+            Arc::clone(&self.health),
+        )
     }
 
     /// Relay and sink, in a thread with a runtime of its own, until stopped.
@@ -145,10 +162,15 @@ impl Door {
         let venues: Venues = Arc::new(move || venues.lock().unwrap().clone());
         let sink = MongoSink::new(self.link(), "hq", &self.name, venues);
         let store = self.store.clone();
-        let backoff = Backoff { least: Duration::from_millis(50), most: Duration::from_millis(400) };
+        let backoff =
+            Backoff { least: Duration::from_millis(50), most: Duration::from_millis(400) };
         let settings = RelaySettings { window: self.window, backoff };
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(relay(store, sink, stopped, settings)).unwrap();
             // What a timeout cut short is not waited for.
             runtime.shutdown_background();
@@ -191,7 +213,9 @@ impl Running {
     }
 
     pub fn until_state(&self, wanted: MongoState) {
-        until(&format!("MongoDB counts as {wanted:?}"), || (self.state() == Some(wanted)).then_some(()));
+        until(&format!("MongoDB counts as {wanted:?}"), || {
+            (self.state() == Some(wanted)).then_some(())
+        });
     }
 }
 

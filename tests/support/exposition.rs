@@ -41,7 +41,8 @@ impl Exposed {
 
     /// None where there is none.
     pub fn find(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let mut found = self.scrape.samples.iter().filter(|it| it.metric == name && has(&it.labels, labels));
+        let mut found =
+            self.scrape.samples.iter().filter(|it| it.metric == name && has(&it.labels, labels));
         let sample = found.next()?;
         assert!(found.next().is_none(), "{name}{labels:?} stands there twice");
         match sample.value {
@@ -57,9 +58,12 @@ impl Exposed {
 
     /// Whether a query may use this name.
     pub fn has_name(&self, name: &str) -> bool {
-        let of_histogram = ["_bucket", "_sum", "_count"].iter().filter_map(|suffix| name.strip_suffix(suffix));
+        let of_histogram =
+            ["_bucket", "_sum", "_count"].iter().filter_map(|suffix| name.strip_suffix(suffix));
         self.kinds.get(name).is_some_and(|kind| *kind != SampleType::Histogram)
-            || of_histogram.into_iter().any(|name| self.kinds.get(name) == Some(&SampleType::Histogram))
+            || of_histogram
+                .into_iter()
+                .any(|name| self.kinds.get(name) == Some(&SampleType::Histogram))
     }
 
     /// Every value of every label.
@@ -72,13 +76,22 @@ impl Exposed {
         let mut seen = HashSet::new();
         for sample in &self.scrape.samples {
             let name = &sample.metric;
-            assert!(seen.insert((name.clone(), sample.labels.to_string())), "{name}{{{}}} twice", sample.labels);
-            if let Value::Counter(value) | Value::Gauge(value) | Value::Untyped(value) = sample.value {
+            assert!(
+                seen.insert((name.clone(), sample.labels.to_string())),
+                "{name}{{{}}} twice",
+                sample.labels
+            );
+            if let Value::Counter(value) | Value::Gauge(value) | Value::Untyped(value) =
+                sample.value
+            {
                 assert!(value.is_finite() && value >= 0.0, "{name} is {value}");
             }
             for (label, value) in sample.labels.iter() {
                 assert!(is_plain(label) && !value.is_empty(), "{name}: {label}={value:?}");
-                assert!(label != "quantile" && label != "le", "{name}: {label} is for histograms and summaries");
+                assert!(
+                    label != "quantile" && label != "le",
+                    "{name}: {label} is for histograms and summaries"
+                );
             }
         }
     }
@@ -86,19 +99,30 @@ impl Exposed {
     fn check_histograms(&self) {
         for sample in &self.scrape.samples {
             let Value::Histogram(buckets) = &sample.value else { continue };
-            let labels: Vec<(&str, &str)> = sample.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            let labels: Vec<(&str, &str)> =
+                sample.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
             let (name, count) = (&sample.metric, self.count(&sample.metric, &labels));
-            let rises = |by: fn(&HistogramCount) -> f64| buckets.is_sorted_by(|a, b| by(a) <= by(b));
-            assert!(rises(|it| it.less_than) && rises(|it| it.count), "{name}{labels:?}: {buckets:?}");
+            let rises =
+                |by: fn(&HistogramCount) -> f64| buckets.is_sorted_by(|a, b| by(a) <= by(b));
+            assert!(
+                rises(|it| it.less_than) && rises(|it| it.count),
+                "{name}{labels:?}: {buckets:?}"
+            );
             let last = buckets.last().unwrap();
-            assert!(last.less_than == f64::INFINITY && last.count.total_cmp(&count).is_eq(), "{name}{labels:?}");
+            assert!(
+                last.less_than == f64::INFINITY && last.count.total_cmp(&count).is_eq(),
+                "{name}{labels:?}"
+            );
             let sum = self.value(&format!("{name}_sum"), &labels);
             let (mut floor, mut counted, mut bound) = (0.0, 0.0, 0.0);
             for bucket in buckets {
                 floor += (bucket.count - counted) * bound;
                 (counted, bound) = (bucket.count, bucket.less_than);
             }
-            assert!(sum >= floor, "{name}{labels:?}: the sum is {sum}, by the buckets at least {floor}");
+            assert!(
+                sum >= floor,
+                "{name}{labels:?}: the sum is {sum}, by the buckets at least {floor}"
+            );
         }
     }
 }
@@ -110,7 +134,10 @@ fn has(labels: &Labels, wanted: &[(&str, &str)]) -> bool {
 
 /// Each line is one that the parser knows; each name has its help and type, once, and its samples directly below.
 fn check_lines(text: &str) -> BTreeMap<String, SampleType> {
-    assert!(text.ends_with('\n') && !text.contains('\r'), "lines end with a line feed, the last one too");
+    assert!(
+        text.ends_with('\n') && !text.contains('\r'),
+        "lines end with a line feed, the last one too"
+    );
     let (mut kinds, mut helped) = (BTreeMap::new(), None::<String>);
     let mut current: Option<(String, SampleType)> = None;
     for line in text.lines() {
@@ -121,17 +148,25 @@ fn check_lines(text: &str) -> BTreeMap<String, SampleType> {
             }
             LineInfo::Type { metric_name, metric_alias, sample_type } => {
                 let name = metric_alias.unwrap_or(metric_name);
-                assert_eq!(helped.take().as_deref(), Some(name.as_str()), "no help directly above: {line}");
+                assert_eq!(
+                    helped.take().as_deref(),
+                    Some(name.as_str()),
+                    "no help directly above: {line}"
+                );
                 check_name(&name, sample_type);
                 assert!(kinds.insert(name.clone(), sample_type).is_none(), "a second head: {line}");
                 current = Some((name, sample_type));
             }
             LineInfo::Sample { metric_name, timestamp, .. } => {
-                let (name, kind) = current.as_ref().unwrap_or_else(|| panic!("no head above: {line}"));
+                let (name, kind) =
+                    current.as_ref().unwrap_or_else(|| panic!("no head above: {line}"));
                 let rest = metric_name.strip_prefix(name.as_str());
-                let of_histogram =
-                    matches!(rest, Some("_bucket" | "_sum" | "_count")) && *kind == SampleType::Histogram;
-                assert!(of_histogram || rest == Some("") && *kind != SampleType::Histogram, "below {name}: {line}");
+                let of_histogram = matches!(rest, Some("_bucket" | "_sum" | "_count"))
+                    && *kind == SampleType::Histogram;
+                assert!(
+                    of_histogram || rest == Some("") && *kind != SampleType::Histogram,
+                    "below {name}: {line}"
+                );
                 assert_eq!(timestamp, None, "the time is the scrape's: {line}");
                 let (_, value) = line.rsplit_once(' ').unwrap();
                 assert!(value.parse::<f64>().is_ok(), "{line}");
@@ -154,7 +189,10 @@ fn check_name(name: &str, kind: SampleType) {
         assert!(!name.ends_with(suffix), "{name}: the suffix is reserved");
     }
     for part in name.split('_') {
-        assert!(!["counter", "gauge", "histogram", "summary"].contains(&part), "{name}: its type is in the name");
+        assert!(
+            !["counter", "gauge", "histogram", "summary"].contains(&part),
+            "{name}: its type is in the name"
+        );
         assert!(!SMALL_UNITS.contains(&part), "{name}: base units are seconds, bytes, celsius");
     }
     if kind == SampleType::Histogram {
@@ -199,10 +237,18 @@ fn is_plain(name: &str) -> bool {
 }
 
 fn check_by_promtool(promtool: &str, text: &str) {
-    let piped = Command::new(promtool).args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let piped = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
     let mut child = piped.unwrap();
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.is_empty(), "promtool check metrics: {}: {said}", output.status);
+    assert!(
+        output.status.success() && said.is_empty(),
+        "promtool check metrics: {}: {said}",
+        output.status
+    );
 }

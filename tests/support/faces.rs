@@ -37,13 +37,18 @@ fn root() -> &'static Path {
 /// The photographs of the demo: small, and there after `make setup`.
 pub fn demo(name: &str) -> PathBuf {
     let path = root().join(".cache/photos").join(name);
-    assert!(path.is_file(), "{} is missing: `make setup` (models/fetch.sh photos) fetches it", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing: `make setup` (models/fetch.sh photos) fetches it",
+        path.display()
+    );
     path
 }
 
 impl Faces {
     pub fn find() -> Self {
-        let open = std::env::var_os("FACES_OPEN").map_or_else(|| root().join("../shared/faces-open"), PathBuf::from);
+        let open = std::env::var_os("FACES_OPEN")
+            .map_or_else(|| root().join("../shared/faces-open"), PathBuf::from);
         if open.join("identify.csv").is_file() { Self::open(&open) } else { Self::of_the_demo() }
     }
 
@@ -63,8 +68,15 @@ impl Faces {
         }
         faces.people = people.into_values().filter(|it| !it.enrol.is_empty()).collect();
         let mut groups = csv::Reader::from_path(dir.join("group/groups.csv")).unwrap();
-        for row in groups.records().map(Result::unwrap).filter(|row| &row[1] == "real" && !row[2].is_empty()) {
-            faces.groups.push((dir.join("group").join(&row[0]), row[2].split(';').map(str::to_owned).collect()));
+        for row in groups
+            .records()
+            .map(Result::unwrap)
+            .filter(|row| &row[1] == "real" && !row[2].is_empty())
+        {
+            faces.groups.push((
+                dir.join("group").join(&row[0]),
+                row[2].split(';').map(str::to_owned).collect(),
+            ));
         }
         let mut spoof = csv::Reader::from_path(dir.join("spoof/spoof.csv")).unwrap();
         for row in spoof.records().map(Result::unwrap).filter(|row| &row[2] == "print") {

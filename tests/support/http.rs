@@ -71,7 +71,8 @@ pub fn answer(mut stream: TcpStream) -> Option<Answer> {
 fn unchunked(mut rest: &[u8]) -> Vec<u8> {
     let mut whole = Vec::new();
     while let Some(end) = rest.windows(2).position(|it| it == b"\r\n") {
-        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap().trim(), 16).unwrap();
+        let size =
+            usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap().trim(), 16).unwrap();
         let from = end + 2;
         if size == 0 || rest.len() < from + size {
             break;
@@ -82,7 +83,13 @@ fn unchunked(mut rest: &[u8]) -> Vec<u8> {
     whole
 }
 
-pub fn send(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+pub fn send(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Answer {
     let mut stream = connect(to);
     let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
     if !headers.iter().any(|it| it.0.eq_ignore_ascii_case("host")) {
@@ -102,7 +109,8 @@ pub fn get(to: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Answer {
 }
 
 pub fn post_json(to: SocketAddr, path: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
-    let headers: Vec<_> = [("content-type", "application/json")].iter().chain(headers).copied().collect();
+    let headers: Vec<_> =
+        [("content-type", "application/json")].iter().chain(headers).copied().collect();
     send(to, "POST", path, &headers, body.to_string().as_bytes())
 }
 
@@ -123,7 +131,8 @@ pub fn form(name: &str, image: &[u8]) -> (String, Vec<u8>) {
 
 pub fn add_face(to: SocketAddr, headers: &[(&str, &str)], name: &str, image: &[u8]) -> Answer {
     let (kind, body) = form(name, image);
-    let headers: Vec<_> = [("content-type", kind.as_str())].iter().chain(headers).copied().collect();
+    let headers: Vec<_> =
+        [("content-type", kind.as_str())].iter().chain(headers).copied().collect();
     send(to, "POST", "/add_face", &headers, &body)
 }
 
@@ -137,7 +146,8 @@ impl Feed {
     pub fn open(to: SocketAddr, path: &str) -> Self {
         let mut stream = connect(to);
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: {to}\r\naccept: text/event-stream\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: {to}\r\naccept: text/event-stream\r\n\r\n")
+            .unwrap();
         Self::on(stream)
     }
 

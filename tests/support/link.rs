@@ -58,7 +58,10 @@ impl Running {
     }
 
     pub async fn next(&mut self) -> LinkEvent {
-        tokio::time::timeout(PATIENCE, self.events.recv()).await.expect("an event in time").expect("the link lives")
+        tokio::time::timeout(PATIENCE, self.events.recv())
+            .await
+            .expect("an event in time")
+            .expect("the link lives")
     }
 
     /// The first event that `pick` takes; others are passed over.

@@ -68,7 +68,10 @@ impl Mongod {
         server.initiate();
         // From this machine, as long as there is no user, the first may be made.
         let user = doc! { "createUser": "admin", "pwd": "admin", "roles": ["root"] };
-        server.on(0, |client| async move { client.database("admin").run_command(user).await.unwrap() });
+        server.on(
+            0,
+            |client| async move { client.database("admin").run_command(user).await.unwrap() },
+        );
         server.credentials = "admin:admin@".into();
         server
     }
@@ -78,16 +81,31 @@ impl Mongod {
         let mut server = Self::prepared(1, |dir| {
             let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
             fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\n").unwrap();
-            openssl(dir, &format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=ca -days 2"));
-            openssl(dir, &format!("req -x509 {key} -keyout other.key -out other.pem -subj /CN=other -days 2"));
+            openssl(
+                dir,
+                &format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=ca -days 2"),
+            );
+            openssl(
+                dir,
+                &format!(
+                    "req -x509 {key} -keyout other.key -out other.pem -subj /CN=other -days 2"
+                ),
+            );
             openssl(dir, &format!("req {key} -keyout server.key -out server.csr -subj /CN=server"));
             let serial = "-CAkey ca.key -CAcreateserial -days 2 -extfile san";
             openssl(dir, &format!("x509 -req -in server.csr -CA ca.pem {serial} -out server.crt"));
-            let both = ["server.crt", "server.key"].map(|name| fs::read_to_string(dir.join(name)).unwrap());
+            let both = ["server.crt", "server.key"]
+                .map(|name| fs::read_to_string(dir.join(name)).unwrap());
             fs::write(dir.join("server.pem"), both.concat()).unwrap();
             let path = |name: &str| dir.join(name).display().to_string();
-            let options = ["--tlsMode", "requireTLS", "--tlsAllowConnectionsWithoutCertificates"].map(str::to_owned);
-            let files = ["--tlsCertificateKeyFile".into(), path("server.pem"), "--tlsCAFile".into(), path("ca.pem")];
+            let options = ["--tlsMode", "requireTLS", "--tlsAllowConnectionsWithoutCertificates"]
+                .map(str::to_owned);
+            let files = [
+                "--tlsCertificateKeyFile".into(),
+                path("server.pem"),
+                "--tlsCAFile".into(),
+                path("ca.pem"),
+            ];
             [&options[..], &files[..]].concat()
         });
         server.tls = format!("&tls=true&tlsCAFile={}", server.path("ca.pem").display());
@@ -109,9 +127,14 @@ impl Mongod {
         let dir = tempfile::tempdir().unwrap();
         let options = options(dir.path());
         let node = |_| Node { child: None, port: free_port(), options: options.clone() };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let nodes = (0..nodes).map(node).collect();
-        let mut server = Self { nodes, dir, runtime, credentials: String::new(), tls: String::new() };
+        let mut server =
+            Self { nodes, dir, runtime, credentials: String::new(), tls: String::new() };
         for at in 0..server.nodes.len() {
             fs::create_dir(server.dir.path().join(format!("db{at}"))).unwrap();
             server.run(at);
@@ -123,10 +146,14 @@ impl Mongod {
         let member = |(at, node): (usize, &Node)| doc! { "_id": at as i32, "host": format!("127.0.0.1:{}", node.port) };
         let members: Vec<Document> = self.nodes.iter().enumerate().map(member).collect();
         let settings = doc! { "electionTimeoutMillis": 2000 };
-        let config = doc! { "replSetInitiate": { "_id": "rs0", "members": members, "settings": settings } };
+        let config =
+            doc! { "replSetInitiate": { "_id": "rs0", "members": members, "settings": settings } };
         self.on(0, |client| async move {
             let admin = client.database("admin");
-            until("mongod takes its configuration", async || admin.run_command(config.clone()).await.ok()).await;
+            until("mongod takes its configuration", async || {
+                admin.run_command(config.clone()).await.ok()
+            })
+            .await;
         });
         self.until_primary();
     }
@@ -136,14 +163,30 @@ impl Mongod {
         let path = |name: String| self.dir.path().join(name).display().to_string();
         let node = &self.nodes[at];
         let mut command = Command::new(program());
-        command.args(["--dbpath", &path(format!("db{at}")), "--logpath", &path(format!("log{at}")), "--logappend"]);
-        command.args(["--port", &node.port.to_string(), "--bind_ip", "127.0.0.1", "--nounixsocket"]);
+        command.args([
+            "--dbpath",
+            &path(format!("db{at}")),
+            "--logpath",
+            &path(format!("log{at}")),
+            "--logappend",
+        ]);
+        command.args([
+            "--port",
+            &node.port.to_string(),
+            "--bind_ip",
+            "127.0.0.1",
+            "--nounixsocket",
+        ]);
         command.args(["--replSet", "rs0", "--oplogSize", "16", "--wiredTigerCacheSizeGB", "0.25"]);
         command.args(["--wiredTigerEngineConfigString", "log=(file_max=8MB,prealloc=false)"]);
         for parameter in ["diagnosticDataCollectionEnabled=false", "enableTestCommands=1"] {
             command.args(["--setParameter", parameter]);
         }
-        command.args(&node.options).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(&node.options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         self.nodes[at].child = Some(command.spawn().expect(HINT));
     }
 
@@ -181,11 +224,15 @@ impl Mongod {
     pub fn until_primary(&self) -> usize {
         self.runtime.block_on(async {
             until("there is a primary", async || {
-                for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.child.is_some()) {
+                for (at, node) in
+                    self.nodes.iter().enumerate().filter(|(_, node)| node.child.is_some())
+                {
                     let admin = direct(node.port, "", &self.tls).await.database("admin");
                     let hello = admin.run_command(doc! { "hello": 1 });
                     let hello = tokio::time::timeout(Duration::from_secs(2), hello).await;
-                    if hello.is_ok_and(|it| it.is_ok_and(|it| it.get_bool("isWritablePrimary").unwrap_or_default())) {
+                    if hello.is_ok_and(|it| {
+                        it.is_ok_and(|it| it.get_bool("isWritablePrimary").unwrap_or_default())
+                    }) {
                         return Some(at);
                     }
                 }
@@ -201,18 +248,23 @@ impl Mongod {
 
     /// `who` is `user:password@`, or nothing.
     pub fn uri_as(&self, who: &str) -> String {
-        let hosts: Vec<String> = self.nodes.iter().map(|it| format!("127.0.0.1:{}", it.port)).collect();
+        let hosts: Vec<String> =
+            self.nodes.iter().map(|it| format!("127.0.0.1:{}", it.port)).collect();
         format!("mongodb://{who}{}/?replicaSet=rs0{}", hosts.join(","), self.tls)
     }
 
     /// A conversation with one node, whatever its role.
     pub fn on<T, F: Future<Output = T>>(&self, at: usize, talk: impl FnOnce(Client) -> F) -> T {
         let port = self.nodes[at].port;
-        self.runtime.block_on(async { talk(direct(port, &self.credentials, &self.tls).await).await })
+        self.runtime
+            .block_on(async { talk(direct(port, &self.credentials, &self.tls).await).await })
     }
 
     pub fn admin(&self, at: usize, command: Document) -> Document {
-        self.on(at, |client| async move { client.database("admin").run_command(command).await.unwrap() })
+        self.on(
+            at,
+            |client| async move { client.database("admin").run_command(command).await.unwrap() },
+        )
     }
 
     /// On the set's primary, in `rollcall`.
@@ -243,7 +295,12 @@ impl Mongod {
         let uri = self.uri();
         self.runtime.block_on(async {
             let client = Client::with_uri_str(uri).await.unwrap();
-            client.database("rollcall").collection::<Document>(collection).count_documents(doc! {}).await.unwrap()
+            client
+                .database("rollcall")
+                .collection::<Document>(collection)
+                .count_documents(doc! {})
+                .await
+                .unwrap()
         })
     }
 }
@@ -256,13 +313,20 @@ impl Drop for Mongod {
 
 fn openssl(dir: &Path, args: &str) {
     let mut command = Command::new("openssl");
-    let output = command.args(args.split_whitespace()).current_dir(dir).output().expect("apt-get install -y openssl");
+    let output = command
+        .args(args.split_whitespace())
+        .current_dir(dir)
+        .output()
+        .expect("apt-get install -y openssl");
     assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 async fn direct(port: u16, who: &str, tls: &str) -> Client {
-    let mut options =
-        ClientOptions::parse(format!("mongodb://{who}127.0.0.1:{port}/?directConnection=true{tls}")).await.unwrap();
+    let mut options = ClientOptions::parse(format!(
+        "mongodb://{who}127.0.0.1:{port}/?directConnection=true{tls}"
+    ))
+    .await
+    .unwrap();
     options.server_selection_timeout = Some(Duration::from_secs(5));
     Client::with_options(options).unwrap()
 }

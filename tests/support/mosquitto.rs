@@ -52,7 +52,12 @@ impl Mosquitto {
     /// Starts it (again) and waits until it accepts connections.
     pub fn run(&mut self) {
         let config = self.path("conf");
-        let child = Command::new(BROKER).arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = Command::new(BROKER)
+            .arg("-c")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
         self.child = Some(child.expect(HINT));
         for _ in 0..500 {
             if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
@@ -74,8 +79,11 @@ impl Mosquitto {
     /// SIGTERM: what it has acknowledged and not yet passed on is on its disk. Killed, it may lose that, and no door could help it.
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)
-                .unwrap();
+            rustix::process::kill_process(
+                rustix::process::Pid::from_child(&child),
+                rustix::process::Signal::TERM,
+            )
+            .unwrap();
             child.wait().unwrap();
         }
     }
@@ -104,7 +112,8 @@ impl Mosquitto {
     pub fn publish_payload(&self, topic: &str, payload: &[u8], more: &[&str]) {
         let port = self.port.to_string();
         let all = [&["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", topic, "-s"], more].concat();
-        let mut child = Command::new("mosquitto_pub").args(all).stdin(Stdio::piped()).spawn().expect(HINT);
+        let mut child =
+            Command::new("mosquitto_pub").args(all).stdin(Stdio::piped()).spawn().expect(HINT);
         child.stdin.take().unwrap().write_all(payload).unwrap();
         assert!(child.wait().unwrap().success(), "mosquitto_pub to {topic}");
     }

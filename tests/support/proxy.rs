@@ -21,7 +21,9 @@ impl Proxy {
         // Ends with the process.
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (Ok(near), Ok(far)) = (stream, TcpStream::connect(("127.0.0.1", port))) else { continue };
+                let (Ok(near), Ok(far)) = (stream, TcpStream::connect(("127.0.0.1", port))) else {
+                    continue;
+                };
                 let back = (far.try_clone().unwrap(), near.try_clone().unwrap());
                 let (there, here) = (Arc::clone(&shared), Arc::clone(&shared));
                 std::thread::spawn(move || forward(near, far, &there));

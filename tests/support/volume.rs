@@ -26,7 +26,12 @@ pub fn in_own_mounts(test: &str, body: impl FnOnce()) {
     if !root {
         command.args(["--user", "--map-root-user"]);
     }
-    command.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    command.arg(std::env::current_exe().unwrap()).args([
+        "--exact",
+        test,
+        "--nocapture",
+        "--test-threads=1",
+    ]);
     // All that the test writes is in one folder, which goes even if the test ends without tidying up.
     let folder = tempfile::tempdir().unwrap();
     command.env(INSIDE, if root { "ext4" } else { "tmpfs" }).env("TMPDIR", folder.path());
@@ -146,12 +151,20 @@ impl Drop for Volume {
 
 /// The block device of an image: `loop0`.
 fn loop_of(image: &Path) -> String {
-    let listed = Command::new("losetup").args(["--noheadings", "--output", "NAME", "-j"]).arg(image).output().unwrap();
+    let listed = Command::new("losetup")
+        .args(["--noheadings", "--output", "NAME", "-j"])
+        .arg(image)
+        .output()
+        .unwrap();
     let name = String::from_utf8(listed.stdout).unwrap();
     name.trim().trim_start_matches("/dev/").to_owned()
 }
 
 fn run(command: &mut Command) {
     let output = command.output().expect(HINT);
-    assert!(output.status.success(), "{command:?}: {}; {HINT}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}; {HINT}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

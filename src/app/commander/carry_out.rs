@@ -24,14 +24,17 @@ use crate::recognise::gallery;
 use crate::recognise::picture::Picture;
 use crate::recognise::quality::Flaw;
 use crate::record::command::answer::{
-    self, Attended, Buried, Enrolled, FaceEntry, ImageOutcome, ImageReason, LookAlike, NotEnrolled, Owed, Recognised,
-    Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
+    self, Attended, Buried, Enrolled, FaceEntry, ImageOutcome, ImageReason, LookAlike, NotEnrolled,
+    Owed, Recognised, Renamed, SubjectEntry, SubjectList, Synced, Withdrawn,
 };
-use crate::record::command::{Attend, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw};
+use crate::record::command::{
+    Attend, EncodedImage, Enrol, ErrorCode, Refusal, Rename, Subjects, Verb, Withdraw,
+};
 use crate::record::event::{Body, Enrolment, EnrolmentAction, NewEvent, SubjectRef};
 use crate::record::portable::{Portable, State};
 use crate::record::store::{
-    BuriedRow, Debt, NewReference, Outcome, PhotographDigest, SinkStanding, Standing, StoreError, Tx,
+    BuriedRow, Debt, NewReference, Outcome, PhotographDigest, SinkStanding, Standing, StoreError,
+    Tx,
 };
 
 /// How many of those that were set aside are told one by one.
@@ -45,7 +48,11 @@ pub fn synced(standing: &Standing, buried: &[BuriedRow], retried: u64) -> Synced
         oldest_at: it.depth.oldest_created_ms.map(rfc3339),
         buried: it.depth.buried,
     };
-    let entry = |row: &BuriedRow| Buried { sink: row.sink.clone(), seq: row.event_seq, reason: row.reason.clone() };
+    let entry = |row: &BuriedRow| Buried {
+        sink: row.sink.clone(),
+        seq: row.event_seq,
+        reason: row.reason.clone(),
+    };
     Synced {
         owed: standing.sinks.iter().map(owed).collect(),
         buried: buried.iter().map(entry).collect(),
@@ -74,9 +81,17 @@ impl Commander {
 
     async fn enrol(&self, asked: Asked, enrol: Enrol) -> Result<(), Fault> {
         let judgement = self.judge(&enrol).await?;
-        let photographs = enrol.images.iter().map(|image| Sha256::digest(image.bytes()).into()).collect();
+        let photographs =
+            enrol.images.iter().map(|image| Sha256::digest(image.bytes()).into()).collect();
         let Enrol { subject_id: id, name, replace, allow_duplicate, .. } = enrol;
-        self.store_judged(asked, "enrol", Wanted { id, name, replace, allow_duplicate }, judgement, photographs).await
+        self.store_judged(
+            asked,
+            "enrol",
+            Wanted { id, name, replace, allow_duplicate },
+            judgement,
+            photographs,
+        )
+        .await
     }
 
     /// The second half of every enrolment: refused, or stored, answered and in the gallery.
@@ -88,18 +103,24 @@ impl Commander {
         judgement: Judgement,
         photographs: Vec<PhotographDigest>,
     ) -> Result<(), Fault> {
-        let look_alike = |(id, score): &(SubjectId, f32)| LookAlike { subject_id: id.clone(), score: *score };
+        let look_alike =
+            |(id, score): &(SubjectId, f32)| LookAlike { subject_id: id.clone(), score: *score };
         let look_alikes: Vec<LookAlike> = judgement.look_alikes.iter().map(look_alike).collect();
         let duplicate_of = judgement.duplicate_of.clone();
         if let Some((code, message)) = unfit(&judgement, wanted.allow_duplicate) {
             let images = outcomes(&judgement, &[]);
             let details = Some(Box::new(NotEnrolled { images, duplicate_of, look_alikes }));
-            return Err(Fault::Refused { refusal: Refusal::new(None, code, message), lasting: true, details });
+            return Err(Fault::Refused {
+                refusal: Refusal::new(None, code, message),
+                lasting: true,
+                details,
+            });
         }
         let Wanted { id, name, replace, .. } = wanted;
         let (at, embedder) = (self.clock.now(), self.embedder);
-        let enrolment = NewEnrolment::new(id.clone(), name.clone(), replace, &judgement, embedder, at)
-            .with_photographs(photographs);
+        let enrolment =
+            NewEnrolment::new(id.clone(), name.clone(), replace, &judgement, embedder, at)
+                .with_photographs(photographs);
         let write = move |tx: &mut Tx<'_>| {
             let stored = enrolment.store(tx, Some(&asked.request_id))?;
             let body = Enrolled {
@@ -150,7 +171,14 @@ impl Commander {
             tx.rename_subject(&id, &name)?;
             let count = tx.subject(&id)?.map_or(0, |subject| subject.references);
             let subject = Some(SubjectRef { id: id.clone(), name: name.clone() });
-            append_enrolment(tx, at, EnrolmentAction::Renamed, subject, count, Some(&asked.request_id))?;
+            append_enrolment(
+                tx,
+                at,
+                EnrolmentAction::Renamed,
+                subject,
+                count,
+                Some(&asked.request_id),
+            )?;
             answer(tx, &asked, "rename", &Renamed { subject_id: id.clone(), name: name.clone() })
         };
         let _turn = self.gallery.turn().await;
@@ -188,11 +216,17 @@ impl Commander {
         let entry = |seen: &Seen| {
             let outline = &seen.bounding_box;
             let (subject, score) = match &seen.decision {
-                Decision::Identified(found) => (Some(subject_of(&found.subject)), Some(found.score)),
+                Decision::Identified(found) => {
+                    (Some(subject_of(&found.subject)), Some(found.score))
+                }
                 Decision::Unknown { best_score, .. } => (None, *best_score),
                 Decision::Undecided => (None, None),
             };
-            FaceEntry { bounding_box: [outline.left, outline.top, outline.right, outline.bottom], subject, score }
+            FaceEntry {
+                bounding_box: [outline.left, outline.top, outline.right, outline.bottom],
+                subject,
+                score,
+            }
         };
         let entries: Vec<FaceEntry> = faces.iter().map(entry).collect();
         let names = once_each(entries.iter().filter_map(|face| face.subject.as_ref()));
@@ -225,7 +259,15 @@ impl Commander {
                 // One person, shown twice (a mirror), is there once.
                 if visits.iter().all(|visit| visit.subject.id != subject.id) {
                     let (score, threshold) = (found.score, found.threshold);
-                    visits.push(Visit { subject, direction, score, threshold, frames: 1, track_ms: 0, latency_ms });
+                    visits.push(Visit {
+                        subject,
+                        direction,
+                        score,
+                        threshold,
+                        frames: 1,
+                        track_ms: 0,
+                        latency_ms,
+                    });
                 }
             }
         }
@@ -240,7 +282,12 @@ impl Commander {
             }
             let recognised = visits.iter().map(|visit| visit.subject.name.clone()).collect();
             let count = event_ids.len() as u64;
-            answer(tx, &asked, "attend", &Attended { venue: venue.id.clone(), recorded, recognised, event_ids })?;
+            answer(
+                tx,
+                &asked,
+                "attend",
+                &Attended { venue: venue.id.clone(), recorded, recognised, event_ids },
+            )?;
             Ok(count)
         };
         let recorded = self.store.write_async(write).await?;
@@ -269,7 +316,12 @@ impl Commander {
     async fn judge(&self, enrol: &Enrol) -> Result<Judgement, Fault> {
         let (answer, answered) = oneshot::channel();
         let photographs = enrol.images.iter().map(|image| image.bytes().to_vec()).collect();
-        self.submit(Job::Enrol { subject: enrol.subject_id.clone(), replace: enrol.replace, photographs, answer })?;
+        self.submit(Job::Enrol {
+            subject: enrol.subject_id.clone(),
+            replace: enrol.replace,
+            photographs,
+            answer,
+        })?;
         let judged = self.wait(answered).await?;
         judged.map_err(failed)
     }
@@ -277,7 +329,8 @@ impl Commander {
     async fn look(&self, image: EncodedImage) -> Result<Vec<Seen>, Fault> {
         let limits = self.picture;
         let decoded = aside("picture", move || Picture::decode(image.bytes(), limits)).await;
-        let decoded = decoded.ok_or_else(|| not_now(ErrorCode::Busy, "no thread could be started; try again"))?;
+        let decoded = decoded
+            .ok_or_else(|| not_now(ErrorCode::Busy, "no thread could be started; try again"))?;
         let picture = decoded.map_err(|error| refuse(ErrorCode::BadImage, error.to_string()))?;
         let (answer, answered) = oneshot::channel();
         self.submit(Job::Look { picture, answer })?;
@@ -286,7 +339,9 @@ impl Commander {
 
     pub(super) fn submit(&self, job: Job) -> Result<(), Fault> {
         self.jobs.try_send(job).map_err(|refused| match refused {
-            TrySendError::Full(_) => not_now(ErrorCode::Busy, "the networks are busy; send the command again"),
+            TrySendError::Full(_) => {
+                not_now(ErrorCode::Busy, "the networks are busy; send the command again")
+            }
             TrySendError::Disconnected(_) => Fault::Stopping,
         })
     }
@@ -295,7 +350,10 @@ impl Commander {
         match tokio::time::timeout(JOB_PATIENCE, answered).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(Fault::Stopping),
-            Err(_) => Err(not_now(ErrorCode::TimedOut, format!("no answer from the networks in {JOB_PATIENCE:?}"))),
+            Err(_) => Err(not_now(
+                ErrorCode::TimedOut,
+                format!("no answer from the networks in {JOB_PATIENCE:?}"),
+            )),
         }
     }
 }
@@ -311,10 +369,14 @@ pub(super) fn failed(error: EngineError) -> Fault {
 pub fn unfit(judgement: &Judgement, allow_duplicate: bool) -> Option<(ErrorCode, String)> {
     if judgement.accepted().next().is_none() {
         let reasons: Vec<_> = judgement.photographs.iter().map(reason_text).collect();
-        return Some((ErrorCode::NoUsableImage, format!("no image can be used: {}", reasons.join(", "))));
+        return Some((
+            ErrorCode::NoUsableImage,
+            format!("no image can be used: {}", reasons.join(", ")),
+        ));
     }
     let other = judgement.duplicate_of.as_ref().filter(|_| !allow_duplicate)?;
-    let message = format!("the face is already enrolled as {other}; allow_duplicate enrols it all the same");
+    let message =
+        format!("the face is already enrolled as {other}; allow_duplicate enrols it all the same");
     Some((ErrorCode::DuplicateSubject, message))
 }
 
@@ -357,9 +419,17 @@ impl NewEnrolment {
     }
 
     /// Stores subject, references and event. Of old and new references together the best and most different stay.
-    pub fn store(&self, tx: &mut Tx<'_>, request_id: Option<&str>) -> Result<StoredEnrolment, StoreError> {
+    pub fn store(
+        &self,
+        tx: &mut Tx<'_>,
+        request_id: Option<&str>,
+    ) -> Result<StoredEnrolment, StoreError> {
         let id = &self.subject.id;
-        let action = if tx.subject(id)?.is_some() { EnrolmentAction::Updated } else { EnrolmentAction::Enrolled };
+        let action = if tx.subject(id)?.is_some() {
+            EnrolmentAction::Updated
+        } else {
+            EnrolmentAction::Enrolled
+        };
         tx.put_subject(id, &self.subject.name)?;
         let old = if self.replace { Vec::new() } else { tx.references_of(id, &self.embedder)? };
         let candidates: Vec<(&Template, f32)> = old
@@ -370,14 +440,23 @@ impl NewEnrolment {
         let chosen = choose(&candidates, self.references_max);
         let is_kept = |at: usize| chosen.binary_search(&at).is_ok();
         let kept: Vec<bool> = (old.len()..candidates.len()).map(is_kept).collect();
-        let new: Vec<NewReference> =
-            self.references.iter().zip(&kept).filter(|(_, kept)| **kept).map(|(it, _)| it.clone()).collect();
+        let new: Vec<NewReference> = self
+            .references
+            .iter()
+            .zip(&kept)
+            .filter(|(_, kept)| **kept)
+            .map(|(it, _)| it.clone())
+            .collect();
         if self.replace {
             tx.forget_photographs(id)?;
             tx.replace_references(id, &new)?;
         } else {
-            let dropped: Vec<Uuid> =
-                old.iter().enumerate().filter(|(at, _)| !is_kept(*at)).map(|(_, it)| it.id).collect();
+            let dropped: Vec<Uuid> = old
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| !is_kept(*at))
+                .map(|(_, it)| it.id)
+                .collect();
             tx.drop_references(&dropped)?;
             tx.add_references(&new)?;
         }
@@ -409,9 +488,17 @@ pub(super) struct Wanted {
 }
 
 /// Takes in a subject from a file. Those who are told of enrolments hear of it, and so does the site.
-pub fn accept_imported(tx: &mut Tx<'_>, portable: &Portable, at: Stamp) -> Result<Outcome, StoreError> {
+pub fn accept_imported(
+    tx: &mut Tx<'_>,
+    portable: &Portable,
+    at: Stamp,
+) -> Result<Outcome, StoreError> {
     let id = &portable.subject_id;
-    let action = if tx.subject(id)?.is_some() { EnrolmentAction::Updated } else { EnrolmentAction::Enrolled };
+    let action = if tx.subject(id)?.is_some() {
+        EnrolmentAction::Updated
+    } else {
+        EnrolmentAction::Enrolled
+    };
     let outcome = tx.accept(portable)?;
     if let (Outcome::Taken, State::Enrolled { name, references, .. }) = (outcome, &portable.state) {
         let subject = SubjectRef { id: id.clone(), name: name.clone() };
@@ -421,7 +508,12 @@ pub fn accept_imported(tx: &mut Tx<'_>, portable: &Portable, at: Stamp) -> Resul
     Ok(outcome)
 }
 
-pub(super) fn answer(tx: &mut Tx<'_>, asked: &Asked, verb: &str, body: &impl Serialize) -> Result<(), StoreError> {
+pub(super) fn answer(
+    tx: &mut Tx<'_>,
+    asked: &Asked,
+    verb: &str,
+    body: &impl Serialize,
+) -> Result<(), StoreError> {
     asked.put_answer(tx, verb, &answer::accepted(&asked.request_id, verb, body))
 }
 
@@ -434,7 +526,10 @@ fn append_enrolment(
     request_id: Option<&str>,
 ) -> Result<(), StoreError> {
     let request_id = request_id.map(str::to_owned);
-    tx.append_event(&NewEvent::new(at, Body::Enrolment(Enrolment { action, subject, references, request_id })))?;
+    tx.append_event(&NewEvent::new(
+        at,
+        Body::Enrolment(Enrolment { action, subject, references, request_id }),
+    ))?;
     Ok(())
 }
 
@@ -444,17 +539,24 @@ fn subject_of(subject: &gallery::Subject) -> SubjectRef {
 
 fn once_each<'a>(subjects: impl Iterator<Item = &'a SubjectRef>) -> Vec<Name> {
     let mut seen = HashSet::new();
-    subjects.filter(|subject| seen.insert(subject.id.clone())).map(|subject| subject.name.clone()).collect()
+    subjects
+        .filter(|subject| seen.insert(subject.id.clone()))
+        .map(|subject| subject.name.clone())
+        .collect()
 }
 
 /// `kept` tells of each accepted photograph whether it became a reference.
 fn outcomes(judgement: &Judgement, kept: &[bool]) -> Vec<ImageOutcome> {
     let mut kept = kept.iter();
     let outcome = |judged: &Judged| match judged {
-        Judged::Accepted { .. } => {
-            ImageOutcome { accepted: true, reason: None, kept: kept.next().copied().unwrap_or(false) }
+        Judged::Accepted { .. } => ImageOutcome {
+            accepted: true,
+            reason: None,
+            kept: kept.next().copied().unwrap_or(false),
+        },
+        Judged::Refused(reason) => {
+            ImageOutcome { accepted: false, reason: Some(image_reason(reason)), kept: false }
         }
-        Judged::Refused(reason) => ImageOutcome { accepted: false, reason: Some(image_reason(reason)), kept: false },
     };
     judgement.photographs.iter().map(outcome).collect()
 }

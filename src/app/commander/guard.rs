@@ -85,7 +85,11 @@ impl Alarms {
     /// How long until there is something to be told, if there is.
     pub(super) fn pause(&self, now: &Stamp) -> Option<Duration> {
         let waiting = self.0.iter().filter(|it| it.count > 0);
-        waiting.map(|it| it.told.map_or(Duration::ZERO, |told| it.pause.saturating_sub(now.since(&told)))).min()
+        waiting
+            .map(|it| {
+                it.told.map_or(Duration::ZERO, |told| it.pause.saturating_sub(now.since(&told)))
+            })
+            .min()
     }
 }
 
@@ -95,7 +99,11 @@ impl Alarm {
     }
 
     fn take(&mut self) -> Security {
-        Security { reason: self.reason, verb: self.verb.take(), count: std::mem::take(&mut self.count) }
+        Security {
+            reason: self.reason,
+            verb: self.verb.take(),
+            count: std::mem::take(&mut self.count),
+        }
     }
 }
 
@@ -128,9 +136,11 @@ impl Commander {
         // Who signed it need not be who sent it: what comes too fast must cost little here too.
         if !pace.allows(now.boottime_ms) {
             let claims = signed.claims().ok();
-            let request_id = claims.and_then(|it| command::request_id(it.cmd.get().as_bytes(), &self.limits));
+            let request_id =
+                claims.and_then(|it| command::request_id(it.cmd.get().as_bytes(), &self.limits));
             let message = format!("more than {} commands in a minute", self.per_minute_max);
-            self.reply(verb, &Refusal::new(request_id.as_deref(), ErrorCode::RateLimited, message)).await?;
+            self.reply(verb, &Refusal::new(request_id.as_deref(), ErrorCode::RateLimited, message))
+                .await?;
             return Ok((None, ack));
         }
         let claims = match signed.claims() {
@@ -144,7 +154,13 @@ impl Commander {
             self.refuse_unfit(verb, &claims, why, alarms).await?;
             return Ok((None, ack));
         }
-        match command::parse_signed(verb, retained, claims.cmd.get().as_bytes(), &self.limits, now.wall_ms) {
+        match command::parse_signed(
+            verb,
+            retained,
+            claims.cmd.get().as_bytes(),
+            &self.limits,
+            now.wall_ms,
+        ) {
             Ok(command) => {
                 let token = Token {
                     id: signed.token_id(&claims),
@@ -181,7 +197,8 @@ impl Commander {
         alarms: &mut Alarms,
     ) -> Result<(), StoreError> {
         let code = unfit(why);
-        let is_first = reason_of(code).is_none_or(|reason| alarms.note(reason, verb, &self.clock.now()));
+        let is_first =
+            reason_of(code).is_none_or(|reason| alarms.note(reason, verb, &self.clock.now()));
         if !is_first {
             self.count(code);
             return Ok(());
@@ -192,7 +209,12 @@ impl Commander {
 
     /// Whether it may be carried out. Written down before that: killed in between, the broker sends it once more, under the
     /// same packet id.
-    async fn remember(&self, verb: &str, token: Token, alarms: &mut Alarms) -> Result<bool, StoreError> {
+    async fn remember(
+        &self,
+        verb: &str,
+        token: Token,
+        alarms: &mut Alarms,
+    ) -> Result<bool, StoreError> {
         let request_id = token.request_id.clone();
         let refuse = |code, message: &str| Refusal::new(Some(&request_id), code, message);
         let refusal = match self.store.write_async(move |tx| tx.remember(&token)).await {
@@ -209,11 +231,14 @@ impl Commander {
                 }
                 refuse(ErrorCode::Expired, "later ones are forgotten already: sign it again")
             }
-            Ok(Seen::Full) => {
-                refuse(ErrorCode::Busy, "too many signed commands are still good: give them shorter lives")
-            }
+            Ok(Seen::Full) => refuse(
+                ErrorCode::Busy,
+                "too many signed commands are still good: give them shorter lives",
+            ),
             Err(StoreError::Full) => refuse(ErrorCode::StorageFull, "the disk is full"),
-            Err(error) if !error.is_fatal() => refuse(ErrorCode::Internal, "it could not be remembered"),
+            Err(error) if !error.is_fatal() => {
+                refuse(ErrorCode::Internal, "it could not be remembered")
+            }
             Err(error) => return Err(error),
         };
         self.reply(verb, &refusal).await?;
@@ -234,9 +259,10 @@ impl Commander {
                 tx.append_event(&NewEvent::new(now, Body::Security(security.clone())))?;
                 let why = match security.reason {
                     SecurityReason::Unsigned => (ErrorCode::Unsigned, Untrusted::Unsigned),
-                    SecurityReason::BadSignature => {
-                        (ErrorCode::BadSignature, Untrusted::BadSignature("see [commands] trusted_keys"))
-                    }
+                    SecurityReason::BadSignature => (
+                        ErrorCode::BadSignature,
+                        Untrusted::BadSignature("see [commands] trusted_keys"),
+                    ),
                     _ => continue,
                 };
                 let refusal = Refusal::new(None, why.0, why.1.to_string());
@@ -256,7 +282,8 @@ impl Commander {
         }
         let said = authority::unchecked(payload).unwrap_or_default();
         let claims = Claims::read(&said).ok();
-        let request_id = claims.and_then(|it| command::request_id(it.cmd.get().as_bytes(), &self.limits));
+        let request_id =
+            claims.and_then(|it| command::request_id(it.cmd.get().as_bytes(), &self.limits));
         let message = "the command is signed, and this device has no [commands] trusted_keys to check it with";
         Some(Refusal::new(request_id.as_deref(), ErrorCode::BadSignature, message))
     }
@@ -306,13 +333,21 @@ mod tests {
         let mut alarms = Alarms::default();
         let (mut events, mut counted) = (0, 0);
         for second in 0..86_400 {
-            alarms.note(SecurityReason::Unsigned, if second < 10 { "enrol" } else { "withdraw" }, &at(second));
+            alarms.note(
+                SecurityReason::Unsigned,
+                if second < 10 { "enrol" } else { "withdraw" },
+                &at(second),
+            );
             for told in alarms.take_due(&at(second)) {
                 if events == 0 {
                     assert_eq!((told.count, told.verb.as_deref()), (1, Some("enrol")), "at once");
                 }
                 if events == 1 {
-                    assert_eq!((told.count, told.verb), (60, None), "a minute later, of several verbs");
+                    assert_eq!(
+                        (told.count, told.verb),
+                        (60, None),
+                        "a minute later, of several verbs"
+                    );
                 }
                 events += 1;
                 counted += told.count;
@@ -331,9 +366,19 @@ mod tests {
         assert_eq!(alarms.pause(&at(0)), Some(Duration::ZERO));
         assert_eq!(alarms.take_due(&at(0)).len(), 1);
         assert_eq!(alarms.pause(&at(1)), None);
-        assert!(!alarms.note(SecurityReason::Replayed, "../../made up", &at(1)), "within the pause");
-        assert_eq!((alarms.take_due(&at(20)).len(), alarms.pause(&at(20))), (0, Some(Duration::from_secs(40))));
-        assert_eq!(alarms.take_due(&at(60))[0].verb, None, "what the sender made up is not repeated");
+        assert!(
+            !alarms.note(SecurityReason::Replayed, "../../made up", &at(1)),
+            "within the pause"
+        );
+        assert_eq!(
+            (alarms.take_due(&at(20)).len(), alarms.pause(&at(20))),
+            (0, Some(Duration::from_secs(40)))
+        );
+        assert_eq!(
+            alarms.take_due(&at(60))[0].verb,
+            None,
+            "what the sender made up is not repeated"
+        );
         assert!(alarms.take_due(&at(200)).is_empty());
         assert!(alarms.note(SecurityReason::Replayed, "enrol", &at(201)));
         assert_eq!(alarms.take_due(&at(201)).len(), 1);

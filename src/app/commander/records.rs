@@ -7,7 +7,9 @@ use crate::app::report::{self, Absent};
 use crate::app::venues::{VenueRefusal, resolve};
 use crate::attend::venue::{VENUES_MAX, Venue, VenueError, VenueSpec};
 use crate::clock::rfc3339;
-use crate::record::command::answer::{AttendanceList, SessionEntry, VenueDeleted, VenueEntry, VenueList, VenuePut};
+use crate::record::command::answer::{
+    AttendanceList, SessionEntry, VenueDeleted, VenueEntry, VenueList, VenuePut,
+};
 use crate::record::command::{Attendance, ErrorCode, Refusal, SUMMARY_DAYS_MAX, Venues};
 use crate::record::store::{AttendanceQuery, StoredVenue, Tx};
 
@@ -29,7 +31,8 @@ impl Commander {
                 limit: wanted.limit + 1,
                 all: wanted.all,
             };
-            let list = AttendanceList::page(wanted.venue.clone(), tx.attendance(&query)?, wanted.limit);
+            let list =
+                AttendanceList::page(wanted.venue.clone(), tx.attendance(&query)?, wanted.limit);
             answer(tx, &asked, "attendance", &list)
         };
         Ok(self.store.write_async(write).await?)
@@ -39,10 +42,15 @@ impl Commander {
     async fn summary(&self, asked: Asked, venue: Venue, wanted: Attendance) -> Result<(), Fault> {
         let now_ms = self.clock.now().wall_ms;
         let (today_ms, tomorrow_ms) = report::day_of(&venue, now_ms);
-        let to_ms = if wanted.to_ms == i64::MAX { tomorrow_ms.max(wanted.from_ms) } else { wanted.to_ms };
+        let to_ms =
+            if wanted.to_ms == i64::MAX { tomorrow_ms.max(wanted.from_ms) } else { wanted.to_ms };
         let from_ms = if wanted.from_ms == 0 { today_ms.min(to_ms) } else { wanted.from_ms };
         if to_ms.saturating_sub(from_ms) > SUMMARY_DAYS_MAX * 86_400_000 {
-            return Err(named(ErrorCode::BadValue, "to", format!("is more than {SUMMARY_DAYS_MAX} days after `from`")));
+            return Err(named(
+                ErrorCode::BadValue,
+                "to",
+                format!("is more than {SUMMARY_DAYS_MAX} days after `from`"),
+            ));
         }
         let absent = Absent::new(wanted.absent, self.venues.is_watched(&venue.id));
         let write = move |tx: &mut Tx<'_>| {
@@ -54,14 +62,19 @@ impl Commander {
     }
 
     pub(super) async fn venue_put(&self, asked: Asked, spec: VenueSpec) -> Result<(), Fault> {
-        let venue = resolve(&spec).map_err(|VenueError { field, why }| named(ErrorCode::BadValue, &field, why))?;
+        let venue = resolve(&spec)
+            .map_err(|VenueError { field, why }| named(ErrorCode::BadValue, &field, why))?;
         if self.venues.is_configured(&venue.id) {
             return Err(refused(&VenueRefusal::Configured));
         }
         // As it was understood, so that a later default does not change what was meant.
-        let body = serde_json::to_string(&venue.spec()).expect("a venue has string keys only and writes to memory");
+        let body = serde_json::to_string(&venue.spec())
+            .expect("a venue has string keys only and writes to memory");
         let now_ms = self.clock.now().wall_ms;
-        let next = venue.sessions_between(now_ms, now_ms.saturating_add(NEXT_SESSION_MS)).into_iter().next();
+        let next = venue
+            .sessions_between(now_ms, now_ms.saturating_add(NEXT_SESSION_MS))
+            .into_iter()
+            .next();
         let next_session = next.map(|it| SessionEntry {
             session: it.id,
             starts_at: rfc3339(it.start_ms),
@@ -132,6 +145,11 @@ fn refused(why: &VenueRefusal) -> Fault {
 
 /// A refusal for good, of one field.
 fn named(code: ErrorCode, field: &str, why: impl std::fmt::Display) -> Fault {
-    let refusal = Refusal { request_id: None, code, message: format!("{field} {why}"), field: Some(field.to_owned()) };
+    let refusal = Refusal {
+        request_id: None,
+        code,
+        message: format!("{field} {why}"),
+        field: Some(field.to_owned()),
+    };
     Fault::Refused { refusal, lasting: true, details: None }
 }

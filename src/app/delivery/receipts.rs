@@ -98,7 +98,9 @@ impl Receipts {
         let mut found = 0;
         for entry in std::fs::read_dir(&self.state_dir)? {
             let name = entry?.file_name();
-            found += u32::from(name.to_str().is_some_and(|it| it.starts_with(&aside) && is_database(it)));
+            found += u32::from(
+                name.to_str().is_some_and(|it| it.starts_with(&aside) && is_database(it)),
+            );
         }
         Ok(found)
     }

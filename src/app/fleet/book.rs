@@ -127,7 +127,8 @@ impl Book {
             return Vec::new();
         }
         let is_lacking = |(id, ours): &(&SubjectId, &Account)| {
-            !self.sealed_off.contains_key(*id) && self.site(id).is_none_or(|theirs| ours.is_newer_than(theirs))
+            !self.sealed_off.contains_key(*id)
+                && self.site(id).is_none_or(|theirs| ours.is_newer_than(theirs))
         };
         self.ours[usize::from(page)].iter().filter(is_lacking).map(|(id, _)| id.clone()).collect()
     }
@@ -155,8 +156,8 @@ impl Book {
             };
         }
         let same = |a: &Account, b: &Account| a.version == b.version && a.withdrawn == b.withdrawn;
-        let unchanged =
-            entries.len() == said.len() && entries.iter().zip(said).all(|(a, b)| a.0 == b.0 && same(a.1, b.1));
+        let unchanged = entries.len() == said.len()
+            && entries.iter().zip(said).all(|(a, b)| a.0 == b.0 && same(a.1, b.1));
         (!unchanged).then_some(entries)
     }
 

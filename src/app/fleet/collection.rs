@@ -83,10 +83,12 @@ impl Shelf {
     }
 
     fn open(&self, record: &SealedAccount) -> Option<Portable> {
-        let found = Portable::open(&record.sealed, &self.key, &self.site, &record.subject_id).ok()?;
+        let found =
+            Portable::open(&record.sealed, &self.key, &self.site, &record.subject_id).ok()?;
         // Outside it may say anything; inside, only who has the key.
         let account = Account::of(&found);
-        let same = account.version == record.account.version && account.withdrawn == record.account.withdrawn;
+        let same = account.version == record.account.version
+            && account.withdrawn == record.account.withdrawn;
         same.then_some(found)
     }
 }
@@ -173,7 +175,10 @@ impl CollectionKeeper {
                 round.reached = false;
                 self.shelf.ready.send_replace(false);
                 if !std::mem::replace(&mut round.told_away, true) {
-                    tracing::warn!(reason, "the site's gallery in MongoDB is not reached (docs/operations.md)");
+                    tracing::warn!(
+                        reason,
+                        "the site's gallery in MongoDB is not reached (docs/operations.md)"
+                    );
                 }
             }
         }
@@ -185,7 +190,11 @@ impl CollectionKeeper {
         round.reached = true;
         let ready = *self.shelf.ready.borrow();
         let now = Instant::now();
-        let due = [round.whole_at, round.others_at].into_iter().flatten().min().is_none_or(|at| at <= now);
+        let due = [round.whole_at, round.others_at]
+            .into_iter()
+            .flatten()
+            .min()
+            .is_none_or(|at| at <= now);
         if ready && !due && round.bell == Some(bell) {
             return Ok(());
         }
@@ -198,7 +207,8 @@ impl CollectionKeeper {
 
     async fn look_through(&self, round: &mut Round) -> Result<(), Trouble> {
         let known = self.store.write_async(|tx| tx.all_accounts()).await?;
-        let ours: BTreeMap<_, _> = known.into_iter().map(|it| (it.subject_id, it.account)).collect();
+        let ours: BTreeMap<_, _> =
+            known.into_iter().map(|it| (it.subject_id, it.account)).collect();
         let (was_strange, opened) = {
             let known = self.shelf.known();
             (known.is_strange(), known.opened)
@@ -208,7 +218,11 @@ impl CollectionKeeper {
         let mut look = Look { lacking, ours, sealed_off, strays: 0, proofs, behind: 0 };
         let mut after: Option<String> = None;
         loop {
-            let page = self.link.gallery_page(&self.shelf.site, after.as_deref()).await.map_err(Trouble::Server)?;
+            let page = self
+                .link
+                .gallery_page(&self.shelf.site, after.as_deref())
+                .await
+                .map_err(Trouble::Server)?;
             let Some(last) = page.last else { break };
             let wanted = self.judge(page.listed, &mut look);
             self.fetch(wanted, &mut look).await?;
@@ -239,7 +253,10 @@ impl CollectionKeeper {
                 continue;
             };
             let account = it.account.clone().unwrap_or_default();
-            if it.account.is_none() || it.bytes > BYTES_MAX as u64 || known.sealed_off.get(&id) == Some(&account) {
+            if it.account.is_none()
+                || it.bytes > BYTES_MAX as u64
+                || known.sealed_off.get(&id) == Some(&account)
+            {
                 look.lacking.remove(&id);
                 look.sealed_off.insert(id, account);
                 continue;
@@ -270,7 +287,8 @@ impl CollectionKeeper {
             let (now, later) = rest.split_at(count);
             rest = later;
             let ids: Vec<SubjectId> = now.iter().map(|it| it.0.clone()).collect();
-            let records = self.link.gallery_records(&self.shelf.site, &ids).await.map_err(Trouble::Server)?;
+            let records =
+                self.link.gallery_records(&self.shelf.site, &ids).await.map_err(Trouble::Server)?;
             let mut accepted = Vec::new();
             for record in records {
                 if let Some(portable) = self.shelf.open(&record) {
@@ -286,7 +304,9 @@ impl CollectionKeeper {
             }
             let (count, embedder) = (accepted.len() as u64, &self.embedder);
             let (store, gallery, changed) = (&self.store, &*self.gallery, &*self.changed);
-            if let Err(error) = (Takeover { store, gallery, embedder, changed }).apply(accepted).await? {
+            if let Err(error) =
+                (Takeover { store, gallery, embedder, changed }).apply(accepted).await?
+            {
                 tracing::error!(%error, "what other doors enrolled cannot be stored, will ask again");
                 look.behind += count;
             }
@@ -304,14 +324,20 @@ impl CollectionKeeper {
         known.strays = look.strays;
         known.sealed_off = std::mem::take(&mut look.sealed_off);
         if news > 0 && !std::mem::replace(&mut round.told_refused, true) {
-            tracing::error!("a part of the site's gallery is not taken: is [fleet] key_file the site's key?");
+            tracing::error!(
+                "a part of the site's gallery is not taken: is [fleet] key_file the site's key?"
+            );
         }
         known.is_strange()
     }
 
     /// What the site lacks: our own at once; other doors' after a while, if it is still lacking then, as one door is
     /// enough for it.
-    async fn owe(&self, lacking: BTreeMap<SubjectId, Account>, round: &mut Round) -> Result<(), StoreError> {
+    async fn owe(
+        &self,
+        lacking: BTreeMap<SubjectId, Account>,
+        round: &mut Round,
+    ) -> Result<(), StoreError> {
         let (mut owed, others): (Vec<_>, Vec<_>) =
             lacking.into_iter().partition(|(_, account)| account.version.device == self.device);
         let now = Instant::now();
@@ -327,7 +353,9 @@ impl CollectionKeeper {
         let ids: Vec<SubjectId> = owed.into_iter().map(|it| it.0).collect();
         for some in ids.chunks(BATCH) {
             let some = some.to_vec();
-            let owe = move |tx: &mut Tx<'_>| some.iter().try_for_each(|id| tx.owe_gallery(id, Debt::Missing));
+            let owe = move |tx: &mut Tx<'_>| {
+                some.iter().try_for_each(|id| tx.owe_gallery(id, Debt::Missing))
+            };
             self.store.write_async(owe).await?;
         }
         Ok(())
@@ -339,7 +367,8 @@ impl CollectionKeeper {
             (known.is_strange(), known.refused)
         };
         let (ready, behind) = (*self.shelf.ready.borrow(), round.behind);
-        Stand { reached: round.reached, strange, ready, behind, refused }.tell(&self.health, &self.changed);
+        Stand { reached: round.reached, strange, ready, behind, refused }
+            .tell(&self.health, &self.changed);
     }
 }
 
@@ -404,7 +433,9 @@ impl Sink for CollectionSink {
             return all(Delivery::Retry("the site's gallery was not read yet".into()));
         }
         if self.shelf.known().is_strange() {
-            return all(Delivery::Refused("the site's gallery does not open with this key ([fleet] key_file)".into()));
+            return all(Delivery::Refused(
+                "the site's gallery does not open with this key ([fleet] key_file)".into(),
+            ));
         }
         let errands = match self.errands(batch).await {
             Ok(errands) => errands,

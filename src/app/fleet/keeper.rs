@@ -75,14 +75,21 @@ impl Hearing {
     fn refuse(&mut self, why: &str) {
         self.refused += 1;
         if !std::mem::replace(&mut self.told, true) {
-            tracing::error!(why, "a part of the site's gallery is not taken: is [fleet] key_file the site's key?");
+            tracing::error!(
+                why,
+                "a part of the site's gallery is not taken: is [fleet] key_file the site's key?"
+            );
         }
     }
 }
 
 impl Keeper {
     /// Takes the link's events until `stop`.
-    pub async fn run(self, events: &mut mpsc::Receiver<LinkEvent>, mut stop: watch::Receiver<bool>) -> StageResult {
+    pub async fn run(
+        self,
+        events: &mut mpsc::Receiver<LinkEvent>,
+        mut stop: watch::Receiver<bool>,
+    ) -> StageResult {
         let mut hearing = Hearing::default();
         self.tell(&mut hearing);
         loop {
@@ -98,7 +105,9 @@ impl Keeper {
             }
             match woken {
                 Woken::Event(None) => anyhow::bail!("the link has gone"),
-                Woken::Event(Some(event)) => self.take(event, events, &mut hearing).await.map_err(storage)?,
+                Woken::Event(Some(event)) => {
+                    self.take(event, events, &mut hearing).await.map_err(storage)?
+                }
                 Woken::Due => {}
             }
             self.go_on(&mut hearing).await.map_err(storage)?;
@@ -162,8 +171,10 @@ impl Keeper {
             LinkEvent::Lost { .. } => self.forget(hearing),
             LinkEvent::Subscribed { filters } => {
                 hearing.subscribed |= filters.contains(&self.topics.all_gallery());
-                hearing.quiet_at =
-                    Some(Instant::now() + if hearing.fetching.is_empty() { QUIET } else { FETCH_PATIENCE });
+                hearing.quiet_at = Some(
+                    Instant::now()
+                        + if hearing.fetching.is_empty() { QUIET } else { FETCH_PATIENCE },
+                );
             }
             LinkEvent::Oversized(_) => hearing.refuse("it is too large"),
             // The link has told these itself.
@@ -179,7 +190,11 @@ impl Keeper {
         let mut desk = self.fleet.desk();
         desk.book.forget_site();
         desk.due.fill(None);
-        *hearing = Hearing { subscribed: hearing.subscribed, refused: hearing.refused, ..Hearing::default() };
+        *hearing = Hearing {
+            subscribed: hearing.subscribed,
+            refused: hearing.refused,
+            ..Hearing::default()
+        };
     }
 
     /// A message of the site's. Gives an account that is newer than ours.
@@ -226,7 +241,12 @@ impl Keeper {
         }
     }
 
-    fn hear_record(&self, id: &SubjectId, payload: &[u8], hearing: &mut Hearing) -> Option<Portable> {
+    fn hear_record(
+        &self,
+        id: &SubjectId,
+        payload: &[u8],
+        hearing: &mut Hearing,
+    ) -> Option<Portable> {
         let mut desk = self.fleet.desk();
         if payload.is_empty() {
             // Somebody cleared the topic; a withdrawal is a record. Whoever has the subject puts it back.
@@ -239,10 +259,12 @@ impl Keeper {
             Err(error) => (None, Err(error)),
         };
         let account = envelope.unwrap_or_default();
-        let is_news = theirs.is_ok() && desk.book.ours(id).is_none_or(|ours| account.is_newer_than(ours));
+        let is_news =
+            theirs.is_ok() && desk.book.ours(id).is_none_or(|ours| account.is_newer_than(ours));
         let opened = match theirs {
             Ok(_) if !is_news => {
-                let mine = desk.book.ours(id).is_some_and(|ours| ours.version.device == self.device);
+                let mine =
+                    desk.book.ours(id).is_some_and(|ours| ours.version.device == self.device);
                 desk.book.seen(id, Some(account));
                 if desk.book.differs(page_of(id)) {
                     desk.touch(id, if mine { AUTHOR_PAUSE } else { others_pause() });
@@ -271,7 +293,10 @@ impl Keeper {
     /// The inner error is one that another attempt may not meet.
     async fn apply(&self, accepted: Vec<Portable>) -> Result<Result<(), StoreError>, StoreError> {
         let (store, gallery, embedder) = (&self.store, &*self.gallery, &self.embedder);
-        let now = match (Takeover { store, gallery, embedder, changed: &self.changed }).apply(accepted).await? {
+        let now = match (Takeover { store, gallery, embedder, changed: &self.changed })
+            .apply(accepted)
+            .await?
+        {
             Ok(now) => now,
             Err(error) => return Ok(Err(error)),
         };
@@ -349,7 +374,9 @@ impl Keeper {
             };
             if !lacks.is_empty() {
                 // The page follows when they are there.
-                let owe = move |tx: &mut Tx<'_>| lacks.iter().try_for_each(|id| tx.owe_gallery(id, Debt::Missing));
+                let owe = move |tx: &mut Tx<'_>| {
+                    lacks.iter().try_for_each(|id| tx.owe_gallery(id, Debt::Missing))
+                };
                 match self.store.write_async(owe).await {
                     Err(error) if error.is_fatal() => return Err(error),
                     Err(_) => self.fleet.desk().touch_page(at, STORE_PAUSE),
@@ -379,7 +406,8 @@ impl Keeper {
             (desk.book.is_strange(), desk.book.needs().len() as u64)
         };
         let (ready, refused) = (*self.fleet.ready.borrow(), hearing.refused);
-        Stand { reached: hearing.connected, strange, ready, behind, refused }.tell(&self.health, &self.changed);
+        Stand { reached: hearing.connected, strange, ready, behind, refused }
+            .tell(&self.health, &self.changed);
     }
 }
 

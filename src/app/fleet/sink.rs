@@ -81,16 +81,20 @@ impl Sink for GallerySink {
             return all(Delivery::Retry("the site's gallery was not heard yet".into()));
         }
         if self.fleet.desk().book.is_strange() {
-            return all(Delivery::Refused("the site's gallery does not open with this key ([fleet] key_file)".into()));
+            return all(Delivery::Refused(
+                "the site's gallery does not open with this key ([fleet] key_file)".into(),
+            ));
         }
         let errands = match self.errands(batch).await {
             Ok(errands) => errands,
             Err(error) => return all(Delivery::Retry(error.to_string())),
         };
         let message = |errand: &Errand| match errand {
-            Errand::Publish { id, payload, .. } => {
-                Some(Message { topic: self.topics.gallery(id), payload: payload.clone(), retain: true })
-            }
+            Errand::Publish { id, payload, .. } => Some(Message {
+                topic: self.topics.gallery(id),
+                payload: payload.clone(),
+                retain: true,
+            }),
             _ => None,
         };
         let messages: Vec<_> = errands.iter().filter_map(message).collect();

@@ -23,7 +23,10 @@ pub type Now = Vec<(SubjectId, Option<Account>)>;
 
 impl Takeover<'_> {
     /// Stores what is newer, and puts it into the gallery. The inner error is one that another attempt may not meet.
-    pub async fn apply(&self, accepted: Vec<Portable>) -> Result<Result<Now, StoreError>, StoreError> {
+    pub async fn apply(
+        &self,
+        accepted: Vec<Portable>,
+    ) -> Result<Result<Now, StoreError>, StoreError> {
         if accepted.is_empty() {
             return Ok(Ok(Vec::new()));
         }
@@ -43,16 +46,27 @@ impl Takeover<'_> {
             Err(error) if error.is_fatal() => return Err(error),
             Err(error) => return Ok(Err(error)),
         };
-        let taken = portables.iter().zip(&outcomes).filter(|it| it.1.0 == Outcome::Taken).map(|it| it.0);
+        let taken =
+            portables.iter().zip(&outcomes).filter(|it| it.1.0 == Outcome::Taken).map(|it| it.0);
         let taken: Vec<&Portable> = taken.collect();
-        self.gallery.update(|gallery| taken.iter().fold(gallery, |gallery, it| enter(gallery, it, self.embedder)));
+        self.gallery.update(|gallery| {
+            taken.iter().fold(gallery, |gallery, it| enter(gallery, it, self.embedder))
+        });
         drop(turn);
         if !taken.is_empty() {
             let withdrawn = taken.iter().filter(|it| it.is_withdrawn()).count();
-            tracing::info!(subjects = taken.len() - withdrawn, withdrawn, "taken over from other doors");
+            tracing::info!(
+                subjects = taken.len() - withdrawn,
+                withdrawn,
+                "taken over from other doors"
+            );
             self.changed.notify_one();
         }
-        Ok(Ok(portables.iter().zip(outcomes).map(|(it, (_, account))| (it.subject_id.clone(), account)).collect()))
+        Ok(Ok(portables
+            .iter()
+            .zip(outcomes)
+            .map(|(it, (_, account))| (it.subject_id.clone(), account))
+            .collect()))
     }
 }
 

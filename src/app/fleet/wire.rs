@@ -69,7 +69,8 @@ impl Envelope {
         if payload.len() > BYTES_MAX {
             return Err(WireError::Shape { why: "it is too large" });
         }
-        let found: Self = serde_json::from_slice(payload).map_err(|_| WireError::Shape { why: "it cannot be read" })?;
+        let found: Self = serde_json::from_slice(payload)
+            .map_err(|_| WireError::Shape { why: "it cannot be read" })?;
         if found.schema != SCHEMA {
             return Err(WireError::Shape { why: "it has another schema" });
         }
@@ -85,7 +86,9 @@ impl Envelope {
     }
 
     pub fn open(&self, key: &SharedKey, site: &str, id: &SubjectId) -> Result<Portable, WireError> {
-        let sealed = STANDARD.decode(&self.sealed).map_err(|_| WireError::Shape { why: "it is not base64" })?;
+        let sealed = STANDARD
+            .decode(&self.sealed)
+            .map_err(|_| WireError::Shape { why: "it is not base64" })?;
         let portable = Portable::open(&sealed, key, site, id).map_err(|_| WireError::Sealed)?;
         // Outside it may say anything; inside, only who has the key.
         if portable.version != self.version || portable.is_withdrawn() != self.withdrawn {
@@ -95,7 +98,12 @@ impl Envelope {
     }
 }
 
-pub fn page(entries: &Entries, page: u8, key: &SharedKey, site: &str) -> Result<Vec<u8>, SealError> {
+pub fn page(
+    entries: &Entries,
+    page: u8,
+    key: &SharedKey,
+    site: &str,
+) -> Result<Vec<u8>, SealError> {
     let entry = |(id, it): (&SubjectId, &Account)| -> Entry {
         let Version { withdrawals, changes, device } = it.version.clone();
         (id.clone(), withdrawals, changes, device, it.withdrawn)
@@ -105,18 +113,25 @@ pub fn page(entries: &Entries, page: u8, key: &SharedKey, site: &str) -> Result<
     Ok(to_json(&SealedPage { schema: SCHEMA, sealed }))
 }
 
-pub fn open_page(payload: &[u8], page: u8, key: &SharedKey, site: &str) -> Result<Entries, WireError> {
+pub fn open_page(
+    payload: &[u8],
+    page: u8,
+    key: &SharedKey,
+    site: &str,
+) -> Result<Entries, WireError> {
     let shape = |why| WireError::Shape { why };
     if payload.len() > BYTES_MAX {
         return Err(shape("it is too large"));
     }
-    let found: SealedPage = serde_json::from_slice(payload).map_err(|_| shape("it cannot be read"))?;
+    let found: SealedPage =
+        serde_json::from_slice(payload).map_err(|_| shape("it cannot be read"))?;
     if found.schema != SCHEMA {
         return Err(shape("it has another schema"));
     }
     let sealed = STANDARD.decode(&found.sealed).map_err(|_| shape("it is not base64"))?;
     let plain = key.open(&sealed, &belongs(page, site)).map_err(|_| WireError::Sealed)?;
-    let listed: Vec<Entry> = serde_json::from_slice(&plain).map_err(|_| shape("its entries cannot be read"))?;
+    let listed: Vec<Entry> =
+        serde_json::from_slice(&plain).map_err(|_| shape("its entries cannot be read"))?;
     let mut entries = Entries::new();
     for (id, withdrawals, changes, device, withdrawn) in listed {
         if page_of(&id) != page || check_id(&device).is_err() {
@@ -158,13 +173,25 @@ mod tests {
         let payload = record(&jane, &key, "hq").unwrap();
         let envelope = Envelope::parse(&payload).unwrap();
         assert_eq!(envelope.open(&key, "hq", &jane.subject_id).unwrap(), jane);
-        assert!(matches!(envelope.open(&self::key(), "hq", &jane.subject_id), Err(WireError::Sealed)));
+        assert!(matches!(
+            envelope.open(&self::key(), "hq", &jane.subject_id),
+            Err(WireError::Sealed)
+        ));
         let text = String::from_utf8(payload).unwrap();
-        for altered in [text.replace("\"changes\":2", "\"changes\":9"), text.replace("true", "false")] {
+        for altered in
+            [text.replace("\"changes\":2", "\"changes\":9"), text.replace("true", "false")]
+        {
             let envelope = Envelope::parse(altered.as_bytes()).unwrap();
-            assert!(matches!(envelope.open(&key, "hq", &jane.subject_id), Err(WireError::Shape { .. })), "{altered}");
+            assert!(
+                matches!(envelope.open(&key, "hq", &jane.subject_id), Err(WireError::Shape { .. })),
+                "{altered}"
+            );
         }
-        for bad in [text.replace("door-1", "a/b"), text.replace("\"schema\":1", "\"schema\":2"), String::new()] {
+        for bad in [
+            text.replace("door-1", "a/b"),
+            text.replace("\"schema\":1", "\"schema\":2"),
+            String::new(),
+        ] {
             assert!(Envelope::parse(bad.as_bytes()).is_err(), "{bad}");
         }
     }
@@ -179,7 +206,9 @@ mod tests {
         assert_eq!(read[&jane.subject_id].version, jane.version);
         assert!(open_page(&payload, at ^ 1, &key, "hq").is_err());
         assert!(open_page(&payload, at, &key, "other").is_err());
-        assert!(open_page(&page(&entries, at ^ 1, &key, "hq").unwrap(), at ^ 1, &key, "hq").is_err());
+        assert!(
+            open_page(&page(&entries, at ^ 1, &key, "hq").unwrap(), at ^ 1, &key, "hq").is_err()
+        );
         assert!(open_page(&payload[..40], at, &key, "hq").is_err());
     }
 }

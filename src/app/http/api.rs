@@ -37,17 +37,18 @@ pub(super) async fn command(
     json_only(&headers)?;
     let payload = with_request_id(&body);
     let payload = payload.as_deref().unwrap_or(&body);
-    let answer = match command::parse(&verb, false, payload, &server.limits, server.clock.now().wall_ms) {
-        Ok(command) => {
-            drop(body);
-            server.ask(command).await?
-        }
-        Err(refusal) => {
-            server.health.refused(refusal.code.as_str());
-            let known = if command::is_verb(&verb) { verb.as_str() } else { "" };
-            answer::refused(known, &refusal)
-        }
-    };
+    let answer =
+        match command::parse(&verb, false, payload, &server.limits, server.clock.now().wall_ms) {
+            Ok(command) => {
+                drop(body);
+                server.ask(command).await?
+            }
+            Err(refusal) => {
+                server.health.refused(refusal.code.as_str());
+                let known = if command::is_verb(&verb) { verb.as_str() } else { "" };
+                answer::refused(known, &refusal)
+            }
+        };
     Ok((status_in(&answer), [(header::CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
@@ -87,7 +88,9 @@ pub(super) fn status_of(code: &str) -> StatusCode {
         "rate_limited" => StatusCode::TOO_MANY_REQUESTS,
         "unknown_subject" | "unknown_venue" | "unknown_verb" => StatusCode::NOT_FOUND,
         "duplicate_subject" => StatusCode::CONFLICT,
-        "busy" | "not_ready" | "timed_out" | "storage_full" | "internal" => StatusCode::SERVICE_UNAVAILABLE,
+        "busy" | "not_ready" | "timed_out" | "storage_full" | "internal" => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         _ => StatusCode::BAD_REQUEST,
     }
 }
@@ -109,13 +112,19 @@ pub(super) async fn picture(State(server): Shared) -> Result<Response, Refused> 
     server.tell_shown();
     let encoded = aside("picture", move || jpeg(scene.pixels.full().ok()?).ok()).await.flatten();
     let jpeg = encoded.ok_or_else(|| Refused::busy("the frame cannot be shown"))?;
-    Ok(([(header::CONTENT_TYPE, "image/jpeg"), (header::CACHE_CONTROL, "no-store")], jpeg).into_response())
+    Ok(([(header::CONTENT_TYPE, "image/jpeg"), (header::CACHE_CONTROL, "no-store")], jpeg)
+        .into_response())
 }
 
 fn jpeg(picture: &Picture) -> image::ImageResult<Vec<u8>> {
     let mut out = Cursor::new(Vec::new());
     let (width, height) = (picture.width() as u32, picture.height() as u32);
-    JpegEncoder::new_with_quality(&mut out, QUALITY).encode(picture.rgb(), width, height, ExtendedColorType::Rgb8)?;
+    JpegEncoder::new_with_quality(&mut out, QUALITY).encode(
+        picture.rgb(),
+        width,
+        height,
+        ExtendedColorType::Rgb8,
+    )?;
     Ok(out.into_inner())
 }
 
@@ -144,7 +153,9 @@ mod tests {
         };
         assert_eq!(made(r#"{"venue":"main"}"#).unwrap()["venue"], "main");
         assert!(made(" { } ").is_some());
-        for has_one_or_is_none in [r#"{"request_id":"r-1"}"#, r#"{"request_id":7}"#, "[]", "{", "", "7"] {
+        for has_one_or_is_none in
+            [r#"{"request_id":"r-1"}"#, r#"{"request_id":7}"#, "[]", "{", "", "7"]
+        {
             assert!(made(has_one_or_is_none).is_none(), "{has_one_or_is_none}");
         }
     }

@@ -46,14 +46,24 @@ impl HttpServer {
                 "after" | "limit" => text.parse::<i64>().map_or(Value::String(text), Value::from),
                 "all" => text.parse::<bool>().map_or(Value::String(text), Value::from),
                 "venue" | "from" | "to" => Value::String(text),
-                _ => return Err(Refused::bad("the query may have venue, from, to, after, limit and all")),
+                _ => {
+                    return Err(Refused::bad(
+                        "the query may have venue, from, to, after, limit and all",
+                    ));
+                }
             };
             body.insert(key, value);
         }
         body.entry("venue").or_insert_with(|| self.venues.door_id().into());
         body.insert("request_id".into(), new_request_id().into());
         let body = Value::from(body).to_string();
-        let parsed = command::parse("attendance", false, body.as_bytes(), &self.limits, self.clock.now().wall_ms);
+        let parsed = command::parse(
+            "attendance",
+            false,
+            body.as_bytes(),
+            &self.limits,
+            self.clock.now().wall_ms,
+        );
         match parsed.map_err(|refusal| Refused::bad(refusal.message))?.verb {
             Verb::Attendance(wanted) => Ok(wanted),
             _ => Err(Refused::bad("the query is not understood")),
@@ -84,7 +94,8 @@ fn as_csv(server: Arc<HttpServer>, wanted: Attendance) -> Response {
             };
             let found = page(&server, &wanted, after, PAGE_MAX).await?;
             let text = found.iter().fold(text, |text, event| text + &line(&venue, event));
-            let next = found.last().filter(|_| found.len() == PAGE_MAX as usize).map(|last| last.seq);
+            let next =
+                found.last().filter(|_| found.len() == PAGE_MAX as usize).map(|last| last.seq);
             Ok(Some((Bytes::from(text), (String::new(), next))))
         }
     });
@@ -97,5 +108,6 @@ fn as_csv(server: Arc<HttpServer>, wanted: Attendance) -> Response {
 
 fn line(venue: &Venue, event: &StoredEvent) -> String {
     let local = csv::local(venue, event.occurred_ms);
-    AttendanceEntry::of(event).map_or_else(String::new, |it| csv::line(&csv::attendance(&venue.id, &local, &it)))
+    AttendanceEntry::of(event)
+        .map_or_else(String::new, |it| csv::line(&csv::attendance(&venue.id, &local, &it)))
 }

@@ -43,10 +43,15 @@ pub(super) async fn events(
     headers: HeaderMap,
     wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Refused> {
-    let Query(wanted) = wanted.map_err(|_| Refused::bad("the query may have view=true and names=true"))?;
+    let Query(wanted) =
+        wanted.map_err(|_| Refused::bad("the query may have view=true and names=true"))?;
     let place = Arc::clone(&server.feeds).try_acquire_owned();
-    let place = place.map_err(|_| Refused(StatusCode::SERVICE_UNAVAILABLE, "too many watch already".into()))?;
-    let had = headers.get("last-event-id").and_then(|it| it.to_str().ok()).and_then(|it| it.parse::<i64>().ok());
+    let place = place
+        .map_err(|_| Refused(StatusCode::SERVICE_UNAVAILABLE, "too many watch already".into()))?;
+    let had = headers
+        .get("last-event-id")
+        .and_then(|it| it.to_str().ok())
+        .and_then(|it| it.parse::<i64>().ok());
     let mut wakes = server.store.wakes();
     // There may be something since the event that they have.
     wakes.mark_changed();
@@ -69,7 +74,8 @@ pub(super) async fn events(
         let text = feed.next().await?;
         Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), feed))
     }));
-    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    let headers =
+        [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, body).into_response())
 }
 
@@ -96,7 +102,10 @@ impl Feed {
             if self.health_due <= Instant::now() {
                 self.health_due = Instant::now() + HEALTH_EVERY;
                 let health = self.server.vitals.now().await.ok()?;
-                return Some(format!("event: health\ndata: {}\n\n", String::from_utf8_lossy(&health)));
+                return Some(format!(
+                    "event: health\ndata: {}\n\n",
+                    String::from_utf8_lossy(&health)
+                ));
             }
             if self.wakes.has_changed().ok()? {
                 self.wakes.borrow_and_update();
@@ -133,7 +142,11 @@ impl Feed {
         self.seq = found.last().map_or(after, |last| last.seq);
         let message = |stored: &StoredEvent| {
             let wire = event::wire(stored, &self.server.site, &self.server.device, &now, &boot_id);
-            format!("id: {}\nevent: event\ndata: {}\n\n", stored.seq, String::from_utf8_lossy(&wire))
+            format!(
+                "id: {}\nevent: event\ndata: {}\n\n",
+                stored.seq,
+                String::from_utf8_lossy(&wire)
+            )
         };
         Ok(found.iter().map(message).collect())
     }
@@ -172,7 +185,10 @@ impl Watching {
 }
 
 impl Drop for Watching {
-    #[expect(clippy::disallowed_methods, reason = "it ends by itself in half a second, and nobody needs it to")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it ends by itself in half a second, and nobody needs it to"
+    )]
     fn drop(&mut self) {
         self.receiver = None;
         let scenes = Arc::clone(&self.scenes);

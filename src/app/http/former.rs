@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 use super::api::status_of;
 use super::{HttpServer, Refused, Shared, content_type, json_only, new_request_id};
 use crate::recognise::face::Name;
-use crate::record::command::{Attend, Command, EncodedImage, Enrol, ErrorCode, Recognise, Refusal, Verb};
+use crate::record::command::{
+    Attend, Command, EncodedImage, Enrol, ErrorCode, Recognise, Refusal, Verb,
+};
 use crate::record::ids;
 
 // Fields that these do not know are passed over, as the former service did.
@@ -57,7 +59,9 @@ pub(super) async fn get_attendance(
     let image = server.image(&wanted.image)?;
     drop(wanted);
     drop(body);
-    let answer = server.former(Verb::Attend(Attend { venue: venue.clone(), image, direction: None })).await?;
+    let answer = server
+        .former(Verb::Attend(Attend { venue: venue.clone(), image, direction: None }))
+        .await?;
     let of = venue.clone();
     let attendance = server.store.write_async(move |tx| tx.names_recorded(&of)).await?;
     let message = "Attendance recorded successfully";
@@ -69,20 +73,24 @@ pub(super) async fn get_attendance(
 /// Another photograph of a name that is known becomes another reference of theirs.
 pub(super) async fn add_face(State(server): Shared, request: Request) -> Result<Response, Refused> {
     if content_type(request.headers()) != "multipart/form-data" {
-        return Err(Refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the Content-Type must be multipart/form-data".into()));
+        return Err(Refused(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "the Content-Type must be multipart/form-data".into(),
+        ));
     }
-    let form =
-        Multipart::from_request(request, &()).await.map_err(|_| Refused::bad("the multipart has no boundary"))?;
+    let form = Multipart::from_request(request, &())
+        .await
+        .map_err(|_| Refused::bad("the multipart has no boundary"))?;
     let (name, image) = server.new_face(form).await?;
     let subject_id = ids::from_name(name.as_str());
     let id = subject_id.clone();
     let known = server.store.write_async(move |tx| tx.subject(&id)).await?;
     if known.is_some_and(|it| ids::composed(it.name.as_str()) != ids::composed(name.as_str())) {
-        let message =
-            "somebody with another name has the id that is made of this one; enrol by MQTT with an id of your own";
+        let message = "somebody with another name has the id that is made of this one; enrol by MQTT with an id of your own";
         return Err(Refused(StatusCode::CONFLICT, message.into()));
     }
-    let enrol = Enrol { subject_id, name, images: vec![image], replace: false, allow_duplicate: false };
+    let enrol =
+        Enrol { subject_id, name, images: vec![image], replace: false, allow_duplicate: false };
     server.former(Verb::Enrol(enrol)).await?;
     Ok(Json(json!({"success": true})).into_response())
 }
@@ -92,7 +100,8 @@ impl HttpServer {
     async fn former(&self, verb: Verb) -> Result<Value, Refused> {
         let command = Command { request_id: new_request_id(), expires_ms: None, verb };
         let answer = self.ask(command).await?;
-        let answer: Value = serde_json::from_str(&answer).map_err(|_| Refused::busy("the answer is not understood"))?;
+        let answer: Value = serde_json::from_str(&answer)
+            .map_err(|_| Refused::busy("the answer is not understood"))?;
         if answer["ok"] == true {
             return Ok(answer);
         }
@@ -111,7 +120,10 @@ impl HttpServer {
             match field.name() {
                 Some("name") => {
                     let text = field.text().await.map_err(broken)?;
-                    name = Some(Name::new(text.trim()).map_err(|error| Refused::bad(format!("name: {error}")))?);
+                    name = Some(
+                        Name::new(text.trim())
+                            .map_err(|error| Refused::bad(format!("name: {error}")))?,
+                    );
                 }
                 Some("image") => image = Some(field.bytes().await.map_err(broken)?),
                 _ => {}
@@ -120,14 +132,18 @@ impl HttpServer {
         let (Some(name), Some(image)) = (name, image) else {
             return Err(Refused::bad("image and name are needed"));
         };
-        let image = EncodedImage::from_bytes("image", image.to_vec(), &self.limits).map_err(refused)?;
+        let image =
+            EncodedImage::from_bytes("image", image.to_vec(), &self.limits).map_err(refused)?;
         Ok((name, image))
     }
 }
 
 fn refused(refusal: Refusal) -> Refused {
-    let status =
-        if refusal.code == ErrorCode::TooLarge { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
+    let status = if refusal.code == ErrorCode::TooLarge {
+        StatusCode::PAYLOAD_TOO_LARGE
+    } else {
+        StatusCode::BAD_REQUEST
+    };
     Refused(status, refusal.message)
 }
 
@@ -135,7 +151,9 @@ fn refused(refusal: Refusal) -> Refused {
 fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refused> {
     // The library's own words may quote the body.
     serde_json::from_slice(body).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => Refused::bad("a field is missing, or has the wrong type"),
+        serde_json::error::Category::Data => {
+            Refused::bad("a field is missing, or has the wrong type")
+        }
         _ => Refused::bad("the body is not JSON"),
     })
 }

@@ -99,7 +99,8 @@ pub fn feeds() -> Arc<Semaphore> {
 impl HttpServer {
     pub async fn listen(&self) -> anyhow::Result<TcpListener> {
         let listener = TcpListener::bind(self.settings.listen).await;
-        let listener = listener.with_context(|| format!("[http] listen: cannot listen on {}", self.settings.listen))?;
+        let listener = listener
+            .with_context(|| format!("[http] listen: cannot listen on {}", self.settings.listen))?;
         tracing::info!(address = %listener.local_addr()?, token = self.settings.token.is_some(), "http listening");
         Ok(listener)
     }
@@ -115,7 +116,8 @@ impl HttpServer {
         let cors = cors(&self.settings.origins);
         let needs_token = self.settings.token.is_some();
         let unknown = || async { refusal(StatusCode::NOT_FOUND, "there is no such route") };
-        let method = || async { refusal(StatusCode::METHOD_NOT_ALLOWED, "the route has another method") };
+        let method =
+            || async { refusal(StatusCode::METHOD_NOT_ALLOWED, "the route has another method") };
         Router::new()
             .route("/recognize_faces", post(former::recognize_faces))
             .route("/get-attendance", post(former::get_attendance))
@@ -164,7 +166,8 @@ impl HttpServer {
 
 /// The kind of the body, without parameters.
 fn content_type(headers: &HeaderMap) -> String {
-    let text = headers.get(header::CONTENT_TYPE).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let text =
+        headers.get(header::CONTENT_TYPE).and_then(|it| it.to_str().ok()).unwrap_or_default();
     text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
@@ -172,7 +175,10 @@ fn json_only(headers: &HeaderMap) -> Result<(), Refused> {
     if content_type(headers) == "application/json" {
         return Ok(());
     }
-    Err(Refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the Content-Type must be application/json".into()))
+    Err(Refused(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "the Content-Type must be application/json".into(),
+    ))
 }
 
 /// A request id for who gave none.
@@ -191,5 +197,6 @@ async fn metrics(State(server): Shared) -> Response {
 }
 
 async fn openapi() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], include_str!("http/openapi.json")).into_response()
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("http/openapi.json"))
+        .into_response()
 }

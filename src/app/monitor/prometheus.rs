@@ -58,8 +58,9 @@ impl Exposition {
 
     /// One of several states: 1 for the one that it is, 0 for the others; nothing where there is none.
     pub fn state(&mut self, name: &str, help: &str, states: &[&str], now: Option<&str>) {
-        let samples =
-            now.into_iter().flat_map(|now| states.iter().map(move |it| ([("state", *it)], u8::from(*it == now))));
+        let samples = now
+            .into_iter()
+            .flat_map(|now| states.iter().map(move |it| ([("state", *it)], u8::from(*it == now))));
         self.gauges(name, help, samples);
     }
 
@@ -76,7 +77,9 @@ impl Exposition {
             let mut so_far = 0;
             for (at, bucket) in read.buckets.iter().enumerate() {
                 so_far += bucket;
-                let bound = BOUNDS.get(at).map_or_else(|| "+Inf".to_owned(), |it| it.as_secs_f64().to_string());
+                let bound = BOUNDS
+                    .get(at)
+                    .map_or_else(|| "+Inf".to_owned(), |it| it.as_secs_f64().to_string());
                 let mut labels = labels.to_vec();
                 labels.push(("le", &bound));
                 self.sample(&format!("{name}_bucket"), &labels, so_far);
@@ -99,8 +102,10 @@ impl Exposition {
         if labels.is_empty() {
             return self.line(format_args!("{name} {value}"));
         }
-        let labels: Vec<String> =
-            labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escaped(value, true))).collect();
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|(key, value)| format!("{key}=\"{}\"", escaped(value, true)))
+            .collect();
         self.line(format_args!("{name}{{{}}} {value}", labels.join(",")));
     }
 

@@ -21,7 +21,9 @@ impl Notifier {
         let named = std::env::var_os("NOTIFY_SOCKET").filter(|it| !it.is_empty());
         Self(named.and_then(|named| {
             let opened = open(&named);
-            opened.inspect_err(|error| tracing::warn!(%error, "systemd cannot be told how we are")).ok()
+            opened
+                .inspect_err(|error| tracing::warn!(%error, "systemd cannot be told how we are"))
+                .ok()
         }))
     }
 
@@ -55,14 +57,21 @@ fn address(named: &OsStr) -> io::Result<SocketAddr> {
     match named.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
         [b'/', ..] => SocketAddr::from_pathname(Path::new(named)),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "NOTIFY_SOCKET is neither a path nor an abstract name")),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "NOTIFY_SOCKET is neither a path nor an abstract name",
+        )),
     }
 }
 
 /// Within which time systemd wants to hear from us again and again, if at all: `WATCHDOG_USEC`, meant for this process.
 pub fn watchdog_limit() -> Option<Duration> {
     let variable = |name| std::env::var(name).ok();
-    limit(variable("WATCHDOG_USEC").as_deref(), variable("WATCHDOG_PID").as_deref(), std::process::id())
+    limit(
+        variable("WATCHDOG_USEC").as_deref(),
+        variable("WATCHDOG_PID").as_deref(),
+        std::process::id(),
+    )
 }
 
 fn limit(usec: Option<&str>, meant: Option<&str>, us: u32) -> Option<Duration> {
@@ -82,7 +91,8 @@ mod tests {
         let path = dir.path().join("notify");
         let name = format!("@rollcall-notify-test-{}", std::process::id());
         let by_path = UnixDatagram::bind(&path).unwrap();
-        let by_name = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name[1..]).unwrap()).unwrap();
+        let by_name =
+            UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name[1..]).unwrap()).unwrap();
         for (named, heard) in [(path.as_os_str(), by_path), (OsStr::new(&name), by_name)] {
             Notifier(Some(open(named).unwrap())).tell("READY=1\nSTATUS=well");
             let mut word = [0; 64];

@@ -64,7 +64,10 @@ impl CameraEvents {
         let newest = match self.store.write(|tx| tx.newest_camera_event()) {
             Err(error) if !error.is_fatal() => {
                 self.health.store_errors.add(1);
-                tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a camera event could not be read");
+                tracing::error!(
+                    error = format!("{:#}", anyhow::Error::new(error)),
+                    "a camera event could not be read"
+                );
                 None
             }
             other => other?,
@@ -77,7 +80,11 @@ impl CameraEvents {
         };
         let trusted = event.clock != ClockState::Unsynced;
         let since = if event.boot_id == clock.boot_id() {
-            Since::ThisBoot(Stamp { wall_ms: event.occurred_ms, boottime_ms: event.boottime_ms, trusted })
+            Since::ThisBoot(Stamp {
+                wall_ms: event.occurred_ms,
+                boottime_ms: event.boottime_ms,
+                trusted,
+            })
         } else {
             Since::EarlierBoot(trusted.then_some(event.occurred_ms))
         };
@@ -88,7 +95,8 @@ impl CameraEvents {
     }
 
     pub fn lost(&mut self, now: &Stamp, reason: &str) -> Result<(), StoreError> {
-        self.loss = Some(Loss { since: Since::ThisBoot(*now), reason: reason.to_owned(), told: false });
+        self.loss =
+            Some(Loss { since: Since::ThisBoot(*now), reason: reason.to_owned(), told: false });
         self.untold += 1;
         self.remind(now)
     }
@@ -128,7 +136,8 @@ impl CameraEvents {
         let added = *self.added.get_or_insert(*now);
         let more = now.since(&added).as_secs() / EVERY.as_secs();
         if more > 0 {
-            self.left = self.left.saturating_add(u32::try_from(more).unwrap_or(u32::MAX)).min(BURST);
+            self.left =
+                self.left.saturating_add(u32::try_from(more).unwrap_or(u32::MAX)).min(BURST);
             self.added = Some(*now);
         }
         let permitted = self.left > 0;
@@ -180,7 +189,9 @@ mod tests {
         let bodies = told();
         assert!(bodies.len() <= 2 * 300, "{}", bodies.len());
         let states = |bodies: &[Body]| {
-            let state = |body: &Body| if let Body::Camera(camera) = body { camera.state } else { unreachable!() };
+            let state = |body: &Body| {
+                if let Body::Camera(camera) = body { camera.state } else { unreachable!() }
+            };
             bodies.iter().map(state).collect::<Vec<_>>()
         };
         let pairs = states(&bodies);

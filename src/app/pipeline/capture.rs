@@ -71,7 +71,9 @@ impl Capture {
         }
         while !*self.stop.borrow() && !ended {
             let next = match legibility.unreadable_for(&self.health, &self.clock.now()) {
-                Some(long) => self.source.unreadable_for(long).inspect_err(|_| legibility.doubtful = true),
+                Some(long) => {
+                    self.source.unreadable_for(long).inspect_err(|_| legibility.doubtful = true)
+                }
                 None => Ok(()),
             };
             match next.and_then(|()| self.source.next()) {
@@ -93,7 +95,10 @@ impl Capture {
                 Err(CameraError::Damaged { why }) => self.damaged(&why, &mut damage_told),
                 Err(error) => {
                     self.health.frames_unreadable.add(1);
-                    tracing::warn!(error = format!("{:#}", anyhow::Error::new(error)), "a picture was left out");
+                    tracing::warn!(
+                        error = format!("{:#}", anyhow::Error::new(error)),
+                        "a picture was left out"
+                    );
                     std::thread::sleep(NAP_MAX);
                 }
             }
@@ -112,7 +117,8 @@ impl Capture {
             CameraHealth::Streaming => {}
             CameraHealth::Absent => tracing::info!("camera streaming"),
             CameraHealth::Lost => {
-                let lost_ms = self.events.back(&self.clock.now())?.map(|away| away.as_millis() as u64);
+                let lost_ms =
+                    self.events.back(&self.clock.now())?.map(|away| away.as_millis() as u64);
                 tracing::info!(lost_ms, "camera back");
             }
         }
@@ -135,7 +141,11 @@ impl Capture {
         let now = self.clock.now();
         if told.is_none_or(|at| now.since(&at) >= TELL_DAMAGE_EVERY) {
             *told = Some(now);
-            tracing::warn!(why, frames = self.health.frames_unreadable.get(), "a damaged frame was left out");
+            tracing::warn!(
+                why,
+                frames = self.health.frames_unreadable.get(),
+                "a damaged frame was left out"
+            );
         }
     }
 
@@ -220,7 +230,11 @@ mod tests {
                     self.health.frames_undecodable.add(1);
                     self.clock.advance(time);
                     let pixels = Arc::new(Picture::plain(4, 4, [9; 3]));
-                    Ok(Next::Frame(SourceFrame { pixels, when: When::Ago(Duration::ZERO), missed: 0 }))
+                    Ok(Next::Frame(SourceFrame {
+                        pixels,
+                        when: When::Ago(Duration::ZERO),
+                        missed: 0,
+                    }))
                 }
                 Step::Damaged => Err(CameraError::Damaged { why: "torn".into() }),
                 Step::Lost(reason) => Err(CameraError::Lost { reason: reason.into() }),
@@ -253,14 +267,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(SimulatedClock::at(1_000_000));
         let shared: Arc<dyn Clock> = clock.clone();
-        let opened = Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared))).unwrap();
+        let opened =
+            Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared))).unwrap();
         for camera in before {
             let event = NewEvent::new(clock.now(), Body::Camera(camera));
             opened.store.write(move |tx| tx.append_event(&event)).unwrap();
         }
-        let (health, slot, seen) = (Arc::new(Health::default()), Arc::new(Latest::default()), Arc::default());
+        let (health, slot, seen) =
+            (Arc::new(Health::default()), Arc::new(Latest::default()), Arc::default());
         let (stopper, stop) = watch::channel(false);
-        let script = Script { steps, clock, stop: stopper, seen: Arc::clone(&seen), health: Arc::clone(&health) };
+        let script = Script {
+            steps,
+            clock,
+            stop: stopper,
+            seen: Arc::clone(&seen),
+            health: Arc::clone(&health),
+        };
         let capture = Capture {
             source: Box::new(script),
             slot: Arc::clone(&slot),
@@ -300,7 +322,10 @@ mod tests {
             frame(),
             frame(),
         ]);
-        let expected = [told(CameraState::Lost, Some("unplugged"), None), told(CameraState::Back, None, Some(2000))];
+        let expected = [
+            told(CameraState::Lost, Some("unplugged"), None),
+            told(CameraState::Back, None, Some(2000)),
+        ];
         assert_eq!(played.events, expected);
         assert_eq!((played.health.camera_losses.get(), played.health.frames_missed.get()), (1, 8));
         assert_eq!(played.states[3..6], [CameraHealth::Lost; 3]);
@@ -324,7 +349,10 @@ mod tests {
         steps.extend((0..12).map(|_| undecodable()));
         steps.extend([frame(), frame()]);
         let played = play(steps);
-        let expected = [told(CameraState::Lost, Some("damaged"), None), told(CameraState::Back, None, Some(1500))];
+        let expected = [
+            told(CameraState::Lost, Some("damaged"), None),
+            told(CameraState::Back, None, Some(1500)),
+        ];
         assert_eq!(played.events, expected);
         assert_eq!(played.health.camera(), CameraHealth::Streaming);
         // Some of them can.
@@ -338,7 +366,12 @@ mod tests {
         let back = |ms| told(CameraState::Back, None, Some(ms));
         let steps = || {
             let away = Step::Lost("there is no camera");
-            vec![away, Step::Wait(Duration::from_secs(3)), Step::Frame(Duration::ZERO), Step::Frame(Duration::ZERO)]
+            vec![
+                away,
+                Step::Wait(Duration::from_secs(3)),
+                Step::Frame(Duration::ZERO),
+                Step::Frame(Duration::ZERO),
+            ]
         };
         let played = play_after(vec![lost()], steps());
         assert_eq!(played.events, [lost(), back(3000)]);
@@ -350,7 +383,8 @@ mod tests {
 
     #[test]
     fn a_frame_bears_the_time_at_which_it_was_taken() {
-        let played = play(vec![Step::Wait(Duration::from_secs(9)), Step::Frame(Duration::from_millis(70))]);
+        let played =
+            play(vec![Step::Wait(Duration::from_secs(9)), Step::Frame(Duration::from_millis(70))]);
         let frame = played.last.unwrap();
         assert_eq!((frame.taken.wall_ms, frame.taken.boottime_ms), (1_008_930, 9_930));
         assert_eq!(frame.media_ms, 9_930);
@@ -360,7 +394,10 @@ mod tests {
     #[test]
     fn damage_is_counted_and_goes_no_further() {
         let played = play(vec![Step::Damaged, Step::Damaged]);
-        assert_eq!((played.health.frames_unreadable.get(), played.health.frames_captured.get()), (2, 0));
+        assert_eq!(
+            (played.health.frames_unreadable.get(), played.health.frames_captured.get()),
+            (2, 0)
+        );
         assert!(played.last.is_none() && played.events.is_empty());
     }
 }

@@ -111,7 +111,8 @@ impl Observer {
     }
 
     fn begin_anew(&self, watching: &mut Watching) {
-        let (frames, store_errors) = (self.health.frames_analysed.get(), self.health.store_errors.get());
+        let (frames, store_errors) =
+            (self.health.frames_analysed.get(), self.health.store_errors.get());
         let steady_after = watching.steady_after;
         *watching = Watching { frames, steady_after, store_errors, ..Watching::default() };
     }
@@ -157,8 +158,11 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let clock = Arc::new(SimulatedClock::at(0));
             let shared: Arc<dyn Clock> = clock.clone();
-            let store = Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared))).unwrap().store;
-            let observer = Observer { store, clock: shared, health: Arc::default(), has_camera: true };
+            let store = Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared)))
+                .unwrap()
+                .store;
+            let observer =
+                Observer { store, clock: shared, health: Arc::default(), has_camera: true };
             observer.health.set_camera(CameraHealth::Streaming);
             Self { observer, clock, watching: Watching::default(), _dir: dir }
         }

@@ -189,8 +189,10 @@ impl Inference {
     fn process(&mut self, frame: &Frame) -> Result<FrameReport, FrameError> {
         let times = &self.health.times;
         times.wait.observe(self.clock.now().since(&frame.taken));
-        let (gallery, slowed) = (self.gallery.snapshot(), power::pause_of(self.health.pace_step.get()));
-        let pixels = Arc::new(TimedPixels::new(Arc::clone(&frame.pixels), Arc::clone(&self.health)));
+        let (gallery, slowed) =
+            (self.gallery.snapshot(), power::pause_of(self.health.pace_step.get()));
+        let pixels =
+            Arc::new(TimedPixels::new(Arc::clone(&frame.pixels), Arc::clone(&self.health)));
         let watched = Frame { pixels: pixels.clone(), ..*frame };
         let mut engine = TimedEngine::new(self.engine.as_mut(), times);
         let watch = Stopwatch::start();
@@ -227,14 +229,21 @@ impl Inference {
         match job {
             Job::Enrol { subject, replace, photographs, answer } => {
                 let (photographs, judged) = (photographs.into(), Vec::new());
-                self.work = Some(Work::Enrolling(Enrolling { subject, replace, photographs, judged, answer }));
+                self.work = Some(Work::Enrolling(Enrolling {
+                    subject,
+                    replace,
+                    photographs,
+                    judged,
+                    answer,
+                }));
             }
             Job::EnrolFromCamera { subject, replace, samples, tally, answer } => {
                 let gathering = Gathering::new(samples, self.pad);
                 self.from_camera = Some(FromCamera { subject, replace, gathering, tally, answer });
             }
             Job::Look { picture, answer } => {
-                self.work = Some(Work::Looking(Looking { picture, found: None, seen: Vec::new(), answer }));
+                self.work =
+                    Some(Work::Looking(Looking { picture, found: None, seen: Vec::new(), answer }));
             }
             Job::Settle { answer } => {
                 answer.send(()).ok();
@@ -245,8 +254,12 @@ impl Inference {
     /// The next bit of the job under way; nothing for somebody who has given up.
     fn go_on(&mut self) {
         self.work = match self.work.take() {
-            Some(Work::Enrolling(work)) if !work.answer.is_closed() => self.go_on_enrolling(work).map(Work::Enrolling),
-            Some(Work::Looking(work)) if !work.answer.is_closed() => self.go_on_looking(work).map(Work::Looking),
+            Some(Work::Enrolling(work)) if !work.answer.is_closed() => {
+                self.go_on_enrolling(work).map(Work::Enrolling)
+            }
+            Some(Work::Looking(work)) if !work.answer.is_closed() => {
+                self.go_on_looking(work).map(Work::Looking)
+            }
             _ => None,
         };
     }
@@ -272,7 +285,8 @@ impl Inference {
     /// Finds all faces, then recognises one after the other.
     fn go_on_looking(&mut self, mut work: Looking) -> Option<Looking> {
         let outcome = match &mut work.found {
-            None => still::faces(self.engine.as_mut(), &work.picture).map(|found| work.found = Some(found.into())),
+            None => still::faces(self.engine.as_mut(), &work.picture)
+                .map(|found| work.found = Some(found.into())),
             Some(found) => {
                 let Some(found) = found.pop_front() else {
                     work.answer.send(Ok(work.seen)).ok();
@@ -298,7 +312,8 @@ impl Inference {
 
     /// One more frame for who is enrolled by the camera; `faces` is how many it has.
     fn gather(&mut self, frame: &Frame, faces: usize) {
-        let Some(mut from_camera) = self.from_camera.take().filter(|it| !it.answer.is_closed()) else {
+        let Some(mut from_camera) = self.from_camera.take().filter(|it| !it.answer.is_closed())
+        else {
             return;
         };
         let sights = self.live.sights();
@@ -311,8 +326,13 @@ impl Inference {
             }
             Ok(Some(judged)) => {
                 let gallery = self.gallery.snapshot();
-                let judgement =
-                    enrol::conclude(judged, &gallery, &from_camera.subject, from_camera.replace, &self.enrol);
+                let judgement = enrol::conclude(
+                    judged,
+                    &gallery,
+                    &from_camera.subject,
+                    from_camera.replace,
+                    &self.enrol,
+                );
                 from_camera.answer.send(Ok(judgement)).ok();
             }
             Err(error) => {
@@ -334,9 +354,11 @@ impl Inference {
         let ([sight], Ok(picture)) = (sights, frame.pixels.full()) else {
             return Ok(None);
         };
-        let (bounding_box, confidence, landmarks) = (sight.bounding_box, sight.confidence, sight.landmarks);
+        let (bounding_box, confidence, landmarks) =
+            (sight.bounding_box, sight.confidence, sight.landmarks);
         if wanted.is_some() {
-            let refined = self.engine.refine(picture, &Detection { bounding_box, confidence, landmarks })?;
+            let refined =
+                self.engine.refine(picture, &Detection { bounding_box, confidence, landmarks })?;
             if let Some(sample) = align::align(picture, &refined.landmarks) {
                 let quality = quality::measure(&sample);
                 if gathering.is_good(&quality, &self.enrol)

@@ -35,7 +35,15 @@ impl Recorder {
         venues: Arc<VenueBook>,
         unknown_every: Duration,
     ) -> Self {
-        Self { store, clock, health, venues, unknown_every, last_unknown: None, last_attacks: HashMap::new() }
+        Self {
+            store,
+            clock,
+            health,
+            venues,
+            unknown_every,
+            last_unknown: None,
+            last_attacks: HashMap::new(),
+        }
     }
 
     /// A full disk is said, counted and survived; an error after which the store is of no use is returned.
@@ -74,7 +82,10 @@ impl Recorder {
         match done {
             Err(error) if !error.is_fatal() => {
                 self.health.store_errors.add(1);
-                tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a sighting could not be stored");
+                tracing::error!(
+                    error = format!("{:#}", anyhow::Error::new(error)),
+                    "a sighting could not be stored"
+                );
                 Ok(())
             }
             other => other,
@@ -94,7 +105,8 @@ impl Recorder {
             latency_ms: self.clock.now().since(&outcome.decided_at).as_millis() as u64,
         };
         let (venue, at, clock) = (self.venues.door(), outcome.decided_at, Arc::clone(&self.clock));
-        let recorded = self.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()))?;
+        let recorded =
+            self.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()))?;
         if let Some(event) = recorded {
             self.health.recorded.add(1);
             self.health.times.attendance.observe(self.clock.now().since(&outcome.decided_at));
@@ -155,7 +167,8 @@ impl Recorder {
         }
         let track_ms = outcome.track_age.as_millis() as u64;
         let venue = Some(self.venues.door().id.clone());
-        let body = Body::Unknown(Unknown { venue, score, threshold, frames: samples as u32, track_ms });
+        let body =
+            Body::Unknown(Unknown { venue, score, threshold, frames: samples as u32, track_ms });
         let event = NewEvent::new(at, body);
         self.write(move |tx| tx.append_event(&event))?;
         self.last_unknown = Some(at);
@@ -189,7 +202,8 @@ pub fn record_visit(
         return Ok(None);
     };
     let recent = tx.records_for(venue, &known.id, &at)?;
-    let Some(entry) = judge(venue, &Moment::new(&at, clock.boot_id()), visit.direction, &recent) else {
+    let Some(entry) = judge(venue, &Moment::new(&at, clock.boot_id()), visit.direction, &recent)
+    else {
         return Ok(None);
     };
     let body = Body::Attendance(Attendance {
@@ -223,7 +237,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(SimulatedClock::at(0));
         let shared: Arc<dyn Clock> = clock.clone();
-        let store = Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared))).unwrap().store;
+        let store = Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared)))
+            .unwrap()
+            .store;
         let venues = Arc::new(VenueBook::new(
             Vec::new(),
             Door { venue: "main".into(), direction: None, has_camera: false },
@@ -246,8 +262,7 @@ mod tests {
         let event = |seq| store.write(move |tx| tx.event(seq)).unwrap();
         let told: Vec<_> = (1..).map_while(event).map(|event| event.body).collect();
         for id in whose {
-            let of =
-                |body: &&Body| matches!(body, Body::Attack(it) if it.subject.as_ref().map(|it| it.id.as_str()) == id);
+            let of = |body: &&Body| matches!(body, Body::Attack(it) if it.subject.as_ref().map(|it| it.id.as_str()) == id);
             assert_eq!(told.iter().filter(of).count(), 6, "{id:?}");
         }
         assert_eq!(told.len(), 18);
@@ -268,6 +283,13 @@ mod tests {
                 samples: 2,
             })
         });
-        Attack { track_id: 1, decision, seen_at, scores: vec![0.1, 0.1], threshold: 0.4, enforced: true }
+        Attack {
+            track_id: 1,
+            decision,
+            seen_at,
+            scores: vec![0.1, 0.1],
+            threshold: 0.4,
+            enforced: true,
+        }
     }
 }

@@ -14,8 +14,12 @@ const READ_EVERY: Duration = Duration::from_secs(5);
 /// The pace is raised again this far below the limit, so that it does not swing.
 const HYSTERESIS_CELSIUS: f32 = 5.0;
 /// Least time between two frames that are looked at, by step; the first step is full pace.
-const PAUSES: [Duration; 4] =
-    [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
+const PAUSES: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+];
 
 /// The least time between two frames at this step.
 pub fn pause_of(step: u64) -> Duration {
@@ -55,9 +59,17 @@ impl Power {
         let limit = self.celsius_max;
         match (before, step) {
             (0, _) => {
-                tracing::warn!(celsius, limit, "the processor is hot: recognition goes slower until it has cooled");
+                tracing::warn!(
+                    celsius,
+                    limit,
+                    "the processor is hot: recognition goes slower until it has cooled"
+                );
             }
-            (_, 0) => tracing::info!(celsius, limit, "the processor has cooled: recognition goes at full pace again"),
+            (_, 0) => tracing::info!(
+                celsius,
+                limit,
+                "the processor has cooled: recognition goes at full pace again"
+            ),
             _ => {}
         }
         self.changed.notify_one();
@@ -83,7 +95,8 @@ mod tests {
     fn the_pace_follows_the_temperature_step_by_step() {
         let power = Power::new(80.0, Arc::default(), Arc::default());
         let mut steps = Vec::new();
-        for celsius in [70.0, 81.0, 82.0, 78.0, 85.0, 85.0, 76.0, 74.0, 74.0, 74.0, 74.0, f32::NAN] {
+        for celsius in [70.0, 81.0, 82.0, 78.0, 85.0, 85.0, 76.0, 74.0, 74.0, 74.0, 74.0, f32::NAN]
+        {
             power.heed(Some(celsius));
             steps.push(power.health.pace_step.get());
         }

@@ -46,7 +46,11 @@ impl FaceEngine for TimedEngine<'_> {
         self.timed(&self.times.detect, |engine| engine.detect(picture, reach))
     }
 
-    fn refine(&mut self, picture: &Picture, detection: &Detection) -> Result<Detection, EngineError> {
+    fn refine(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Detection, EngineError> {
         self.timed(&self.times.refine, |engine| engine.refine(picture, detection))
     }
 
@@ -54,7 +58,11 @@ impl FaceEngine for TimedEngine<'_> {
         self.timed(&self.times.template, |engine| engine.template(sample))
     }
 
-    fn liveness(&mut self, picture: &Picture, detection: &Detection) -> Result<Option<f32>, EngineError> {
+    fn liveness(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Option<f32>, EngineError> {
         self.timed(&self.times.liveness, |engine| engine.liveness(picture, detection))
     }
 
@@ -150,7 +158,9 @@ impl<S: Sink> Sink for TimedSink<S> {
         for delivery in &deliveries {
             match delivery {
                 Delivery::Acknowledged => acknowledged += 1,
-                Delivery::Retry(_) | Delivery::Doubtful(_) | Delivery::Refused(_) => figures.failed.add(1),
+                Delivery::Retry(_) | Delivery::Doubtful(_) | Delivery::Refused(_) => {
+                    figures.failed.add(1)
+                }
                 Delivery::Poison(_) => figures.buried.add(1),
             }
         }
@@ -169,7 +179,8 @@ mod tests {
     #[test]
     fn a_frame_is_counted_as_decoded_once_however_often_it_is_looked_at() {
         let health = Arc::new(Health::default());
-        let pixels = TimedPixels::new(Arc::new(Picture::plain(32, 24, [9; 3])), Arc::clone(&health));
+        let pixels =
+            TimedPixels::new(Arc::new(Picture::plain(32, 24, [9; 3])), Arc::clone(&health));
         let counts = || (health.times.glance.read().count(), health.times.decode.read().count());
         assert_eq!(counts(), (0, 0));
         pixels.luma().unwrap();
@@ -198,13 +209,22 @@ mod tests {
         let health = Arc::new(Health::default());
         let [retry, refused, poison] =
             [Delivery::Retry, Delivery::Refused, Delivery::Poison].map(|it| it("why".to_owned()));
-        let all = vec![Delivery::Acknowledged, retry.clone(), refused.clone(), poison.clone(), Delivery::Acknowledged];
+        let all = vec![
+            Delivery::Acknowledged,
+            retry.clone(),
+            refused.clone(),
+            poison.clone(),
+            Delivery::Acknowledged,
+        ];
         for outcome in [all, vec![retry, refused], vec![poison]] {
             let mut sink = TimedSink::new(Script(outcome.clone()), &health, |it| &it.to_mqtt);
             assert_eq!(sink.deliver(&[]).await, outcome);
         }
         let figures = &health.to_mqtt;
-        assert_eq!((figures.acknowledged.get(), figures.failed.get(), figures.buried.get()), (2, 4, 2));
+        assert_eq!(
+            (figures.acknowledged.get(), figures.failed.get(), figures.buried.get()),
+            (2, 4, 2)
+        );
         assert_eq!((figures.times.read().count(), health.to_mongo.acknowledged.get()), (1, 0));
     }
 }

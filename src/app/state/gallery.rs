@@ -30,7 +30,10 @@ impl GalleryCell {
     pub fn update(&self, change: impl FnOnce(Gallery) -> Gallery) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = Arc::new(change((*self.snapshot()).clone()));
-        let old = std::mem::replace(&mut *self.current.lock().unwrap_or_else(PoisonError::into_inner), changed);
+        let old = std::mem::replace(
+            &mut *self.current.lock().unwrap_or_else(PoisonError::into_inner),
+            changed,
+        );
         // The last to let go of a snapshot gives its memory back: not while others wait for the current one.
         drop(old);
     }
@@ -47,8 +50,10 @@ mod tests {
         let cell = GalleryCell::new(Gallery::new(4));
         let add = |from: usize| {
             for n in from..from + 200 {
-                let subject =
-                    Subject { id: SubjectId::new(&format!("s{n}")).unwrap(), name: Name::new("One").unwrap() };
+                let subject = Subject {
+                    id: SubjectId::new(&format!("s{n}")).unwrap(),
+                    name: Name::new("One").unwrap(),
+                };
                 let template = Template::normalised(vec![1.0, n as f32, 0.0, 1.0]).unwrap();
                 cell.update(|gallery| gallery.with(subject, &[template]));
             }

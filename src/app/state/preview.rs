@@ -98,7 +98,9 @@ pub fn view(scene: Option<&Scene>, health: &Health, names: bool) -> View {
         width,
         height,
         attention: scene.map_or("passed", |scene| scene.attention.as_str()).to_owned(),
-        faces: scene.map_or(Vec::new(), |scene| scene.sights.iter().map(|sight| face(sight, names)).collect()),
+        faces: scene.map_or(Vec::new(), |scene| {
+            scene.sights.iter().map(|sight| face(sight, names)).collect()
+        }),
         camera: health.camera().as_str().to_owned(),
         pace_step: health.pace_step.get(),
         cpu_celsius: health::cpu_celsius(),
@@ -121,7 +123,9 @@ fn face(sight: &Sight, names: bool) -> FaceView {
     let outline = &sight.bounding_box;
     let (decision, score, threshold) = match &sight.decision {
         Decision::Identified(it) => ("identified", Some(it.score), Some(it.threshold)),
-        Decision::Unknown { best_score, threshold, .. } => ("unknown", *best_score, Some(*threshold)),
+        Decision::Unknown { best_score, threshold, .. } => {
+            ("unknown", *best_score, Some(*threshold))
+        }
         Decision::Undecided => ("undecided", None, None),
     };
     let subject = match &sight.decision {

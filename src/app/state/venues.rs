@@ -56,7 +56,10 @@ impl VenueBook {
         for StoredVenue { id, body, .. } in stored {
             match read(body) {
                 Ok(venue) if self.is_configured(id) => {
-                    tracing::warn!(venue = venue.id, "a venue put by command stands in config.toml too, which counts");
+                    tracing::warn!(
+                        venue = venue.id,
+                        "a venue put by command stands in config.toml too, which counts"
+                    );
                 }
                 Ok(venue) => listed.push(listing(&venue, VenueSource::Command)),
                 Err(error) => {
@@ -81,7 +84,8 @@ impl VenueBook {
 
     /// The venue at which this device's camera records.
     pub fn door(&self) -> Venue {
-        self.find(&self.door.venue).unwrap_or_else(|| self.at_the_door(Venue::plain(&self.door.venue)))
+        self.find(&self.door.venue)
+            .unwrap_or_else(|| self.at_the_door(Venue::plain(&self.door.venue)))
     }
 
     /// See [`Door::watches`].
@@ -110,12 +114,14 @@ impl VenueBook {
 pub fn resolve(spec: &VenueSpec) -> Result<Venue, VenueError> {
     VenueSpec::check_zone_name(&spec.time_zone)?;
     let zone = clock::time_zone(&spec.time_zone);
-    let zone = zone.ok_or_else(|| VenueError::new("time_zone", "is not in the time zone database"))?;
+    let zone =
+        zone.ok_or_else(|| VenueError::new("time_zone", "is not in the time zone database"))?;
     Venue::new(spec, zone)
 }
 
 fn read(body: &str) -> Result<Venue, VenueError> {
-    let spec: VenueSpec = serde_json::from_str(body).map_err(|error| VenueError::new("venue", error.to_string()))?;
+    let spec: VenueSpec =
+        serde_json::from_str(body).map_err(|error| VenueError::new("venue", error.to_string()))?;
     resolve(&spec)
 }
 
@@ -129,7 +135,8 @@ mod tests {
     }
 
     fn book(stored: &[StoredVenue]) -> VenueBook {
-        let door = Door { venue: "main".into(), direction: Some(DirectionMode::Out), has_camera: true };
+        let door =
+            Door { venue: "main".into(), direction: Some(DirectionMode::Out), has_camera: true };
         VenueBook::new(vec![Venue::plain("configured")], door, stored)
     }
 
@@ -140,16 +147,23 @@ mod tests {
     #[test]
     fn the_configuration_counts_and_the_door_has_a_venue() {
         let bad = StoredVenue { body: "{}".into(), ..stored("bad", "UTC") };
-        let it = book(&[stored("configured", "Europe/Berlin"), stored("room", "Europe/Berlin"), bad]);
-        let expected =
-            [("configured", VenueSource::Config), ("main", VenueSource::Default), ("room", VenueSource::Command)];
+        let it =
+            book(&[stored("configured", "Europe/Berlin"), stored("room", "Europe/Berlin"), bad]);
+        let expected = [
+            ("configured", VenueSource::Config),
+            ("main", VenueSource::Default),
+            ("room", VenueSource::Command),
+        ];
         assert_eq!(listed(&it), expected.map(|(id, source)| (id.to_owned(), source)));
         assert_eq!(it.find("configured").unwrap().zone_name(), "UTC");
         assert_eq!(it.find("room").unwrap().zone_name(), "Europe/Berlin");
         assert_eq!(it.door().direction, DirectionMode::Out, "as the door has it");
         assert_eq!(it.find("room").unwrap().direction, DirectionMode::In);
         it.restore(&[stored("main", "Asia/Tokyo")]);
-        assert_eq!((it.door().zone_name(), it.door().direction), ("Asia/Tokyo", DirectionMode::Out));
+        assert_eq!(
+            (it.door().zone_name(), it.door().direction),
+            ("Asia/Tokyo", DirectionMode::Out)
+        );
         assert!(it.is_configured("configured") && !it.is_configured("main"));
     }
 
@@ -158,6 +172,9 @@ mod tests {
         let spec = |zone: &str| VenueSpec { time_zone: zone.into(), ..VenueSpec::plain("x") };
         assert_eq!(resolve(&spec("Europe/Atlantis")).unwrap_err().field, "time_zone");
         assert_eq!(resolve(&spec("../../etc/passwd")).unwrap_err().field, "time_zone");
-        assert_eq!(resolve(&spec("Australia/Lord_Howe")).unwrap().zone_name(), "Australia/Lord_Howe");
+        assert_eq!(
+            resolve(&spec("Australia/Lord_Howe")).unwrap().zone_name(),
+            "Australia/Lord_Howe"
+        );
     }
 }

@@ -68,7 +68,12 @@ const SAME_DAY_MAX: Duration = Duration::from_hours(12);
 ///
 /// `recent` are the subject's latest records at the venue, those of the session of this moment among them. `asked` is a
 /// direction that was given with the sighting.
-pub fn judge(venue: &Venue, at: &Moment, asked: Option<Direction>, recent: &[Recorded]) -> Option<Entry> {
+pub fn judge(
+    venue: &Venue,
+    at: &Moment,
+    asked: Option<Direction>,
+    recent: &[Recorded],
+) -> Option<Entry> {
     let session = at.is_known.then(|| venue.session_at(at.wall_ms)).flatten();
     let direction = match (asked, venue.direction) {
         (Some(direction), _) => direction,
@@ -76,18 +81,24 @@ pub fn judge(venue: &Venue, at: &Moment, asked: Option<Direction>, recent: &[Rec
         (None, DirectionMode::Out) => Direction::Out,
         (None, DirectionMode::Alternate) => next_direction(venue, at, session.as_ref(), recent),
     };
-    let of_session = |it: &&Recorded| session.is_some() && it.session.as_deref() == session.as_ref().map(|s| &*s.id);
+    let of_session = |it: &&Recorded| {
+        session.is_some() && it.session.as_deref() == session.as_ref().map(|s| &*s.id)
+    };
     let earlier = |it: &Recorded| !at.is_before(&it.at);
     let same = recent.iter().filter(of_session).filter(|it| it.direction == direction);
     let is_first = !same.clone().any(earlier);
     let is_new = match (venue.direction, &session) {
-        (DirectionMode::Alternate, _) => recent.iter().all(|it| at.is_apart(&it.at, venue.re_entry_gap)),
+        (DirectionMode::Alternate, _) => {
+            recent.iter().all(|it| at.is_apart(&it.at, venue.re_entry_gap))
+        }
         (_, Some(_)) => is_first,
         (_, None) => {
             // A sighting at an unknown time may be the first of a session, which one before the session does not cover.
-            let may_be_first =
-                |it: &Recorded| !venue.sessions.is_empty() && !at.is_known && it.at.is_known && it.session.is_none();
-            let mut same = recent.iter().filter(|it| it.direction == direction && !may_be_first(it));
+            let may_be_first = |it: &Recorded| {
+                !venue.sessions.is_empty() && !at.is_known && it.at.is_known && it.session.is_none()
+            };
+            let mut same =
+                recent.iter().filter(|it| it.direction == direction && !may_be_first(it));
             same.all(|it| at.is_apart(&it.at, venue.re_entry_gap))
         }
     };
@@ -107,7 +118,12 @@ fn status(session: Option<&Session>, direction: Direction, is_first: bool, wall_
 
 /// In, out, in, … within the local day. A session that crosses midnight belongs to the day on which it began, and so
 /// does what follows on the next day until another session.
-fn next_direction(venue: &Venue, at: &Moment, session: Option<&Session>, recent: &[Recorded]) -> Direction {
+fn next_direction(
+    venue: &Venue,
+    at: &Moment,
+    session: Option<&Session>,
+    recent: &[Recorded],
+) -> Direction {
     let before = recent.iter().filter(|it| !at.is_before(&it.at));
     let last = before.reduce(|last, it| if it.at.is_before(&last.at) { last } else { it });
     match last {
@@ -145,8 +161,14 @@ pub struct Standing {
 
 /// Settles the records of one subject in one session and direction, in the order of their `seq`: the earliest counts.
 /// Where directions alternate all of them count, and the earliest decides who is late.
-pub fn settle(venue: &Venue, session: &Session, direction: Direction, records: &[Recorded]) -> Vec<Standing> {
-    let first = records.iter().reduce(|first, it| if it.at.is_before(&first.at) { it } else { first });
+pub fn settle(
+    venue: &Venue,
+    session: &Session,
+    direction: Direction,
+    records: &[Recorded],
+) -> Vec<Standing> {
+    let first =
+        records.iter().reduce(|first, it| if it.at.is_before(&first.at) { it } else { first });
     let standing = |record: &Recorded| {
         let is_first = first.is_some_and(|first| first.seq == record.seq);
         let counts = is_first || venue.direction == DirectionMode::Alternate;

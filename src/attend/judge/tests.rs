@@ -26,7 +26,8 @@ fn venue(direction: DirectionMode) -> Venue {
         session("pm", "mon", "13:00", "17:00"),
         session("night", "tue", "22:00", "06:00"),
     ];
-    Venue::new(&VenueSpec { direction, sessions, ..VenueSpec::plain("room-a") }, TimeZone::UTC).unwrap()
+    Venue::new(&VenueSpec { direction, sessions, ..VenueSpec::plain("room-a") }, TimeZone::UTC)
+        .unwrap()
 }
 
 fn boot(number: u32) -> BootId {
@@ -36,7 +37,12 @@ fn boot(number: u32) -> BootId {
 /// At a time of the first boot, whose clocks agree.
 fn at(text: &str) -> Moment {
     let wall_ms = ms(text);
-    Moment { wall_ms, is_known: true, boottime_ms: (wall_ms - ms("2026-11-20T00:00:00Z")) as u64, boot_id: boot(1) }
+    Moment {
+        wall_ms,
+        is_known: true,
+        boottime_ms: (wall_ms - ms("2026-11-20T00:00:00Z")) as u64,
+        boot_id: boot(1),
+    }
 }
 
 /// Asks for one sighting after another, records what is new.
@@ -45,7 +51,10 @@ fn record(venue: &Venue, sightings: &[(Moment, Option<Direction>)]) -> Vec<(Reco
     for (at, asked) in sightings {
         let recent: Vec<Recorded> = recorded.iter().map(|it| it.0.clone()).collect();
         if let Some(Entry { session, direction, status }) = judge(venue, at, *asked, &recent) {
-            recorded.push((Recorded { seq: recorded.len() as i64 + 1, at: at.clone(), direction, session }, status));
+            recorded.push((
+                Recorded { seq: recorded.len() as i64 + 1, at: at.clone(), direction, session },
+                status,
+            ));
         }
     }
     recorded
@@ -60,7 +69,10 @@ fn check(direction: DirectionMode, steps: &[(&str, &str)]) {
         let rule = it.session.as_deref().map_or("-", |id| id.split_once('/').unwrap().1);
         (it.at.wall_ms, format!("{rule} {} {}", it.direction.as_str(), status.as_str()))
     });
-    let expected = steps.iter().filter(|it| !it.1.is_empty()).map(|(time, what)| (ms(time), (*what).to_owned()));
+    let expected = steps
+        .iter()
+        .filter(|it| !it.1.is_empty())
+        .map(|(time, what)| (ms(time), (*what).to_owned()));
     assert_eq!(told.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
 }
 
@@ -82,9 +94,15 @@ fn once_per_session() {
             ("2026-11-25T10:05:00Z", "- in present"), // equality counts
         ],
     );
-    check(DirectionMode::Out, &[("2026-11-23T08:30:00Z", "am out present"), ("2026-11-23T11:00:00Z", "")]);
+    check(
+        DirectionMode::Out,
+        &[("2026-11-23T08:30:00Z", "am out present"), ("2026-11-23T11:00:00Z", "")],
+    );
     // A record of a session that has just ended counts for the gap.
-    check(DirectionMode::In, &[("2026-11-23T11:59:00Z", "am in late"), ("2026-11-23T12:00:30Z", "")]);
+    check(
+        DirectionMode::In,
+        &[("2026-11-23T11:59:00Z", "am in late"), ("2026-11-23T12:00:30Z", "")],
+    );
 }
 
 #[test]
@@ -123,7 +141,10 @@ fn a_direction_that_is_given_is_taken() {
             (at("2026-11-23T09:00:00Z"), Some(Direction::Out)),
         ],
     );
-    assert_eq!(recorded.iter().map(|it| it.0.direction).collect::<Vec<_>>(), [Direction::In, Direction::Out]);
+    assert_eq!(
+        recorded.iter().map(|it| it.0.direction).collect::<Vec<_>>(),
+        [Direction::In, Direction::Out]
+    );
 }
 
 fn unsynced(boottime_min: u64) -> Moment {
@@ -152,8 +173,14 @@ fn a_clock_that_jumps_neither_doubles_nor_hides_a_visit() {
     let plain = Venue { sessions: Vec::new(), ..venue(DirectionMode::In) };
     let gap = |last_wall_s: i64, last_boot_s: u64, same_boot: bool, expected: bool| {
         let boot_id = boot(if same_boot { 1 } else { 2 });
-        let last = Moment { wall_ms: last_wall_s * 1000, is_known: true, boottime_ms: last_boot_s * 1000, boot_id };
-        let now = Moment { wall_ms: 100_000_000, is_known: true, boottime_ms: 500_000, boot_id: boot(1) };
+        let last = Moment {
+            wall_ms: last_wall_s * 1000,
+            is_known: true,
+            boottime_ms: last_boot_s * 1000,
+            boot_id,
+        };
+        let now =
+            Moment { wall_ms: 100_000_000, is_known: true, boottime_ms: 500_000, boot_id: boot(1) };
         let recent = [Recorded { seq: 1, at: last, direction: Direction::In, session: None }];
         assert_eq!(judge(&plain, &now, None, &recent).is_some(), expected, "{recent:?}");
     };
@@ -168,8 +195,11 @@ fn a_clock_that_jumps_neither_doubles_nor_hides_a_visit() {
     // In a session, an hour back is no earlier visit.
     let venue = venue(DirectionMode::In);
     let first = at("2026-11-23T09:30:00Z");
-    let back =
-        Moment { wall_ms: ms("2026-11-23T08:40:00Z"), boottime_ms: first.boottime_ms + 600_000, ..first.clone() };
+    let back = Moment {
+        wall_ms: ms("2026-11-23T08:40:00Z"),
+        boottime_ms: first.boottime_ms + 600_000,
+        ..first.clone()
+    };
     assert_eq!(record(&venue, &[(first, None), (back, None)]).len(), 1);
 }
 
@@ -180,14 +210,26 @@ fn the_earliest_counts() {
     let times = ["2026-11-23T08:20:00Z", "2026-11-23T08:05:00Z", "2026-11-23T08:30:00Z"];
     let records: Vec<_> = (1..)
         .zip(times)
-        .map(|(seq, time)| Recorded { seq, at: at(time), direction: Direction::In, session: Some(session.id.clone()) })
+        .map(|(seq, time)| Recorded {
+            seq,
+            at: at(time),
+            direction: Direction::In,
+            session: Some(session.id.clone()),
+        })
         .collect();
     let of = |status, superseded_by| Standing { status, superseded_by };
     let settled = settle(&venue, &session, Direction::In, &records);
-    assert_eq!(settled, [of(Status::Late, Some(2)), of(Status::Present, None), of(Status::Late, Some(2))]);
+    assert_eq!(
+        settled,
+        [of(Status::Late, Some(2)), of(Status::Present, None), of(Status::Late, Some(2))]
+    );
     let free = Venue { direction: DirectionMode::Alternate, ..venue };
     let settled = settle(&free, &session, Direction::In, &records);
-    assert_eq!(settled, [of(Status::Present, None); 3], "one is on time, the others have come back");
+    assert_eq!(
+        settled,
+        [of(Status::Present, None); 3],
+        "one is on time, the others have come back"
+    );
 }
 
 proptest! {

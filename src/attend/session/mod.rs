@@ -32,7 +32,11 @@ pub struct Session {
 
 impl Session {
     pub fn status_at(&self, wall_ms: i64) -> Status {
-        if self.late_after_ms.is_some_and(|late| wall_ms > late) { Status::Late } else { Status::Present }
+        if self.late_after_ms.is_some_and(|late| wall_ms > late) {
+            Status::Late
+        } else {
+            Status::Present
+        }
     }
 
     fn is_running(&self, wall_ms: i64) -> bool {
@@ -93,7 +97,8 @@ impl Venue {
 
     /// The moment at which a local date begins.
     pub fn begin_of(&self, date: Date) -> Option<i64> {
-        let begin = self.zone.to_ambiguous_timestamp(date.to_datetime(jiff::civil::Time::midnight()));
+        let begin =
+            self.zone.to_ambiguous_timestamp(date.to_datetime(jiff::civil::Time::midnight()));
         Some(begin.compatible().ok()?.as_millisecond())
     }
 
@@ -103,11 +108,17 @@ impl Venue {
         for day in days {
             for rule in self.sessions.iter().filter(|rule| takes_place(rule, day)) {
                 // A day that a zone left out (it crossed the date line) moves onto the next, where the rule may hold too.
-                found.extend(self.occurrence(rule, day).filter(|it| found.iter().all(|other| other.id != it.id)));
+                found.extend(
+                    self.occurrence(rule, day)
+                        .filter(|it| found.iter().all(|other| other.id != it.id)),
+                );
             }
         }
-        let dated: Vec<_> = found.iter().filter(|it| it.dated).map(|it| (it.start_ms, it.end_ms)).collect();
-        found.retain(|it| it.dated || dated.iter().all(|(start, end)| it.end_ms <= *start || *end <= it.start_ms));
+        let dated: Vec<_> =
+            found.iter().filter(|it| it.dated).map(|it| (it.start_ms, it.end_ms)).collect();
+        found.retain(|it| {
+            it.dated || dated.iter().all(|(start, end)| it.end_ms <= *start || *end <= it.start_ms)
+        });
         found.sort_by(|a, b| (a.start_ms, &a.id).cmp(&(b.start_ms, &b.id)));
         found
     }

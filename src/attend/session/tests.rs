@@ -14,7 +14,13 @@ const EVERY_DAY: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 
 fn weekly(id: &str, days: &[&str], start: &str, end: &str) -> SessionSpec {
     let weekdays = days.iter().map(ToString::to_string).collect();
-    SessionSpec { id: id.into(), weekdays, start: start.into(), end: end.into(), ..SessionSpec::default() }
+    SessionSpec {
+        id: id.into(),
+        weekdays,
+        start: start.into(),
+        end: end.into(),
+        ..SessionSpec::default()
+    }
 }
 
 fn dated(id: &str, date: &str, start: &str, end: &str) -> SessionSpec {
@@ -50,12 +56,42 @@ fn check(zone: &str, (start, end): (&str, &str), date: &str, expected: (&str, &s
 
 #[test]
 fn on_a_usual_day() {
-    check("Europe/Berlin", ("08:00", "12:00"), "2026-11-23", ("2026-11-23T07:00Z", "2026-11-23T11:00Z"));
-    check("Europe/Berlin", ("08:00", "12:00"), "2026-07-06", ("2026-07-06T06:00Z", "2026-07-06T10:00Z"));
-    check("America/New_York", ("08:00", "12:00"), "2026-11-23", ("2026-11-23T13:00Z", "2026-11-23T17:00Z"));
-    check("Australia/Lord_Howe", ("08:00", "12:00"), "2026-11-23", ("2026-11-22T21:00Z", "2026-11-23T01:00Z"));
-    check("Europe/Berlin", ("22:00", "06:00"), "2026-11-23", ("2026-11-23T21:00Z", "2026-11-24T05:00Z"));
-    check("Asia/Kathmandu", ("00:15", "01:00"), "2026-11-23", ("2026-11-22T18:30Z", "2026-11-22T19:15Z"));
+    check(
+        "Europe/Berlin",
+        ("08:00", "12:00"),
+        "2026-11-23",
+        ("2026-11-23T07:00Z", "2026-11-23T11:00Z"),
+    );
+    check(
+        "Europe/Berlin",
+        ("08:00", "12:00"),
+        "2026-07-06",
+        ("2026-07-06T06:00Z", "2026-07-06T10:00Z"),
+    );
+    check(
+        "America/New_York",
+        ("08:00", "12:00"),
+        "2026-11-23",
+        ("2026-11-23T13:00Z", "2026-11-23T17:00Z"),
+    );
+    check(
+        "Australia/Lord_Howe",
+        ("08:00", "12:00"),
+        "2026-11-23",
+        ("2026-11-22T21:00Z", "2026-11-23T01:00Z"),
+    );
+    check(
+        "Europe/Berlin",
+        ("22:00", "06:00"),
+        "2026-11-23",
+        ("2026-11-23T21:00Z", "2026-11-24T05:00Z"),
+    );
+    check(
+        "Asia/Kathmandu",
+        ("00:15", "01:00"),
+        "2026-11-23",
+        ("2026-11-22T18:30Z", "2026-11-22T19:15Z"),
+    );
 }
 
 #[test]
@@ -67,17 +103,57 @@ fn on_the_night_that_skips_an_hour() {
     check("Europe/Berlin", ("02:30", "06:00"), day, ("2026-03-29T01:30Z", "2026-03-29T05:00Z"));
     check("Europe/Berlin", ("01:30", "02:30"), day, ("2026-03-29T00:30Z", "2026-03-29T01:30Z"));
     check("Europe/Berlin", ("03:00", "04:00"), day, ("2026-03-29T01:00Z", "2026-03-29T02:00Z"));
-    check("Europe/Berlin", ("22:00", "06:00"), "2026-03-28", ("2026-03-28T21:00Z", "2026-03-29T04:00Z"));
-    check("Europe/Berlin", ("22:00", "02:30"), "2026-03-28", ("2026-03-28T21:00Z", "2026-03-29T01:30Z"));
+    check(
+        "Europe/Berlin",
+        ("22:00", "06:00"),
+        "2026-03-28",
+        ("2026-03-28T21:00Z", "2026-03-29T04:00Z"),
+    );
+    check(
+        "Europe/Berlin",
+        ("22:00", "02:30"),
+        "2026-03-28",
+        ("2026-03-28T21:00Z", "2026-03-29T01:30Z"),
+    );
     // New York, 8 March 2026: 02:00 → 03:00 at 07:00Z.
-    check("America/New_York", ("02:30", "03:30"), "2026-03-08", ("2026-03-08T07:30Z", "2026-03-08T08:30Z"));
-    check("America/New_York", ("22:00", "06:00"), "2026-03-07", ("2026-03-08T03:00Z", "2026-03-08T10:00Z"));
+    check(
+        "America/New_York",
+        ("02:30", "03:30"),
+        "2026-03-08",
+        ("2026-03-08T07:30Z", "2026-03-08T08:30Z"),
+    );
+    check(
+        "America/New_York",
+        ("22:00", "06:00"),
+        "2026-03-07",
+        ("2026-03-08T03:00Z", "2026-03-08T10:00Z"),
+    );
     // Lord Howe, 4 October 2026: 02:00 → 02:30 at 15:30Z of the day before.
-    check("Australia/Lord_Howe", ("02:15", "03:00"), "2026-10-04", ("2026-10-03T15:45Z", "2026-10-03T16:30Z"));
-    check("Australia/Lord_Howe", ("02:30", "03:00"), "2026-10-04", ("2026-10-03T15:30Z", "2026-10-03T16:00Z"));
-    check("Australia/Lord_Howe", ("22:00", "06:00"), "2026-10-03", ("2026-10-03T11:30Z", "2026-10-03T19:00Z"));
+    check(
+        "Australia/Lord_Howe",
+        ("02:15", "03:00"),
+        "2026-10-04",
+        ("2026-10-03T15:45Z", "2026-10-03T16:30Z"),
+    );
+    check(
+        "Australia/Lord_Howe",
+        ("02:30", "03:00"),
+        "2026-10-04",
+        ("2026-10-03T15:30Z", "2026-10-03T16:00Z"),
+    );
+    check(
+        "Australia/Lord_Howe",
+        ("22:00", "06:00"),
+        "2026-10-03",
+        ("2026-10-03T11:30Z", "2026-10-03T19:00Z"),
+    );
     // Cairo, 24 April 2026: the day begins at 01:00.
-    check("Africa/Cairo", ("00:00", "08:00"), "2026-04-24", ("2026-04-23T22:00Z", "2026-04-24T06:00Z"));
+    check(
+        "Africa/Cairo",
+        ("00:00", "08:00"),
+        "2026-04-24",
+        ("2026-04-23T22:00Z", "2026-04-24T06:00Z"),
+    );
 }
 
 #[test]
@@ -87,20 +163,49 @@ fn on_the_night_that_has_an_hour_twice() {
     check("Europe/Berlin", ("02:30", "03:30"), day, ("2026-10-25T00:30Z", "2026-10-25T02:30Z"));
     check("Europe/Berlin", ("02:30", "02:45"), day, ("2026-10-25T00:30Z", "2026-10-25T00:45Z"));
     check("Europe/Berlin", ("01:00", "02:30"), day, ("2026-10-24T23:00Z", "2026-10-25T00:30Z"));
-    check("Europe/Berlin", ("22:00", "06:00"), "2026-10-24", ("2026-10-24T20:00Z", "2026-10-25T05:00Z"));
+    check(
+        "Europe/Berlin",
+        ("22:00", "06:00"),
+        "2026-10-24",
+        ("2026-10-24T20:00Z", "2026-10-25T05:00Z"),
+    );
     // New York, 1 November 2026: 02:00 → 01:00 at 06:00Z.
-    check("America/New_York", ("02:30", "03:30"), "2026-11-01", ("2026-11-01T07:30Z", "2026-11-01T08:30Z"));
-    check("America/New_York", ("01:30", "02:30"), "2026-11-01", ("2026-11-01T05:30Z", "2026-11-01T07:30Z"));
+    check(
+        "America/New_York",
+        ("02:30", "03:30"),
+        "2026-11-01",
+        ("2026-11-01T07:30Z", "2026-11-01T08:30Z"),
+    );
+    check(
+        "America/New_York",
+        ("01:30", "02:30"),
+        "2026-11-01",
+        ("2026-11-01T05:30Z", "2026-11-01T07:30Z"),
+    );
     // Lord Howe, 5 April 2026: 02:00 → 01:30 at 15:00Z of the day before.
-    check("Australia/Lord_Howe", ("01:45", "02:30"), "2026-04-05", ("2026-04-04T14:45Z", "2026-04-04T16:00Z"));
-    check("Australia/Lord_Howe", ("02:30", "03:00"), "2026-04-05", ("2026-04-04T16:00Z", "2026-04-04T16:30Z"));
+    check(
+        "Australia/Lord_Howe",
+        ("01:45", "02:30"),
+        "2026-04-05",
+        ("2026-04-04T14:45Z", "2026-04-04T16:00Z"),
+    );
+    check(
+        "Australia/Lord_Howe",
+        ("02:30", "03:00"),
+        "2026-04-05",
+        ("2026-04-04T16:00Z", "2026-04-04T16:30Z"),
+    );
 }
 
 /// Through each change of the clocks, minute by minute: a daily session is one session, with one id, of the right length.
 #[test]
 fn each_day_of_three_years_has_each_session_once() {
-    for (zone, change_min) in [("Europe/Berlin", 60), ("America/New_York", 60), ("Australia/Lord_Howe", 30)] {
-        for (start, end, nominal_min) in [("02:30", "03:15", 45), ("22:00", "06:00", 480), ("01:45", "02:00", 15)] {
+    for (zone, change_min) in
+        [("Europe/Berlin", 60), ("America/New_York", 60), ("Australia/Lord_Howe", 30)]
+    {
+        for (start, end, nominal_min) in
+            [("02:30", "03:15", 45), ("22:00", "06:00", 480), ("01:45", "02:00", 15)]
+        {
             let venue = venue(zone, vec![weekly("x", &EVERY_DAY, start, end)]);
             let first = jiff::civil::date(2026, 1, 1);
             let days: Vec<_> = first.series(jiff::Span::new().days(1)).take(1096).collect();
@@ -108,13 +213,19 @@ fn each_day_of_three_years_has_each_session_once() {
             let mut last_end = i64::MIN;
             for day in &days {
                 let session = venue.occurrence(&venue.sessions[0], *day).unwrap();
-                assert!(session.start_ms >= last_end && session.end_ms > session.start_ms, "{zone} {day}");
+                assert!(
+                    session.start_ms >= last_end && session.end_ms > session.start_ms,
+                    "{zone} {day}"
+                );
                 assert_eq!(session.date, venue.date_at(session.start_ms).unwrap());
                 last_end = session.end_ms;
                 ids.insert(session.id);
                 let length_min = (session.end_ms - session.start_ms) / 60_000;
                 odd += usize::from(length_min != nominal_min);
-                assert!((length_min - nominal_min).abs() <= change_min, "{zone} {day}: {length_min}");
+                assert!(
+                    (length_min - nominal_min).abs() <= change_min,
+                    "{zone} {day}: {length_min}"
+                );
             }
             assert_eq!(ids.len(), days.len(), "{zone}");
             assert!(odd <= 6, "{zone} {start}: at most the two changes of each year");
@@ -124,7 +235,8 @@ fn each_day_of_three_years_has_each_session_once() {
 
 #[test]
 fn who_comes_early_counts_and_who_comes_after_the_end_does_not() {
-    let session = SessionSpec { early_ms: Some(1_800_000), ..weekly("mon-am", &["mon"], "08:00", "09:00") };
+    let session =
+        SessionSpec { early_ms: Some(1_800_000), ..weekly("mon-am", &["mon"], "08:00", "09:00") };
     let venue = venue("UTC", vec![session]);
     for (at, expected) in [
         ("2026-11-23T07:29:59.999Z", None),
@@ -140,7 +252,10 @@ fn who_comes_early_counts_and_who_comes_after_the_end_does_not() {
 
 #[test]
 fn a_session_that_runs_comes_before_one_that_opens() {
-    let venue = venue("UTC", vec![weekly("a", &["mon"], "08:00", "10:00"), weekly("b", &["mon"], "10:00", "12:00")]);
+    let venue = venue(
+        "UTC",
+        vec![weekly("a", &["mon"], "08:00", "10:00"), weekly("b", &["mon"], "10:00", "12:00")],
+    );
     let at = |text: &str| venue.session_at(ms(text)).unwrap().id;
     assert_eq!(at("2026-11-23T09:45:00Z"), "2026-11-23T08:00Z/a");
     assert_eq!(at("2026-11-23T10:00:00Z"), "2026-11-23T10:00Z/b");
@@ -167,13 +282,18 @@ fn a_dated_session_takes_the_place_of_weekly_ones() {
         on("2026-11-30T00:00:00Z", "2026-12-01T00:00:00Z"),
         ["2026-11-30T08:00Z/usual", "2026-11-30T18:00Z/evening"]
     );
-    assert_eq!(venue.session_at(ms("2026-11-23T08:10:00Z")), None, "the exam opens at half past eight");
+    assert_eq!(
+        venue.session_at(ms("2026-11-23T08:10:00Z")),
+        None,
+        "the exam opens at half past eight"
+    );
     assert_eq!(venue.session_at(ms("2026-11-23T08:40:00Z")).unwrap().id, "2026-11-23T09:00Z/exam");
 }
 
 #[test]
 fn late_is_later_than() {
-    let session = SessionSpec { late_after_ms: Some(600_000), ..weekly("am", &["mon"], "08:00", "12:00") };
+    let session =
+        SessionSpec { late_after_ms: Some(600_000), ..weekly("am", &["mon"], "08:00", "12:00") };
     let session = venue("UTC", vec![session]).session_at(ms("2026-11-23T08:10:00Z")).unwrap();
     assert_eq!(session.status_at(ms("2026-11-23T08:10:00Z")), Status::Present);
     assert_eq!(session.status_at(ms("2026-11-23T08:10:00.001Z")), Status::Late);
@@ -184,7 +304,8 @@ fn late_is_later_than() {
 #[test]
 fn impossible_moments_have_no_session_and_are_no_mistake() {
     let venue = venue("Australia/Lord_Howe", vec![weekly("x", &EVERY_DAY, "22:00", "21:59")]);
-    let edges = [i64::MIN, i64::MAX, Timestamp::MIN.as_millisecond(), Timestamp::MAX.as_millisecond()];
+    let edges =
+        [i64::MIN, i64::MAX, Timestamp::MIN.as_millisecond(), Timestamp::MAX.as_millisecond()];
     for at_ms in edges {
         venue.session_at(at_ms);
         venue.date_at(at_ms);

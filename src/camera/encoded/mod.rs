@@ -53,12 +53,17 @@ impl Raster {
         let row = match self.kind {
             // The colours belong to pairs of pixels.
             Kind::Yuyv if self.width.is_multiple_of(2) => self.width.checked_mul(2)?,
-            Kind::Nv12 if self.width.is_multiple_of(2) && self.height.is_multiple_of(2) => self.width,
+            Kind::Nv12 if self.width.is_multiple_of(2) && self.height.is_multiple_of(2) => {
+                self.width
+            }
             Kind::Grey => self.width,
             _ => return None,
         };
-        let rows = if self.kind == Kind::Nv12 { self.height.checked_mul(3)? / 2 } else { self.height };
-        (self.stride >= row && self.width > 0 && rows > 0).then(|| self.stride.checked_mul(rows)).flatten()
+        let rows =
+            if self.kind == Kind::Nv12 { self.height.checked_mul(3)? / 2 } else { self.height };
+        (self.stride >= row && self.width > 0 && rows > 0)
+            .then(|| self.stride.checked_mul(rows))
+            .flatten()
     }
 
     fn luma_at(&self, bytes: &[u8], x: usize, y: usize) -> u8 {
@@ -101,8 +106,12 @@ impl Raster {
                     }
                 }
                 Kind::Nv12 => {
-                    let colours = bytes[(self.height + y / 2) * self.stride..][..self.width].as_chunks::<2>().0;
-                    for ([y0, y1], [u, v]) in row[..self.width].as_chunks::<2>().0.iter().zip(colours) {
+                    let colours = bytes[(self.height + y / 2) * self.stride..][..self.width]
+                        .as_chunks::<2>()
+                        .0;
+                    for ([y0, y1], [u, v]) in
+                        row[..self.width].as_chunks::<2>().0.iter().zip(colours)
+                    {
                         rgb.extend([matrix.rgb_of([*y0, *u, *v]), matrix.rgb_of([*y1, *u, *v])]);
                     }
                 }
@@ -123,15 +132,25 @@ struct Matrix {
     u_blue: i32,
 }
 
-const STUDIO_RANGE: Matrix = Matrix { black: 16, luma: 298, v_red: 409, u_green: -100, v_green: -208, u_blue: 516 };
-const FULL_RANGE: Matrix = Matrix { black: 0, luma: 256, v_red: 359, u_green: -88, v_green: -183, u_blue: 454 };
+const STUDIO_RANGE: Matrix =
+    Matrix { black: 16, luma: 298, v_red: 409, u_green: -100, v_green: -208, u_blue: 516 };
+const FULL_RANGE: Matrix =
+    Matrix { black: 0, luma: 256, v_red: 359, u_green: -88, v_green: -183, u_blue: 454 };
 
 impl Matrix {
     #[inline]
     fn rgb_of(self, [luma, u, v]: [u8; 3]) -> [u8; 3] {
-        let (y, u, v) = ((i32::from(luma) - self.black) * self.luma + 128, i32::from(u) - 128, i32::from(v) - 128);
+        let (y, u, v) = (
+            (i32::from(luma) - self.black) * self.luma + 128,
+            i32::from(u) - 128,
+            i32::from(v) - 128,
+        );
         let channel = |value: i32| (value >> 8).clamp(0, 255) as u8;
-        [channel(y + self.v_red * v), channel(y + self.u_green * u + self.v_green * v), channel(y + self.u_blue * u)]
+        [
+            channel(y + self.v_red * v),
+            channel(y + self.u_green * u + self.v_green * v),
+            channel(y + self.u_blue * u),
+        ]
     }
 }
 
@@ -156,7 +175,12 @@ pub struct Encoded {
 
 impl Encoded {
     /// Copies `bytes`. An error is a damaged frame: it has not the bytes, markers or header of a whole one.
-    pub fn new(bytes: &[u8], coding: Coding, view: &View, buffers: &Arc<Buffers>) -> Result<Self, DecodeError> {
+    pub fn new(
+        bytes: &[u8],
+        coding: Coding,
+        view: &View,
+        buffers: &Arc<Buffers>,
+    ) -> Result<Self, DecodeError> {
         let (begin, bytes, (width, height)) = match coding {
             Coding::Jpeg => {
                 let bytes = whole_jpeg(bytes)?;
@@ -166,14 +190,22 @@ impl Encoded {
                 (begin, &bytes[if begin.is_empty() { 0 } else { 2 }..], header.size)
             }
             Coding::Raster(raster) => {
-                let needed = raster.bytes().ok_or_else(|| damaged("frame", "it has an impossible size"))?;
-                let whole = bytes.get(..needed).ok_or_else(|| damaged("frame", "it ends too early"))?;
+                let needed =
+                    raster.bytes().ok_or_else(|| damaged("frame", "it has an impossible size"))?;
+                let whole =
+                    bytes.get(..needed).ok_or_else(|| damaged("frame", "it ends too early"))?;
                 (&[][..], whole, (raster.width, raster.height))
             }
         };
         let layout = view.layout(width, height);
         let buffers = Arc::clone(buffers);
-        Ok(Self { bytes: buffers.filled(begin, bytes), buffers, coding, layout, full: OnceLock::new() })
+        Ok(Self {
+            bytes: buffers.filled(begin, bytes),
+            buffers,
+            coding,
+            layout,
+            full: OnceLock::new(),
+        })
     }
 
     fn decode(&self) -> Result<Picture, DecodeError> {
@@ -204,7 +236,9 @@ impl Pixels for Encoded {
                 let luma = decode_jpeg(&self.bytes, (width, height), ColorSpace::Luma)?;
                 Ok(self.layout.luma(|x, y| luma[y * width + x]))
             }
-            Coding::Raster(raster) => Ok(self.layout.luma(|x, y| raster.luma_at(&self.bytes, x, y))),
+            Coding::Raster(raster) => {
+                Ok(self.layout.luma(|x, y| raster.luma_at(&self.bytes, x, y)))
+            }
         }
     }
 
@@ -249,7 +283,8 @@ const BUFFERS_MAX: usize = 3;
 
 impl Buffers {
     fn filled(&self, begin: &[u8], bytes: &[u8]) -> Vec<u8> {
-        let mut buffer = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let mut buffer =
+            self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         buffer.clear();
         buffer.extend_from_slice(begin);
         buffer.extend_from_slice(bytes);
@@ -274,7 +309,10 @@ fn whole_jpeg(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     }
     // Inside the coded data 0xFF is always followed by 0 or a restart marker, so the last end marker is the picture's.
     let end = bytes.windows(2).rposition(|marker| marker == [0xFF, 0xD9]);
-    bytes.get(..end.unwrap_or(0)).filter(|rest| rest.len() > 3).ok_or_else(|| damaged("JPEG", "it ends too early"))
+    bytes
+        .get(..end.unwrap_or(0))
+        .filter(|rest| rest.len() > 3)
+        .ok_or_else(|| damaged("JPEG", "it ends too early"))
 }
 
 /// The start of a frame of motion JPEG as AVI has it. Many cameras leave the Huffman tables out, which are the same in
@@ -290,20 +328,29 @@ struct JpegHeader {
 impl JpegHeader {
     fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (mut at, mut size, mut has_tables) = (2, None, false);
-        while let Some([0xFF, marker, high, low]) = bytes.get(at..).and_then(|head| head.first_chunk::<4>()) {
+        while let Some([0xFF, marker, high, low]) =
+            bytes.get(at..).and_then(|head| head.first_chunk::<4>())
+        {
             let payload = bytes.get(at + 4..).unwrap_or_default();
             match *marker {
                 0xC4 => has_tables = true,
                 0xC8 | 0xCC => {}
                 0xC0..=0xCF => {
                     let Some([_, h1, h0, w1, w0]) = payload.first_chunk::<5>() else { break };
-                    size = Some((u16::from_be_bytes([*w1, *w0]).into(), u16::from_be_bytes([*h1, *h0]).into()));
+                    size = Some((
+                        u16::from_be_bytes([*w1, *w0]).into(),
+                        u16::from_be_bytes([*h1, *h0]).into(),
+                    ));
                 }
                 0xDA => break,
                 _ => {}
             }
             // 0xFF before a marker is allowed as filling.
-            at += if *marker == 0xFF { 1 } else { 2 + usize::from(u16::from_be_bytes([*high, *low])).max(2) };
+            at += if *marker == 0xFF {
+                1
+            } else {
+                2 + usize::from(u16::from_be_bytes([*high, *low])).max(2)
+            };
         }
         let (width, height) = size.ok_or_else(|| damaged("JPEG", "it has no size"))?;
         if width == 0 || height == 0 || width * height > PIXELS_MAX {
@@ -314,7 +361,11 @@ impl JpegHeader {
 }
 
 /// The pixels, all of them or an error. A header that contradicts the size found before is damaged.
-fn decode_jpeg(bytes: &[u8], (width, height): (usize, usize), colours: ColorSpace) -> Result<Vec<u8>, DecodeError> {
+fn decode_jpeg(
+    bytes: &[u8],
+    (width, height): (usize, usize),
+    colours: ColorSpace,
+) -> Result<Vec<u8>, DecodeError> {
     let options = DecoderOptions::default()
         .set_strict_mode(true)
         .jpeg_set_out_colorspace(colours)

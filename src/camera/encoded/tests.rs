@@ -9,7 +9,11 @@ fn scene(width: usize, height: usize) -> Picture {
     let pixel = |at: usize| {
         let (x, y) = (at % width, at / width);
         let edge = if (x / 16 + y / 16) % 2 == 0 { 40 } else { 0 };
-        [(40 + x * 150 / width + edge) as u8, (60 + y * 120 / height + edge) as u8, (90 + edge) as u8]
+        [
+            (40 + x * 150 / width + edge) as u8,
+            (60 + y * 120 / height + edge) as u8,
+            (90 + edge) as u8,
+        ]
     };
     Picture::from_rgb(width, height, (0..width * height).flat_map(pixel).collect()).unwrap()
 }
@@ -50,7 +54,9 @@ fn raster(kind: Kind, picture: &Picture, padding: usize) -> (Raster, Vec<u8>) {
                     bytes[pair..pair + 2].copy_from_slice(&[u, v]);
                 }
                 Kind::Grey => {
-                    let grey = 0.299 * f32::from(pixel[0]) + 0.587 * f32::from(pixel[1]) + 0.114 * f32::from(pixel[2]);
+                    let grey = 0.299 * f32::from(pixel[0])
+                        + 0.587 * f32::from(pixel[1])
+                        + 0.114 * f32::from(pixel[2]);
                     bytes[y * raster.stride + x] = grey.round() as u8;
                 }
             }
@@ -87,7 +93,12 @@ fn the_same_scene_looks_the_same_in_every_format() {
     let (raster, bytes) = raster(Kind::Grey, &picture, 3);
     let grey = frame(&bytes, Coding::Raster(raster), &View::default()).unwrap();
     let apart = |(a, b): (&u8, &u8)| a.abs_diff(*b);
-    let farthest = Luma::of(grey.full().unwrap()).values().iter().zip(Luma::of(&picture).values()).map(apart).max();
+    let farthest = Luma::of(grey.full().unwrap())
+        .values()
+        .iter()
+        .zip(Luma::of(&picture).values())
+        .map(apart)
+        .max();
     assert!(farthest.unwrap() <= 1, "{farthest:?}");
 }
 
@@ -97,7 +108,10 @@ fn pure_colours_come_out_pure() {
         [([255, 0, 0], [81, 90, 240]), ([0, 255, 0], [145, 54, 34]), ([0, 0, 255], [41, 240, 110])]
     {
         let seen = STUDIO_RANGE.rgb_of([y, u, v]);
-        assert!(seen.iter().zip(pixel).all(|(a, b): (&u8, u8)| a.abs_diff(b) <= 3), "{seen:?} for {pixel:?}");
+        assert!(
+            seen.iter().zip(pixel).all(|(a, b): (&u8, u8)| a.abs_diff(b) <= 3),
+            "{seen:?} for {pixel:?}"
+        );
     }
     assert_eq!([16, 235].map(|luma| STUDIO_RANGE.rgb_of([luma, 128, 128])), [[0; 3], [255; 3]]);
     assert_eq!([0, 255].map(|luma| FULL_RANGE.rgb_of([luma, 128, 128])), [[0; 3], [255; 3]]);
@@ -107,7 +121,12 @@ fn pure_colours_come_out_pure() {
 fn every_look_at_a_frame_agrees() {
     let picture = scene(320, 240);
     let mask = vec![Area::new([0.0, 0.0, 0.25, 0.5]).unwrap()];
-    let view = View { turn: Turn::Quarter, mirror: true, mask, region: Area::new([0.0, 0.0, 1.0, 0.75]).unwrap() };
+    let view = View {
+        turn: Turn::Quarter,
+        mirror: true,
+        mask,
+        region: Area::new([0.0, 0.0, 1.0, 0.75]).unwrap(),
+    };
     let expected = view.apply(picture.clone());
     let (raster, raw) = raster(Kind::Yuyv, &picture, 0);
     for (bytes, coding) in [(jpeg(&picture), Coding::Jpeg), (raw, Coding::Raster(raster))] {
@@ -120,7 +139,8 @@ fn every_look_at_a_frame_agrees() {
         assert!(difference(full, &expected) < 2.5, "{coding:?}");
         assert!(full.row(0)[..60 * 3].iter().all(|value| *value == 0), "the mask is blank");
         // Studio brightness ends at 16 and 235: up to 20 apart, and never where something changes.
-        let apart = grid.values().iter().zip(Luma::of(full).values()).map(|(a, b)| a.abs_diff(*b)).max();
+        let apart =
+            grid.values().iter().zip(Luma::of(full).values()).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(apart.unwrap() <= 20, "{coding:?}: {apart:?}");
         assert_eq!(grid.values()[0], 0, "the mask is blank in the grid too");
     }
@@ -135,11 +155,15 @@ fn a_reduced_frame_is_the_mean_of_its_pixels() {
     assert_eq!((reduced.width(), reduced.height()), (80, 60));
     let full = seen.full().unwrap();
     let mean = |x: usize, y: usize| {
-        let sum: u32 = (0..16).map(|at| u32::from(full.row(y * 4 + at / 4)[(x * 4 + at % 4) * 3])).sum();
+        let sum: u32 =
+            (0..16).map(|at| u32::from(full.row(y * 4 + at / 4)[(x * 4 + at % 4) * 3])).sum();
         (sum + 8) / 16
     };
     // The mean is taken before the colours are made of it, so rounding differs.
-    assert!((0..60).all(|y| (0..80).all(|x| u32::from(reduced.row(y)[x * 3]).abs_diff(mean(x, y)) <= 2)));
+    assert!(
+        (0..60)
+            .all(|y| (0..80).all(|x| u32::from(reduced.row(y)[x * 3]).abs_diff(mean(x, y)) <= 2))
+    );
 }
 
 #[test]
@@ -147,7 +171,8 @@ fn a_cut_frame_is_damaged_wherever_it_is_cut() {
     let picture = scene(160, 120);
     let whole = jpeg(&picture);
     let decodes = |bytes: &[u8]| {
-        frame(bytes, Coding::Jpeg, &View::default()).is_ok_and(|it| it.full().is_ok() || it.luma().is_ok())
+        frame(bytes, Coding::Jpeg, &View::default())
+            .is_ok_and(|it| it.full().is_ok() || it.luma().is_ok())
     };
     assert!(decodes(&whole));
     let mut padded = whole.clone();
@@ -162,7 +187,10 @@ fn a_cut_frame_is_damaged_wherever_it_is_cut() {
     }
     for kind in [Kind::Yuyv, Kind::Nv12, Kind::Grey] {
         let (raster, bytes) = raster(kind, &picture, 0);
-        assert!(frame(&bytes[..bytes.len() - 1], Coding::Raster(raster), &View::default()).is_err(), "{kind:?}");
+        assert!(
+            frame(&bytes[..bytes.len() - 1], Coding::Raster(raster), &View::default()).is_err(),
+            "{kind:?}"
+        );
     }
 }
 
@@ -217,12 +245,19 @@ fn impossible_sizes_are_refused_before_memory_is_taken() {
         (2, usize::MAX, 1 << 40, Kind::Grey),
         (40_000, 40_000, 40_000, Kind::Grey),
     ] {
-        assert_eq!(Raster { kind, width, height, stride, full_range: false }.bytes(), None, "{width} x {height}");
+        assert_eq!(
+            Raster { kind, width, height, stride, full_range: false }.bytes(),
+            None,
+            "{width} x {height}"
+        );
     }
     let mut lie = jpeg(&scene(160, 120));
     let at = lie.windows(2).position(|marker| marker == [0xFF, 0xC0]).unwrap();
     lie[at + 5..at + 9].fill(0xFF);
-    assert!(matches!(frame(&lie, Coding::Jpeg, &View::default()), Err(DecodeError::TooManyPixels { .. })));
+    assert!(matches!(
+        frame(&lie, Coding::Jpeg, &View::default()),
+        Err(DecodeError::TooManyPixels { .. })
+    ));
 }
 
 #[test]

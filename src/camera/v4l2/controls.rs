@@ -47,7 +47,8 @@ pub fn apply(device: &Device, settings: &ControlSettings) -> Vec<String> {
         faults.extend(failed.map(|why| format!("{name}: {why}")));
     };
     if let Some(on) = settings.auto_exposure {
-        let values: &[i32] = if on { &[EXPOSURE_APERTURE_PRIORITY, EXPOSURE_AUTO] } else { &[EXPOSURE_MANUAL] };
+        let values: &[i32] =
+            if on { &[EXPOSURE_APERTURE_PRIORITY, EXPOSURE_AUTO] } else { &[EXPOSURE_MANUAL] };
         set("auto_exposure", sys::V4L2_CID_EXPOSURE_AUTO, values);
     }
     if let Some(time) = settings.exposure {

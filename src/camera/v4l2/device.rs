@@ -49,7 +49,8 @@ impl Capability {
 
     /// Captures in the way of image processors in phones and boards, which hand out a picture in several buffers.
     pub fn only_multi_planar(&self) -> bool {
-        self.caps & sys::V4L2_CAP_VIDEO_CAPTURE == 0 && self.caps & sys::V4L2_CAP_VIDEO_CAPTURE_MPLANE != 0
+        self.caps & sys::V4L2_CAP_VIDEO_CAPTURE == 0
+            && self.caps & sys::V4L2_CAP_VIDEO_CAPTURE_MPLANE != 0
     }
 }
 
@@ -108,7 +109,10 @@ impl Device {
         Ok(Self { fd: rustix::fs::open(path, flags, Mode::empty())? })
     }
 
-    #[expect(unsafe_code, reason = "V4L2 is ioctls; no crate wraps them without the faults named above")]
+    #[expect(
+        unsafe_code,
+        reason = "V4L2 is ioctls; no crate wraps them without the faults named above"
+    )]
     fn ioctl<T>(&self, request: vidioc::_IOC_TYPE, argument: &mut T) -> io::Result<()> {
         // The request's number holds the size of what the kernel reads and writes.
         let size = (request as usize >> 16) & 0x3FFF;
@@ -116,8 +120,13 @@ impl Device {
         loop {
             // SAFETY: the pointer is to a live, writable value of the size that the kernel takes from the request; none
             // of the requests used here follows pointers inside it.
-            let done =
-                unsafe { moq_v4l::v4l2::ioctl(self.fd.as_raw_fd(), request, ptr::from_mut(argument).cast::<c_void>()) };
+            let done = unsafe {
+                moq_v4l::v4l2::ioctl(
+                    self.fd.as_raw_fd(),
+                    request,
+                    ptr::from_mut(argument).cast::<c_void>(),
+                )
+            };
             match done {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => return other,
@@ -155,11 +164,13 @@ impl Device {
             (found.index, found.pixel_format) = (index, u32::from_le_bytes(fourcc));
             self.ioctl(vidioc::VIDIOC_ENUM_FRAMESIZES, &mut found).ok()?;
             // SAFETY: all members are plain numbers, for which any bytes are valid; `type_` says which the kernel wrote.
-            let (listed, range) = unsafe { (found.__bindgen_anon_1.discrete, found.__bindgen_anon_1.stepwise) };
+            let (listed, range) =
+                unsafe { (found.__bindgen_anon_1.discrete, found.__bindgen_anon_1.stepwise) };
             Some(if found.type_ == sys::v4l2_frmsizetypes_V4L2_FRMSIZE_TYPE_DISCRETE {
                 FrameSizes::Listed(listed.width, listed.height)
             } else {
-                let (least, most) = ((range.min_width, range.min_height), (range.max_width, range.max_height));
+                let (least, most) =
+                    ((range.min_width, range.min_height), (range.max_width, range.max_height));
                 FrameSizes::Range { least, most }
             })
         };
@@ -191,7 +202,13 @@ impl Device {
     }
 
     #[expect(unsafe_code, reason = "the kernel's structure is a union")]
-    fn format(&self, request: vidioc::_IOC_TYPE, fourcc: FourCc, width: usize, height: usize) -> io::Result<Format> {
+    fn format(
+        &self,
+        request: vidioc::_IOC_TYPE,
+        fourcc: FourCc,
+        width: usize,
+        height: usize,
+    ) -> io::Result<Format> {
         let mut pix: sys::v4l2_pix_format = zeroed();
         (pix.width, pix.height) = (width as u32, height as u32);
         pix.pixelformat = u32::from_le_bytes(fourcc);
@@ -218,7 +235,8 @@ impl Device {
         let mut asked: sys::v4l2_streamparm = zeroed();
         asked.type_ = CAPTURE;
         // In thousandths, so that 7.5 can be said.
-        let interval = sys::v4l2_fract { numerator: 1000, denominator: (fps * 1000.0).round() as u32 };
+        let interval =
+            sys::v4l2_fract { numerator: 1000, denominator: (fps * 1000.0).round() as u32 };
         let mut capture: sys::v4l2_captureparm = zeroed();
         capture.timeperframe = interval;
         asked.parm.capture = capture;
@@ -268,9 +286,20 @@ impl Device {
             (sys::V4L2_CTRL_FLAG_INACTIVE, "another control sets it"),
             (sys::V4L2_CTRL_FLAG_GRABBED, "it is in use"),
         ];
-        let barred = barred.into_iter().find(|(flag, _)| found.flags & flag != 0).map(|(_, why)| why);
-        let (least, most, step, usual) = (found.minimum, found.maximum, found.step, found.default_value);
-        let control = Control { id: found.id, name: words(&found.name), least, most, step, usual, value, barred };
+        let barred =
+            barred.into_iter().find(|(flag, _)| found.flags & flag != 0).map(|(_, why)| why);
+        let (least, most, step, usual) =
+            (found.minimum, found.maximum, found.step, found.default_value);
+        let control = Control {
+            id: found.id,
+            name: words(&found.name),
+            least,
+            most,
+            step,
+            usual,
+            value,
+            barred,
+        };
         Ok((found.id, Some(control)))
     }
 
@@ -287,7 +316,8 @@ impl Device {
 
 /// `poll(2)`; a signal counts as the time being over.
 pub fn wait_for(fds: &mut [PollFd<'_>], patience: Duration) -> io::Result<bool> {
-    let limit = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
+    let limit =
+        Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
     match rustix::event::poll(fds, Some(&limit)) {
         Ok(ready) => Ok(ready > 0),
         Err(rustix::io::Errno::INTR) => Ok(false),
@@ -338,10 +368,14 @@ impl Stream {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             other => other?,
         }
-        let monotonic = buffer.flags & sys::V4L2_BUF_FLAG_TIMESTAMP_MASK == sys::V4L2_BUF_FLAG_TIMESTAMP_MONOTONIC;
+        let monotonic = buffer.flags & sys::V4L2_BUF_FLAG_TIMESTAMP_MASK
+            == sys::V4L2_BUF_FLAG_TIMESTAMP_MONOTONIC;
         let index = buffer.index as usize;
         if index >= self.buffers.len() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the driver names a buffer that there is not"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the driver names a buffer that there is not",
+            ));
         }
         Ok(Some(Filled {
             index,
@@ -349,7 +383,8 @@ impl Stream {
             sequence: buffer.sequence,
             error: buffer.flags & sys::V4L2_BUF_FLAG_ERROR != 0,
             taken: monotonic.then(|| {
-                let (seconds, micros) = (buffer.timestamp.tv_sec.max(0), buffer.timestamp.tv_usec.clamp(0, 999_999));
+                let (seconds, micros) =
+                    (buffer.timestamp.tv_sec.max(0), buffer.timestamp.tv_usec.clamp(0, 999_999));
                 Duration::new(seconds as u64, micros as u32 * 1000)
             }),
         }))
@@ -382,7 +417,10 @@ struct Mapping {
     length: usize,
 }
 
-#[expect(unsafe_code, reason = "the mapping belongs to this value alone, whichever thread holds it")]
+#[expect(
+    unsafe_code,
+    reason = "the mapping belongs to this value alone, whichever thread holds it"
+)]
 // SAFETY: it is memory of the whole process; `Stream` gives it out only behind `&self` and nothing writes to it from here.
 unsafe impl Send for Mapping {}
 
@@ -393,7 +431,8 @@ impl Mapping {
         // SAFETY: QUERYBUF with memory MMAP wrote `offset`; a new mapping at an address of the kernel's choice touches
         // nothing that exists.
         let mapped = unsafe {
-            let (protection, offset) = (ProtFlags::READ | ProtFlags::WRITE, u64::from(buffer.m.offset));
+            let (protection, offset) =
+                (ProtFlags::READ | ProtFlags::WRITE, u64::from(buffer.m.offset));
             rustix::mm::mmap(ptr::null_mut(), length, protection, MapFlags::SHARED, fd, offset)
         }?;
         let start = NonNull::new(mapped).ok_or(io::ErrorKind::OutOfMemory)?;
@@ -451,7 +490,12 @@ fn per_second(interval: sys::v4l2_fract) -> Option<f32> {
 /// A name that a device gave itself: up to the NUL, and nothing that could steer a terminal or break a log line.
 fn words(bytes: &[u8]) -> String {
     let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned()
+    String::from_utf8_lossy(text)
+        .chars()
+        .filter(|c| !c.is_control())
+        .collect::<String>()
+        .trim()
+        .to_owned()
 }
 
 /// As people write it: "MJPG", "Y8  " without the blanks.
@@ -474,13 +518,20 @@ mod tests {
 
     #[test]
     fn formats_are_named_as_people_write_them() {
-        assert_eq!([*b"MJPG", *b"Y8  ", [b'Y', b'1', b'6', 0xA0]].map(fourcc_name), ["MJPG", "Y8", "Y16-BE"]);
+        assert_eq!(
+            [*b"MJPG", *b"Y8  ", [b'Y', b'1', b'6', 0xA0]].map(fourcc_name),
+            ["MJPG", "Y8", "Y16-BE"]
+        );
     }
 
     #[test]
     fn what_is_no_camera_says_so_instead_of_panicking() {
         let device = Device::open(Path::new("/dev/null")).unwrap();
-        assert!(device.capability().is_err() && device.formats().is_empty() && device.controls().is_empty());
+        assert!(
+            device.capability().is_err()
+                && device.formats().is_empty()
+                && device.controls().is_empty()
+        );
         assert!(device.set_rate(10.0).is_none() && device.control(1).is_none());
         assert!(device.set_format(*b"MJPG", 640, 480).is_err());
         assert!(Stream::start(device, 4).is_err());
@@ -489,6 +540,9 @@ mod tests {
     #[test]
     fn a_senseless_interval_is_no_rate() {
         let rate = |numerator, denominator| per_second(sys::v4l2_fract { numerator, denominator });
-        assert_eq!([rate(1, 30), rate(0, 30), rate(1, 0), rate(2, 15)], [Some(30.0), None, None, Some(7.5)]);
+        assert_eq!(
+            [rate(1, 30), rate(0, 30), rate(1, 0), rate(2, 15)],
+            [Some(30.0), None, None, Some(7.5)]
+        );
     }
 }

@@ -30,7 +30,9 @@ impl Choice {
     pub fn parse(text: &str) -> Option<Self> {
         match text {
             "" | "auto" => Some(Self::First),
-            path if path.starts_with('/') => (!path.contains('\0')).then(|| Self::Path(path.into())),
+            path if path.starts_with('/') => {
+                (!path.contains('\0')).then(|| Self::Path(path.into()))
+            }
             name => (!name.contains(['/', '\0'])).then(|| Self::Stable(name.to_owned())),
         }
     }
@@ -46,7 +48,10 @@ impl Choice {
             Self::Path(path) if path.exists() => Ok(path.clone()),
             Self::Path(_) => Err(NotFound::Missing),
             Self::Stable(name) => {
-                let found = STABLE.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists());
+                let found = STABLE
+                    .iter()
+                    .map(|folder| Path::new(folder).join(name))
+                    .find(|path| path.exists());
                 found.ok_or(NotFound::Missing)
             }
             Self::First => first(),
@@ -88,7 +93,9 @@ fn capture_nodes() -> Vec<PathBuf> {
     };
     let mut numbers: Vec<u32> = entries
         .flatten()
-        .filter(|entry| fs::read_to_string(entry.path().join("index")).is_ok_and(|index| index.trim() == "0"))
+        .filter(|entry| {
+            fs::read_to_string(entry.path().join("index")).is_ok_and(|index| index.trim() == "0")
+        })
         .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("video")?.parse().ok())
         .collect();
     numbers.sort_unstable();
@@ -143,7 +150,8 @@ fn describe(node: PathBuf) -> Option<Described> {
         Err(error) => return Some(bare(format!("it cannot be opened: {error}"))),
     };
     let capability = device.capability().ok()?;
-    let modes: Vec<Mode> = device.formats().into_iter().map(|format| mode(&device, format)).collect();
+    let modes: Vec<Mode> =
+        device.formats().into_iter().map(|format| mode(&device, format)).collect();
     let unusable = if capability.only_multi_planar() {
         Some("it hands out pictures in several planes, which is not supported".to_owned())
     } else if !capability.captures() {
@@ -160,7 +168,8 @@ fn describe(node: PathBuf) -> Option<Described> {
 
 fn mode(device: &Device, format: FourCc) -> Mode {
     let rates = |sizes: FrameSizes| {
-        let (FrameSizes::Listed(width, height) | FrameSizes::Range { most: (width, height), .. }) = sizes;
+        let (FrameSizes::Listed(width, height) | FrameSizes::Range { most: (width, height), .. }) =
+            sizes;
         (sizes, device.rates(format, width, height))
     };
     let sizes = device.sizes(format).into_iter().map(rates).collect();
@@ -170,7 +179,8 @@ fn mode(device: &Device, format: FourCc) -> Mode {
 /// The link below `/dev/v4l/by-id` that leads to the node.
 fn stable_name(node: &Path) -> Option<String> {
     let links = fs::read_dir(STABLE[0]).ok()?.flatten();
-    let leads_here = |link: &fs::DirEntry| fs::canonicalize(link.path()).is_ok_and(|target| target == node);
+    let leads_here =
+        |link: &fs::DirEntry| fs::canonicalize(link.path()).is_ok_and(|target| target == node);
     links.into_iter().find(leads_here)?.file_name().into_string().ok()
 }
 
@@ -183,7 +193,10 @@ mod tests {
         assert_eq!(Choice::parse("auto"), Some(Choice::First));
         assert_eq!(Choice::parse(""), Some(Choice::First));
         assert_eq!(Choice::parse("/dev/video2"), Some(Choice::Path("/dev/video2".into())));
-        assert_eq!(Choice::parse("usb-Maker_Cam-index0"), Some(Choice::Stable("usb-Maker_Cam-index0".into())));
+        assert_eq!(
+            Choice::parse("usb-Maker_Cam-index0"),
+            Some(Choice::Stable("usb-Maker_Cam-index0".into()))
+        );
         for wrong in ["../video0", "video0/..", "/dev/video\0", "a\0"] {
             assert_eq!(Choice::parse(wrong), None, "{wrong:?}");
         }
@@ -194,6 +207,9 @@ mod tests {
     #[test]
     fn a_camera_that_is_not_there_is_missing() {
         assert_eq!(Choice::Path("/nowhere/video0".into()).resolve(), Err(NotFound::Missing));
-        assert_eq!(Choice::Stable("usb-nothing-of-that-name".into()).resolve(), Err(NotFound::Missing));
+        assert_eq!(
+            Choice::Stable("usb-nothing-of-that-name".into()).resolve(),
+            Err(NotFound::Missing)
+        );
     }
 }

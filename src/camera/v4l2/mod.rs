@@ -94,7 +94,9 @@ impl V4l2Settings {
         let device = Device::open(&node).map_err(|error| reason(&error))?;
         let capability = device.capability().map_err(|error| reason(&error))?;
         if capability.only_multi_planar() {
-            return Err("the camera hands out pictures in several planes, which is not supported".into());
+            return Err(
+                "the camera hands out pictures in several planes, which is not supported".into()
+            );
         }
         if !capability.captures() {
             return Err("the device is no camera".into());
@@ -113,20 +115,27 @@ impl V4l2Settings {
         let candidates: Vec<Format> = wanted
             .into_iter()
             .filter(|format| offered.contains(format))
-            .filter_map(|fourcc| device.try_format(fourcc, width, height).ok().filter(|got| got.fourcc == fourcc))
+            .filter_map(|fourcc| {
+                device.try_format(fourcc, width, height).ok().filter(|got| got.fourcc == fourcc)
+            })
             .collect();
         let exact = candidates.iter().find(|got| (got.width, got.height) == (width, height));
         let Some(chosen) = exact.or(candidates.first()) else {
             let names: Vec<String> = offered.into_iter().take(NAMED_MAX).map(fourcc_name).collect();
             let wanted = format.map_or("MJPG, YUYV, NV12, GREY".into(), fourcc_name);
-            return Err(format!("format refused: the camera has {}, wanted is {wanted}", names.join(", ")));
+            return Err(format!(
+                "format refused: the camera has {}, wanted is {wanted}",
+                names.join(", ")
+            ));
         };
         Ok(*chosen)
     }
 
     fn negotiate(&self, device: &Device) -> Result<Format, String> {
         let chosen = self.best_format(device)?;
-        let got = device.set_format(chosen.fourcc, chosen.width, chosen.height).map_err(|error| reason(&error))?;
+        let got = device
+            .set_format(chosen.fourcc, chosen.width, chosen.height)
+            .map_err(|error| reason(&error))?;
         if got.fourcc == chosen.fourcc { Ok(got) } else { Err("format refused".into()) }
     }
 }
@@ -134,7 +143,13 @@ impl V4l2Settings {
 impl V4l2Camera {
     /// Opens nothing yet: a camera that is not there is a state and no reason not to start.
     pub fn new(settings: V4l2Settings) -> Self {
-        Self { settings, buffers: Arc::default(), streaming: None, retry: Retry::new(), controls_told: false }
+        Self {
+            settings,
+            buffers: Arc::default(),
+            streaming: None,
+            retry: Retry::new(),
+            controls_told: false,
+        }
     }
 
     fn open(&mut self) -> Result<Streaming, String> {
@@ -145,14 +160,28 @@ impl V4l2Camera {
         let faults = controls::apply(&device, &self.settings.controls);
         if !self.controls_told {
             for fault in faults {
-                tracing::warn!(fault, "a camera control was not set; `rollcall cameras` shows what there is");
+                tracing::warn!(
+                    fault,
+                    "a camera control was not set; `rollcall cameras` shows what there is"
+                );
             }
             self.controls_told = true;
         }
         let stream = Stream::start(device, BUFFERS).map_err(|error| reason(&error))?;
         let quiet = Stopwatch::start();
         let (last_sequence, last_taken, damage, missed) = (None, None, None, 0);
-        Ok(Streaming { stream, coding, format, node, rate, last_sequence, last_taken, quiet, damage, missed })
+        Ok(Streaming {
+            stream,
+            coding,
+            format,
+            node,
+            rate,
+            last_sequence,
+            last_taken,
+            quiet,
+            damage,
+            missed,
+        })
     }
 
     /// Everything of the lost stream is gone before the next attempt.
@@ -202,7 +231,10 @@ impl FrameSource for V4l2Camera {
         if self.streaming.is_none() || long < self.settings.stall_after {
             return Ok(());
         }
-        Err(self.lose(format!("nothing but damaged pictures for {} ms: none can be decoded", long.as_millis())))
+        Err(self.lose(format!(
+            "nothing but damaged pictures for {} ms: none can be decoded",
+            long.as_millis()
+        )))
     }
 
     fn describe(&self) -> String {
@@ -231,7 +263,11 @@ impl Streaming {
         tracing::info!(node, format, width, height, fps = self.rate, "camera opened");
     }
 
-    fn next(&mut self, settings: &V4l2Settings, buffers: &Arc<Buffers>) -> Result<Option<SourceFrame>, Fault> {
+    fn next(
+        &mut self,
+        settings: &V4l2Settings,
+        buffers: &Arc<Buffers>,
+    ) -> Result<Option<SourceFrame>, Fault> {
         if !self.stream.wait(SLICE).map_err(Fault::Lost)? {
             return Ok(None);
         }
@@ -249,7 +285,8 @@ impl Streaming {
         settings: &V4l2Settings,
         buffers: &Arc<Buffers>,
     ) -> Result<Option<SourceFrame>, Fault> {
-        let gap = self.last_sequence.map_or(0, |last| filled.sequence.wrapping_sub(last).wrapping_sub(1));
+        let gap =
+            self.last_sequence.map_or(0, |last| filled.sequence.wrapping_sub(last).wrapping_sub(1));
         self.last_sequence = Some(filled.sequence);
         // A number that goes back is a driver that began anew, not four billion missed frames.
         self.missed = self.missed.saturating_add(if gap > u32::MAX / 2 { 0 } else { gap });
@@ -268,7 +305,11 @@ impl Streaming {
         self.last_taken = filled.taken;
         let age = filled.taken.and_then(|taken| clock::since_boot_awake().checked_sub(taken));
         let when = When::Ago(age.filter(|age| *age <= AGE_MAX).unwrap_or_default());
-        Ok(Some(SourceFrame { pixels: Arc::new(encoded), when, missed: std::mem::take(&mut self.missed) }))
+        Ok(Some(SourceFrame {
+            pixels: Arc::new(encoded),
+            when,
+            missed: std::mem::take(&mut self.missed),
+        }))
     }
 
     /// Why there was nothing usable for so long.
@@ -311,7 +352,11 @@ fn coding(format: &Format) -> Result<Coding, String> {
     let stride = if stride > 0 { stride } else { width * if kind == Kind::Yuyv { 2 } else { 1 } };
     let raster = Raster { kind, width, height, stride, full_range };
     let fits = raster.bytes().is_some_and(|bytes| bytes <= format.size);
-    if fits { Ok(Coding::Raster(raster)) } else { Err(format!("format refused: {width} x {height} with {stride}")) }
+    if fits {
+        Ok(Coding::Raster(raster))
+    } else {
+        Err(format!("format refused: {width} x {height} with {stride}"))
+    }
 }
 
 /// In words for an event: what it means to whoever stands at the door.
@@ -322,9 +367,15 @@ fn reason(error: &io::Error) -> String {
         // What is no device of this kind does not know the question.
         Some(libc::ENOTTY) => "the device is no camera",
         Some(libc::EBUSY) => "another program uses the camera",
-        Some(libc::EACCES | libc::EPERM) => "permission denied: the daemon must be in the group video",
-        Some(libc::EIO | libc::EPROTO | libc::EPIPE | libc::ETIMEDOUT | libc::ESHUTDOWN) => "the camera fails",
-        Some(libc::ENOSPC) => "the USB port has no room for this format: choose a smaller size or rate, or MJPG",
+        Some(libc::EACCES | libc::EPERM) => {
+            "permission denied: the daemon must be in the group video"
+        }
+        Some(libc::EIO | libc::EPROTO | libc::EPIPE | libc::ETIMEDOUT | libc::ESHUTDOWN) => {
+            "the camera fails"
+        }
+        Some(libc::ENOSPC) => {
+            "the USB port has no room for this format: choose a smaller size or rate, or MJPG"
+        }
         _ => "the camera cannot be used",
     };
     format!("{words} ({error})")
@@ -341,9 +392,13 @@ mod tests {
         assert!(too_soon(at(1033), at(1000), 10.0) && too_soon(at(1066), at(1000), 10.0));
         assert!(!too_soon(at(1100), at(1000), 10.0));
         assert!(!too_soon(at(1071), at(1000), 10.0), "a little early is in time");
-        for (taken, last) in
-            [(at(0), at(0)), (at(1000), at(1000)), (at(900), at(1000)), (None, at(1000)), (at(5), None)]
-        {
+        for (taken, last) in [
+            (at(0), at(0)),
+            (at(1000), at(1000)),
+            (at(900), at(1000)),
+            (None, at(1000)),
+            (at(5), None),
+        ] {
             assert!(!too_soon(taken, last, 10.0), "{taken:?} {last:?}");
         }
     }

@@ -93,7 +93,8 @@ impl Held {
             (*schema, *events, *newest_seq, owed.clone(), *subjects, *references)
         };
         bare(self) == bare(found)
-            && (!comparable || (&self.galleries, self.unreadable) == (&found.galleries, found.unreadable))
+            && (!comparable
+                || (&self.galleries, self.unreadable) == (&found.galleries, found.unreadable))
     }
 }
 
@@ -120,16 +121,29 @@ impl Manifest {
 
     pub fn read(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(MANIFEST);
-        let what = || format!("{} is no backup of rollcall's: it has no readable {MANIFEST}", dir.display());
+        let what = || {
+            format!("{} is no backup of rollcall's: it has no readable {MANIFEST}", dir.display())
+        };
         let mut text = String::new();
-        File::open(&path).with_context(what)?.take(BYTES_MAX).read_to_string(&mut text).with_context(what)?;
+        File::open(&path)
+            .with_context(what)?
+            .take(BYTES_MAX)
+            .read_to_string(&mut text)
+            .with_context(what)?;
         let found: Form = serde_json::from_str(&text).with_context(what)?;
-        ensure!(found.backup == FORM, "the backup has form {}, this version reads {FORM}", found.backup);
+        ensure!(
+            found.backup == FORM,
+            "the backup has form {}, this version reads {FORM}",
+            found.backup
+        );
         let manifest: Self = serde_json::from_str(&text).with_context(what)?;
         let plain = |name: &str| name == DATABASE || is_key(Path::new(name));
         let odd = manifest.files.iter().find(|it| !plain(&it.name));
         ensure!(odd.is_none(), "the backup lists a file that is none of rollcall's");
-        ensure!(manifest.files.iter().any(|it| it.name == DATABASE), "the backup lists no database");
+        ensure!(
+            manifest.files.iter().any(|it| it.name == DATABASE),
+            "the backup lists no database"
+        );
         Ok(manifest)
     }
 
@@ -156,7 +170,8 @@ struct Form {
 
 /// A key file by its name, which is a plain one.
 pub fn is_key(path: &Path) -> bool {
-    path.extension().is_some_and(|it| it == "key") && path.file_name().is_some_and(|it| it == path.as_os_str())
+    path.extension().is_some_and(|it| it == "key")
+        && path.file_name().is_some_and(|it| it == path.as_os_str())
 }
 
 pub fn digest(path: &Path) -> anyhow::Result<(u64, String)> {

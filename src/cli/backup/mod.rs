@@ -39,13 +39,22 @@ pub const MARGIN_BYTES: u64 = 1 << 20;
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let state = &settings.state_dir;
     let dest = &args.dest;
-    ensure!(partial::is_free(dest)?, "{} is there already: name a folder that is not", dest.display());
+    ensure!(
+        partial::is_free(dest)?,
+        "{} is there already: name a folder that is not",
+        dest.display()
+    );
     let snapshot = Snapshot::open(state).map_err(app::storage)?;
     let partial = Partial::new(dest)?;
     let bytes = snapshot.bytes().map_err(app::storage)?;
     let free = free_bytes(partial.parent());
     if let Some(free) = free.filter(|free| *free < bytes + MARGIN_BYTES) {
-        bail!("{} has {} free, the backup needs {}", partial.parent().display(), mib(free), mib(bytes + MARGIN_BYTES));
+        bail!(
+            "{} has {} free, the backup needs {}",
+            partial.parent().display(),
+            mib(free),
+            mib(bytes + MARGIN_BYTES)
+        );
     }
     let created_at = rfc3339(SystemClock::new(settings.trust).now().wall_ms);
     let bar = progress::bar(bytes >> 20, "MiB");
@@ -57,7 +66,8 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     drop(snapshot);
 
     let key = SealKey::load(state, app::credentials_dir().as_deref())?;
-    let keys = if args.without_keys { Vec::new() } else { copy_keys(state, key.as_ref(), &partial)? };
+    let keys =
+        if args.without_keys { Vec::new() } else { copy_keys(state, key.as_ref(), &partial)? };
     let held = contents(partial.path(), key.as_ref()).map_err(app::storage)?;
     let held = Held::of(&held, key.is_some());
     let has_key = keys.iter().any(|name| name == KEY_FILE);
@@ -76,7 +86,11 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
 }
 
 /// All keys of the state directory, and the one in use where systemd passes it.
-fn copy_keys(state: &Path, in_use: Option<&SealKey>, partial: &Partial) -> anyhow::Result<Vec<String>> {
+fn copy_keys(
+    state: &Path,
+    in_use: Option<&SealKey>,
+    partial: &Partial,
+) -> anyhow::Result<Vec<String>> {
     let failed = || format!("cannot read {}", state.display());
     let mut paths = Vec::new();
     for entry in fs::read_dir(state).with_context(failed)? {
@@ -95,7 +109,8 @@ fn copy_keys(state: &Path, in_use: Option<&SealKey>, partial: &Partial) -> anyho
     let mut names = Vec::new();
     for path in paths {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut file =
+            File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
         partial.write(&name, &mut file)?;
         names.push(name);
     }
@@ -120,7 +135,10 @@ fn tell(args: &Args, manifest: &Manifest) {
         );
     }
     if held.unreadable > 0 {
-        println!("{} references do not open: they were altered, and are copied as they are", held.unreadable);
+        println!(
+            "{} references do not open: they were altered, and are copied as they are",
+            held.unreadable
+        );
     }
     if manifest.keys {
         println!(

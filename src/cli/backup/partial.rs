@@ -30,8 +30,11 @@ impl Partial {
     pub fn new(place: &Path) -> anyhow::Result<Self> {
         // A link to the folder stays: what it leads to is replaced.
         let place = fs::canonicalize(place).unwrap_or_else(|_| place.to_owned());
-        let Some(name) = place.file_name() else { bail!("{} is no name for a folder", place.display()) };
-        let parent = place.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let Some(name) = place.file_name() else {
+            bail!("{} is no name for a folder", place.display())
+        };
+        let parent =
+            place.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let path = parent.join(format!(".{}.partial", name.to_string_lossy()));
         let failed = || format!("cannot make a folder in {}", parent.display());
         if path.exists() {
@@ -43,7 +46,11 @@ impl Partial {
                         .to_string_lossy()
                         .strip_prefix(DATABASE)
                         .is_some_and(|it| ["", "-wal", "-shm", "-journal"].contains(&it));
-                ensure!(ours, "{} is in the way, and has files that are none of ours", path.display());
+                ensure!(
+                    ours,
+                    "{} is in the way, and has files that are none of ours",
+                    path.display()
+                );
             }
             fs::remove_dir_all(&path).with_context(failed)?;
         }
@@ -65,7 +72,8 @@ impl Partial {
     pub fn write(&self, name: &str, content: &mut dyn io::Read) -> anyhow::Result<u64> {
         let path = self.path.join(name);
         let mut write = || -> io::Result<u64> {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
             let bytes = io::copy(content, &mut file)?;
             file.flush()?;
             file.sync_all()?;

@@ -53,11 +53,15 @@ fn collect(dir: &Path, found: &mut Vec<PathBuf>) -> anyhow::Result<()> {
 /// Another one for each round, the first as it is but for the cut.
 fn jittered(path: &Path, round: usize) -> anyhow::Result<Vec<u8>> {
     let failed = || format!("cannot use {}", path.display());
-    let picture = image::load_from_memory(&fs::read(path).with_context(failed)?).with_context(failed)?.into_rgb8();
+    let picture = image::load_from_memory(&fs::read(path).with_context(failed)?)
+        .with_context(failed)?
+        .into_rgb8();
     let (width, height) = picture.dimensions();
     let cut = |side: u32, step: usize| side * (step % 5) as u32 / 100;
     let (left, top) = (cut(width, round), cut(height, round / 5));
-    let cropped = imageops::crop_imm(&picture, left, top, (width - left).max(1), (height - top).max(1)).to_image();
+    let cropped =
+        imageops::crop_imm(&picture, left, top, (width - left).max(1), (height - top).max(1))
+            .to_image();
     let mut changed = imageops::brighten(&cropped, (round % 7) as i32 * 6 - 18);
     if round % 2 == 1 {
         imageops::flip_horizontal_in_place(&mut changed);

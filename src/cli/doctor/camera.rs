@@ -14,8 +14,7 @@ use crate::clock::Stopwatch;
 use crate::config::{CameraSettings, Settings};
 use crate::recognise::exposure::{Exposure, Unfit};
 
-const NOBODY: &str =
-    "nobody is recorded at this door until there is a picture; people who pass now are missing from the record";
+const NOBODY: &str = "nobody is recorded at this door until there is a picture; people who pass now are missing from the record";
 
 pub fn check(place: &Place) -> Verdict {
     let settings = &place.settings;
@@ -35,7 +34,9 @@ pub fn verdict(camera: &CameraSettings) -> Verdict {
             "[camera] source = \"v4l2\" in config.toml, or `rollcall setup`",
         ),
         CameraSettings::Replay { replay, .. } => {
-            let seen = Replay::open(replay.clone()).map_err(words).and_then(|mut it| first_picture(&mut it));
+            let seen = Replay::open(replay.clone())
+                .map_err(words)
+                .and_then(|mut it| first_picture(&mut it));
             match seen {
                 Ok(exposure) => exposed(&exposure).unwrap_or_else(|| {
                     Verdict::warning(
@@ -68,8 +69,9 @@ pub fn verdict(camera: &CameraSettings) -> Verdict {
 fn of_daemon(place: &Place, state: &str) -> Verdict {
     match (state, &place.settings.camera) {
         ("streaming", _) => match place_exposure(&place.settings) {
-            Some(exposure) => exposed(&exposure)
-                .unwrap_or_else(|| Verdict::good("the daemon gets pictures of fitting light (`rollcall watch`)")),
+            Some(exposure) => exposed(&exposure).unwrap_or_else(|| {
+                Verdict::good("the daemon gets pictures of fitting light (`rollcall watch`)")
+            }),
             None => Verdict::good("the daemon gets pictures (`rollcall watch`)"),
         },
         ("lost", CameraSettings::V4l2(camera)) => match camera.examine() {
@@ -194,7 +196,10 @@ mod tests {
     #[test]
     fn each_reason_has_its_remedy() {
         for (reason, remedy) in [
-            ("permission denied: the daemon must be in the group video (Permission denied)", "usermod"),
+            (
+                "permission denied: the daemon must be in the group video (Permission denied)",
+                "usermod",
+            ),
             ("another program uses the camera (Device or resource busy (os error 16))", "fuser"),
             ("there is no camera of that name", "rollcall cameras"),
             ("there is no camera", "plug the camera in"),

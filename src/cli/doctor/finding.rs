@@ -27,14 +27,32 @@ pub struct Verdict {
 
 impl Verdict {
     pub fn good(words: impl Into<String>) -> Self {
-        Self { state: State::Good, words: words.into(), means: String::new(), remedy: String::new() }
+        Self {
+            state: State::Good,
+            words: words.into(),
+            means: String::new(),
+            remedy: String::new(),
+        }
     }
 
-    pub fn warning(words: impl Into<String>, means: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { state: State::Warning, words: words.into(), means: means.into(), remedy: remedy.into() }
+    pub fn warning(
+        words: impl Into<String>,
+        means: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            state: State::Warning,
+            words: words.into(),
+            means: means.into(),
+            remedy: remedy.into(),
+        }
     }
 
-    pub fn fault(words: impl Into<String>, means: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub fn fault(
+        words: impl Into<String>,
+        means: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self { state: State::Fault, ..Self::warning(words, means, remedy) }
     }
 

@@ -18,8 +18,7 @@ use crate::mqtt::link::{self, LinkEvent};
 use crate::mqtt::topics::Topics;
 use crate::record::store::{SinkName, Store};
 
-const UNPUBLISHED: &str =
-    "who passes is recorded here; what the broker is owed waits on this device's disk and is delivered later";
+const UNPUBLISHED: &str = "who passes is recorded here; what the broker is owed waits on this device's disk and is delivered later";
 
 pub fn broker(place: &Place) -> Verdict {
     broker_of(&place.settings)
@@ -40,7 +39,10 @@ pub fn broker_of(settings: &Settings) -> Verdict {
     let name = format!("{}:{}", mqtt.host, mqtt.port);
     match greet(settings, mqtt) {
         Ok(None) => {
-            let user = mqtt.credentials.as_ref().map_or("without a user".into(), |it| format!("as {:?}", it.user));
+            let user = mqtt
+                .credentials
+                .as_ref()
+                .map_or("without a user".into(), |it| format!("as {:?}", it.user));
             let tls = if mqtt.tls.is_some() { ", over TLS" } else { "" };
             Verdict::good(format!("{name} takes us {user}{tls}"))
         }
@@ -63,7 +65,8 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// subscription that was refused, if one was.
 fn greet(settings: &Settings, mqtt: &MqttSettings) -> Result<Option<String>, String> {
     let words = |error: anyhow::Error| format!("{error:#}");
-    let topics = Topics::new(&settings.site, &settings.device).map_err(|error| words(error.into()))?;
+    let topics =
+        Topics::new(&settings.site, &settings.device).map_err(|error| words(error.into()))?;
     let mut wanted = link_settings(mqtt, &topics);
     wanted.client_id = format!("rollcall-doctor-{}", Uuid::now_v7().simple());
     wanted.persistent = false;
@@ -71,7 +74,10 @@ fn greet(settings: &Settings, mqtt: &MqttSettings) -> Result<Option<String>, Str
     // Nobody sends such a command: what is asked is whether commands may be heard.
     wanted.subscriptions = vec![topics.below("command/doctor")];
     let (_link, driver, mut events) = link::open(wanted).map_err(|error| words(error.into()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| e.to_string())?;
     runtime.block_on(async {
         let (stop, stopped) = watch::channel(false);
         let answer = async {
@@ -80,13 +86,17 @@ fn greet(settings: &Settings, mqtt: &MqttSettings) -> Result<Option<String>, Str
                     match event {
                         LinkEvent::Subscribed { .. } => return Ok(None),
                         LinkEvent::SubscriptionRefused { filter } => return Ok(Some(filter)),
-                        LinkEvent::Unreachable { why } | LinkEvent::Lost { why } => return Err(why),
+                        LinkEvent::Unreachable { why } | LinkEvent::Lost { why } => {
+                            return Err(why);
+                        }
                         _ => {}
                     }
                 }
                 Err("the link ended".to_owned())
             });
-            let answer = answer.await.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
+            let answer = answer
+                .await
+                .unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
             stop.send_replace(true);
             answer
         };
@@ -98,8 +108,12 @@ fn greet(settings: &Settings, mqtt: &MqttSettings) -> Result<Option<String>, Str
 /// In a caretaker's words, by what the link says.
 fn refused(name: &str, why: &str, tls: bool, clock_trusted: bool) -> Verdict {
     let has = |parts: &[&str]| parts.iter().any(|part| why.contains(part));
-    let fault = |words: &str, remedy: &str| Verdict::fault(format!("{name} {words} ({why})"), UNPUBLISHED, remedy);
-    let away = |words: &str, remedy: &str| Verdict::warning(format!("{name} {words} ({why})"), UNPUBLISHED, remedy);
+    let fault = |words: &str, remedy: &str| {
+        Verdict::fault(format!("{name} {words} ({why})"), UNPUBLISHED, remedy)
+    };
+    let away = |words: &str, remedy: &str| {
+        Verdict::warning(format!("{name} {words} ({why})"), UNPUBLISHED, remedy)
+    };
     if has(&["user name or password"]) {
         return fault(
             "refuses our user or password",
@@ -126,7 +140,10 @@ fn refused(name: &str, why: &str, tls: bool, clock_trusted: bool) -> Verdict {
             "eof",
         ])
     {
-        return fault("does not speak TLS", "check [mqtt] port: with TLS it is mostly 8883, without 1883");
+        return fault(
+            "does not speak TLS",
+            "check [mqtt] port: with TLS it is mostly 8883, without 1883",
+        );
     }
     if has(&["closed", "reset by peer", "aborted", "not an MQTT broker", "corrupt"]) {
         return fault(
@@ -134,19 +151,30 @@ fn refused(name: &str, why: &str, tls: bool, clock_trusted: bool) -> Verdict {
             "check [mqtt] host and port; where the broker wants TLS (mostly port 8883), [mqtt] tls = true",
         );
     }
-    if has(&["lookup address", "Name or service not known", "name resolution", "No address associated"]) {
+    if has(&[
+        "lookup address",
+        "Name or service not known",
+        "name resolution",
+        "No address associated",
+    ]) {
         return fault(
             "has no address",
             "check [mqtt] host for a typing mistake, the network cable, and the name server (`getent hosts`)",
         );
     }
     if has(&["Connection refused"]) {
-        return away("is there, but no broker answers at this port", "start the broker there, or correct [mqtt] port");
+        return away(
+            "is there, but no broker answers at this port",
+            "start the broker there, or correct [mqtt] port",
+        );
     }
     if has(&["unreachable", "No route"]) {
         return away("cannot be reached", "is the network cable in, is the Wi-Fi on (`ip route`)?");
     }
-    away("does not answer", "is the broker running, is the network up, does a firewall stand between?")
+    away(
+        "does not answer",
+        "is the broker running, is the network up, does a firewall stand between?",
+    )
 }
 
 /// What is wrong with a certificate, theirs or ours, and what to do; none where it is something else.
@@ -173,7 +201,13 @@ fn certificate(why: &str, clock_trusted: bool) -> Option<(&'static str, &'static
             "[mqtt] ca_file must be the certificate of the authority that signed the broker's: ask whoever runs it",
         ));
     }
-    if has(&["CertificateRequired", "HandshakeFailure", "BadCertificate", "UnknownCA", "CertificateUnknown"]) {
+    if has(&[
+        "CertificateRequired",
+        "HandshakeFailure",
+        "BadCertificate",
+        "UnknownCA",
+        "CertificateUnknown",
+    ]) {
         return Some((
             "does not take our certificate",
             "[mqtt] client_cert_file and client_key_file must be a certificate that the broker's authority signed",
@@ -207,7 +241,11 @@ pub fn mongodb_of(settings: &Settings) -> Verdict {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            return Verdict::fault(format!("cannot start the runtime: {error}"), UNDELIVERED, "restart the device");
+            return Verdict::fault(
+                format!("cannot start the runtime: {error}"),
+                UNDELIVERED,
+                "restart the device",
+            );
         }
     };
     let examined = runtime.block_on(mongo::examine(mongo, now_ms));
@@ -262,7 +300,10 @@ pub fn http_of(settings: &Settings, served: bool) -> Verdict {
         Err((ErrorKind::AddrInUse, _)) => Verdict::fault(
             format!("another program uses {listen}"),
             STOPPED,
-            format!("end it (`sudo ss -ltnp` names it), or take another port in [http] listen than {}", listen.port()),
+            format!(
+                "end it (`sudo ss -ltnp` names it), or take another port in [http] listen than {}",
+                listen.port()
+            ),
         ),
         Err((ErrorKind::AddrNotAvailable, _)) => Verdict::fault(
             format!("{listen} is no address of this device"),
@@ -274,12 +315,17 @@ pub fn http_of(settings: &Settings, served: bool) -> Verdict {
             STOPPED,
             "take a port from 1024 on in [http] listen, 8080 for example",
         ),
-        Err((_, error)) => Verdict::fault(format!("{listen} cannot be used ({error})"), STOPPED, "check [http] listen"),
+        Err((_, error)) => Verdict::fault(
+            format!("{listen} cannot be used ({error})"),
+            STOPPED,
+            "check [http] listen",
+        ),
     }
 }
 
 pub fn fleet(place: &Place) -> Verdict {
-    const ALONE: &str = "who is enrolled at another door is not known here, and the other way round";
+    const ALONE: &str =
+        "who is enrolled at another door is not known here, and the other way round";
     let settings = &place.settings;
     if let Some(warning) = settings.warnings.iter().find(|it| it.starts_with("[fleet]")) {
         return Verdict::warning(
@@ -289,7 +335,9 @@ pub fn fleet(place: &Place) -> Verdict {
         );
     }
     let Some(fleet) = &settings.fleet else {
-        return Verdict::good("the gallery is this door's own ([fleet] key_file shares it with the site)");
+        return Verdict::good(
+            "the gallery is this door's own ([fleet] key_file shares it with the site)",
+        );
     };
     let print = fleet.key.fingerprint();
     match place.told("/gallery/sharing/state").and_then(|it| it.as_str()) {
@@ -322,7 +370,9 @@ pub fn fleet(place: &Place) -> Verdict {
             "if that lasts, see \"broker\" or \"mongodb\"",
         ),
         // Where there is no database yet, `storage` says so.
-        _ => Verdict::good(format!("the gallery is shared, site key {print} (the same at every door)")),
+        _ => Verdict::good(format!(
+            "the gallery is shared, site key {print} (the same at every door)"
+        )),
     }
 }
 
@@ -337,14 +387,29 @@ mod tests {
         let away = State::Warning;
         for (why, tls, state, part) in [
             ("the broker refuses our user name or password", false, fault, "setup"),
-            ("the broker does not authorise us: check user, password and access rules", false, fault, "mosquitto"),
+            (
+                "the broker does not authorise us: check user, password and access rules",
+                false,
+                fault,
+                "mosquitto",
+            ),
             ("TLS: I/O: invalid peer certificate: Expired", true, fault, "renew"),
             ("TLS: I/O: invalid peer certificate: NotValidForName", true, fault, "name"),
             ("TLS: I/O: invalid peer certificate: UnknownIssuer", true, fault, "ca_file"),
-            ("TLS: I/O: received fatal alert: CertificateRequired", true, fault, "client_cert_file"),
+            (
+                "TLS: I/O: received fatal alert: CertificateRequired",
+                true,
+                fault,
+                "client_cert_file",
+            ),
             ("TLS: I/O: received corrupt message of type InvalidContentType", true, fault, "8883"),
             ("the broker closed the connection", false, fault, "tls = true"),
-            ("I/O: failed to lookup address information: Name or service not known", false, fault, "typing"),
+            (
+                "I/O: failed to lookup address information: Name or service not known",
+                false,
+                fault,
+                "typing",
+            ),
             ("I/O: Connection refused (os error 111)", false, away, "start the broker"),
             ("I/O: Network is unreachable (os error 101)", false, away, "cable"),
             ("no answer within 8 s", false, away, "firewall"),
@@ -352,6 +417,10 @@ mod tests {
             let verdict = refused("broker:1883", why, tls, true);
             assert!(verdict.state == state && verdict.remedy.contains(part), "{why}: {verdict:?}");
         }
-        assert!(refused("b", "invalid peer certificate: NotValidYet", true, false).remedy.contains("clock"));
+        assert!(
+            refused("b", "invalid peer certificate: NotValidYet", true, false)
+                .remedy
+                .contains("clock")
+        );
     }
 }

@@ -25,7 +25,10 @@ pub fn clock(place: &Place) -> Verdict {
 
 pub fn processor(place: &Place) -> Verdict {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let slowed = place.told("/recognition/pace_step").and_then(serde_json::Value::as_u64).is_some_and(|step| step > 0);
+    let slowed = place
+        .told("/recognition/pace_step")
+        .and_then(serde_json::Value::as_u64)
+        .is_some_and(|step| step > 0);
     heat(cores, health::cpu_celsius(), slowed)
 }
 
@@ -38,8 +41,12 @@ fn heat(cores: usize, celsius: Option<f32>, slowed: bool) -> Verdict {
         )
     };
     match celsius {
-        Some(celsius) if celsius >= HOT_CELSIUS => hot(format!("{cores} cores at {celsius:.0} °C: hot")),
-        Some(celsius) if slowed => hot(format!("{cores} cores at {celsius:.0} °C, slowed down because it was hotter")),
+        Some(celsius) if celsius >= HOT_CELSIUS => {
+            hot(format!("{cores} cores at {celsius:.0} °C: hot"))
+        }
+        Some(celsius) if slowed => {
+            hot(format!("{cores} cores at {celsius:.0} °C, slowed down because it was hotter"))
+        }
         Some(celsius) => Verdict::good(format!("{cores} cores at {celsius:.0} °C")),
         None => Verdict::good(format!("{cores} cores; no temperature sensor")),
     }
@@ -59,7 +66,11 @@ fn supply(sys: &Path) -> Verdict {
         )
     };
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let sensors = fs::read_dir(sys.join("class/hwmon")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let sensors = fs::read_dir(sys.join("class/hwmon"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     let volt = sensors.into_iter().find(|sensor| read(&sensor.join("name")) == "rpi_volt");
     if let Some(volt) = &volt
         && read(&volt.join("in0_lcrit_alarm")) == "1"
@@ -70,7 +81,9 @@ fn supply(sys: &Path) -> Verdict {
     // Bit 0: now; bit 16: since the start.
     match u32::from_str_radix(flags.trim_start_matches("0x"), 16) {
         Ok(flags) if flags & 1 != 0 => low("the power supply is too weak: undervoltage now"),
-        Ok(flags) if flags & (1 << 16) != 0 => low("the power supply was too weak since the device was switched on"),
+        Ok(flags) if flags & (1 << 16) != 0 => {
+            low("the power supply was too weak since the device was switched on")
+        }
         Ok(_) => Verdict::good("the supply is strong enough"),
         Err(_) if volt.is_some() => Verdict::good("the supply is strong enough"),
         Err(_) => Verdict::good("this machine does not tell about its supply"),
@@ -83,9 +96,12 @@ mod tests {
 
     #[test]
     fn heat_is_told_while_it_lasts_and_while_it_still_slows() {
-        for (celsius, slowed, good) in
-            [(Some(60.0), false, true), (Some(80.0), false, false), (Some(75.0), true, false), (None, false, true)]
-        {
+        for (celsius, slowed, good) in [
+            (Some(60.0), false, true),
+            (Some(80.0), false, false),
+            (Some(75.0), true, false),
+            (None, false, true),
+        ] {
             assert_eq!(heat(4, celsius, slowed).is_good(), good, "{celsius:?} {slowed}");
         }
     }

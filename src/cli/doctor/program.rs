@@ -19,7 +19,8 @@ pub fn unusable(error: &anyhow::Error) -> Verdict {
         .filter_map(|it| it.downcast_ref::<std::io::Error>())
         .any(|it| it.kind() == std::io::ErrorKind::PermissionDenied);
     let unread = causes().any(|it| matches!(it.downcast_ref(), Some(ConfigError::Read { .. })));
-    let variable = causes().any(|it| matches!(it.downcast_ref(), Some(ConfigError::Environment { .. })));
+    let variable =
+        causes().any(|it| matches!(it.downcast_ref(), Some(ConfigError::Environment { .. })));
     let remedy = if denied {
         "run it as root (sudo rollcall doctor); if it says the same then, the file's owner must be the daemon's user"
     } else if variable {
@@ -84,7 +85,9 @@ fn unloadable(error: ModelError) -> Verdict {
             "reinstall the package (sudo apt install --reinstall rollcall). If a file changes by itself, the card is failing: \
              `rollcall backup`, then a new card"
         }
-        ModelError::Manifest { .. } | ModelError::Inconsistent { .. } | ModelError::Session { .. } => {
+        ModelError::Manifest { .. }
+        | ModelError::Inconsistent { .. }
+        | ModelError::Session { .. } => {
             "reinstall the package (sudo apt install --reinstall rollcall); in a source tree `git checkout models`"
         }
         ModelError::Missing { .. } => {
@@ -94,7 +97,9 @@ fn unloadable(error: ModelError) -> Verdict {
             "reinstall the package (sudo apt install --reinstall rollcall), in a source tree `make setup`; [recognition] \
              runtime_library names another"
         }
-        ModelError::Read { .. } => "run doctor with sudo; if it says the same then, the card may be failing (dmesg)",
+        ModelError::Read { .. } => {
+            "run doctor with sudo; if it says the same then, the card may be failing (dmesg)"
+        }
     };
     Verdict::fault(format!("{:#}", anyhow::Error::new(error)), STOPPED, remedy)
 }
@@ -111,23 +116,35 @@ pub fn service(place: &Place) -> Verdict {
 
 /// What systemd says of the unit; none when it does not answer.
 fn show_unit() -> Option<BTreeMap<String, String>> {
-    const WANTED: &str = "LoadState,ActiveState,SubState,UnitFileState,Result,ExecMainCode,ExecMainStatus,NRestarts";
+    const WANTED: &str =
+        "LoadState,ActiveState,SubState,UnitFileState,Result,ExecMainCode,ExecMainStatus,NRestarts";
     let output = Command::new("systemctl").args(["show", UNIT, "-p", WANTED]).output().ok()?;
     output.status.success().then(|| properties(&String::from_utf8_lossy(&output.stdout)))
 }
 
 fn properties(text: &str) -> BTreeMap<String, String> {
-    text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.into(), value.into())).collect()
+    text.lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key.into(), value.into()))
+        .collect()
 }
 
-fn of_service(unit: Option<&BTreeMap<String, String>>, answers: bool, version: Option<&str>) -> Verdict {
+fn of_service(
+    unit: Option<&BTreeMap<String, String>>,
+    answers: bool,
+    version: Option<&str>,
+) -> Verdict {
     const LOG: &str = "journalctl -u rollcall -e shows its last words";
     let own = env!("CARGO_PKG_VERSION");
     let unit = unit.filter(|unit| unit.get("LoadState").is_some_and(|it| it == "loaded"));
     let of = |key: &str| unit.and_then(|unit| unit.get(key)).map_or("", String::as_str);
     if let Some(version) = version.filter(|it| *it != own) {
         let words = format!("the running daemon is version {version}, installed is {own}");
-        return Verdict::warning(words, "the old version goes on", "sudo systemctl restart rollcall");
+        return Verdict::warning(
+            words,
+            "the old version goes on",
+            "sudo systemctl restart rollcall",
+        );
     }
     match (of("ActiveState"), unit) {
         ("active", _) if of("UnitFileState") == "disabled" => Verdict::warning(
@@ -140,9 +157,11 @@ fn of_service(unit: Option<&BTreeMap<String, String>>, answers: bool, version: O
             restarts => format!("runs; it was started again {restarts} times, {LOG}"),
         }),
         (state, Some(_)) if state != "inactive" || of("Result") != "success" => ended(&of),
-        (_, Some(_)) if !answers => {
-            Verdict::fault("the service is not started", "nobody is recorded", "sudo systemctl enable --now rollcall")
-        }
+        (_, Some(_)) if !answers => Verdict::fault(
+            "the service is not started",
+            "nobody is recorded",
+            "sudo systemctl enable --now rollcall",
+        ),
         _ if answers => Verdict::good("a daemon runs (not as a service)"),
         _ => Verdict::warning(
             "no daemon runs here",
@@ -164,21 +183,28 @@ fn ended<'a>(of: &impl Fn(&str) -> &'a str) -> Verdict {
             "the storage cannot be used",
             "see \"storage\" and \"disk\"; journalctl -u rollcall -e says what it could not do",
         ),
-        ("exit-code", Ok(exit::MODEL)) => {
-            ("a network or the library is missing", "see \"networks\" and \"library\"; reinstall the package")
-        }
-        ("exit-code", Ok(exit::USAGE)) => {
-            ("it was started with wrong arguments", "systemctl cat rollcall: take back what was changed in ExecStart")
-        }
-        ("watchdog", _) => {
-            ("it hung and was stopped by the watchdog", "journalctl -u rollcall -e; is the card failing (dmesg)?")
-        }
+        ("exit-code", Ok(exit::MODEL)) => (
+            "a network or the library is missing",
+            "see \"networks\" and \"library\"; reinstall the package",
+        ),
+        ("exit-code", Ok(exit::USAGE)) => (
+            "it was started with wrong arguments",
+            "systemctl cat rollcall: take back what was changed in ExecStart",
+        ),
+        ("watchdog", _) => (
+            "it hung and was stopped by the watchdog",
+            "journalctl -u rollcall -e; is the card failing (dmesg)?",
+        ),
         ("oom-kill", _) => ("the memory ran out", "end what else needs memory here; `free -m`"),
-        ("timeout", _) => ("it did not get ready in time", "is the card very slow (dmesg)? journalctl -u rollcall -e"),
+        ("timeout", _) => (
+            "it did not get ready in time",
+            "is the card very slow (dmesg)? journalctl -u rollcall -e",
+        ),
         _ => ("it ended by itself", "journalctl -u rollcall -e shows its last words"),
     };
     let state = format!("{}, {}", of("ActiveState"), of("SubState"));
-    let words = format!("the service does not stay up ({state}; exit {status}, {}): {why}", of("Result"));
+    let words =
+        format!("the service does not stay up ({state}; exit {status}, {}): {why}", of("Result"));
     Verdict::fault(words, "nobody is recorded", remedy)
 }
 
@@ -193,7 +219,10 @@ pub fn card(_: &Place) -> Option<Verdict> {
         Verdict::warning(
             format!("{} holds a password", left.display()),
             "whoever takes the card or logs in can read it, and publish in this device's name",
-            format!("sudo rollcall setup --from {0} (if that was not done), then sudo rm {0}", left.display()),
+            format!(
+                "sudo rollcall setup --from {0} (if that was not done), then sudo rm {0}",
+                left.display()
+            ),
         )
     } else {
         Verdict::good(format!("{} is still there and holds no password", left.display()))
@@ -245,10 +274,15 @@ mod tests {
         let own = Some(env!("CARGO_PKG_VERSION"));
         assert!(of_service(Some(&unit("active", "running", "success", "0")), true, own).is_good());
         assert!(
-            of_service(Some(&unit("active", "running", "success", "0")), true, Some("0.0.1")).words.contains("0.0.1")
+            of_service(Some(&unit("active", "running", "success", "0")), true, Some("0.0.1"))
+                .words
+                .contains("0.0.1")
         );
         let stopped = of_service(Some(&unit("inactive", "dead", "success", "0")), false, None);
-        assert!(stopped.words.contains("not started") && stopped.remedy.contains("enable --now"), "{stopped:?}");
+        assert!(
+            stopped.words.contains("not started") && stopped.remedy.contains("enable --now"),
+            "{stopped:?}"
+        );
         let absent = properties("LoadState=not-found\nActiveState=inactive\nResult=success\n");
         assert!(of_service(Some(&absent), true, own).is_good());
         assert!(of_service(Some(&absent), false, None).words.contains("no daemon"));

@@ -20,7 +20,12 @@ pub fn storage(place: &Place) -> Verdict {
     let dir = &place.settings.state_dir;
     match dir.join(DATABASE).try_exists() {
         Ok(true) => {}
-        Ok(false) => return Verdict::good(format!("{} has no database yet; the first start makes one", dir.display())),
+        Ok(false) => {
+            return Verdict::good(format!(
+                "{} has no database yet; the first start makes one",
+                dir.display()
+            ));
+        }
         // What is in a folder of mode 0700 only its owner sees.
         Err(error) => return unusable(StoreError::Io { path: dir.clone(), source: error.into() }),
     }
@@ -31,9 +36,10 @@ pub fn storage(place: &Place) -> Verdict {
         Ok((subjects, reader.buried(500)?.len() as u64))
     };
     match read() {
-        Ok((subjects, 0)) => {
-            Verdict::good(format!("{subjects}{} subjects enrolled", if subjects == 500 { " or more" } else { "" }))
-        }
+        Ok((subjects, 0)) => Verdict::good(format!(
+            "{subjects}{} subjects enrolled",
+            if subjects == 500 { " or more" } else { "" }
+        )),
         Ok((_, buried)) => Verdict::warning(
             format!("{buried} messages could not be delivered and were set aside"),
             "they are kept here, but broker or MongoDB do not have them, and what comes after is not called complete",
@@ -55,8 +61,12 @@ fn unusable(error: StoreError) -> Verdict {
             "the daemon does not start; whoever has read the key can read the templates in the database",
             "chmod 600 the key, then `rollcall keys rotate` while the daemon is stopped makes a new one",
         ),
-        StoreError::Sealed { .. } => (STOPPED, "put rollcall.key back from its backup; reading it takes root (sudo)"),
-        StoreError::Exposed { .. } => (STOPPED, "chmod 700 the state directory, if everything in it is rollcall's"),
+        StoreError::Sealed { .. } => {
+            (STOPPED, "put rollcall.key back from its backup; reading it takes root (sudo)")
+        }
+        StoreError::Exposed { .. } => {
+            (STOPPED, "chmod 700 the state directory, if everything in it is rollcall's")
+        }
         StoreError::SchemaTooNew { .. } => (
             STOPPED,
             "install the newer version again, or put the backup from before the upgrade back (`rollcall restore`)",
@@ -74,11 +84,18 @@ fn unusable(error: StoreError) -> Verdict {
             "run doctor with sudo; if the daemon itself says so, chown -R rollcall: the state directory",
         ),
         StoreError::Full => ("new visits may not be recorded", "make room on the disk"),
-        _ => (STOPPED, "is the card failing (dmesg)? `rollcall backup` what can be read, then a new card"),
+        _ => (
+            STOPPED,
+            "is the card failing (dmesg)? `rollcall backup` what can be read, then a new card",
+        ),
     };
     let too_old = matches!(error, StoreError::SchemaTooOld { .. });
     let words = format!("{:#}", anyhow::Error::new(error));
-    if too_old { Verdict::warning(words, means, remedy) } else { Verdict::fault(words, means, remedy) }
+    if too_old {
+        Verdict::warning(words, means, remedy)
+    } else {
+        Verdict::fault(words, means, remedy)
+    }
 }
 
 /// After a change of the network everybody is photographed again, one by one: how far that is.
@@ -88,17 +105,23 @@ pub fn people(place: &Place) -> Verdict {
         return Verdict::good("nobody is enrolled yet");
     }
     let Ok(embedder) = vision::embedder_digest(&place.settings.vision) else {
-        return Verdict::warning("cannot be told without the networks", "see \"networks\"", "see \"networks\"");
+        return Verdict::warning(
+            "cannot be told without the networks",
+            "see \"networks\"",
+            "see \"networks\"",
+        );
     };
-    let migration =
-        Store::open_read_only(dir, app::credentials_dir().as_deref()).and_then(|it| it.migration(&embedder));
+    let migration = Store::open_read_only(dir, app::credentials_dir().as_deref())
+        .and_then(|it| it.migration(&embedder));
     match migration {
         Ok(it) if it.subjects == 0 => Verdict::warning(
             "nobody is enrolled yet",
             "everybody who passes is a stranger",
             "enrol people: `rollcall enrol --id ID --name NAME PHOTO…`, `rollcall import`, or by MQTT",
         ),
-        Ok(it) if it.outdated == 0 => Verdict::good(format!("all {} who are enrolled can be recognised", it.subjects)),
+        Ok(it) if it.outdated == 0 => {
+            Verdict::good(format!("all {} who are enrolled can be recognised", it.subjects))
+        }
         Ok(it) => Verdict::warning(
             format!(
                 "{} of {} who are enrolled have no reference of the network in use ({})",
@@ -143,10 +166,15 @@ fn fullness(free: u64, files: u64, files_free: u64) -> Verdict {
                           what was delivered, [storage] keep_days does it every day";
     let free_mb = free >> 20;
     if files > 0 && files_free == 0 {
-        return Verdict::fault("no more files can be made on the disk", "nothing can be recorded soon", REMEDY);
+        return Verdict::fault(
+            "no more files can be made on the disk",
+            "nothing can be recorded soon",
+            REMEDY,
+        );
     }
     if free < FREE_BYTES_FAULT {
-        let means = "recognition goes on, and visits are recorded only as long as the last room lasts";
+        let means =
+            "recognition goes on, and visits are recorded only as long as the last room lasts";
         return Verdict::fault(format!("the disk is full: {free_mb} MB free"), means, REMEDY);
     }
     if free < FREE_BYTES_MIN {

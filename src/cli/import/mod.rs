@@ -57,7 +57,9 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     match (&args.photographs, &args.file, &args.key_file) {
         (Some(dir), ..) => photographs(args, dir, settings),
         (None, Some(file), Some(key_file)) => sealed::run(file, key_file, args.json, settings),
-        _ => bail!("name a folder of photographs (--photos DIR), or a gallery and its key (FILE --key-file K)"),
+        _ => bail!(
+            "name a folder of photographs (--photos DIR), or a gallery and its key (FILE --key-file K)"
+        ),
     }
 }
 
@@ -86,7 +88,9 @@ fn photographs(args: &Args, dir: &Path, settings: &Settings) -> anyhow::Result<(
             here.run(&found.people, &mut report, &bar)?;
             opened.store.close().map_err(app::storage)?;
         }
-        Err(StoreError::Locked { .. }) => Remote { settings, allowed }.run(&found.people, &mut report, &bar)?,
+        Err(StoreError::Locked { .. }) => {
+            Remote { settings, allowed }.run(&found.people, &mut report, &bar)?
+        }
         Err(error) => return Err(app::storage(error)),
     }
     bar.finish_and_clear();

@@ -85,7 +85,11 @@ pub fn of_folder(dir: &Path, photographs_max: usize) -> anyhow::Result<Found> {
             ids.insert(id, other);
             continue;
         }
-        found.add(Person { id, name, chosen: false, photographs, surplus: Vec::new() }, file, photographs_max);
+        found.add(
+            Person { id, name, chosen: false, photographs, surplus: Vec::new() },
+            file,
+            photographs_max,
+        );
     }
     Ok(found)
 }
@@ -103,17 +107,27 @@ struct Row {
 pub fn of_map(map: &Path, dir: &Path, photographs_max: usize) -> anyhow::Result<Found> {
     let mut found = Found::default();
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(map);
-    let reader = reader.as_mut().map_err(|error| anyhow::anyhow!("cannot read {}: {error}", map.display()))?;
+    let reader = reader
+        .as_mut()
+        .map_err(|error| anyhow::anyhow!("cannot read {}: {error}", map.display()))?;
     let mut by_id: BTreeMap<SubjectId, (Name, Vec<PathBuf>)> = BTreeMap::new();
     for (at, row) in reader.deserialize().enumerate() {
-        let row: Row = row.with_context(|| format!("{} has a row that is not file,id,name", map.display()))?;
+        let row: Row =
+            row.with_context(|| format!("{} has a row that is not file,id,name", map.display()))?;
         let place = || format!("row {} of {}", at + 1, map.display());
         let id = SubjectId::new(&row.id).with_context(place)?;
-        let name = Name::new(if row.name.is_empty() { &row.id } else { &row.name }).with_context(place)?;
+        let name =
+            Name::new(if row.name.is_empty() { &row.id } else { &row.name }).with_context(place)?;
         let path = dir.join(&row.file);
-        let is_all = row.file.as_os_str().is_empty() || path.canonicalize().ok() == dir.canonicalize().ok();
-        ensure!(!is_all || path.canonicalize().is_err(), "{}: its file is the whole folder", place());
-        let (known, photographs) = by_id.entry(id.clone()).or_insert_with(|| (name.clone(), Vec::new()));
+        let is_all =
+            row.file.as_os_str().is_empty() || path.canonicalize().ok() == dir.canonicalize().ok();
+        ensure!(
+            !is_all || path.canonicalize().is_err(),
+            "{}: its file is the whole folder",
+            place()
+        );
+        let (known, photographs) =
+            by_id.entry(id.clone()).or_insert_with(|| (name.clone(), Vec::new()));
         ensure!(*known == name, "{}: {id} has two names", place());
         if path.is_dir() {
             let (inside, others) = photographs_of(&path)?;
@@ -125,7 +139,11 @@ pub fn of_map(map: &Path, dir: &Path, photographs_max: usize) -> anyhow::Result<
     }
     for (id, (name, photographs)) in by_id {
         let file = PathBuf::from(id.as_str());
-        found.add(Person { id, name, chosen: true, photographs, surplus: Vec::new() }, file, photographs_max);
+        found.add(
+            Person { id, name, chosen: true, photographs, surplus: Vec::new() },
+            file,
+            photographs_max,
+        );
     }
     Ok(found)
 }
@@ -138,14 +156,16 @@ impl Found {
             return;
         }
         // Always the same ones, or each import would add some more.
-        person.surplus = person.photographs.split_off(person.photographs.len().min(photographs_max));
+        person.surplus =
+            person.photographs.split_off(person.photographs.len().min(photographs_max));
         self.people.push(person);
     }
 }
 
 fn photographs_of(dir: &Path) -> anyhow::Result<(Vec<PathBuf>, usize)> {
-    let (photographs, others): (Vec<_>, Vec<_>) =
-        entries(dir)?.into_iter().partition(|path| is_photograph(path) && !is_hidden(path) && !path.is_dir());
+    let (photographs, others): (Vec<_>, Vec<_>) = entries(dir)?
+        .into_iter()
+        .partition(|path| is_photograph(path) && !is_hidden(path) && !path.is_dir());
     Ok((photographs, others.len()))
 }
 
@@ -191,17 +211,29 @@ mod tests {
     #[test]
     fn one_file_or_folder_a_person() {
         let dir = tempfile::tempdir().unwrap();
-        let names = ["Jane Doe.jpg", "Jane Doe/b.PNG", "Jane Doe/a.jpg", "Jane Doe/notes.txt", "Zoë.webp", "Zoe.heic"];
+        let names = [
+            "Jane Doe.jpg",
+            "Jane Doe/b.PNG",
+            "Jane Doe/a.jpg",
+            "Jane Doe/notes.txt",
+            "Zoë.webp",
+            "Zoe.heic",
+        ];
         touch(dir.path(), &names);
         touch(dir.path(), &[".DS_Store", "Thumbs.db", "Nobody/readme.md"]);
         let found = of_folder(dir.path(), 2).unwrap();
-        let list: Vec<_> = found.people.iter().map(|it| (it.id.as_str(), it.name.as_str())).collect();
+        let list: Vec<_> =
+            found.people.iter().map(|it| (it.id.as_str(), it.name.as_str())).collect();
         assert_eq!(list, [("jane-doe", "Jane Doe"), ("zoe", "Zoe")]);
         let file = |path: &PathBuf| path.strip_prefix(dir.path()).unwrap().display().to_string();
         let jane = &found.people[0];
-        assert_eq!(jane.photographs.iter().map(file).collect::<Vec<_>>(), ["Jane Doe/a.jpg", "Jane Doe/b.PNG"]);
+        assert_eq!(
+            jane.photographs.iter().map(file).collect::<Vec<_>>(),
+            ["Jane Doe/a.jpg", "Jane Doe/b.PNG"]
+        );
         assert_eq!(jane.surplus.iter().map(file).collect::<Vec<_>>(), ["Jane Doe.jpg"]);
-        let faults: Vec<_> = found.faults.iter().map(|it| (file(&it.file), it.why.as_str())).collect();
+        let faults: Vec<_> =
+            found.faults.iter().map(|it| (file(&it.file), it.why.as_str())).collect();
         assert_eq!(faults[0], ("Nobody".into(), "no_photograph"));
         assert_eq!(faults[1].0, "Zoë");
         assert!(faults[1].1.starts_with("same_id (as \"Zoe\": zoe"), "{faults:?}");
@@ -215,8 +247,11 @@ mod tests {
         let map = dir.path().join("map.csv");
         fs::write(&map, "file,id,name\n1.jpg,j1,Jane Doe\nmore,j1,Jane Doe\n2.jpg,j2,\n").unwrap();
         let found = of_map(&map, dir.path(), 10).unwrap();
-        let list: Vec<_> =
-            found.people.iter().map(|it| (it.id.as_str(), it.name.as_str(), it.photographs.len())).collect();
+        let list: Vec<_> = found
+            .people
+            .iter()
+            .map(|it| (it.id.as_str(), it.name.as_str(), it.photographs.len()))
+            .collect();
         assert_eq!(list, [("j1", "Jane Doe", 2), ("j2", "j2", 1)]);
         for bad in [
             "file,id\n1.jpg,a b\n",

@@ -90,11 +90,15 @@ pub fn standing(
         // Renamed since: it is the same person.
         Some(subject) if is_same => subject.name.clone(),
         Some(subject) if !person.chosen && subject.name != person.name => {
-            let why = format!("same_id ({} is enrolled here with another name; name ids with --map)", person.id);
+            let why = format!(
+                "same_id ({} is enrolled here with another name; name ids with --map)",
+                person.id
+            );
             return refused(why, verdicts);
         }
         None if reader.was_withdrawn(&person.id)? && !allowed.withdrawn => {
-            let why = "withdrawn (from this device; --also-withdrawn enrols all the same)".to_owned();
+            let why =
+                "withdrawn (from this device; --also-withdrawn enrols all the same)".to_owned();
             return refused(why, verdicts);
         }
         _ => person.name.clone(),
@@ -105,7 +109,9 @@ pub fn standing(
     if subject.is_some() {
         return settled(Outcome::Already, verdicts);
     }
-    let why = verdicts.iter().find_map(|it| if let Verdict::Refused(why) = it { Some(why.clone()) } else { None });
+    let why = verdicts
+        .iter()
+        .find_map(|it| if let Verdict::Refused(why) = it { Some(why.clone()) } else { None });
     refused(why.unwrap_or_else(|| "no_photograph".into()), verdicts)
 }
 
@@ -130,7 +136,12 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
 /// Someone looked at, to be settled in their turn.
 enum Looked {
     Settled(Told),
-    Judged { name: Name, is_new: bool, judged: Vec<(usize, PhotographDigest, Judged)>, verdicts: Vec<Verdict> },
+    Judged {
+        name: Name,
+        is_new: bool,
+        judged: Vec<(usize, PhotographDigest, Judged)>,
+        verdicts: Vec<Verdict>,
+    },
 }
 
 /// The import where no daemon runs.
@@ -143,7 +154,12 @@ pub struct Here<'a> {
 }
 
 impl Here<'_> {
-    pub fn run(&self, people: &[Person], report: &mut Report, bar: &ProgressBar) -> anyhow::Result<()> {
+    pub fn run(
+        &self,
+        people: &[Person],
+        report: &mut Report,
+        bar: &ProgressBar,
+    ) -> anyhow::Result<()> {
         let mut workers = (0..self.workers.max(1))
             .map(|_| Ok((app::load_vision(self.settings)?, app::open_reader(self.settings)?)))
             .collect::<anyhow::Result<Vec<_>>>()?;
@@ -167,8 +183,12 @@ impl Here<'_> {
                 let start = |worker| scope.spawn(move || self.look_at(worker, chunk, next, rules));
                 let running: Vec<_> = workers.iter_mut().map(start).collect();
                 let (people, looked) = std::mem::take(&mut before);
-                let settled = people.iter().zip(looked).try_for_each(|(person, it)| settling.settle(person, it));
-                let joined = running.into_iter().map(|it| it.join().expect("a worker does not panic"));
+                let settled = people
+                    .iter()
+                    .zip(looked)
+                    .try_for_each(|(person, it)| settling.settle(person, it));
+                let joined =
+                    running.into_iter().map(|it| it.join().expect("a worker does not panic"));
                 (settled, joined.collect::<anyhow::Result<Vec<_>>>())
             });
             settled?;
@@ -207,12 +227,16 @@ impl Here<'_> {
         let (name, is_new, photographs, mut verdicts) =
             match standing(reader, &vision.embedder(), person, self.allowed)? {
                 Standing::Settled(told) => return Ok(Looked::Settled(told)),
-                Standing::Fresh { name, is_new, photographs, verdicts } => (name, is_new, photographs, verdicts),
+                Standing::Fresh { name, is_new, photographs, verdicts } => {
+                    (name, is_new, photographs, verdicts)
+                }
             };
         let mut judged = Vec::with_capacity(photographs.len());
         for Photograph { at, digest, .. } in photographs {
             match read(&person.photographs[at]) {
-                Ok(bytes) => judged.push((at, digest, enrol::judge_photograph(vision, &bytes, rules)?)),
+                Ok(bytes) => {
+                    judged.push((at, digest, enrol::judge_photograph(vision, &bytes, rules)?))
+                }
                 Err(why) => verdicts[at] = Verdict::Refused(why),
             }
         }
@@ -234,7 +258,9 @@ impl Settling<'_> {
     fn settle(&mut self, person: &Person, looked: Looked) -> anyhow::Result<()> {
         let told = match looked {
             Looked::Settled(told) => told,
-            Looked::Judged { name, is_new, judged, verdicts } => self.enrol(person, name, is_new, judged, verdicts)?,
+            Looked::Judged { name, is_new, judged, verdicts } => {
+                self.enrol(person, name, is_new, judged, verdicts)?
+            }
         };
         self.report.tell(person, &told)?;
         self.bar.inc(1);
@@ -264,14 +290,28 @@ impl Settling<'_> {
         }
         if let Some((code, why)) = unfit(&judgement, self.here.allowed.duplicate) {
             // The photographs are good, and still not used.
-            verdicts.iter_mut().filter(|it| **it == Verdict::Accepted).for_each(|it| *it = Verdict::NotUsed);
+            verdicts
+                .iter_mut()
+                .filter(|it| **it == Verdict::Accepted)
+                .for_each(|it| *it = Verdict::NotUsed);
             let why = format!("{} ({why})", code.as_str());
             return Ok(Told { outcome: Outcome::Refused(why), verdicts });
         }
         let at = self.here.clock.now();
-        let enrolment = NewEnrolment::new(person.id.clone(), name.clone(), false, &judgement, self.embedder, at)
-            .with_photographs(digests);
-        let stored = self.here.store.write(move |tx| enrolment.store(tx, None)).context("the import stopped here")?;
+        let enrolment = NewEnrolment::new(
+            person.id.clone(),
+            name.clone(),
+            false,
+            &judgement,
+            self.embedder,
+            at,
+        )
+        .with_photographs(digests);
+        let stored = self
+            .here
+            .store
+            .write(move |tx| enrolment.store(tx, None))
+            .context("the import stopped here")?;
         let subject = Subject { id: person.id.clone(), name };
         self.gallery = std::mem::take(&mut self.gallery).replaced(subject, &stored.templates);
         Ok(Told { outcome: if is_new { Outcome::Enrolled } else { Outcome::Added }, verdicts })

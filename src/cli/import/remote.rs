@@ -55,7 +55,12 @@ struct Fresh {
 }
 
 impl Remote<'_> {
-    pub fn run(&self, people: &[Person], report: &mut Report, bar: &ProgressBar) -> anyhow::Result<()> {
+    pub fn run(
+        &self,
+        people: &[Person],
+        report: &mut Report,
+        bar: &ProgressBar,
+    ) -> anyhow::Result<()> {
         let embedder = app::load_vision(self.settings)?.embedder();
         let reader = app::open_reader(self.settings)?;
         with_console(self.settings, &["reply/+"], async |console| {
@@ -93,12 +98,18 @@ impl Remote<'_> {
     ) -> anyhow::Result<UnderWay<'a>> {
         let fresh = match standing(reader, embedder, person, self.allowed)? {
             Standing::Settled(told) => return Ok(UnderWay::Settled(person, told)),
-            Standing::Fresh { name, is_new, photographs, verdicts } => Fresh { name, is_new, photographs, verdicts },
+            Standing::Fresh { name, is_new, photographs, verdicts } => {
+                Fresh { name, is_new, photographs, verdicts }
+            }
         };
         if self.room() < fresh.photographs.iter().map(encoded_bytes).sum() {
-            return Ok(UnderWay::Settled(person, self.in_parts(console, reader, person, fresh).await?));
+            return Ok(UnderWay::Settled(
+                person,
+                self.in_parts(console, reader, person, fresh).await?,
+            ));
         }
-        let request_id = self.send(console, reader, person, &fresh.name, &fresh.photographs).await?;
+        let request_id =
+            self.send(console, reader, person, &fresh.name, &fresh.photographs).await?;
         Ok(UnderWay::Sent(person, fresh, request_id))
     }
 
@@ -113,7 +124,9 @@ impl Remote<'_> {
             UnderWay::Settled(person, told) => return report.tell(person, &told),
             UnderWay::Sent(person, fresh, request_id) => (person, fresh, request_id),
         };
-        let answer = self.answer(console, reader, person, &fresh.name, &fresh.photographs, request_id).await?;
+        let answer = self
+            .answer(console, reader, person, &fresh.name, &fresh.photographs, request_id)
+            .await?;
         judge(&answer, &fresh.photographs, &mut fresh.verdicts);
         let outcome = match (answer["ok"] == true, fresh.is_new) {
             (true, true) => Outcome::Enrolled,
@@ -160,7 +173,11 @@ impl Remote<'_> {
 
     /// For the images of one message.
     fn room(&self) -> usize {
-        self.settings.mqtt.as_ref().map_or(0, |it| it.packet_bytes_max).saturating_sub(ENVELOPE_BYTES)
+        self.settings
+            .mqtt
+            .as_ref()
+            .map_or(0, |it| it.packet_bytes_max)
+            .saturating_sub(ENVELOPE_BYTES)
     }
 
     /// Gives the id of the request.
@@ -211,8 +228,10 @@ impl Remote<'_> {
                     tokio::time::sleep(BUSY_PAUSE).await;
                     request_id = self.send(console, reader, person, name, batch).await?;
                 }
-                "busy" | "timed_out" | "rate_limited" | "not_ready" | "storage_full" | "internal" | "unsigned"
-                | "bad_signature" | "wrong_audience" | "replayed" => bail!("{}", reason(&answer)),
+                "busy" | "timed_out" | "rate_limited" | "not_ready" | "storage_full"
+                | "internal" | "unsigned" | "bad_signature" | "wrong_audience" | "replayed" => {
+                    bail!("{}", reason(&answer))
+                }
                 _ => return Ok(answer),
             }
         }
@@ -255,7 +274,9 @@ fn judge(answer: &Value, batch: &[Photograph], verdicts: &mut [Verdict]) {
         verdicts[photograph.at] = match (image["accepted"] == true, taken) {
             (true, true) => Verdict::Accepted,
             (true, false) => Verdict::NotUsed,
-            (false, _) => Verdict::Refused(image["reason"].as_str().unwrap_or("refused").to_owned()),
+            (false, _) => {
+                Verdict::Refused(image["reason"].as_str().unwrap_or("refused").to_owned())
+            }
         };
     }
 }

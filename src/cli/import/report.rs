@@ -65,7 +65,13 @@ impl Report {
         };
         let failed = || format!("cannot write the report {}", path.display());
         let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(true).mode(0o600).open(path).with_context(failed)?;
+        let file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)
+            .with_context(failed)?;
         file.set_permissions(Permissions::from_mode(0o600)).with_context(failed)?;
         let mut file = BufWriter::new(file);
         writeln!(file, "id,name,file,outcome,reason").with_context(failed)?;
@@ -88,9 +94,16 @@ impl Report {
         let verdicts = told.verdicts.iter().chain(person.surplus.iter().map(|_| &Verdict::Surplus));
         for (file, verdict) in person.photographs.iter().chain(&person.surplus).zip(verdicts) {
             let refused = matches!(told.outcome, Outcome::Refused(_));
-            self.photographs_refused += u64::from(!refused && matches!(verdict, Verdict::Refused(_)));
+            self.photographs_refused +=
+                u64::from(!refused && matches!(verdict, Verdict::Refused(_)));
             let (outcome, reason) = words(&told.outcome, verdict);
-            self.row([person.id.as_str(), person.name.as_str(), &file.display().to_string(), outcome, reason])?;
+            self.row([
+                person.id.as_str(),
+                person.name.as_str(),
+                &file.display().to_string(),
+                outcome,
+                reason,
+            ])?;
         }
         Ok(())
     }
@@ -107,7 +120,8 @@ impl Report {
             return Ok(());
         };
         let line = csv::line(&fields);
-        write!(file, "{line}").with_context(|| format!("cannot write the report {}", path.display()))
+        write!(file, "{line}")
+            .with_context(|| format!("cannot write the report {}", path.display()))
     }
 
     /// Prints it; gives how many people were refused.
@@ -116,7 +130,8 @@ impl Report {
             file.flush().with_context(|| format!("cannot write the report {}", path.display()))?;
         }
         if json {
-            let refused = self.listed.iter().map(|(who, why)| serde_json::json!({"who": who, "reason": why}));
+            let refused =
+                self.listed.iter().map(|(who, why)| serde_json::json!({"who": who, "reason": why}));
             let told = serde_json::json!({
                 "enrolled": self.enrolled, "added": self.added, "already": self.already, "refused": self.refused,
                 "photographs_refused": self.photographs_refused, "photographs_surplus": self.photographs_surplus,
@@ -133,11 +148,15 @@ impl Report {
             println!("{} photographs of theirs could not be used", self.photographs_refused);
         }
         if self.photographs_surplus > 0 {
-            println!("{} photographs were more than count for one person", self.photographs_surplus);
+            println!(
+                "{} photographs were more than count for one person",
+                self.photographs_surplus
+            );
         }
         if self.refused > 0 {
             println!("{} refused:", self.refused);
-            let rows: Vec<_> = self.listed.iter().map(|(who, why)| vec![who.clone(), why.clone()]).collect();
+            let rows: Vec<_> =
+                self.listed.iter().map(|(who, why)| vec![who.clone(), why.clone()]).collect();
             print!("{}", table::render(&["who", "why"], &rows));
         }
         if let Some((path, _)) = &self.file {

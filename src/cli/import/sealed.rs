@@ -36,7 +36,8 @@ pub fn run(file: &Path, key_file: &Path, json: bool, settings: &Settings) -> any
     let key = SharedKey::load(key_file, false)?;
     let open = || -> anyhow::Result<_> {
         let reader = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-        Reading::begin(BufReader::new(reader), &key).with_context(|| format!("{} cannot be used", file.display()))
+        Reading::begin(BufReader::new(reader), &key)
+            .with_context(|| format!("{} cannot be used", file.display()))
     };
     let checked = open()?;
     let header = checked.header.clone();
@@ -50,9 +51,8 @@ pub fn run(file: &Path, key_file: &Path, json: bool, settings: &Settings) -> any
     let opened = match Store::open(&settings.state_dir, app::store_options(settings, &clock)) {
         Ok(opened) => opened,
         Err(error @ StoreError::Locked { .. }) => {
-            return Err(
-                app::storage(error).context("stop the daemon first: a gallery from a file is taken in without it")
-            );
+            return Err(app::storage(error)
+                .context("stop the daemon first: a gallery from a file is taken in without it"));
         }
         Err(error) => return Err(app::storage(error)),
     };
@@ -78,7 +78,12 @@ pub fn run(file: &Path, key_file: &Path, json: bool, settings: &Settings) -> any
     tell(&count, json, settings)
 }
 
-fn take(store: &Store, clock: &dyn Clock, batch: Vec<Portable>, count: &mut Count) -> anyhow::Result<()> {
+fn take(
+    store: &Store,
+    clock: &dyn Clock,
+    batch: Vec<Portable>,
+    count: &mut Count,
+) -> anyhow::Result<()> {
     for portable in &batch {
         if let State::Enrolled { references, .. } = &portable.state {
             for reference in references {
@@ -87,9 +92,13 @@ fn take(store: &Store, clock: &dyn Clock, batch: Vec<Portable>, count: &mut Coun
         }
     }
     let at = clock.now();
-    let write =
-        move |tx: &mut Tx<'_>| batch.iter().map(|it| accept_imported(tx, it, at)).collect::<Result<Vec<_>, _>>();
-    for outcome in store.write(write).context("the import stopped here; begin it again, it goes on where it was")? {
+    let write = move |tx: &mut Tx<'_>| {
+        batch.iter().map(|it| accept_imported(tx, it, at)).collect::<Result<Vec<_>, _>>()
+    };
+    for outcome in store
+        .write(write)
+        .context("the import stopped here; begin it again, it goes on where it was")?
+    {
         match outcome {
             Outcome::Taken => count.taken += 1,
             Outcome::Same => count.same += 1,
@@ -104,7 +113,8 @@ fn tell(count: &Count, json: bool, settings: &Settings) -> anyhow::Result<()> {
     // Only to be told: a machine without networks can take a gallery in.
     let own = app::load_vision(settings).ok().map(|vision| vision.embedder());
     let is_other = |it: &String| own.is_some_and(|own| ModelDigest::from_hex(it) != Some(own));
-    let others: u64 = references.iter().filter(|(embedder, _)| is_other(embedder)).map(|(_, count)| count).sum();
+    let others: u64 =
+        references.iter().filter(|(embedder, _)| is_other(embedder)).map(|(_, count)| count).sum();
     if json {
         let told = serde_json::json!({
             "taken": taken, "same": same, "older": older, "references": references,

@@ -3,7 +3,9 @@
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 
 use anyhow::{anyhow, bail};
-use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{
+    LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr,
+};
 use zeroize::Zeroizing;
 
 use crate::app::{Failure, exit};
@@ -40,7 +42,11 @@ impl Asker {
     }
 
     /// The first answer that `check` takes; it gives what is to be used, or what is wrong.
-    pub fn ask<T>(&self, question: &Question<'_>, check: impl Fn(&str) -> Result<T, String>) -> anyhow::Result<T> {
+    pub fn ask<T>(
+        &self,
+        question: &Question<'_>,
+        check: impl Fn(&str) -> Result<T, String>,
+    ) -> anyhow::Result<T> {
         let Question { flag, words, given, usual, settled } = question;
         if let Some(given) = given {
             return check(given).map_err(|why| usage(anyhow!("{flag}: {given:?} {why}")));
@@ -49,7 +55,9 @@ impl Asker {
             let usual = usual.as_deref().filter(|_| self.yes || *settled);
             let Some(usual) = usual else {
                 let hint = if self.yes { "" } else { ", or --yes for what is usual" };
-                return Err(usage(anyhow!("{flag} is missing ({words}), and there is no terminal to ask on{hint}")));
+                return Err(usage(anyhow!(
+                    "{flag} is missing ({words}), and there is no terminal to ask on{hint}"
+                )));
             };
             return check(usual).map_err(|why| usage(anyhow!("{flag}: {usual:?} {why}")));
         }
@@ -163,7 +171,8 @@ fn hidden_line() -> anyhow::Result<Zeroizing<String>> {
             it => typed.push(it),
         }
     }
-    let text = std::str::from_utf8(&typed).map_err(|_| anyhow!("what was typed is not UTF-8: nothing was changed"))?;
+    let text = std::str::from_utf8(&typed)
+        .map_err(|_| anyhow!("what was typed is not UTF-8: nothing was changed"))?;
     Ok(Zeroizing::new(text.to_owned()))
 }
 
@@ -172,12 +181,20 @@ mod tests {
     use super::*;
 
     fn question<'a>(given: Option<&'a str>, usual: Option<&str>, settled: bool) -> Question<'a> {
-        Question { flag: "--site SITE", words: "Site", given, usual: usual.map(str::to_owned), settled }
+        Question {
+            flag: "--site SITE",
+            words: "Site",
+            given,
+            usual: usual.map(str::to_owned),
+            settled,
+        }
     }
 
     #[test]
     fn without_a_terminal_an_answer_is_known_or_missing() {
-        let check = |text: &str| if text.contains(' ') { Err("has a blank".into()) } else { Ok(text.to_owned()) };
+        let check = |text: &str| {
+            if text.contains(' ') { Err("has a blank".into()) } else { Ok(text.to_owned()) }
+        };
         for (yes, given, usual, settled, expected) in [
             (false, Some("hq"), None, false, Ok("hq")),
             (false, Some("h q"), None, false, Err("--site SITE: \"h q\" has a blank")),
@@ -198,6 +215,9 @@ mod tests {
             }
         }
         assert!(Asker { terminal: false, yes: false }.keep("the broker is away").is_err());
-        assert_eq!(Asker { terminal: false, yes: true }.keep("the broker is away").unwrap(), Choice::Keep);
+        assert_eq!(
+            Asker { terminal: false, yes: true }.keep("the broker is away").unwrap(),
+            Choice::Keep
+        );
     }
 }

@@ -37,7 +37,12 @@ pub struct Kept {
     pub secret: bool,
 }
 
-const fn kept(section: &'static str, key: &'static str, clear: Option<&'static str>, name: &'static str) -> Kept {
+const fn kept(
+    section: &'static str,
+    key: &'static str,
+    clear: Option<&'static str>,
+    name: &'static str,
+) -> Kept {
     Kept { section, key, clear, name, secret: true }
 }
 
@@ -47,12 +52,22 @@ pub const TOKEN: Kept = kept("http", "token_file", None, "http_token");
 pub const SITE_KEY: Kept = kept("fleet", "key_file", None, "site.key");
 pub const MQTT_CA: Kept = Kept { secret: false, ..kept("mqtt", "ca_file", None, "mqtt_ca.pem") };
 pub const MONGO_CA: Kept = Kept { secret: false, ..kept("mongo", "ca_file", None, "mongo_ca.pem") };
-const CLIENT_CERT: Kept = Kept { secret: false, ..kept("mqtt", "client_cert_file", None, "mqtt_client.pem") };
+const CLIENT_CERT: Kept =
+    Kept { secret: false, ..kept("mqtt", "client_cert_file", None, "mqtt_client.pem") };
 const CLIENT_KEY: Kept = kept("mqtt", "client_key_file", None, "mqtt_client.key");
 const SIGNING_KEY: Kept = kept("commands", "signing_key_file", None, "signing.key");
 
-pub const ALL_KEPT: [&Kept; 9] =
-    [&PASSWORD, &URI, &TOKEN, &SITE_KEY, &MQTT_CA, &MONGO_CA, &CLIENT_CERT, &CLIENT_KEY, &SIGNING_KEY];
+pub const ALL_KEPT: [&Kept; 9] = [
+    &PASSWORD,
+    &URI,
+    &TOKEN,
+    &SITE_KEY,
+    &MQTT_CA,
+    &MONGO_CA,
+    &CLIENT_CERT,
+    &CLIENT_KEY,
+    &SIGNING_KEY,
+];
 
 /// The folder of secrets, beside the configuration.
 const SECRETS: &str = "secrets";
@@ -87,7 +102,11 @@ pub struct Committed {
 impl Draft {
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+        let folder = path
+            .parent()
+            .filter(|it| !it.as_os_str().is_empty())
+            .unwrap_or(Path::new("."))
+            .to_owned();
         let before = read(&path)?;
         let text = before.as_deref().unwrap_or(SHIPPED);
         // What the daemon would refuse is not written on; its own words, which name the key.
@@ -107,8 +126,10 @@ impl Draft {
 
     /// A new file, on a unit that has the package, names what the package brought.
     fn begin(&mut self) {
-        const PACKAGED: [(&str, &str, &str); 2] =
-            [("recognition", "models", "/usr/share/rollcall/models"), ("storage", "directory", "/var/lib/rollcall")];
+        const PACKAGED: [(&str, &str, &str); 2] = [
+            ("recognition", "models", "/usr/share/rollcall/models"),
+            ("storage", "directory", "/var/lib/rollcall"),
+        ];
         for (section, key, path) in PACKAGED {
             if Path::new(path).is_dir() {
                 self.set(section, key, path);
@@ -118,7 +139,9 @@ impl Draft {
 
     /// Somebody wrote a secret into the file itself.
     fn take_in_clear(&mut self, kept: &'static Kept) -> anyhow::Result<()> {
-        let Some(text) = kept.clear.and_then(|key| self.text(kept.section, key)) else { return Ok(()) };
+        let Some(text) = kept.clear.and_then(|key| self.text(kept.section, key)) else {
+            return Ok(());
+        };
         if kept == &URI && !text.contains('@') {
             return Ok(()); // No password in it.
         }
@@ -187,8 +210,10 @@ impl Draft {
     pub fn set(&mut self, section: &str, key: &str, value: impl Into<Value>) {
         let mut value = value.into();
         // What the file leaves out is as it ships.
-        let shipped = || SHIPPED.parse::<DocumentMut>().ok()?.get(section)?.get(key)?.as_value().cloned();
-        if self.section(section).is_none_or(|it| !it.contains_key(key)) && shipped().is_some_and(|it| same(&it, &value))
+        let shipped =
+            || SHIPPED.parse::<DocumentMut>().ok()?.get(section)?.get(key)?.as_value().cloned();
+        if self.section(section).is_none_or(|it| !it.contains_key(key))
+            && shipped().is_some_and(|it| same(&it, &value))
         {
             return;
         }
@@ -242,7 +267,11 @@ impl Draft {
         let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         ensure!(file.metadata()?.is_file(), "{} is no file", path.display());
         file.take(KEPT_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-        ensure!(bytes.len() as u64 <= KEPT_BYTES_MAX, "{} is too large for a key or certificate", path.display());
+        ensure!(
+            bytes.len() as u64 <= KEPT_BYTES_MAX,
+            "{} is too large for a key or certificate",
+            path.display()
+        );
         ensure!(!bytes.is_empty(), "{} is empty", path.display());
         self.keep(kept, bytes)
     }
@@ -274,7 +303,9 @@ impl Draft {
     pub fn set_zone(&mut self, venue: &str, zone: &str) {
         let known = self.zone_of(venue);
         // Without a venue in the file it is in UTC anyway, and may be put by command.
-        if known.as_deref() == Some(zone) || (known.is_none() && zone == "UTC" && self.venues().next().is_none()) {
+        if known.as_deref() == Some(zone)
+            || (known.is_none() && zone == "UTC" && self.venues().next().is_none())
+        {
             return;
         }
         let mut changed = Table::new();
@@ -286,7 +317,8 @@ impl Draft {
     /// A venue by its id: `whole` in place of one that is there, or its keys over those.
     pub fn put_venue(&mut self, venue: &Table, whole: bool) {
         let id = venue.get("id").and_then(Item::as_str).unwrap_or_default().to_owned();
-        let item = self.document.entry("venue").or_insert(Item::ArrayOfTables(ArrayOfTables::new()));
+        let item =
+            self.document.entry("venue").or_insert(Item::ArrayOfTables(ArrayOfTables::new()));
         if item.as_array_of_tables().is_none() {
             // `venue = [{…}]`, as nobody writes it but may.
             let tables = std::mem::take(item).into_array_of_tables().unwrap_or_default();
@@ -328,7 +360,8 @@ impl Draft {
 
     /// Writes the files, then the configuration; its rename is what counts.
     pub fn commit(mut self, owner: Option<Owner>) -> anyhow::Result<Committed> {
-        fs::create_dir_all(&self.folder).with_context(|| format!("cannot make {}", self.folder.display()))?;
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot make {}", self.folder.display()))?;
         let mut writer = Writer::new(&self.folder, owner)?;
         let before = self.before.clone().unwrap_or_default();
         let before = before.parse::<DocumentMut>().unwrap_or_default();
@@ -362,7 +395,9 @@ impl Draft {
         for kept in ALL_KEPT.iter().filter(|it| it.secret) {
             for name in names(kept) {
                 let path = self.folder.join(SECRETS).join(&name);
-                let named = self.text(kept.section, kept.key).is_some_and(|it| self.folder.join(it) == path);
+                let named = self
+                    .text(kept.section, kept.key)
+                    .is_some_and(|it| self.folder.join(it) == path);
                 if !named {
                     fs::remove_file(&path).ok();
                 }
@@ -375,10 +410,14 @@ impl Draft {
     /// there.
     fn place_of(&self, staged: &Staged, before: &DocumentMut) -> (PathBuf, String) {
         let place = if staged.of.secret { self.folder.join(SECRETS) } else { self.folder.clone() };
-        let named = before.get(staged.of.section).and_then(|it| it.get(staged.of.key)).and_then(Item::as_str);
+        let named = before
+            .get(staged.of.section)
+            .and_then(|it| it.get(staged.of.key))
+            .and_then(Item::as_str);
         let named = named.map(|it| self.folder.join(it));
         let [first, second] = names(staged.of);
-        let in_use = named.as_ref() == Some(&place.join(&first)) && !holds(&place.join(&first), &staged.bytes);
+        let in_use = named.as_ref() == Some(&place.join(&first))
+            && !holds(&place.join(&first), &staged.bytes);
         (place, if in_use { second } else { first })
     }
 }
@@ -394,7 +433,9 @@ fn holds(path: &Path, bytes: &[u8]) -> bool {
 
 /// `set` for a document of its own.
 fn put(document: &mut DocumentMut, section: &str, key: &str, text: String) {
-    if let Some(table) = document.entry(section).or_insert(Item::Table(Table::new())).as_table_like_mut() {
+    if let Some(table) =
+        document.entry(section).or_insert(Item::Table(Table::new())).as_table_like_mut()
+    {
         match table.get_mut(key).and_then(Item::as_value_mut) {
             Some(old) if old.as_str() == Some(&text) => {}
             Some(old) => {
@@ -425,7 +466,9 @@ fn read(path: &Path) -> anyhow::Result<Option<String>> {
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
     let mut text = String::new();
-    file.take(BYTES_MAX + 1).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+    file.take(BYTES_MAX + 1)
+        .read_to_string(&mut text)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     if text.len() as u64 > BYTES_MAX {
         bail!("{} is too large for a configuration", path.display());
     }
@@ -489,8 +532,12 @@ mod tests {
         draft.set("mqtt", "port", 8883);
         draft.set_zone("main", "UTC");
         draft.commit(None).unwrap();
-        let changed: Vec<_> =
-            written(&dir).lines().zip(SHIPPED.lines()).filter(|(a, b)| a != b).map(|it| it.0.to_owned()).collect();
+        let changed: Vec<_> = written(&dir)
+            .lines()
+            .zip(SHIPPED.lines())
+            .filter(|(a, b)| a != b)
+            .map(|it| it.0.to_owned())
+            .collect();
         assert_eq!(changed, ["site = \"hq\"", "source = \"v4l2\"", "port = 8883"]);
     }
 
@@ -502,7 +549,10 @@ mod tests {
         draft.commit(None).unwrap();
         let file = |name: &str| fs::read_to_string(dir.path().join(SECRETS).join(name));
         assert!(!written(&dir).contains("first") && file("mqtt_password").unwrap() == "first");
-        let mode = fs::metadata(dir.path().join(SECRETS).join("mqtt_password")).unwrap().permissions().mode();
+        let mode = fs::metadata(dir.path().join(SECRETS).join("mqtt_password"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         // Another one does not go over that which the file names.
         let mut draft = Draft::load(&dir.path().join("config.toml")).unwrap();
@@ -516,7 +566,10 @@ mod tests {
         let mut draft = Draft::load(&dir.path().join("config.toml")).unwrap();
         draft.keep(&PASSWORD, b"second".to_vec()).unwrap();
         draft.commit(None).unwrap();
-        assert_eq!(written(&dir).matches("mqtt_password").count(), before.matches("mqtt_password").count());
+        assert_eq!(
+            written(&dir).matches("mqtt_password").count(),
+            before.matches("mqtt_password").count()
+        );
     }
 
     #[test]

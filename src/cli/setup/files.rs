@@ -23,8 +23,10 @@ impl Owner {
     }
 
     fn find(passwd: &str, name: &str) -> Option<Self> {
-        let fields =
-            passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|it| it.first() == Some(&name))?;
+        let fields = passwd
+            .lines()
+            .map(|line| line.split(':').collect::<Vec<_>>())
+            .find(|it| it.first() == Some(&name))?;
         let number = |at: usize| fields.get(at)?.parse::<u32>().ok();
         Some(Self { uid: Uid::from_raw(number(2)?), gid: Gid::from_raw(number(3)?) })
     }
@@ -41,14 +43,21 @@ pub struct Writer {
 
 impl Writer {
     pub fn new(folder: &Path, owner: Option<Owner>) -> anyhow::Result<Self> {
-        let lock = File::open(folder).with_context(|| format!("cannot open {}", folder.display()))?;
+        let lock =
+            File::open(folder).with_context(|| format!("cannot open {}", folder.display()))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .context("another `rollcall setup` writes there just now")?;
         Ok(Self { folder: folder.to_owned(), owner, written: Vec::new(), _lock: lock })
     }
 
     /// A new file, in a folder below or in the folder itself.
-    pub fn write(&mut self, below: Option<&str>, name: &str, bytes: &[u8], secret: bool) -> anyhow::Result<()> {
+    pub fn write(
+        &mut self,
+        below: Option<&str>,
+        name: &str,
+        bytes: &[u8],
+        secret: bool,
+    ) -> anyhow::Result<()> {
         let place = below.map_or_else(|| self.folder.clone(), |below| self.folder.join(below));
         if below.is_some() {
             DirBuilder::new()
@@ -114,7 +123,12 @@ pub fn beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.new"))
 }
 
-fn write_whole(path: &Path, bytes: &[u8], mode: Mode, owner: Option<&Owner>) -> std::io::Result<()> {
+fn write_whole(
+    path: &Path,
+    bytes: &[u8],
+    mode: Mode,
+    owner: Option<&Owner>,
+) -> std::io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
     let mut file = options.open(path)?;
@@ -135,8 +149,7 @@ mod tests {
 
     #[test]
     fn a_user_is_found_by_the_whole_name() {
-        let passwd =
-            "root:x:0:0:root:/root:/bin/sh\nrollcall2:x:7:7::/:/bin/false\nrollcall:x:990:991::/:/usr/sbin/nologin\n";
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nrollcall2:x:7:7::/:/bin/false\nrollcall:x:990:991::/:/usr/sbin/nologin\n";
         let owner = Owner::find(passwd, "rollcall").unwrap();
         assert_eq!((owner.uid.as_raw(), owner.gid.as_raw()), (990, 991));
         assert_eq!(Owner::find(passwd, "roll"), None);

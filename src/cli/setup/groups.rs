@@ -99,29 +99,43 @@ impl Ask<'_> {
         let given = question.given.filter(|_| !self.again);
         if known && !self.again {
             let usual = question.usual.clone().unwrap_or_default();
-            return check(&usual).map_err(|why| usage(anyhow!("[{section}] {key} = {usual:?} {why}")));
+            return check(&usual)
+                .map_err(|why| usage(anyhow!("[{section}] {key} = {usual:?} {why}")));
         }
         self.asker.ask(&Question { given, ..question }, check)
     }
 }
 
 fn place(asker: &Asker, answers: &Answers, draft: &mut Draft) -> anyhow::Result<()> {
-    let id = |text: &str| check_id(text).map(|()| text.to_owned()).map_err(|error| format!("cannot be used: {error}"));
+    let id = |text: &str| {
+        check_id(text).map(|()| text.to_owned()).map_err(|error| format!("cannot be used: {error}"))
+    };
     let mut ask = Ask { asker, draft, again: false };
     let shipped = RawConfig::default().device.site;
     let now = ask.draft.text("device", "site").filter(|site| *site != shipped);
     let settled = now.is_some();
     let words = "Site (where the device belongs; first part of its topics)";
-    let question = Question { flag: "--site SITE", words, given: answers.site.as_deref(), usual: now, settled };
+    let question = Question {
+        flag: "--site SITE",
+        words,
+        given: answers.site.as_deref(),
+        usual: now,
+        settled,
+    };
     let site = ask.text(("device", "site"), question, id)?;
     let now = ask.draft.text("device", "name");
     let settled = now.is_some();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let usual = now.or_else(|| check_id(&host).is_ok().then_some(host));
     let words = "Device (its own name at the site)";
-    let question = Question { flag: "--device NAME", words, given: answers.device.as_deref(), usual, settled };
+    let question =
+        Question { flag: "--device NAME", words, given: answers.device.as_deref(), usual, settled };
     let device = ask.text(("device", "name"), question, |text| {
-        if topics::RESERVED.contains(&text) { Err("stands for the whole site in topics".into()) } else { id(text) }
+        if topics::RESERVED.contains(&text) {
+            Err("stands for the whole site in topics".into())
+        } else {
+            id(text)
+        }
     })?;
     draft.set("device", "site", site);
     draft.set("device", "name", device);
@@ -129,18 +143,30 @@ fn place(asker: &Asker, answers: &Answers, draft: &mut Draft) -> anyhow::Result<
 }
 
 fn venue(asker: &Asker, answers: &Answers, draft: &mut Draft) -> anyhow::Result<()> {
-    let id = |text: &str| check_id(text).map(|()| text.to_owned()).map_err(|error| format!("cannot be used: {error}"));
+    let id = |text: &str| {
+        check_id(text).map(|()| text.to_owned()).map_err(|error| format!("cannot be used: {error}"))
+    };
     let shipped = RawConfig::default().attendance.venue;
     let mut ask = Ask { asker, draft, again: false };
     let now = ask.draft.text("attendance", "venue").unwrap_or_else(|| shipped.clone());
     let settled = now != shipped || ask.draft.zone_of(&now).is_some();
     let words = "Venue (the room or door at which attendance is recorded)";
-    let question = Question { flag: "--venue ID", words, given: answers.venue.as_deref(), usual: Some(now), settled };
+    let question = Question {
+        flag: "--venue ID",
+        words,
+        given: answers.venue.as_deref(),
+        usual: Some(now),
+        settled,
+    };
     let venue = ask.text(("attendance", "venue"), question, id)?;
     let known = ask.draft.zone_of(&venue);
     let settled = known.is_some();
-    let system =
-        || jiff::tz::TimeZone::system().iana_name().filter(|it| clock::time_zone(it).is_some()).map(str::to_owned);
+    let system = || {
+        jiff::tz::TimeZone::system()
+            .iana_name()
+            .filter(|it| clock::time_zone(it).is_some())
+            .map(str::to_owned)
+    };
     let usual = known.or_else(system).or_else(|| Some("UTC".into()));
     let words = "Time zone of the venue";
     let given = answers.time_zone.as_deref();
@@ -166,12 +192,18 @@ fn zone(text: &str) -> Result<String, String> {
         .available()
         .map(|it| it.to_string())
         .filter(|it| {
-            wanted.len() >= 3 && it.to_lowercase().contains(&wanted) && !it.contains("posix") && !it.contains("right")
+            wanted.len() >= 3
+                && it.to_lowercase().contains(&wanted)
+                && !it.contains("posix")
+                && !it.contains("right")
         })
         .take(4)
         .collect();
-    let hint =
-        if near.is_empty() { "write it like Europe/Berlin".into() } else { format!("is it {}?", near.join(", ")) };
+    let hint = if near.is_empty() {
+        "write it like Europe/Berlin".into()
+    } else {
+        format!("is it {}?", near.join(", "))
+    };
     Err(format!("is no time zone; {hint}"))
 }
 
@@ -181,7 +213,8 @@ fn ask_camera(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) 
     let before = draft.settings().map(|it| it.camera).ok();
     let found = find::describe_all();
     let given = answers.camera.as_deref().filter(|_| !again);
-    let is_answered = ["source", "device"].iter().any(|key| draft.is_answered("camera", key)) && given.is_none();
+    let is_answered =
+        ["source", "device"].iter().any(|key| draft.is_answered("camera", key)) && given.is_none();
     if !is_answered || again {
         let source = draft.text("camera", "source").unwrap_or_else(|| "none".into());
         let settled = source != "none";
@@ -195,7 +228,8 @@ fn ask_camera(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) 
             list(&found);
         }
         let words = "Camera (number, name, path, auto, none)";
-        let question = Question { flag: "--camera CAMERA", words, given, usual: Some(usual), settled };
+        let question =
+            Question { flag: "--camera CAMERA", words, given, usual: Some(usual), settled };
         match asker.ask(&question, |text| camera_of(text, &found))?.as_str() {
             "none" => draft.set("camera", "source", "none"),
             "replay" => {}
@@ -234,25 +268,34 @@ fn list(found: &[Described]) {
     }
     for (at, camera) in found.iter().enumerate() {
         let name = if camera.card.is_empty() { "(unknown)" } else { &camera.card };
-        let why = camera.unusable.as_ref().map_or_else(String::new, |why| format!(", cannot be used: {why}"));
+        let why = camera
+            .unusable
+            .as_ref()
+            .map_or_else(String::new, |why| format!(", cannot be used: {why}"));
         println!("  {}  {name} ({}){why}", at + 1, camera.node.display());
     }
 }
 
 fn camera_of(text: &str, found: &[Described]) -> Result<String, String> {
     if let Ok(number) = text.parse::<usize>() {
-        let camera = number.checked_sub(1).and_then(|at| found.get(at)).ok_or("is not in the list")?;
+        let camera =
+            number.checked_sub(1).and_then(|at| found.get(at)).ok_or("is not in the list")?;
         // The stable name: a number may change when a camera is plugged in again.
         return Ok(camera.stable.clone().unwrap_or_else(|| camera.node.display().to_string()));
     }
-    if Camera::parse(text).is_none() { Err("is no path and no name".into()) } else { Ok(text.to_owned()) }
+    if Camera::parse(text).is_none() {
+        Err("is no path and no name".into())
+    } else {
+        Ok(text.to_owned())
+    }
 }
 
 fn ask_broker(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) -> Checked {
     let mut ask = Ask { asker, draft, again };
     let known = ask.draft.text("mqtt", "host");
     let embedded = ask.draft.is_on("broker", "enabled");
-    let provisioned = ask.draft.is_answered("mqtt", "host") || ask.draft.is_answered("broker", "enabled");
+    let provisioned =
+        ask.draft.is_answered("mqtt", "host") || ask.draft.is_answered("broker", "enabled");
     let settled = known.is_some() || embedded || provisioned;
     let usual = known.unwrap_or_else(|| if embedded { "embedded".into() } else { "none".into() });
     let words = "MQTT broker (name or address; embedded; none)";
@@ -305,18 +348,33 @@ fn without_broker(draft: &mut Draft) {
 
 /// TLS, port, authority, user and password of a broker. `told`: flags or a file speak of it, and what they leave out is as
 /// it is.
-fn ask_security(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool, told: bool) -> anyhow::Result<()> {
+fn ask_security(
+    asker: &Asker,
+    answers: &Answers,
+    draft: &mut Draft,
+    again: bool,
+    told: bool,
+) -> anyhow::Result<()> {
     let mut ask = Ask { asker, draft, again };
     let settled = told || !asker.is_interactive();
     let port = ask.draft.number("mqtt", "port").filter(|port| *port != 0);
     let usual = if ask.draft.is_on("mqtt", "tls") || port == Some(8883) { "yes" } else { "no" };
-    let given = answers.mqtt_tls.as_deref().or_else(|| answers.mqtt_ca_file.as_ref().map(|_| "yes"));
-    let tls = Question { flag: "--mqtt-tls YES|NO", words: "TLS (yes, no)", given, usual: Some(usual.into()), settled };
+    let given =
+        answers.mqtt_tls.as_deref().or_else(|| answers.mqtt_ca_file.as_ref().map(|_| "yes"));
+    let tls = Question {
+        flag: "--mqtt-tls YES|NO",
+        words: "TLS (yes, no)",
+        given,
+        usual: Some(usual.into()),
+        settled,
+    };
     let tls = ask.quiet_or(("mqtt", "tls"), told, tls, yes_or_no)?;
     let given = answers.mqtt_port.as_deref();
     // 0 is the usual one, and stays so when TLS is switched.
-    let shown = port.map_or_else(|| if tls { "8883".into() } else { "1883".into() }, |port| port.to_string());
-    let question = Question { flag: "--mqtt-port PORT", words: "Port", given, usual: Some(shown), settled };
+    let shown = port
+        .map_or_else(|| if tls { "8883".into() } else { "1883".into() }, |port| port.to_string());
+    let question =
+        Question { flag: "--mqtt-port PORT", words: "Port", given, usual: Some(shown), settled };
     let number = |text: &str| match text.parse::<u16>() {
         Ok(port) if port > 0 => Ok(port),
         _ => Err("is no port (1 to 65535)".to_owned()),
@@ -330,12 +388,20 @@ fn ask_security(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool
         let now = ask.draft.text("mqtt", "ca_file").unwrap_or_else(|| "system".into());
         let words = "Authority that signed the broker's certificate (file, or system)";
         let given = answers.mqtt_ca_file.as_deref();
-        let question = Question { flag: "--mqtt-ca-file FILE", words, given, usual: Some(now.clone()), settled };
+        let question = Question {
+            flag: "--mqtt-ca-file FILE",
+            words,
+            given,
+            usual: Some(now.clone()),
+            settled,
+        };
         let file = ask.quiet_or(("mqtt", "ca_file"), told, question, |text| Ok(text.to_owned()))?;
         if file == "system" {
             ask.draft.drop_kept(&MQTT_CA);
         } else if file != now {
-            ask.draft.keep_file(&MQTT_CA, Path::new(&file)).map_err(|error| Unfit(format!("{error:#}")))?;
+            ask.draft
+                .keep_file(&MQTT_CA, Path::new(&file))
+                .map_err(|error| Unfit(format!("{error:#}")))?;
         }
     } else {
         ask.draft.drop_kept(&MQTT_CA);
@@ -343,12 +409,24 @@ fn ask_security(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool
     ask_credentials(asker, answers, draft, again, told)
 }
 
-fn ask_credentials(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool, told: bool) -> anyhow::Result<()> {
+fn ask_credentials(
+    asker: &Asker,
+    answers: &Answers,
+    draft: &mut Draft,
+    again: bool,
+    told: bool,
+) -> anyhow::Result<()> {
     let mut ask = Ask { asker, draft, again };
     let now = ask.draft.text("mqtt", "user").unwrap_or_else(|| "none".into());
     let given = answers.mqtt_user.as_deref();
     let settled = told || !asker.is_interactive();
-    let question = Question { flag: "--mqtt-user USER", words: "User (or none)", given, usual: Some(now), settled };
+    let question = Question {
+        flag: "--mqtt-user USER",
+        words: "User (or none)",
+        given,
+        usual: Some(now),
+        settled,
+    };
     let user = ask.quiet_or(("mqtt", "user"), told, question, |text| Ok(text.to_owned()))?;
     if user == "none" {
         draft.drop_kept(&PASSWORD);
@@ -362,7 +440,11 @@ fn ask_credentials(asker: &Asker, answers: &Answers, draft: &mut Draft, again: b
     }
     let has = draft.has_kept(&PASSWORD);
     if asker.is_interactive() && (again || !told || !has) {
-        let words = if has { "Password (not shown; empty: as it is)" } else { "Password (not shown; empty: none)" };
+        let words = if has {
+            "Password (not shown; empty: as it is)"
+        } else {
+            "Password (not shown; empty: none)"
+        };
         if let Some(password) = asker.secret(words)? {
             draft.keep(&PASSWORD, password.as_bytes().to_vec())?;
         }
@@ -381,7 +463,8 @@ impl Ask<'_> {
     ) -> anyhow::Result<T> {
         if told && question.given.is_none() && !self.again {
             let usual = question.usual.unwrap_or_default();
-            return check(&usual).map_err(|why| usage(anyhow!("{}: {usual:?} {why}", question.flag)));
+            return check(&usual)
+                .map_err(|why| usage(anyhow!("{}: {usual:?} {why}", question.flag)));
         }
         self.text(key, question, check)
     }
@@ -413,7 +496,13 @@ fn ask_mongo(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) -
         None => {
             let usual = Some(if has { "kept" } else { "none" }.to_owned());
             let words = "MongoDB URI";
-            let question = Question { flag: "--mongo-uri-file FILE|none", words, given: None, usual, settled: has };
+            let question = Question {
+                flag: "--mongo-uri-file FILE|none",
+                words,
+                given: None,
+                usual,
+                settled: has,
+            };
             asker.ask(&question, |_| Ok(()))?;
         }
     }
@@ -467,7 +556,9 @@ fn ask_http(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) ->
 /// 192 bits, in letters that survive being typed into a header.
 fn make_token() -> anyhow::Result<String> {
     let mut bytes = [0; 24];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow!("the system gives no random numbers"))?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| anyhow!("the system gives no random numbers"))?;
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 

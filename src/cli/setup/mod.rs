@@ -97,12 +97,15 @@ struct Answers {
 pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
     let path = path.unwrap_or(Path::new(service::CONFIG));
     let asker = Asker::new(args.yes);
-    let unusable =
-        |source| Failure { code: exit::CONFIG, what: "the configuration that is there cannot be used", source };
+    let unusable = |source| Failure {
+        code: exit::CONFIG,
+        what: "the configuration that is there cannot be used",
+        source,
+    };
     let mut draft = Draft::load(path).map_err(unusable)?;
-    draft
-        .may_be_written()
-        .map_err(|error| with_remedy(anyhow::Error::new(error).context(format!("cannot write {}", path.display()))))?;
+    draft.may_be_written().map_err(|error| {
+        with_remedy(anyhow::Error::new(error).context(format!("cannot write {}", path.display())))
+    })?;
     draft.settings().map_err(unusable)?;
     for note in draft.notes() {
         println!("{note}");
@@ -117,7 +120,8 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
     let (path, has_owner) = (draft.path().to_owned(), owner.is_some());
     let committed = draft.commit(owner).map_err(with_remedy)?;
     tell_written(&path, &committed, has_owner, &args.user);
-    let started = if args.no_start { Started::Not("--no-start was given") } else { service::start(&path)? };
+    let started =
+        if args.no_start { Started::Not("--no-start was given") } else { service::start(&path)? };
     tell_next(&path, &started, &secrets);
     Ok(())
 }
@@ -135,14 +139,22 @@ fn card(args: &Args, asker: &Asker) -> anyhow::Result<Option<PathBuf>> {
         return Ok(None);
     }
     let words = format!("There is {}. Use it (yes, no)", found.display());
-    let question =
-        Question { flag: "--from FILE", words: &words, given: None, usual: Some("yes".into()), settled: false };
+    let question = Question {
+        flag: "--from FILE",
+        words: &words,
+        given: None,
+        usual: Some("yes".into()),
+        settled: false,
+    };
     let wanted = asker.ask(&question, groups::yes_or_no)?;
     Ok(wanted.then(|| found.to_owned()))
 }
 
 fn with_remedy(error: anyhow::Error) -> anyhow::Error {
-    let kinds = error.chain().filter_map(|it| it.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    let kinds = error
+        .chain()
+        .filter_map(|it| it.downcast_ref::<std::io::Error>())
+        .map(std::io::Error::kind);
     let hints = kinds.filter_map(|kind| match kind {
         std::io::ErrorKind::PermissionDenied => Some("nothing was changed; run it as root: sudo rollcall setup"),
         std::io::ErrorKind::ReadOnlyFilesystem => {
@@ -168,7 +180,9 @@ fn tell_written(path: &Path, committed: &Committed, has_owner: bool, user: &str)
         println!("  {} (only its owner may read it)", file.display());
     }
     if !committed.files.is_empty() && !has_owner && rustix::process::geteuid().is_root() {
-        println!("  There is no user {user:?} here, so they are root's: the daemon must run as root, or chown them");
+        println!(
+            "  There is no user {user:?} here, so they are root's: the daemon must run as root, or chown them"
+        );
     }
 }
 
@@ -190,7 +204,10 @@ fn tell_next(path: &Path, started: &Started, secrets: &[PathBuf]) {
     }
     println!("  rollcall enrol --id ID --name NAME PHOTO…   the first person");
     for file in secrets {
-        println!("\n{} holds a secret in the clear. It was moved: delete it now (sudo rm {0}).", file.display());
+        println!(
+            "\n{} holds a secret in the clear. It was moved: delete it now (sudo rm {0}).",
+            file.display()
+        );
     }
 }
 
@@ -202,7 +219,8 @@ fn show(part: &str, verdict: &Verdict) {
 /// The first line of a file that the operator named.
 fn first_line(path: &Path) -> anyhow::Result<String> {
     use std::io::{BufRead as _, Read as _};
-    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let file =
+        std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut line = String::new();
     std::io::BufReader::new(file.take(4096))
         .read_line(&mut line)

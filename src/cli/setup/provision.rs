@@ -27,10 +27,13 @@ pub fn apply(draft: &mut Draft, path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let what = || format!("{} cannot be used", path.display());
     // Names and types, by the words of the configuration; never the line itself, which may hold a password.
     if let Err(error) = toml::from_str::<RawConfig>(&text) {
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let line = error
+            .span()
+            .map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
         bail!("{}, line {line}: {}", what(), error.message());
     }
-    let document: DocumentMut = text.parse().map_err(|_| anyhow::anyhow!("{}: it is no TOML", what()))?;
+    let document: DocumentMut =
+        text.parse().map_err(|_| anyhow::anyhow!("{}: it is no TOML", what()))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut secrets = BTreeSet::new();
     for (section, item) in document.iter() {
@@ -43,9 +46,15 @@ pub fn apply(draft: &mut Draft, path: &Path) -> anyhow::Result<Vec<PathBuf>> {
             bail!("{}: write [[venue]] for each venue", what());
         };
         for (key, value) in table.iter() {
-            ensure!(!NOT_HERE.contains(&(section, key)), "{}: [{section}] {key} is the package's own", what());
+            ensure!(
+                !NOT_HERE.contains(&(section, key)),
+                "{}: [{section}] {key} is the package's own",
+                what()
+            );
             draft.answer(section, key);
-            if let Some(kept) = ALL_KEPT.into_iter().find(|it| (it.section, it.key) == (section, key)) {
+            if let Some(kept) =
+                ALL_KEPT.into_iter().find(|it| (it.section, it.key) == (section, key))
+            {
                 let named = value.as_str().unwrap_or_default();
                 let file = take_file(draft, kept, folder, named).with_context(what)?;
                 secrets.extend(file.filter(|_| kept.secret));
@@ -54,7 +63,9 @@ pub fn apply(draft: &mut Draft, path: &Path) -> anyhow::Result<Vec<PathBuf>> {
                 secrets.insert(path.to_owned());
             } else if let Item::Value(value) = value {
                 // One without a password takes the place of a file with one.
-                if let Some(kept) = ALL_KEPT.into_iter().find(|it| it.section == section && it.clear == Some(key)) {
+                if let Some(kept) =
+                    ALL_KEPT.into_iter().find(|it| it.section == section && it.clear == Some(key))
+                {
                     draft.drop_kept(kept);
                 }
                 let mut value = value.clone();
@@ -74,7 +85,12 @@ fn in_clear(section: &str, key: &str, value: &Item) -> Option<&'static Kept> {
 }
 
 /// The file that was taken, to be deleted if it is a secret.
-fn take_file(draft: &mut Draft, kept: &'static Kept, folder: &Path, named: &str) -> anyhow::Result<Option<PathBuf>> {
+fn take_file(
+    draft: &mut Draft,
+    kept: &'static Kept,
+    folder: &Path,
+    named: &str,
+) -> anyhow::Result<Option<PathBuf>> {
     if named.is_empty() {
         draft.drop_kept(kept);
         return Ok(None);
@@ -86,7 +102,12 @@ fn take_file(draft: &mut Draft, kept: &'static Kept, folder: &Path, named: &str)
         return Ok(None);
     }
     let plain = !named.contains('/') && named != ".." && named != ".";
-    ensure!(plain, "[{}] {} = {named:?} must lie beside the file, or be an absolute path", kept.section, kept.key);
+    ensure!(
+        plain,
+        "[{}] {} = {named:?} must lie beside the file, or be an absolute path",
+        kept.section,
+        kept.key
+    );
     let path = folder.join(named);
     ensure!(!path.is_symlink(), "{} is a link", path.display());
     draft.keep_file(kept, &path)?;
@@ -99,7 +120,12 @@ fn read(path: &Path) -> anyhow::Result<String> {
     ensure!(file.metadata().with_context(what)?.is_file(), "{} is no file", path.display());
     let mut text = String::new();
     file.take(BYTES_MAX + 1).read_to_string(&mut text).with_context(what)?;
-    ensure!(text.len() as u64 <= BYTES_MAX, "{} is larger than {} KiB", path.display(), BYTES_MAX >> 10);
+    ensure!(
+        text.len() as u64 <= BYTES_MAX,
+        "{} is larger than {} KiB",
+        path.display(),
+        BYTES_MAX >> 10
+    );
     Ok(text)
 }
 

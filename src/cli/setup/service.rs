@@ -33,7 +33,10 @@ pub fn start(config: &Path) -> anyhow::Result<Started> {
 
 fn start_with(systemctl: &Path) -> anyhow::Result<Started> {
     let call = |args: &[&str]| -> anyhow::Result<Output> {
-        Command::new(systemctl).args(args).output().with_context(|| format!("cannot run {}", systemctl.display()))
+        Command::new(systemctl)
+            .args(args)
+            .output()
+            .with_context(|| format!("cannot run {}", systemctl.display()))
     };
     if !call(&["cat", UNIT])?.status.success() {
         return Ok(Started::Not("rollcall.service is not installed (the package has it)"));
@@ -79,7 +82,8 @@ mod tests {
     fn the_service_is_enabled_and_started() {
         let (calls, started) = with("-");
         assert_eq!(started.unwrap(), Started::Runs);
-        let of_unit = ["cat", "reset-failed", "enable", "restart"].map(|verb| format!("{verb} {UNIT}"));
+        let of_unit =
+            ["cat", "reset-failed", "enable", "restart"].map(|verb| format!("{verb} {UNIT}"));
         assert_eq!(calls.lines().collect::<Vec<_>>(), of_unit);
         assert!(with("restart").1.unwrap_err().to_string().contains("doctor"));
         assert!(matches!(with("cat").1.unwrap(), Started::Not(_)));

@@ -75,7 +75,11 @@ mod tests {
     #[test]
     fn what_the_page_names_is_there_and_nothing_stands_in_the_markup() {
         let named = |text: &str, before: &str| -> Vec<String> {
-            text.split(before).skip(1).filter_map(|it| it.split('"').next()).map(str::to_owned).collect()
+            text.split(before)
+                .skip(1)
+                .filter_map(|it| it.split('"').next())
+                .map(str::to_owned)
+                .collect()
         };
         let mut found = named(INDEX, "\"page/");
         for (_, _, text) in FILES.iter().filter(|it| it.1 == SCRIPT) {

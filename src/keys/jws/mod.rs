@@ -44,7 +44,9 @@ const HEADER_CHARS_MAX: usize = 1024;
 pub struct PublicKey([u8; KEY_BYTES]);
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is no public key: `ed25519:` and 43 characters of base64url, as `rollcall keys show` prints it")]
+#[error(
+    "is no public key: `ed25519:` and 43 characters of base64url, as `rollcall keys show` prints it"
+)]
 pub struct NoKey;
 
 impl PublicKey {
@@ -54,14 +56,16 @@ impl PublicKey {
 
     /// What follows after a blank is for people: whose key it is.
     pub fn parse(text: &str) -> Result<Self, NoKey> {
-        let encoded = text.split_whitespace().next().and_then(|it| it.strip_prefix(PREFIX)).ok_or(NoKey)?;
+        let encoded =
+            text.split_whitespace().next().and_then(|it| it.strip_prefix(PREFIX)).ok_or(NoKey)?;
         let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| NoKey)?;
         bytes.try_into().map(Self).map_err(|_| NoKey)
     }
 
     /// Which key it is: the thumbprint of RFC 7638, as every library makes it.
     pub fn kid(&self) -> String {
-        let jwk = format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, URL_SAFE_NO_PAD.encode(self.0));
+        let jwk =
+            format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, URL_SAFE_NO_PAD.encode(self.0));
         URL_SAFE_NO_PAD.encode(Sha256::digest(jwk.as_bytes()))
     }
 
@@ -149,7 +153,9 @@ pub fn is_compact(message: &[u8]) -> bool {
     parts(message).is_some_and(|(header, claims, signature)| {
         let all = [header, claims, signature];
         !header.is_empty()
-            && all.iter().all(|part| part.iter().all(|it| it.is_ascii_alphanumeric() || b"-_".contains(it)))
+            && all
+                .iter()
+                .all(|part| part.iter().all(|it| it.is_ascii_alphanumeric() || b"-_".contains(it)))
     })
 }
 
@@ -169,8 +175,8 @@ pub fn verify(message: &[u8], typ: &str, keys: &[PublicKey]) -> Result<Signed, U
     }
     let (header, claims, signature) = parts(message).ok_or(Untrusted::Unsigned)?;
     let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| bad("the header is not base64url"))?;
-    let header: Header =
-        serde_json::from_slice(&header).map_err(|_| bad("the header may have alg, kid and typ, each once"))?;
+    let header: Header = serde_json::from_slice(&header)
+        .map_err(|_| bad("the header may have alg, kid and typ, each once"))?;
     if header.alg != ALGORITHM {
         return Err(bad("the algorithm is not EdDSA"));
     }
@@ -179,7 +185,9 @@ pub fn verify(message: &[u8], typ: &str, keys: &[PublicKey]) -> Result<Signed, U
         return Err(bad("it is of another kind (typ)"));
     }
     let mut raw = [0; SIGNATURE_BYTES + 2];
-    let length = URL_SAFE_NO_PAD.decode_slice(signature, &mut raw).map_err(|_| bad("it is not base64url"))?;
+    let length = URL_SAFE_NO_PAD
+        .decode_slice(signature, &mut raw)
+        .map_err(|_| bad("it is not base64url"))?;
     if length != SIGNATURE_BYTES {
         return Err(bad("it is not of 64 bytes"));
     }
@@ -269,12 +277,16 @@ pub fn joined(mut text: String, signature: &[u8]) -> String {
 pub fn private_pem(seed: &[u8; KEY_BYTES]) -> zeroize::Zeroizing<String> {
     let der = zeroize::Zeroizing::new([&PKCS8_ED25519[..], seed].concat());
     let body = zeroize::Zeroizing::new(STANDARD_NO_PAD.encode(&*der));
-    zeroize::Zeroizing::new(format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", *body))
+    zeroize::Zeroizing::new(format!(
+        "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
+        *body
+    ))
 }
 
 /// All of the structure but the key itself, which has always the same length.
-const PKCS8_ED25519: [u8; 16] =
-    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+const PKCS8_ED25519: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,9 @@ fn raw(pair: &Ed25519KeyPair, header: &str, claims: &str) -> String {
 }
 
 fn claims(iat: i64, exp: i64, aud: &str) -> String {
-    format!(r#"{{"iat":{iat},"exp":{exp},"jti":"j-1","aud":"{aud}","cmd":{{"verb":"sync","request_id":"r-1"}}}}"#)
+    format!(
+        r#"{{"iat":{iat},"exp":{exp},"jti":"j-1","aud":"{aud}","cmd":{{"verb":"sync","request_id":"r-1"}}}}"#
+    )
 }
 
 fn good() -> (String, PublicKey) {
@@ -33,15 +35,25 @@ fn verified(token: &str, keys: &[PublicKey]) -> Result<(), Untrusted> {
 #[test]
 fn keys_and_signatures_are_those_of_the_standard() {
     // RFC 8037, appendix A.
-    let key = PublicKey::parse("ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo of the RFC").unwrap();
+    let key =
+        PublicKey::parse("ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo of the RFC").unwrap();
     assert_eq!(key.kid(), "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k");
     assert_eq!(PublicKey::parse(&key.to_string()).as_ref(), Ok(&key));
     let token = "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc.\
                  hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
     let signed = verify(token.as_bytes(), COMMAND, std::slice::from_ref(&key)).unwrap();
-    assert!(verify(token.as_bytes(), COMMAND, &[pair(1).1, key]).is_err(), "of several keys it must name one");
+    assert!(
+        verify(token.as_bytes(), COMMAND, &[pair(1).1, key]).is_err(),
+        "of several keys it must name one"
+    );
     assert_eq!(signed.bytes(), b"Example of Ed25519 signing");
-    for bad in ["", "ed25519:", "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "ed25519:11qY", "ed25519:+++"] {
+    for bad in [
+        "",
+        "ed25519:",
+        "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        "ed25519:11qY",
+        "ed25519:+++",
+    ] {
         assert_eq!(PublicKey::parse(bad), Err(NoKey), "{bad}");
     }
 }
@@ -88,15 +100,34 @@ fn only_our_algorithm_with_a_trusted_key_is_believed() {
     // The classic: the public key as the secret of an HMAC; and no signature at all.
     let (token, public) = good();
     let (text, _) = token.rsplit_once('.').unwrap();
-    let unsigned = format!("{}.", text.replace(&URL_SAFE_NO_PAD.encode(r#"{"alg":"EdDSA"}"#), "eyJhbGciOiJub25lIn0"));
-    assert!(matches!(verified(&unsigned, std::slice::from_ref(&public)), Err(Untrusted::BadSignature(_))));
+    let unsigned = format!(
+        "{}.",
+        text.replace(&URL_SAFE_NO_PAD.encode(r#"{"alg":"EdDSA"}"#), "eyJhbGciOiJub25lIn0")
+    );
+    assert!(matches!(
+        verified(&unsigned, std::slice::from_ref(&public)),
+        Err(Untrusted::BadSignature(_))
+    ));
 }
 
 #[test]
 fn what_has_not_the_form_is_unsigned() {
     let (_, public) = good();
-    for text in ["", ".", "..", "a.b", r#"{"request_id":"r-1"}"#, r#"{"a":"b.c.d"}"#, "a.b.c.d\u{e9}", "a .b.c"] {
-        assert_eq!(verified(text, std::slice::from_ref(&public)), Err(Untrusted::Unsigned), "{text}");
+    for text in [
+        "",
+        ".",
+        "..",
+        "a.b",
+        r#"{"request_id":"r-1"}"#,
+        r#"{"a":"b.c.d"}"#,
+        "a.b.c.d\u{e9}",
+        "a .b.c",
+    ] {
+        assert_eq!(
+            verified(text, std::slice::from_ref(&public)),
+            Err(Untrusted::Unsigned),
+            "{text}"
+        );
     }
     let long = format!("{}.b.c", "a".repeat(5_000));
     assert_eq!(verified(&long, std::slice::from_ref(&public)), Err(Untrusted::Unsigned));
@@ -111,10 +142,16 @@ fn every_character_counts() {
             let mut altered = token.clone().into_bytes();
             if altered[at] != by {
                 altered[at] = by;
-                assert!(verify(&altered, COMMAND, std::slice::from_ref(&public)).is_err(), "{at} {by}");
+                assert!(
+                    verify(&altered, COMMAND, std::slice::from_ref(&public)).is_err(),
+                    "{at} {by}"
+                );
             }
         }
-        assert!(verify(&token.as_bytes()[..at], COMMAND, std::slice::from_ref(&public)).is_err(), "cut at {at}");
+        assert!(
+            verify(&token.as_bytes()[..at], COMMAND, std::slice::from_ref(&public)).is_err(),
+            "cut at {at}"
+        );
     }
 }
 
@@ -124,7 +161,11 @@ fn it_is_good_for_whom_and_as_long_as_it_says() {
     let check = |iat: i64, exp: i64, aud: &str, now_ms: i64, expected: Result<(), Unfit>| {
         let text = claims(iat, exp, aud);
         let now = Stamp { wall_ms: now_ms, boottime_ms: 1, trusted: true };
-        assert_eq!(Claims::read(text.as_bytes()).unwrap().check(&audiences, &now), expected, "{text} {now_ms}");
+        assert_eq!(
+            Claims::read(text.as_bytes()).unwrap().check(&audiences, &now),
+            expected,
+            "{text} {now_ms}"
+        );
     };
     let (end, now) = (NOW_S + 300, NOW_S * 1000);
     check(NOW_S, end, "hq/door-1", now, Ok(()));
@@ -143,7 +184,10 @@ fn it_is_good_for_whom_and_as_long_as_it_says() {
     check(i64::MAX - 1, i64::MAX, "hq/all", now, Err(Unfit::Early));
     let text = claims(NOW_S, end, "hq/all");
     let untrusted = Stamp { wall_ms: now, boottime_ms: 1, trusted: false };
-    assert_eq!(Claims::read(text.as_bytes()).unwrap().check(&audiences, &untrusted), Err(Unfit::NoTime));
+    assert_eq!(
+        Claims::read(text.as_bytes()).unwrap().check(&audiences, &untrusted),
+        Err(Unfit::NoTime)
+    );
 }
 
 #[test]

@@ -40,7 +40,8 @@ impl MongoLink {
 }
 
 fn statement(note: &DeviceNote) -> Document {
-    let gap = |gap: &Gap| doc! { "from": date(gap.from_ms), "to": date(gap.to_ms), "reason": gap.reason };
+    let gap =
+        |gap: &Gap| doc! { "from": date(gap.from_ms), "to": date(gap.to_ms), "reason": gap.reason };
     let gaps: Vec<Document> = note.gaps.iter().map(gap).collect();
     let mut set = doc! { "site": &note.site, "last_seen": date(note.last_seen_ms), "seq": note.seq, "gaps": gaps };
     if let Some(ms) = note.complete_through_ms {
@@ -63,7 +64,9 @@ mod tests {
             seq: 3,
             gaps: vec![Gap { from_ms: 0, to_ms: 1, reason: "off" }],
         };
-        let set = |note: &DeviceNote| statement(note).get_document("u").unwrap().get_document("$set").unwrap().clone();
+        let set = |note: &DeviceNote| {
+            statement(note).get_document("u").unwrap().get_document("$set").unwrap().clone()
+        };
         assert_eq!(
             set(&note),
             doc! { "site": "hq", "last_seen": date(2), "seq": 3_i64,

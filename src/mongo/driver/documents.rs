@@ -10,7 +10,8 @@ use mongodb::bson::{Bson, DateTime, Document, doc};
 
 use crate::attend::venue::DirectionMode;
 use crate::record::event::{
-    Attendance, Body, Correction, EXPIRES_AFTER_MS, Enrolment, EnrolmentAction, SCHEMA, StoredEvent, SubjectRef,
+    Attendance, Body, Correction, EXPIRES_AFTER_MS, Enrolment, EnrolmentAction, SCHEMA,
+    StoredEvent, SubjectRef,
 };
 
 /// A venue, as far as MongoDB's readers are told of it.
@@ -82,7 +83,11 @@ pub(super) fn attendance(event: &StoredEvent, body: &Attendance, origin: &Origin
 /// kind of event, or the attendance was buried and comes later, as it is by then), nothing is done. A mark of another
 /// door goes too: the look that follows sees again what it was made for. `corrected` is the attendance as it is now,
 /// after all its corrections; what the correction itself says holds only where that is gone.
-pub(super) fn correction(event: &StoredEvent, body: &Correction, corrected: Option<&StoredEvent>) -> Document {
+pub(super) fn correction(
+    event: &StoredEvent,
+    body: &Correction,
+    corrected: Option<&StoredEvent>,
+) -> Document {
     let now = corrected.and_then(|it| match &it.body {
         Body::Attendance(now) => Some((it, now)),
         _ => None,
@@ -132,17 +137,22 @@ fn plain(value: &serde_json::Value) -> Bson {
     match value {
         Value::Null => Bson::Null,
         Value::Bool(it) => Bson::Boolean(*it),
-        Value::Number(it) => it.as_i64().map_or_else(|| Bson::Double(it.as_f64().unwrap_or_default()), Bson::Int64),
+        Value::Number(it) => {
+            it.as_i64().map_or_else(|| Bson::Double(it.as_f64().unwrap_or_default()), Bson::Int64)
+        }
         Value::String(it) => Bson::String(it.clone()),
         Value::Array(it) => Bson::Array(it.iter().map(plain).collect()),
-        Value::Object(it) => Bson::Document(it.iter().map(|(key, it)| (key.clone(), plain(it))).collect()),
+        Value::Object(it) => {
+            Bson::Document(it.iter().map(|(key, it)| (key.clone(), plain(it))).collect())
+        }
     }
 }
 
 /// What a venue is called and when it is open. A document of the former service keeps its own name.
 pub(super) fn venue(note: &VenueNote) -> Document {
     let schedule = note.schedule.as_ref().map_or(Bson::Null, plain);
-    let set = doc! { "schedule": schedule, "re_entry_gap_ms": note.re_entry_gap.as_millis() as i64 };
+    let set =
+        doc! { "schedule": schedule, "re_entry_gap_ms": note.re_entry_gap.as_millis() as i64 };
     let update = if former_id(&note.id).is_some() {
         doc! { "$set": set, "$setOnInsert": { "name": &note.name, "attendance": [] } }
     } else {
@@ -154,7 +164,11 @@ pub(super) fn venue(note: &VenueNote) -> Document {
 }
 
 /// What an enrolment changes among the subjects. None: nothing (the person was erased since).
-pub(super) fn subject_change(event: &StoredEvent, body: &Enrolment, device: &str) -> Option<Document> {
+pub(super) fn subject_change(
+    event: &StoredEvent,
+    body: &Enrolment,
+    device: &str,
+) -> Option<Document> {
     let person = body.subject.as_ref()?;
     let q = doc! { "_id": person.id.as_str() };
     match body.action {
@@ -171,7 +185,9 @@ pub(super) fn subject_change(event: &StoredEvent, body: &Enrolment, device: &str
             };
             Some(doc! { "q": q, "u": [{ "$set": set }], "upsert": true })
         }
-        EnrolmentAction::Withdrawn => Some(doc! { "q": q, "u": { "$pull": { "devices": device } } }),
+        EnrolmentAction::Withdrawn => {
+            Some(doc! { "q": q, "u": { "$pull": { "devices": device } } })
+        }
         EnrolmentAction::Erased => None,
     }
 }
@@ -190,7 +206,9 @@ impl<'a> Concern<'a> {
             Body::Attendance(it) => Self::Attendance(it),
             Body::Correction(it) => Self::Correction(it),
             // The erasure itself is a message of its own.
-            Body::Enrolment(it) if it.subject.is_none() || it.action == EnrolmentAction::Erased => Self::None,
+            Body::Enrolment(it) if it.subject.is_none() || it.action == EnrolmentAction::Erased => {
+                Self::None
+            }
             Body::Enrolment(it) => Self::Enrolment(it),
             Body::Unknown(_) | Body::Attack(_) | Body::Camera(_) | Body::Security(_) => Self::None,
         }
@@ -250,8 +268,10 @@ mod tests {
 
     #[test]
     fn json_stays_what_it_is() {
-        let value = serde_json::json!({"$oid": "65f0c1d2e3a4b5c6d7e8f901", "n": [1, 0.5, true, null]});
-        let expected = doc! { "$oid": "65f0c1d2e3a4b5c6d7e8f901", "n": [1_i64, 0.5, true, Bson::Null] };
+        let value =
+            serde_json::json!({"$oid": "65f0c1d2e3a4b5c6d7e8f901", "n": [1, 0.5, true, null]});
+        let expected =
+            doc! { "$oid": "65f0c1d2e3a4b5c6d7e8f901", "n": [1_i64, 0.5, true, Bson::Null] };
         assert_eq!(plain(&value), Bson::Document(expected));
     }
 }

@@ -32,9 +32,10 @@ const SKEW_MAX_MS: i64 = 5_000;
 pub async fn examine(settings: &MongoSettings, now_ms: i64) -> Examined {
     match look(settings, now_ms).await {
         Ok(examined) => examined,
-        Err(fault) if fault.verdict == Verdict::Refused => {
-            Examined::Fault(format!("{} refuses us: {}; check user, password and roles", settings.place, fault.why))
-        }
+        Err(fault) if fault.verdict == Verdict::Refused => Examined::Fault(format!(
+            "{} refuses us: {}; check user, password and roles",
+            settings.place, fault.why
+        )),
         Err(fault) => {
             let words = "events wait on disk until it can be reached. Is it running, is the address right, is a firewall in \
                          between, does it speak TLS if we do?";
@@ -76,7 +77,10 @@ async fn look(settings: &MongoSettings, now_ms: i64) -> Result<Examined, Fault> 
         let skew_ms = theirs.timestamp_millis() - now_ms;
         if skew_ms.abs() > SKEW_MAX_MS {
             good = false;
-            words.push(format!("its clock and ours are {} s apart: one of them is wrong", skew_ms.abs() / 1000));
+            words.push(format!(
+                "its clock and ours are {} s apart: one of them is wrong",
+                skew_ms.abs() / 1000
+            ));
         }
     }
     let words = words.join("; ");
@@ -104,14 +108,18 @@ fn missing(status: &Document, database: &str) -> Vec<String> {
     let privileges = list("authenticatedUserPrivileges");
     let allowed = |collection: &str, action: &str| {
         privileges.iter().filter_map(Bson::as_document).any(|privilege| {
-            let of = privilege.get_document("resource").is_ok_and(|it| covers(it, database, collection));
+            let of =
+                privilege.get_document("resource").is_ok_and(|it| covers(it, database, collection));
             let actions = privilege.get_array("actions").map(Vec::as_slice).unwrap_or_default();
-            of && actions.iter().any(|it| matches!(it.as_str(), Some(name) if name == action || name == "anyAction"))
+            of && actions.iter().any(
+                |it| matches!(it.as_str(), Some(name) if name == action || name == "anyAction"),
+            )
         })
     };
     let mut missing = Vec::new();
     for (collection, actions) in NEEDED {
-        let lacking: Vec<&str> = actions.iter().copied().filter(|it| !allowed(collection, it)).collect();
+        let lacking: Vec<&str> =
+            actions.iter().copied().filter(|it| !allowed(collection, it)).collect();
         if !lacking.is_empty() {
             missing.push(format!("{} in {database}.{collection}", lacking.join(" and ")));
         }
@@ -123,7 +131,8 @@ fn covers(resource: &Document, database: &str, collection: &str) -> bool {
     if resource.get_bool("anyResource").unwrap_or_default() {
         return true;
     }
-    let fits = |key: &str, name: &str| resource.get_str(key).is_ok_and(|it| it.is_empty() || it == name);
+    let fits =
+        |key: &str, name: &str| resource.get_str(key).is_ok_and(|it| it.is_empty() || it == name);
     fits("db", database) && fits("collection", collection)
 }
 
@@ -144,10 +153,19 @@ mod tests {
             doc! { "resource": { "db": "rollcall", "collection": collection }, "actions": actions }
         };
         assert!(with(vec![on("", &all)]).is_empty());
-        assert!(with(vec![doc! { "resource": { "anyResource": true }, "actions": ["anyAction"] }]).is_empty());
-        let only = vec![on("attendance", &all), on("venues", &all), on("devices", &all), on("subjects", &["find"])];
+        assert!(
+            with(vec![doc! { "resource": { "anyResource": true }, "actions": ["anyAction"] }])
+                .is_empty()
+        );
+        let only = vec![
+            on("attendance", &all),
+            on("venues", &all),
+            on("devices", &all),
+            on("subjects", &["find"]),
+        ];
         assert_eq!(with(only), ["insert and update and remove in rollcall.subjects"]);
-        let elsewhere = doc! { "resource": { "db": "other", "collection": "" }, "actions": all.to_vec() };
+        let elsewhere =
+            doc! { "resource": { "db": "other", "collection": "" }, "actions": all.to_vec() };
         assert_eq!(with(vec![elsewhere]).len(), 4);
         assert!(missing(&doc! { "authInfo": { "authenticatedUsers": [] } }, "rollcall").is_empty());
     }

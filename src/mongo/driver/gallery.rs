@@ -55,7 +55,11 @@ impl MongoLink {
     }
 
     /// Which accounts the site has, by subject, after this document.
-    pub async fn gallery_page(&self, site: &str, after: Option<&str>) -> Result<ListedPage, String> {
+    pub async fn gallery_page(
+        &self,
+        site: &str,
+        after: Option<&str>,
+    ) -> Result<ListedPage, String> {
         let from = after.map_or_else(|| first(site), str::to_owned);
         // Ids hold no slash, and the character that follows it is the zero.
         let filter = doc! { "_id": { "$gt": from, "$lt": format!("{site}0") } };
@@ -74,10 +78,16 @@ impl MongoLink {
     }
 
     /// The documents of these subjects; those that are gone, or of no use, are left out.
-    pub async fn gallery_records(&self, site: &str, ids: &[SubjectId]) -> Result<Vec<SealedAccount>, String> {
+    pub async fn gallery_records(
+        &self,
+        site: &str,
+        ids: &[SubjectId],
+    ) -> Result<Vec<SealedAccount>, String> {
         let wanted: Vec<String> = ids.iter().map(|id| key(site, id)).collect();
         let projection = doc! { "version": 1, "withdrawn": 1, "sealed": 1 };
-        let found = self.find_in_gallery(doc! { "_id": { "$in": wanted } }, projection, ids.len() as i64).await?;
+        let found = self
+            .find_in_gallery(doc! { "_id": { "$in": wanted } }, projection, ids.len() as i64)
+            .await?;
         let read = |it: &Document| {
             let (subject_id, account) = (subject_of(it, site)?, account_of(it)?);
             let sealed = it.get_binary_generic("sealed").cloned().unwrap_or_default();
@@ -93,11 +103,16 @@ impl MongoLink {
         // First also where nothing is there. A duplicate key then means that a newer one is, or that another door put
         // the first one there at that moment: the second round, which finds it, takes the same decision for it.
         for upsert in [true, false] {
-            let statements: Vec<Document> = waiting.iter().map(|at| put(site, &records[*at].0, upsert)).collect();
+            let statements: Vec<Document> =
+                waiting.iter().map(|at| put(site, &records[*at].0, upsert)).collect();
             let faults = match self.update(COLLECTION, &statements).await {
                 Ok(faults) => faults,
                 Err(fault) => {
-                    let verdict = if fault.verdict == Verdict::Refused { Verdict::Refused } else { Verdict::Retry };
+                    let verdict = if fault.verdict == Verdict::Refused {
+                        Verdict::Refused
+                    } else {
+                        Verdict::Retry
+                    };
                     let fault = Fault { verdict, ..fault };
                     for at in waiting {
                         deliveries[at] = delivery(&fault, 0);
@@ -125,10 +140,13 @@ impl MongoLink {
 
     /// The others look at once. Where it fails they look soon enough, so nothing depends on it.
     async fn ring(&self, site: &str) {
-        let ring = doc! { "q": { "_id": site }, "u": { "$inc": { "rung": 1_i64 } }, "upsert": true };
+        let ring =
+            doc! { "q": { "_id": site }, "u": { "$inc": { "rung": 1_i64 } }, "upsert": true };
         match self.update(COLLECTION, &[ring]).await {
             Ok(faults) if faults.is_empty() => {}
-            Ok(faults) => tracing::debug!(reason = faults[0].1.why, "the gallery's bell is not rung"),
+            Ok(faults) => {
+                tracing::debug!(reason = faults[0].1.why, "the gallery's bell is not rung")
+            }
             Err(fault) => tracing::debug!(reason = fault.why, "the gallery's bell is not rung"),
         }
     }
@@ -150,7 +168,8 @@ impl MongoLink {
             "singleBatch": true,
             "maxTimeMS": self.server_limit_ms(),
         };
-        let mut reply = self.command("reading the site's gallery", command).await.map_err(|fault| fault.why)?;
+        let mut reply =
+            self.command("reading the site's gallery", command).await.map_err(|fault| fault.why)?;
         let Some(Bson::Document(mut cursor)) = reply.remove("cursor") else {
             return Err("the server's answer has no cursor".into());
         };
@@ -180,7 +199,8 @@ fn account_of(document: &Document) -> Option<Account> {
     let version = document.get_document("version").ok()?;
     let number = |name| u32::try_from(whole(version, name)?).ok();
     let device = version.get_str("device").ok().filter(|it| check_id(it).is_ok())?.to_owned();
-    let version = Version { withdrawals: number("withdrawals")?, changes: number("changes")?, device };
+    let version =
+        Version { withdrawals: number("withdrawals")?, changes: number("changes")?, device };
     Some(Account { version, withdrawn: document.get_bool("withdrawn").ok()?, erased: false })
 }
 
@@ -234,7 +254,11 @@ mod tests {
         ] {
             let mut bad = version.clone();
             bad.insert(name, value);
-            assert_eq!(account_of(&doc! { "version": bad.clone(), "withdrawn": false }), None, "{bad}");
+            assert_eq!(
+                account_of(&doc! { "version": bad.clone(), "withdrawn": false }),
+                None,
+                "{bad}"
+            );
         }
         for id in ["hq", "hq/", "hq/a/b", "other/jane"] {
             assert_eq!(subject_of(&doc! { "_id": id }, "hq"), None, "{id}");

@@ -71,7 +71,9 @@ impl MongoLink {
         let settings = &self.shared.settings;
         let mut client = self.shared.client.lock().await;
         if client.is_none() {
-            *client = Some(bounded("the look-up of the servers", settings.timeout, connect(settings)).await?);
+            *client = Some(
+                bounded("the look-up of the servers", settings.timeout, connect(settings)).await?,
+            );
         }
         let client = client.as_ref().expect("put there just now");
         Ok(client.database(&settings.database))
@@ -84,7 +86,11 @@ impl MongoLink {
     }
 
     /// Update statements, each for itself; gives what failed by its place. `Err`: nothing is known of any.
-    pub(super) async fn update(&self, collection: &str, statements: &[Document]) -> Result<Vec<(usize, Fault)>, Fault> {
+    pub(super) async fn update(
+        &self,
+        collection: &str,
+        statements: &[Document],
+    ) -> Result<Vec<(usize, Fault)>, Fault> {
         let mut faults = Vec::new();
         for (round, chunk) in statements.chunks(STATEMENTS_MAX).enumerate() {
             let command = doc! {
@@ -94,7 +100,8 @@ impl MongoLink {
                 "writeConcern": self.concern(),
                 "maxTimeMS": self.server_limit_ms(),
             };
-            let written = fault::of_reply(&self.command(&format!("writing {collection}"), command).await?);
+            let written =
+                fault::of_reply(&self.command(&format!("writing {collection}"), command).await?);
             if let Some(concern) = written.concern {
                 return Err(concern);
             }
@@ -175,7 +182,8 @@ impl MongoLink {
     /// The same for what is not an event: where events are taken, a refusal of it is said once and changes no state; nor
     /// does it that it is taken where events are refused.
     pub(super) fn note_aside(&self, outcome: Result<(), &Fault>) {
-        let connected = self.shared.health.mongo().is_some_and(|(state, _)| state == MongoState::Connected);
+        let connected =
+            self.shared.health.mongo().is_some_and(|(state, _)| state == MongoState::Connected);
         match outcome {
             Ok(()) if self.shared.record_refused.load(Ordering::Relaxed) => {}
             Err(fault) if connected && fault.verdict != Verdict::Retry => {
@@ -211,7 +219,9 @@ impl MongoLink {
                 reason = fault.why,
                 "MongoDB refuses us: nothing is lost, but nothing is delivered until this is put right (`rollcall doctor` helps)"
             ),
-            (_, Err(fault)) => tracing::warn!(place, reason = fault.why, "MongoDB is away: events wait on disk"),
+            (_, Err(fault)) => {
+                tracing::warn!(place, reason = fault.why, "MongoDB is away: events wait on disk")
+            }
             _ => tracing::info!(place, "MongoDB connected"),
         }
     }
@@ -235,7 +245,8 @@ pub(super) async fn connect(settings: &MongoSettings) -> mongodb::error::Result<
     options.app_name.get_or_insert_with(|| "rollcall".into());
     // Before our own limit, since the driver's error says which server it did not reach and why.
     let patience = settings.timeout.mul_f32(0.6);
-    options.server_selection_timeout = Some(options.server_selection_timeout.map_or(patience, |it| it.min(patience)));
+    options.server_selection_timeout =
+        Some(options.server_selection_timeout.map_or(patience, |it| it.min(patience)));
     options.connect_timeout = Some(options.connect_timeout.map_or(patience, |it| it.min(patience)));
     // A sink and a watermark, and where the gallery is there too, its sink and its keeper: so many conversations at a time.
     options.max_pool_size.get_or_insert(4);
@@ -268,8 +279,11 @@ mod tests {
             window: 1,
         };
         let health = Arc::new(Health::default());
-        let link =
-            MongoLink::new(settings_from(from).unwrap().unwrap(), Arc::new(SimulatedClock::at(0)), Arc::clone(&health));
+        let link = MongoLink::new(
+            settings_from(from).unwrap().unwrap(),
+            Arc::new(SimulatedClock::at(0)),
+            Arc::clone(&health),
+        );
         let fault = |verdict| Fault { verdict, code: None, why: String::new() };
         let check = |expected| assert_eq!(health.mongo().map(|it| it.0), Some(expected));
         link.note_aside(Ok(()));

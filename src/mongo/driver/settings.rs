@@ -47,7 +47,11 @@ impl MongoSettings {
 
 impl fmt::Debug for MongoSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MongoSettings({}/{}, at most {:?} a call)", self.place, self.database, self.timeout)
+        write!(
+            f,
+            "MongoSettings({}/{}, at most {:?} a call)",
+            self.place, self.database, self.timeout
+        )
     }
 }
 
@@ -69,10 +73,15 @@ const NOT_OURS: [(&str, &str); 6] = [
     ("readconcernlevel", "what was just written must be seen"),
 ];
 /// Which say what holds anyway.
-const HARMLESS: [(&str, &str); 4] =
-    [("w", "majority"), ("journal", "true"), ("readpreference", "primary"), ("readconcernlevel", "majority")];
+const HARMLESS: [(&str, &str); 4] = [
+    ("w", "majority"),
+    ("journal", "true"),
+    ("readpreference", "primary"),
+    ("readconcernlevel", "majority"),
+];
 /// Options by which the other end is not the one that is meant.
-const UNSAFE: [&str; 3] = ["tlsinsecure", "tlsallowinvalidcertificates", "tlsallowinvalidhostnames"];
+const UNSAFE: [&str; 3] =
+    ["tlsinsecure", "tlsallowinvalidcertificates", "tlsallowinvalidhostnames"];
 
 /// Without a URI there is no MongoDB; then nothing else may be set either.
 pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsError> {
@@ -87,7 +96,10 @@ pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsE
         return refuse("[mongo] timeout", "is not within 1 s to 10 min");
     }
     if !(1..=WINDOW_MAX).contains(&from.window) {
-        return Err(SettingsError { key: "[mongo] window", why: format!("is not within 1 to {WINDOW_MAX}") });
+        return Err(SettingsError {
+            key: "[mongo] window",
+            why: format!("is not within 1 to {WINDOW_MAX}"),
+        });
     }
     let good_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     if !(1..=60).contains(&from.database.len()) || !from.database.chars().all(good_name) {
@@ -115,7 +127,10 @@ pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsE
         None => from.uri.starts_with("mongodb+srv://"),
     };
     if let Some(file) = from.ca_file.as_ref().filter(|file| !file.is_file()) {
-        return Err(SettingsError { key: "[mongo] ca_file", why: format!("{} is not there", file.display()) });
+        return Err(SettingsError {
+            key: "[mongo] ca_file",
+            why: format!("{} is not there", file.display()),
+        });
     }
     if from.ca_file.is_some() && !tls {
         return refuse("[mongo] ca_file", "would not be used: the URI does not say tls=true");
@@ -158,7 +173,9 @@ fn check_options(uri: &str) -> Result<(), SettingsError> {
             }
         }
         if UNSAFE.contains(&name.as_str()) && value != "false" {
-            return refuse(format!("may not set {name}: whoever answers would get the password and the record"));
+            return refuse(format!(
+                "may not set {name}: whoever answers would get the password and the record"
+            ));
         }
     }
     Ok(())
@@ -176,7 +193,9 @@ mod tests {
     #[test]
     fn a_uri_is_checked_and_its_password_never_shown() {
         let settings =
-            settings_from(from("mongodb://door:s3cret@a:1,b:2/?replicaSet=rs0&w=majority")).unwrap().unwrap();
+            settings_from(from("mongodb://door:s3cret@a:1,b:2/?replicaSet=rs0&w=majority"))
+                .unwrap()
+                .unwrap();
         assert!(settings.has_password());
         assert_eq!(format!("{settings:?}"), "MongoSettings(a:1,b:2/rollcall, at most 10s a call)");
         assert!(settings_from(from("")).unwrap().is_none());
@@ -214,7 +233,13 @@ mod tests {
         assert_eq!(with(lost, "mongodb://a/?tls=true").unwrap_err(), "[mongo] ca_file");
         assert!(with(tls, "mongodb+srv://a.example.net").is_ok());
         assert_eq!(with(|it| it.window = 0, "mongodb://a").unwrap_err(), "[mongo] window");
-        assert_eq!(with(|it| it.timeout = Duration::ZERO, "mongodb://a").unwrap_err(), "[mongo] timeout");
-        assert_eq!(with(|it| it.database = "a.b".into(), "mongodb://a").unwrap_err(), "[mongo] database");
+        assert_eq!(
+            with(|it| it.timeout = Duration::ZERO, "mongodb://a").unwrap_err(),
+            "[mongo] timeout"
+        );
+        assert_eq!(
+            with(|it| it.database = "a.b".into(), "mongodb://a").unwrap_err(),
+            "[mongo] database"
+        );
     }
 }

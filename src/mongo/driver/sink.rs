@@ -57,7 +57,9 @@ pub(super) fn delivery(fault: &Fault, attempts: u32) -> Delivery {
     let why = fault.why.clone();
     match fault.verdict {
         Verdict::Poison => Delivery::Poison(why),
-        Verdict::Unknown if attempts >= ATTEMPTS_MAX => Delivery::Poison(format!("{why} ({attempts} times)")),
+        Verdict::Unknown if attempts >= ATTEMPTS_MAX => {
+            Delivery::Poison(format!("{why} ({attempts} times)"))
+        }
         Verdict::Refused => Delivery::Refused(why),
         Verdict::Unknown => Delivery::Doubtful(why),
         Verdict::Retry => Delivery::Retry(why),
@@ -77,13 +79,19 @@ impl MongoSink {
     }
 
     fn rule(&self, venue: &str) -> Rule {
-        let rule_of =
-            |it: &VenueNote| Rule { gap: it.re_entry_gap, alternates: it.direction == DirectionMode::Alternate };
+        let rule_of = |it: &VenueNote| Rule {
+            gap: it.re_entry_gap,
+            alternates: it.direction == DirectionMode::Alternate,
+        };
         self.current.iter().find(|it| it.id == venue).map_or(Rule::USUAL, rule_of)
     }
 
     /// Gives whether the server was asked anything.
-    async fn deliver_all(&mut self, batch: &[OutboxRow], outcomes: &mut Outcomes) -> Result<bool, (usize, Fault)> {
+    async fn deliver_all(
+        &mut self,
+        batch: &[OutboxRow],
+        outcomes: &mut Outcomes,
+    ) -> Result<bool, (usize, Fault)> {
         let mut asked = self.link.ensure_indexes().await.map_err(|fault| (0, fault))?;
         asked |= self.tell_venues().await.map_err(|fault| (0, fault))?;
         asked |= batch.iter().any(concerns_us);
@@ -105,8 +113,16 @@ impl MongoSink {
 
     /// What is no event. `Err`: nothing is known of it and all behind it. An erasure that will never be taken is set
     /// aside as any row is: to be tried again by whoever puts right what is in its way.
-    async fn message(&self, at: usize, row: &OutboxRow, outcomes: &mut Outcomes) -> Result<(), Fault> {
-        let read = row.reply.as_ref().and_then(|(_, payload)| serde_json::from_slice::<Erasure>(payload).ok());
+    async fn message(
+        &self,
+        at: usize,
+        row: &OutboxRow,
+        outcomes: &mut Outcomes,
+    ) -> Result<(), Fault> {
+        let read = row
+            .reply
+            .as_ref()
+            .and_then(|(_, payload)| serde_json::from_slice::<Erasure>(payload).ok());
         let Some(erasure) = read else {
             outcomes.0[at] = Delivery::Poison("this version does not know what it asks for".into());
             return Ok(());
@@ -134,7 +150,9 @@ impl MongoSink {
                     corrections.push((*at, *row, documents::correction(event, body, corrected)));
                 }
                 Concern::Enrolment(body) => {
-                    if let Some(change) = documents::subject_change(event, body, &self.origin.device) {
+                    if let Some(change) =
+                        documents::subject_change(event, body, &self.origin.device)
+                    {
                         subjects.push((*at, *row, change));
                     }
                 }
@@ -157,19 +175,27 @@ impl MongoSink {
         let whose = |row: &OutboxRow| row.event.as_ref()?.body.subject().map(|it| it.id.clone());
         while !rows.is_empty() {
             let mut met = HashSet::new();
-            let (round, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|it| met.insert(whose(it.1)));
+            let (round, rest): (Vec<_>, Vec<_>) =
+                rows.into_iter().partition(|it| met.insert(whose(it.1)));
             self.write("subjects", &round, outcomes).await?;
-            let failed: HashSet<_> = round.iter().filter(|it| !outcomes.is_well(it.0)).map(|it| whose(it.1)).collect();
-            let (held_up, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|it| failed.contains(&whose(it.1)));
+            let failed: HashSet<_> =
+                round.iter().filter(|it| !outcomes.is_well(it.0)).map(|it| whose(it.1)).collect();
+            let (held_up, rest): (Vec<_>, Vec<_>) =
+                rest.into_iter().partition(|it| failed.contains(&whose(it.1)));
             for (at, ..) in held_up {
-                outcomes.0[at] = Delivery::Retry("what was before it of the same person is not there".into());
+                outcomes.0[at] =
+                    Delivery::Retry("what was before it of the same person is not there".into());
             }
             rows = rest;
         }
         Ok(())
     }
 
-    async fn insert(&self, rows: &[(usize, &OutboxRow, Document)], outcomes: &mut Outcomes) -> Result<(), Fault> {
+    async fn insert(
+        &self,
+        rows: &[(usize, &OutboxRow, Document)],
+        outcomes: &mut Outcomes,
+    ) -> Result<(), Fault> {
         let statements: Vec<Document> = rows.iter().map(|it| it.2.clone()).collect();
         let faults = self.link.update("attendance", &statements).await?;
         let doubled: Vec<Bson> = faults
@@ -191,7 +217,11 @@ impl MongoSink {
             if fault.code == Some(DUPLICATE_KEY) {
                 let id = owed.event.as_ref().map(|it| it.event_id.to_string()).unwrap_or_default();
                 if !there.contains(&id) {
-                    outcomes.fail(*row, owed.attempts, &Fault { verdict: Verdict::Poison, ..fault });
+                    outcomes.fail(
+                        *row,
+                        owed.attempts,
+                        &Fault { verdict: Verdict::Poison, ..fault },
+                    );
                 }
             } else {
                 outcomes.fail(*row, owed.attempts, &fault);
@@ -226,9 +256,13 @@ impl MongoSink {
             new.extend(row.event.as_ref().and_then(|event| self.seen(event)));
         }
         if !corrections.is_empty() {
-            let ids: Vec<Bson> =
-                corrections.iter().filter_map(|it| it.2.get_document("q").ok()?.get("_id").cloned()).collect();
-            let found = self.find("attendance", doc! { "_id": { "$in": ids } }, doors::projection()).await?;
+            let ids: Vec<Bson> = corrections
+                .iter()
+                .filter_map(|it| it.2.get_document("q").ok()?.get("_id").cloned())
+                .collect();
+            let found = self
+                .find("attendance", doc! { "_id": { "$in": ids } }, doors::projection())
+                .await?;
             new.extend(found.iter().filter_map(Seen::read));
         }
         let rule = |venue: &str| self.rule(venue);
@@ -271,18 +305,26 @@ impl MongoSink {
     }
 
     /// One statement for each venue of the batch.
-    async fn names(&self, rows: &[(usize, &OutboxRow, Document)], outcomes: &mut Outcomes) -> Result<(), Fault> {
+    async fn names(
+        &self,
+        rows: &[(usize, &OutboxRow, Document)],
+        outcomes: &mut Outcomes,
+    ) -> Result<(), Fault> {
         let mut venues: BTreeMap<&str, Named<'_>> = BTreeMap::new();
         for (at, row, _) in rows {
-            let Some(event) = row.event.as_ref().filter(|_| outcomes.is_well(*at)) else { continue };
+            let Some(event) = row.event.as_ref().filter(|_| outcomes.is_well(*at)) else {
+                continue;
+            };
             if let (Some(venue), Some(subject)) = (event.body.venue(), event.body.subject()) {
                 let (names, of) = venues.entry(venue).or_default();
                 names.insert(subject.name.as_str());
                 of.push((*at, row.attempts));
             }
         }
-        let statements: Vec<Document> =
-            venues.iter().map(|(id, (names, _))| documents::venue_names(id, names.iter().copied())).collect();
+        let statements: Vec<Document> = venues
+            .iter()
+            .map(|(id, (names, _))| documents::venue_names(id, names.iter().copied()))
+            .collect();
         let faults = self.link.update("venues", &statements).await?;
         let of: Vec<_> = venues.into_iter().collect();
         for (at, fault) in faults {
@@ -329,8 +371,13 @@ impl MongoSink {
         let distinct = doc! { "distinct": "attendance", "key": "subject.name", "query": theirs.clone(),
         "maxTimeMS": self.link.server_limit_ms() };
         let reply = self.link.command("reading an erased person's names", distinct).await?;
-        let mut names: BTreeSet<String> =
-            reply.get_array("values").into_iter().flatten().filter_map(Bson::as_str).map(str::to_owned).collect();
+        let mut names: BTreeSet<String> = reply
+            .get_array("values")
+            .into_iter()
+            .flatten()
+            .filter_map(Bson::as_str)
+            .map(str::to_owned)
+            .collect();
         let subjects = self.find("subjects", doc! { "_id": id }, doc! { "name": 1 }).await?;
         names.extend(subjects.iter().filter_map(|it| it.get_str("name").ok()).map(str::to_owned));
         let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -363,14 +410,23 @@ impl MongoSink {
     }
 
     /// Reads from the primary, where what was acknowledged a moment ago is seen.
-    async fn find(&self, collection: &str, filter: Document, projection: Document) -> Result<Vec<Document>, Fault> {
+    async fn find(
+        &self,
+        collection: &str,
+        filter: Document,
+        projection: Document,
+    ) -> Result<Vec<Document>, Fault> {
         let database = self.link.database().await?;
         let options = FindOptions::builder()
             .projection(projection)
             .max_time(Duration::from_millis(self.link.server_limit_ms() as u64))
             .build();
         bounded(&format!("reading {collection}"), self.link.timeout(), async {
-            let mut cursor = database.collection::<Document>(collection).find(filter).with_options(options).await?;
+            let mut cursor = database
+                .collection::<Document>(collection)
+                .find(filter)
+                .with_options(options)
+                .await?;
             let mut found = Vec::new();
             while cursor.advance().await? {
                 found.push(cursor.deserialize_current()?);
@@ -398,7 +454,11 @@ impl Sink for MongoSink {
         if let Err((from, fault)) = outcome {
             // Nothing is known of these, or not everything they need was done: all of it may be done again.
             for (row, owed) in batch.iter().enumerate().skip(from) {
-                let verdict = if fault.verdict == Verdict::Refused { Verdict::Refused } else { Verdict::Retry };
+                let verdict = if fault.verdict == Verdict::Refused {
+                    Verdict::Refused
+                } else {
+                    Verdict::Retry
+                };
                 if outcomes.is_well(row) && concerns_us(owed) {
                     outcomes.fail(row, 0, &Fault { verdict, ..fault.clone() });
                 }

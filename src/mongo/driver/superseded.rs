@@ -67,12 +67,25 @@ impl Seen {
     /// How far around it others may be that concern it.
     fn span_ms(&self, rule: impl Fn(&str) -> Rule) -> i64 {
         let rule = rule(&self.venue);
-        if self.session.is_some() && !rule.alternates { SESSION_SPAN_MS } else { rule.gap.as_millis() as i64 }
+        if self.session.is_some() && !rule.alternates {
+            SESSION_SPAN_MS
+        } else {
+            rule.gap.as_millis() as i64
+        }
     }
 }
 
 pub(super) fn projection() -> Document {
-    let fields = ["device", "venue", "subject.id", "direction", "session", "occurred_at", "clock", "superseded_by"];
+    let fields = [
+        "device",
+        "venue",
+        "subject.id",
+        "direction",
+        "session",
+        "occurred_at",
+        "clock",
+        "superseded_by",
+    ];
     fields.iter().map(|field| ((*field).to_owned(), 1.into())).collect()
 }
 
@@ -84,7 +97,8 @@ pub(super) fn query(new: &[Seen], rule: impl Fn(&str) -> Rule) -> Option<Documen
     let mut stretches: Vec<(i64, i64, BTreeSet<&str>)> = Vec::new();
     for seen in sorted {
         let span = seen.span_ms(&rule);
-        let (from, to) = (seen.occurred_ms.saturating_sub(span), seen.occurred_ms.saturating_add(span));
+        let (from, to) =
+            (seen.occurred_ms.saturating_sub(span), seen.occurred_ms.saturating_add(span));
         match stretches.last_mut() {
             Some(last) if seen.occurred_ms.saturating_sub(last.1) < STRETCH_MS => {
                 last.0 = last.0.min(from);
@@ -121,7 +135,9 @@ pub(super) fn marks(found: Vec<Seen>, rule: impl Fn(&str) -> Rule) -> Vec<(Strin
         let mut first = 0;
         for at in 0..group.len() {
             let seen = &group[at];
-            while session.is_none() && seen.occurred_ms.saturating_sub(group[first].occurred_ms) >= gap_ms && first < at
+            while session.is_none()
+                && seen.occurred_ms.saturating_sub(group[first].occurred_ms) >= gap_ms
+                && first < at
             {
                 first += 1;
             }
@@ -197,25 +213,35 @@ mod tests {
     fn where_directions_alternate_every_passage_counts() {
         let at_gate = |it: &&str| Seen { venue: "gate".into(), ..seen(it) };
         let check = |found: &[&str], expected: &[(&str, &str)]| {
-            let expected: Vec<_> = expected.iter().map(|(id, by)| ((*id).to_owned(), (*by).to_owned())).collect();
+            let expected: Vec<_> =
+                expected.iter().map(|(id, by)| ((*id).to_owned(), (*by).to_owned())).collect();
             assert_eq!(marks(found.iter().map(at_gate).collect(), rule), expected, "{found:?}");
         };
         check(&["A0:in:s1", "A60:out:s1", "B90:in:s1"], &[]); // left by one door, came back by the other
         check(&["A0:in:s1", "B1:in:s1"], &[("B1", "A0")]); // one passage, seen by both
         check(&["A0:in", "B1:in:s1"], &[("B1", "A0")]); // on the edge of a session
         let asked = query(&[at_gate(&"A0:in:s1")], rule).unwrap();
-        let range = asked.get_array("$or").unwrap()[0].as_document().unwrap().get_document("occurred_at").unwrap();
+        let range = asked.get_array("$or").unwrap()[0]
+            .as_document()
+            .unwrap()
+            .get_document("occurred_at")
+            .unwrap();
         assert_eq!(range.get_datetime("$lte").unwrap().timestamp_millis(), 5 * MIN);
     }
 
     #[test]
     fn marks_stay_whatever_comes_later_and_do_not_depend_on_the_order() {
         let doors = ["A0", "B3", "A6", "C7", "B20", "A21", "C23"];
-        let of = |found: Vec<Seen>| -> BTreeSet<String> { marks(found, rule).into_iter().map(|it| it.0).collect() };
+        let of = |found: Vec<Seen>| -> BTreeSet<String> {
+            marks(found, rule).into_iter().map(|it| it.0).collect()
+        };
         let all = of(doors.iter().map(|it| seen(it)).collect());
         // Every subset's marks are among the marks of all: to look early is never wrong.
         for subset in 0..1_u32 << doors.len() {
-            let some = (0..doors.len()).filter(|at| subset & (1 << at) != 0).map(|at| seen(doors[at])).collect();
+            let some = (0..doors.len())
+                .filter(|at| subset & (1 << at) != 0)
+                .map(|at| seen(doors[at]))
+                .collect();
             assert!(of(some).is_subset(&all), "{subset:b}");
         }
         // And every mark of all is found by whoever looks after the later of its two was written.

@@ -41,7 +41,11 @@ impl Rounded {
         let largest = template.iter().fold(f32::MIN_POSITIVE, |max, x| max.max(x.abs()));
         let scale = largest / 127.0;
         let codes: Vec<i8> = template.iter().map(|x| (x / scale).round() as i8).collect();
-        let error = template.iter().zip(&codes).map(|(x, code)| (x - scale * f32::from(*code)).powi(2)).sum::<f32>();
+        let error = template
+            .iter()
+            .zip(&codes)
+            .map(|(x, code)| (x - scale * f32::from(*code)).powi(2))
+            .sum::<f32>();
         // A hair more than computed, for the rounding of this very sum and of the float comparison.
         Self { codes, scale, error: error.sqrt() * 1.001 + 1e-6 }
     }
@@ -106,13 +110,19 @@ impl Blocks {
     /// Where templates of a slot lie, from the end: galleries are loaded subject by subject.
     fn places(&self, slot: u32) -> impl Iterator<Item = usize> {
         self.list.iter().enumerate().rev().flat_map(move |(at, block)| {
-            let indices = (0..block.slots.len()).rev().filter(move |index| block.slots[*index] == slot);
+            let indices =
+                (0..block.slots.len()).rev().filter(move |index| block.slots[*index] == slot);
             indices.map(move |index| at * BLOCK + index)
         })
     }
 
     /// Appends each template's int8 score; shows the least that its float score can be.
-    pub(super) fn scan(&self, probe: &Rounded, scores: &mut Vec<f32>, least: &mut impl FnMut(u32, f32)) {
+    pub(super) fn scan(
+        &self,
+        probe: &Rounded,
+        scores: &mut Vec<f32>,
+        least: &mut impl FnMut(u32, f32),
+    ) {
         for block in &self.list {
             let codes = block.codes.chunks_exact(self.dimension);
             for (index, (slot, codes)) in block.slots.iter().zip(codes).enumerate() {

@@ -105,7 +105,8 @@ impl Gallery {
     #[must_use]
     pub fn with(mut self, subject: Subject, templates: &[Template]) -> Self {
         let known = self.book.slot(&subject.id).is_some();
-        let mut fitting = templates.iter().filter(|template| template.dimension() == self.dimension).peekable();
+        let mut fitting =
+            templates.iter().filter(|template| template.dimension() == self.dimension).peekable();
         if fitting.peek().is_none() && !known {
             return self;
         }
@@ -211,8 +212,11 @@ impl Gallery {
                 *known = known.max(score);
             }
         });
-        let mut found: Vec<_> = best.into_iter().filter_map(|(slot, score)| self.candidate(slot, score)).collect();
-        found.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.subject.id.cmp(&b.subject.id)));
+        let mut found: Vec<_> =
+            best.into_iter().filter_map(|(slot, score)| self.candidate(slot, score)).collect();
+        found.sort_by(|a, b| {
+            b.score.total_cmp(&a.score).then_with(|| a.subject.id.cmp(&b.subject.id))
+        });
         found
     }
 
@@ -220,7 +224,9 @@ impl Gallery {
     pub fn own_score(&self, probe: &Template, id: &SubjectId) -> Option<f32> {
         let slot = self.book.slot(id).filter(|_| probe.dimension() == self.dimension)?;
         let own = self.references.of(slot, self.book.references(slot));
-        own.filter_map(|it| f32::dot(probe.as_slice(), it)).map(|score| score as f32).max_by(f32::total_cmp)
+        own.filter_map(|it| f32::dot(probe.as_slice(), it))
+            .map(|score| score as f32)
+            .max_by(f32::total_cmp)
     }
 
     fn candidate(&self, slot: u32, score: f32) -> Option<Candidate> {
@@ -237,7 +243,14 @@ impl Gallery {
     }
 
     /// Shows the float scores of those that may reach `floor`.
-    fn compare(&self, probe: &Template, rounded: &Rounded, scan: &[f32], floor: f32, mut show: impl FnMut(u32, f32)) {
+    fn compare(
+        &self,
+        probe: &Template,
+        rounded: &Rounded,
+        scan: &[f32],
+        floor: f32,
+        mut show: impl FnMut(u32, f32),
+    ) {
         let (of_references, of_means) = scan.split_at(self.references.len());
         for (blocks, scan) in [(&self.references, of_references), (&self.means, of_means)] {
             blocks.compare(probe.as_slice(), rounded, scan, floor, &mut show);
@@ -252,7 +265,9 @@ fn mark(id: &SubjectId, codes: &[i8]) -> u64 {
 
 /// FNV-1a, 64 bits (Fowler, Noll, Vo).
 fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// The two best scores of different subjects.

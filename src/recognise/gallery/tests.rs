@@ -30,9 +30,11 @@ fn exact(references: &[(usize, Template)], probe: &Template) -> (usize, f32, Opt
         // Newest first, as the gallery adds them up.
         let mean = Template::mean(templates.iter().rev().copied()).unwrap();
         let all = templates.into_iter().chain(std::iter::once(&mean));
-        all.map(|it| f32::dot(probe.as_slice(), it.as_slice()).unwrap() as f32).fold(f32::NEG_INFINITY, f32::max)
+        all.map(|it| f32::dot(probe.as_slice(), it.as_slice()).unwrap() as f32)
+            .fold(f32::NEG_INFINITY, f32::max)
     };
-    let mut ranked: Vec<_> = of_subject.into_iter().map(|(id, templates)| (id, score(templates))).collect();
+    let mut ranked: Vec<_> =
+        of_subject.into_iter().map(|(id, templates)| (id, score(templates))).collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
     (ranked[0].0, ranked[0].1, ranked.get(1).map(|it| it.1))
 }
@@ -58,7 +60,9 @@ fn the_search_is_that_of_a_float_scan() {
 #[test]
 fn the_second_best_is_another_subject() {
     let own = template(64, 1);
-    let gallery = Gallery::new(64).with(subject(1), &[own.clone(), own.clone()]).with(subject(2), &[template(64, 2)]);
+    let gallery = Gallery::new(64)
+        .with(subject(1), &[own.clone(), own.clone()])
+        .with(subject(2), &[template(64, 2)]);
     let found = gallery.search(&own);
     assert_eq!(found.best.unwrap().subject.id.as_str(), "s1");
     assert!(found.second_score.unwrap() < 0.9);
@@ -193,8 +197,10 @@ fn check(gallery: &Gallery, plain: &Plain, probe: &Template) {
     // Those alike, without the best: the same as in the list, as far as the last digit decides nothing.
     let (except, floor) = (expected.first().map_or(0, |it| it.0), 0.2);
     let alike = gallery.alike(probe, floor, &subject(except).id);
-    let sure = expected.iter().filter(|(id, score)| *id != except && *score >= floor + 1e-4).count();
-    let possible = expected.iter().filter(|(id, score)| *id != except && *score >= floor - 1e-4).count();
+    let sure =
+        expected.iter().filter(|(id, score)| *id != except && *score >= floor + 1e-4).count();
+    let possible =
+        expected.iter().filter(|(id, score)| *id != except && *score >= floor - 1e-4).count();
     assert!((sure..=possible).contains(&alike.len()));
     for it in alike {
         let (_, score) = expected.iter().find(|(id, _)| subject(*id).id == it.subject.id).unwrap();
@@ -234,8 +240,9 @@ proptest! {
 #[test]
 fn a_probe_is_compared_with_one_subjects_own_references_alone() {
     let (one, two, other) = (template(64, 1), template(64, 2), template(64, 3));
-    let gallery =
-        Gallery::new(64).with(subject(1), &[one.clone(), two.clone()]).with(subject(2), std::slice::from_ref(&other));
+    let gallery = Gallery::new(64)
+        .with(subject(1), &[one.clone(), two.clone()])
+        .with(subject(2), std::slice::from_ref(&other));
     let own = |probe: &Template, id| gallery.own_score(probe, &subject(id).id);
     let best = other.compare(&one).max(other.compare(&two));
     assert!((own(&other, 1).unwrap() - best).abs() < 1e-6);

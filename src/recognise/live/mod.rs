@@ -122,7 +122,11 @@ pub struct Live {
 
 impl Live {
     pub fn new(settings: LiveSettings) -> Self {
-        Self { settings, tracker: Tracker::new(settings.track), watcher: Watcher::new(settings.pace) }
+        Self {
+            settings,
+            tracker: Tracker::new(settings.track),
+            watcher: Watcher::new(settings.pace),
+        }
     }
 
     /// One frame. A network that fails on one face leaves what was decided of the others in the report. `slowed` is the
@@ -136,8 +140,10 @@ impl Live {
     ) -> Result<FrameReport, FrameError> {
         let now = frame.media();
         let lost = self.tracker.end_lost(&now);
-        let mut report =
-            FrameReport { too_far: lost.iter().filter(|it| was_too_far(it)).count(), ..Default::default() };
+        let mut report = FrameReport {
+            too_far: lost.iter().filter(|it| was_too_far(it)).count(),
+            ..Default::default()
+        };
         report.attention = self.watcher.regard(frame, self.presence(&now), slowed)?;
         if report.attention != Attention::Full {
             return Ok(report);
@@ -152,8 +158,11 @@ impl Live {
         let mut faces: Vec<(u64, Detection)> = ids.zip(detections).collect();
         // Everybody's turn comes: first who has been looked at least, then who is nearest.
         faces.sort_by(|(a, near), (b, far)| {
-            let templates = |id| self.position(id).map(|index| self.tracker.tracks()[index].templates);
-            templates(*a).cmp(&templates(*b)).then(far.bounding_box.area().total_cmp(&near.bounding_box.area()))
+            let templates =
+                |id| self.position(id).map(|index| self.tracker.tracks()[index].templates);
+            templates(*a)
+                .cmp(&templates(*b))
+                .then(far.bounding_box.area().total_cmp(&near.bounding_box.area()))
         });
         for (id, detection) in faces {
             if report.templates == TEMPLATES_PER_FRAME {
@@ -196,10 +205,13 @@ impl Live {
         let since = track.last_template.map(|last| now.since(&last));
         let template = match &track.decision {
             Decision::Identified(_) | Decision::Unknown { .. } => {
-                let doubted = track.doubtful && track.doubt_cleared.is_none_or(|it| now.since(&it) >= DOUBT_AGAIN);
+                let doubted = track.doubtful
+                    && track.doubt_cleared.is_none_or(|it| now.since(&it) >= DOUBT_AGAIN);
                 doubted || since.is_none_or(|since| since >= self.settings.recheck_after)
             }
-            Decision::Undecided => track.templates < TEMPLATES_EAGER || since.is_none_or(|since| since >= EASY),
+            Decision::Undecided => {
+                track.templates < TEMPLATES_EAGER || since.is_none_or(|since| since >= EASY)
+            }
         };
         Wants { template, liveness: self.wants_pad(track) }
     }
@@ -251,8 +263,11 @@ impl Live {
         };
         report.templates += 1;
         // Whoever took a judged face's place is not judged yet.
-        let figure =
-            if wants.liveness { figure } else { self.look_for_attack(engine, picture, &refined, &sample, index) };
+        let figure = if wants.liveness {
+            figure
+        } else {
+            self.look_for_attack(engine, picture, &refined, &sample, index)
+        };
         if let Ok(Some(score)) = figure {
             self.tracker.track_mut(index).liveness.add(score, &self.settings.pad);
         }
@@ -380,7 +395,11 @@ fn sight(track: &Track) -> Sight {
 }
 
 /// Faces in the coordinates of the full picture, found on the reduced one.
-fn detect(engine: &mut dyn FaceEngine, frame: &Frame, reach: Reach) -> Result<Vec<Detection>, FrameError> {
+fn detect(
+    engine: &mut dyn FaceEngine,
+    frame: &Frame,
+    reach: Reach,
+) -> Result<Vec<Detection>, FrameError> {
     let reduced = frame.pixels.reduced(reach.side_px())?;
     let mut detections = engine.detect(&reduced, reach)?;
     let (width, height) = frame.pixels.size();

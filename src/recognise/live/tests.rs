@@ -68,11 +68,22 @@ fn frame(ms: u64, faces: usize) -> Frame {
 
 fn frame_of(ms: u64, rgb: Vec<u8>) -> Frame {
     let taken = Stamp { wall_ms: 0, boottime_ms: ms, trusted: true };
-    Frame { seq: 0, taken, media_ms: ms, pixels: Arc::new(Picture::from_rgb(SIDE, SIDE, rgb).unwrap()) }
+    Frame {
+        seq: 0,
+        taken,
+        media_ms: ms,
+        pixels: Arc::new(Picture::from_rgb(SIDE, SIDE, rgb).unwrap()),
+    }
 }
 
 fn settings(mode: PadMode) -> LiveSettings {
-    let rule = ThresholdRule { threshold: 0.5, subjects: 1.0, per_decade: 0.0, fpir: 0.01, fixed: Threshold::new(0.5) };
+    let rule = ThresholdRule {
+        threshold: 0.5,
+        subjects: 1.0,
+        per_decade: 0.0,
+        fpir: 0.01,
+        fixed: Threshold::new(0.5),
+    };
     let lost_after = Duration::from_millis(700);
     LiveSettings {
         reach: Reach::Near,
@@ -103,10 +114,12 @@ fn settings(mode: PadMode) -> LiveSettings {
 /// Everybody whose number is even is enrolled.
 fn gallery() -> Gallery {
     (0..PEOPLE).step_by(2).fold(Gallery::new(PEOPLE), |gallery, n| {
-        let subject = Subject { id: SubjectId::new(&n.to_string()).unwrap(), name: Name::new("N").unwrap() };
+        let subject =
+            Subject { id: SubjectId::new(&n.to_string()).unwrap(), name: Name::new("N").unwrap() };
         gallery.with(
             subject,
-            &[Template::normalised((0..PEOPLE).map(|it| f32::from(u8::from(it == n))).collect()).unwrap()],
+            &[Template::normalised((0..PEOPLE).map(|it| f32::from(u8::from(it == n))).collect())
+                .unwrap()],
         )
     })
 }
@@ -128,7 +141,8 @@ fn play(settings: LiveSettings, faces: usize, liveness: f32, frames: u64) -> Tol
     for n in 0..frames + 10 {
         let shown = if n < frames { faces } else { 0 };
         engine.faces.truncate(shown);
-        let report = live.process(&mut engine, &gallery, &frame(n * 100, shown), Duration::ZERO).unwrap();
+        let report =
+            live.process(&mut engine, &gallery, &frame(n * 100, shown), Duration::ZERO).unwrap();
         assert!(report.failed.is_none());
         for outcome in &report.outcomes {
             match &outcome.decision {
@@ -181,7 +195,8 @@ impl Place {
     fn look(&mut self, rgb: Vec<u8>) {
         let frame = frame_of(self.frames * 100, rgb);
         self.frames += 1;
-        let report = self.live.process(&mut self.engine, &self.gallery, &frame, Duration::ZERO).unwrap();
+        let report =
+            self.live.process(&mut self.engine, &self.gallery, &frame, Duration::ZERO).unwrap();
         self.templates += report.templates;
         for outcome in report.outcomes {
             if let Decision::Identified(it) = outcome.decision {

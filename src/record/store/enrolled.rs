@@ -18,28 +18,40 @@ pub struct Enrolled {
 }
 
 impl Enrolled {
-    pub fn open(dir: &Path, credentials_dir: Option<&Path>, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+    pub fn open(
+        dir: &Path,
+        credentials_dir: Option<&Path>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, StoreError> {
         let conn = read::connect(dir)?;
         let key = SealKey::load(dir, credentials_dir)?.ok_or(SealError::NoKey)?;
         // The moment is that of the first read, not of `begin`.
         conn.execute_batch("begin; select count(*) from subject")?;
-        let setting = Setting { clock, sinks: Vec::new(), device: String::new(), shared: false, key };
+        let setting =
+            Setting { clock, sinks: Vec::new(), device: String::new(), shared: false, key };
         Ok(Self { conn, setting })
     }
 
     pub fn count(&self) -> Result<u64, StoreError> {
-        let count: i64 = self.conn.query_row("select count(*) from subject", [], |row| row.get(0))?;
+        let count: i64 =
+            self.conn.query_row("select count(*) from subject", [], |row| row.get(0))?;
         Ok(count as u64)
     }
 
     pub fn embedders(&self) -> Result<Vec<ModelDigest>, StoreError> {
-        let mut query = self.conn.prepare("select distinct embedder from reference order by embedder")?;
-        let found = query.query_map([], |row| row.get(0).map(ModelDigest))?.collect::<Result<_, _>>()?;
+        let mut query =
+            self.conn.prepare("select distinct embedder from reference order by embedder")?;
+        let found =
+            query.query_map([], |row| row.get(0).map(ModelDigest))?.collect::<Result<_, _>>()?;
         Ok(found)
     }
 
     /// Sorted by id, after `after`.
-    pub fn subjects(&self, after: Option<&SubjectId>, limit: u32) -> Result<Vec<Subject>, StoreError> {
+    pub fn subjects(
+        &self,
+        after: Option<&SubjectId>,
+        limit: u32,
+    ) -> Result<Vec<Subject>, StoreError> {
         read::subjects(&self.conn, after, limit)
     }
 

@@ -135,12 +135,16 @@ pub enum StoreError {
     },
     #[error("another process{} uses the state directory (it holds {path})", pid_text(*pid))]
     Locked { path: PathBuf, pid: Option<u32> },
-    #[error("the database has schema {found}, this version knows up to {newest}: use the version that wrote it")]
+    #[error(
+        "the database has schema {found}, this version knows up to {newest}: use the version that wrote it"
+    )]
     SchemaTooNew { found: u32, newest: u32 },
     /// Only when reading beside the daemon, which migrates.
     #[error("the database has schema {found}, this version needs {newest}: start the daemon once")]
     SchemaTooOld { found: u32, newest: u32 },
-    #[error("the state directory {path} may be read by others (mode {mode:03o}): `chmod 700` it, or name another")]
+    #[error(
+        "the state directory {path} may be read by others (mode {mode:03o}): `chmod 700` it, or name another"
+    )]
     Exposed { path: PathBuf, mode: u32 },
     #[error("templates cannot be sealed or opened")]
     Sealed {
@@ -190,7 +194,10 @@ impl StoreError {
             | Self::Io { .. }
             | Self::Storage { .. }
             | Self::Closed => true,
-            Self::Full | Self::UnknownSubject { .. } | Self::Unreadable { .. } | Self::Sqlite { .. } => false,
+            Self::Full
+            | Self::UnknownSubject { .. }
+            | Self::Unreadable { .. }
+            | Self::Sqlite { .. } => false,
         }
     }
 }
@@ -199,14 +206,21 @@ impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         let code = error.sqlite_error_code();
         // The index of the log is a mapped file: that it cannot grow is said as a failure of input and output.
-        if error.sqlite_error().is_some_and(|it| it.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE) {
+        if error
+            .sqlite_error()
+            .is_some_and(|it| it.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE)
+        {
             return Self::Full;
         }
         let source = Arc::new(error);
         match code {
             Some(ErrorCode::DiskFull) => Self::Full,
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged { source: Some(source) },
-            Some(ErrorCode::SystemIoFailure | ErrorCode::ReadOnly | ErrorCode::CannotOpen) => Self::Storage { source },
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                Self::Damaged { source: Some(source) }
+            }
+            Some(ErrorCode::SystemIoFailure | ErrorCode::ReadOnly | ErrorCode::CannotOpen) => {
+                Self::Storage { source }
+            }
             _ => Self::Sqlite { source },
         }
     }
@@ -365,7 +379,10 @@ impl Store {
     }
 
     /// Reads beside a daemon that runs, without its lock. `credentials_dir` as in `StoreOptions`.
-    pub fn open_read_only(dir: &Path, credentials_dir: Option<&Path>) -> Result<Reader, StoreError> {
+    pub fn open_read_only(
+        dir: &Path,
+        credentials_dir: Option<&Path>,
+    ) -> Result<Reader, StoreError> {
         Reader::open(dir, credentials_dir)
     }
 

@@ -7,7 +7,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 use uuid::Uuid;
 
 use super::{
-    BuriedRow, OutboxDepth, Reference, ReferenceCount, SinkName, StoreError, Subject, files, observation, schema,
+    BuriedRow, OutboxDepth, Reference, ReferenceCount, SinkName, StoreError, Subject, files,
+    observation, schema,
 };
 use crate::attend::watched::Watched;
 use crate::clock::BootId;
@@ -15,8 +16,7 @@ use crate::recognise::face::{ModelDigest, Name, SubjectId};
 use crate::record::event::{Body, ClockState, StoredEvent};
 use crate::record::seal::{Belongs, SealError, SealKey};
 
-pub(super) const EVENT_COLUMNS: &str =
-    "e.seq, e.event_id, e.kind, e.occurred_ms, e.boot_id, e.boottime_ms, e.clock, e.superseded_by, e.body";
+pub(super) const EVENT_COLUMNS: &str = "e.seq, e.event_id, e.kind, e.occurred_ms, e.boot_id, e.boottime_ms, e.clock, e.superseded_by, e.body";
 
 pub(super) fn event_sql(rest: &str) -> String {
     format!("select {EVENT_COLUMNS} from event e {rest}")
@@ -72,7 +72,11 @@ impl Reader {
         &self.conn
     }
 
-    pub fn subjects(&self, after: Option<&SubjectId>, limit: u32) -> Result<Vec<Subject>, StoreError> {
+    pub fn subjects(
+        &self,
+        after: Option<&SubjectId>,
+        limit: u32,
+    ) -> Result<Vec<Subject>, StoreError> {
         subjects(&self.conn, after, limit)
     }
 
@@ -117,14 +121,17 @@ impl Reader {
 
     /// Whether the key fits the templates that are stored, as the daemon asks at its start.
     pub fn check_key(&self, dir: &Path) -> Result<(), StoreError> {
-        let sealed: bool = self.conn.query_row("select exists (select 1 from reference)", [], |row| row.get(0))?;
+        let sealed: bool =
+            self.conn.query_row("select exists (select 1 from reference)", [], |row| row.get(0))?;
         let proof = "select value from meta where key = 'key_proof'";
         let proof: Option<Vec<u8>> = self.conn.query_row(proof, [], |row| row.get(0)).optional()?;
         match &self.key {
             _ if !sealed => Ok(()),
             Some(key) if proof.is_some_and(|it| key.recognises(&it)) => Ok(()),
             Some(key) => Err(SealError::WrongKey { path: key.path().to_owned() }.into()),
-            None => Err(SealError::KeyLost { path: dir.join(crate::record::seal::KEY_FILE) }.into()),
+            None => {
+                Err(SealError::KeyLost { path: dir.join(crate::record::seal::KEY_FILE) }.into())
+            }
         }
     }
 
@@ -147,8 +154,8 @@ pub(super) fn last_seq(conn: &Connection) -> Result<i64, StoreError> {
 pub(super) fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
     let seq = row.get("seq")?;
     let (kind, body): (String, String) = (row.get("kind")?, row.get("body")?);
-    let body =
-        Body::from_stored(&kind, &body).map_err(|error| StoreError::Unreadable { seq, source: Arc::new(error) })?;
+    let body = Body::from_stored(&kind, &body)
+        .map_err(|error| StoreError::Unreadable { seq, source: Arc::new(error) })?;
     let clock: String = row.get("clock")?;
     Ok(StoredEvent {
         seq,
@@ -163,7 +170,10 @@ pub(super) fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
     })
 }
 
-pub(super) fn attendance(conn: &Connection, wanted: &AttendanceQuery) -> Result<Vec<StoredEvent>, StoreError> {
+pub(super) fn attendance(
+    conn: &Connection,
+    wanted: &AttendanceQuery,
+) -> Result<Vec<StoredEvent>, StoreError> {
     // Two statements, as `?1 is null or venue = ?1` would not use the index.
     let venue = if wanted.venue.is_some() { "venue = ?1" } else { "?1 is null" };
     let counting = wanted.counting();
@@ -172,7 +182,13 @@ pub(super) fn attendance(conn: &Connection, wanted: &AttendanceQuery) -> Result<
          order by seq limit ?5"
     ));
     let mut query = conn.prepare(&sql)?;
-    let mut rows = query.query(params![wanted.venue, wanted.from_ms, wanted.to_ms, wanted.after_seq, wanted.limit])?;
+    let mut rows = query.query(params![
+        wanted.venue,
+        wanted.from_ms,
+        wanted.to_ms,
+        wanted.after_seq,
+        wanted.limit
+    ])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         found.push(event(row)?);
@@ -180,7 +196,11 @@ pub(super) fn attendance(conn: &Connection, wanted: &AttendanceQuery) -> Result<
     Ok(found)
 }
 
-pub(super) fn subjects(conn: &Connection, after: Option<&SubjectId>, limit: u32) -> Result<Vec<Subject>, StoreError> {
+pub(super) fn subjects(
+    conn: &Connection,
+    after: Option<&SubjectId>,
+    limit: u32,
+) -> Result<Vec<Subject>, StoreError> {
     let sql = "select id, name, enrolled_ms, (select count(*) from reference where subject_id = subject.id), \
                (select embedder from reference where subject_id = subject.id order by row desc limit 1) \
                from subject where id > ?1 order by id limit ?2";
@@ -201,7 +221,9 @@ pub(super) fn subjects(conn: &Connection, after: Option<&SubjectId>, limit: u32)
 
 pub(super) fn subject(conn: &Connection, id: &SubjectId) -> Result<Option<Subject>, StoreError> {
     let before: Option<String> =
-        conn.query_row("select max(id) from subject where id < ?1", [id.as_str()], |row| row.get(0))?;
+        conn.query_row("select max(id) from subject where id < ?1", [id.as_str()], |row| {
+            row.get(0)
+        })?;
     let before = before.and_then(|it| SubjectId::new(&it).ok());
     let found = subjects(conn, before.as_ref(), 1)?;
     Ok(found.into_iter().find(|it| it.id == *id))
@@ -266,7 +288,12 @@ pub(super) fn buried(conn: &Connection, limit: u32) -> Result<Vec<BuriedRow>, St
     let sql = "select id, sink, event_seq, buried_reason from outbox where buried_reason is not null \
                order by id limit ?1";
     let read = |row: &Row<'_>| {
-        Ok(BuriedRow { id: row.get(0)?, sink: row.get(1)?, event_seq: row.get(2)?, reason: row.get(3)? })
+        Ok(BuriedRow {
+            id: row.get(0)?,
+            sink: row.get(1)?,
+            event_seq: row.get(2)?,
+            reason: row.get(3)?,
+        })
     };
     let found = conn.prepare(sql)?.query_map([limit], read)?.collect::<Result<_, _>>()?;
     Ok(found)

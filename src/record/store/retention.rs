@@ -37,7 +37,8 @@ pub(super) fn prunable(conn: &Connection, now_ms: i64, days: u32) -> Result<Prun
     let before_ms = now_ms.saturating_sub(i64::from(days) * 86_400_000);
     let sql = format!("select count(*), min(occurred_ms), max(occurred_ms) from event where {OLD}");
     let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?, row.get(2)?));
-    let (events, from_ms, to_ms) = conn.prepare(&sql)?.query_row(params![before_ms, settled_before(now_ms)], read)?;
+    let (events, from_ms, to_ms) =
+        conn.prepare(&sql)?.query_row(params![before_ms, settled_before(now_ms)], read)?;
     let sql = "select count(*) from event where occurred_ms < ?1 \
                and exists (select 1 from outbox where event_seq = event.seq)";
     let owed = conn.prepare(sql)?.query_row([before_ms], |row| row.get::<_, i64>(0))? as u64;

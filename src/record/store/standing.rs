@@ -97,7 +97,8 @@ impl Tx<'_> {
 
     /// Puts what was buried back among what is owed, in its place; gives how many.
     pub fn retry_buried(&mut self) -> Result<usize, StoreError> {
-        let sql = "update outbox set buried_reason = null, attempts = 0 where buried_reason is not null";
+        let sql =
+            "update outbox set buried_reason = null, attempts = 0 where buried_reason is not null";
         let count = self.conn.execute(sql, [])?;
         self.effects.outbox_grew |= count > 0;
         Ok(count)
@@ -131,8 +132,14 @@ fn of_sink(conn: &Connection, sink: SinkName) -> Result<SinkStanding, StoreError
     let unknown = depth.rows + depth.buried > LOOK_MAX;
     let sql = "select e.seq, e.occurred_ms, o.buried_reason is not null from outbox o join event e on e.seq = o.event_seq \
                where o.sink = ?1 order by e.occurred_ms limit 1";
-    let held = |row: &Row<'_>| Ok(Held { seq: row.get(0)?, occurred_ms: row.get(1)?, buried: row.get(2)? });
-    let earliest = if unknown { None } else { conn.prepare(sql)?.query_row([sink.as_str()], held).optional()? };
+    let held = |row: &Row<'_>| {
+        Ok(Held { seq: row.get(0)?, occurred_ms: row.get(1)?, buried: row.get(2)? })
+    };
+    let earliest = if unknown {
+        None
+    } else {
+        conn.prepare(sql)?.query_row([sink.as_str()], held).optional()?
+    };
     Ok(SinkStanding { sink, depth, earliest, unknown })
 }
 
@@ -149,7 +156,10 @@ fn gaps(conn: &Connection, from_ms: i64, to_ms: i64) -> Result<Vec<Unwatched>, S
     let mut camera = conn.prepare(sql)?;
     let mut gaps = Vec::with_capacity(found.len());
     for gap in found {
-        let near = params![gap.from_ms.saturating_sub(CAMERA_NEAR_MS), gap.to_ms.saturating_add(CAMERA_NEAR_MS)];
+        let near = params![
+            gap.from_ms.saturating_sub(CAMERA_NEAR_MS),
+            gap.to_ms.saturating_add(CAMERA_NEAR_MS)
+        ];
         let camera_lost = camera.query_row(near, |row| row.get(0))?;
         gaps.push(Unwatched { from_ms: gap.from_ms, to_ms: gap.to_ms, camera_lost });
     }

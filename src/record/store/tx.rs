@@ -6,7 +6,10 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::people::ERASURE;
-use super::{BuriedRow, OutboxDepth, OutboxRow, SinkName, StoreError, StoredAnswer, attendance, read, retention};
+use super::{
+    BuriedRow, OutboxDepth, OutboxRow, SinkName, StoreError, StoredAnswer, attendance, read,
+    retention,
+};
 use crate::clock::{BootId, Clock, Stamp};
 use crate::recognise::face::SubjectId;
 use crate::record::event::{Body, ClockState, Direction, NewEvent, StoredEvent};
@@ -58,7 +61,11 @@ pub struct Tx<'a> {
 }
 
 impl<'a> Tx<'a> {
-    pub(super) fn new(conn: &'a Connection, setting: &'a Setting, effects: &'a mut Effects) -> Self {
+    pub(super) fn new(
+        conn: &'a Connection,
+        setting: &'a Setting,
+        effects: &'a mut Effects,
+    ) -> Self {
         Self { conn, setting, effects }
     }
 
@@ -108,7 +115,10 @@ impl<'a> Tx<'a> {
     }
 
     /// See `Reader::attendance`.
-    pub fn attendance(&self, query: &read::AttendanceQuery) -> Result<Vec<StoredEvent>, StoreError> {
+    pub fn attendance(
+        &self,
+        query: &read::AttendanceQuery,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
         read::attendance(self.conn, query)
     }
 
@@ -183,7 +193,11 @@ impl<'a> Tx<'a> {
             "delete from event where seq in (select seq from event where {} order by seq limit ?3)",
             retention::OLD
         );
-        Ok(self.conn.prepare(&sql)?.execute(params![before_ms, retention::settled_before(now.wall_ms), BATCH])?)
+        Ok(self.conn.prepare(&sql)?.execute(params![
+            before_ms,
+            retention::settled_before(now.wall_ms),
+            BATCH
+        ])?)
     }
 
     // Answers to commands
@@ -191,12 +205,20 @@ impl<'a> Tx<'a> {
     /// The answer that was given to a request, if there is one: then the request is not carried out again.
     pub fn answer_of(&self, request_id: &str) -> Result<Option<StoredAnswer>, StoreError> {
         let sql = "select verb, topic, reply from command where request_id = ?1";
-        let read = |row: &Row<'_>| Ok(StoredAnswer { verb: row.get(0)?, topic: row.get(1)?, reply: row.get(2)? });
+        let read = |row: &Row<'_>| {
+            Ok(StoredAnswer { verb: row.get(0)?, topic: row.get(1)?, reply: row.get(2)? })
+        };
         Ok(self.conn.prepare(sql)?.query_row([request_id], read).optional()?)
     }
 
     /// Stores the answer to a request and owes it to MQTT. `false`, and nothing done, if the request has one already.
-    pub fn put_answer(&mut self, request_id: &str, verb: &str, topic: &str, reply: &str) -> Result<bool, StoreError> {
+    pub fn put_answer(
+        &mut self,
+        request_id: &str,
+        verb: &str,
+        topic: &str,
+        reply: &str,
+    ) -> Result<bool, StoreError> {
         let new = self.keep_answer(request_id, verb, topic, reply)?;
         if new {
             self.owe_reply(topic, reply)?;
@@ -205,12 +227,19 @@ impl<'a> Tx<'a> {
     }
 
     /// Stores the answer to a request. `false`, and nothing done, if the request has one already.
-    pub fn keep_answer(&mut self, request_id: &str, verb: &str, topic: &str, reply: &str) -> Result<bool, StoreError> {
+    pub fn keep_answer(
+        &mut self,
+        request_id: &str,
+        verb: &str,
+        topic: &str,
+        reply: &str,
+    ) -> Result<bool, StoreError> {
         self.end_signed(request_id)?;
         let sql = "insert into command (request_id, verb, topic, reply, answered_ms) \
                    values (?1, ?2, ?3, ?4, ?5) on conflict (request_id) do nothing";
         let now_ms = self.now().wall_ms;
-        let new = self.conn.prepare(sql)?.execute(params![request_id, verb, topic, reply, now_ms])?;
+        let new =
+            self.conn.prepare(sql)?.execute(params![request_id, verb, topic, reply, now_ms])?;
         if new == 0 {
             return Ok(false);
         }
@@ -248,7 +277,12 @@ impl<'a> Tx<'a> {
 
     /// What a sink is owed, oldest first, after the row `after_id`. An event that cannot be read any more is buried
     /// on the way: it would block all behind it.
-    pub fn outbox_batch(&mut self, sink: SinkName, after_id: i64, limit: usize) -> Result<Vec<OutboxRow>, StoreError> {
+    pub fn outbox_batch(
+        &mut self,
+        sink: SinkName,
+        after_id: i64,
+        limit: usize,
+    ) -> Result<Vec<OutboxRow>, StoreError> {
         // Somebody waits for an answer, however many events are still owed to the broker. MongoDB's erasures keep their place.
         let answers = if sink == SinkName::MQTT {
             self.outbox_rows(sink, after_id, limit.div_ceil(2), "and o.topic is not null")?
@@ -297,7 +331,14 @@ impl<'a> Tx<'a> {
             let reply = topic.zip(payload.map(String::into_bytes));
             let (created_ms, attempts) = (row.get("created_ms")?, row.get("attempts")?);
             let corrected = event.as_ref().map(|it| self.corrected_by(it)).transpose()?.flatten();
-            batch.push(OutboxRow { id, event, corrected: corrected.map(Box::new), reply, created_ms, attempts });
+            batch.push(OutboxRow {
+                id,
+                event,
+                corrected: corrected.map(Box::new),
+                reply,
+                created_ms,
+                attempts,
+            });
         }
         for (id, reason) in unreadable {
             self.bury(id, &reason)?;
@@ -324,7 +365,8 @@ impl<'a> Tx<'a> {
         let mut delete = self.conn.prepare("delete from outbox where id = ?1 returning topic")?;
         let mut erased = false;
         for id in ids {
-            let topic: Option<Option<String>> = delete.query_row([id], |row| row.get(0)).optional()?;
+            let topic: Option<Option<String>> =
+                delete.query_row([id], |row| row.get(0)).optional()?;
             erased |= topic.flatten().as_deref() == Some(ERASURE);
         }
         // It held the id of the person who is nowhere else any more.
@@ -334,13 +376,16 @@ impl<'a> Tx<'a> {
     /// Never to be delivered: the row stays, out of the way, with the reason.
     pub fn bury(&mut self, id: i64, reason: &str) -> Result<(), StoreError> {
         let reason: String = reason.chars().take(REASON_CHARS).collect();
-        self.conn.prepare("update outbox set buried_reason = ?2 where id = ?1")?.execute(params![id, reason])?;
+        self.conn
+            .prepare("update outbox set buried_reason = ?2 where id = ?1")?
+            .execute(params![id, reason])?;
         Ok(())
     }
 
     /// Counts a failure of rows whose neighbours were delivered, or that failed for a reason of their own.
     pub fn count_attempt(&mut self, ids: &[i64]) -> Result<(), StoreError> {
-        let mut count = self.conn.prepare("update outbox set attempts = attempts + 1 where id = ?1")?;
+        let mut count =
+            self.conn.prepare("update outbox set attempts = attempts + 1 where id = ?1")?;
         ids.iter().try_for_each(|id| count.execute([id]).map(|_| ()))?;
         Ok(())
     }
@@ -386,7 +431,10 @@ impl<'a> Tx<'a> {
     }
 
     /// Every name that events of a subject carry: it may have been renamed in between.
-    pub(super) fn names_in_events(&self, subject_id: &SubjectId) -> Result<HashSet<String>, StoreError> {
+    pub(super) fn names_in_events(
+        &self,
+        subject_id: &SubjectId,
+    ) -> Result<HashSet<String>, StoreError> {
         let sql = read::event_sql("where subject_id = ?1");
         let mut query = self.conn.prepare(&sql)?;
         let mut rows = query.query([subject_id.as_str()])?;

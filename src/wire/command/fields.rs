@@ -82,7 +82,9 @@ pub(super) fn read(payload: &[u8], limits: &Limits) -> Result<Fields, Fault> {
         let (line, column) = (error.line(), error.column());
         let message = match error.classify() {
             serde_json::error::Category::Eof => "the JSON ends too early".to_owned(),
-            serde_json::error::Category::Data => "a command is one JSON object without duplicate fields".to_owned(),
+            serde_json::error::Category::Data => {
+                "a command is one JSON object without duplicate fields".to_owned()
+            }
             _ => format!("not JSON at line {line}, column {column}"),
         };
         Fault::whole(ErrorCode::BadJson, message)
@@ -171,7 +173,9 @@ impl Fields {
     }
 
     fn take(&mut self, key: &str) -> Result<Value, Fault> {
-        self.members.remove(key).ok_or_else(|| self.fault(ErrorCode::MissingField, key, "is missing"))
+        self.members
+            .remove(key)
+            .ok_or_else(|| self.fault(ErrorCode::MissingField, key, "is missing"))
     }
 
     /// Null is as good as absent.
@@ -220,9 +224,11 @@ impl Fields {
 
     fn list(&mut self, key: &str, most: usize) -> Result<Vec<Value>, Fault> {
         match self.take(key)? {
-            Value::Array(list) if list.len() > most => {
-                Err(self.fault(ErrorCode::TooMany, key, format!("has {} values; at most {most}", list.len())))
-            }
+            Value::Array(list) if list.len() > most => Err(self.fault(
+                ErrorCode::TooMany,
+                key,
+                format!("has {} values; at most {most}", list.len()),
+            )),
             Value::Array(list) => Ok(list),
             other => Err(self.wrong_type(key, "a list", &other)),
         }
@@ -261,7 +267,9 @@ impl Fields {
 
     pub(super) fn direction_mode(&mut self, key: &str) -> Result<DirectionMode, Fault> {
         let mode = DirectionMode::parse(&self.text(key)?);
-        mode.ok_or_else(|| self.fault(ErrorCode::BadValue, key, "must be `in`, `out` or `alternate`"))
+        mode.ok_or_else(|| {
+            self.fault(ErrorCode::BadValue, key, "must be `in`, `out` or `alternate`")
+        })
     }
 
     pub(super) fn id(&mut self, key: &str) -> Result<String, Fault> {
@@ -274,12 +282,14 @@ impl Fields {
 
     pub(super) fn subject_id(&mut self, key: &str) -> Result<SubjectId, Fault> {
         let id = self.text(key)?;
-        SubjectId::new(&id).map_err(|error| self.fault(ErrorCode::BadValue, key, format!("is no id: {error}")))
+        SubjectId::new(&id)
+            .map_err(|error| self.fault(ErrorCode::BadValue, key, format!("is no id: {error}")))
     }
 
     pub(super) fn name(&mut self, key: &str) -> Result<Name, Fault> {
         let name = self.text(key)?;
-        Name::new(&name).map_err(|error| self.fault(ErrorCode::BadValue, key, format!("is no name: {error}")))
+        Name::new(&name)
+            .map_err(|error| self.fault(ErrorCode::BadValue, key, format!("is no name: {error}")))
     }
 
     /// RFC 3339 with an offset, as milliseconds since 1970.
@@ -312,7 +322,11 @@ impl Fields {
         self.decode_image(key, &value, limits)
     }
 
-    pub(super) fn images(&mut self, key: &str, limits: &Limits) -> Result<Vec<EncodedImage>, Fault> {
+    pub(super) fn images(
+        &mut self,
+        key: &str,
+        limits: &Limits,
+    ) -> Result<Vec<EncodedImage>, Fault> {
         let list = match self.take(key)? {
             Value::Array(list) => list,
             other => return Err(self.wrong_type(key, "a list of images", &other)),
@@ -331,7 +345,12 @@ impl Fields {
             .collect()
     }
 
-    fn decode_image(&self, key: &str, value: &Value, limits: &Limits) -> Result<EncodedImage, Fault> {
+    fn decode_image(
+        &self,
+        key: &str,
+        value: &Value,
+        limits: &Limits,
+    ) -> Result<EncodedImage, Fault> {
         match value {
             Value::String(text) => image(&format!("{}{key}", self.path), text, limits),
             other => Err(self.wrong_type(key, "a base64 string", other)),
@@ -343,7 +362,8 @@ impl Fields {
         let Some(key) = self.members.keys().next() else {
             return Ok(());
         };
-        let quoted: String = key.chars().filter(|c| !c.is_control()).take(NAME_QUOTED_MAX).collect();
+        let quoted: String =
+            key.chars().filter(|c| !c.is_control()).take(NAME_QUOTED_MAX).collect();
         Err(self.fault(ErrorCode::UnknownField, &quoted, "is not known here"))
     }
 }
@@ -367,7 +387,9 @@ pub(super) fn image(field: &str, text: &str, limits: &Limits) -> Result<EncodedI
         return Err(fault(ErrorCode::TooLarge, over(field, bytes, limits.image_bytes)));
     }
     match BASE64.decode(base64) {
-        Ok(bytes) if bytes.is_empty() => Err(fault(ErrorCode::BadImage, format!("{field} is empty"))),
+        Ok(bytes) if bytes.is_empty() => {
+            Err(fault(ErrorCode::BadImage, format!("{field} is empty")))
+        }
         Ok(bytes) => Ok(EncodedImage(bytes)),
         Err(_) => Err(fault(ErrorCode::BadImage, format!("{field} is not base64"))),
     }

@@ -205,7 +205,11 @@ impl EncodedImage {
             return Err(Refusal::new(None, ErrorCode::BadImage, format!("{field} is empty")));
         }
         if bytes.len() > limits.image_bytes {
-            return Err(Refusal::new(None, ErrorCode::TooLarge, over(field, bytes.len(), limits.image_bytes)));
+            return Err(Refusal::new(
+                None,
+                ErrorCode::TooLarge,
+                over(field, bytes.len(), limits.image_bytes),
+            ));
         }
         Ok(Self(bytes))
     }
@@ -340,7 +344,13 @@ impl Refusal {
 }
 
 /// Reads one command from the payload that came on `…/command/{verb}`, at wall time `now_ms`.
-pub fn parse(verb: &str, retained: bool, payload: &[u8], limits: &Limits, now_ms: i64) -> Result<Command, Refusal> {
+pub fn parse(
+    verb: &str,
+    retained: bool,
+    payload: &[u8],
+    limits: &Limits,
+    now_ms: i64,
+) -> Result<Command, Refusal> {
     read_command(verb, retained, payload, limits, now_ms, false)
 }
 
@@ -390,13 +400,19 @@ fn read_command(
     if let Err((code, message)) = is_supported(verb) {
         return Err(whole(code, message));
     }
-    let mut fields = fields::read(payload, limits).map_err(|fault| whole(fault.code, fault.message))?;
+    let mut fields =
+        fields::read(payload, limits).map_err(|fault| whole(fault.code, fault.message))?;
 
     let request_id = fields.id("request_id").map_err(|fault| fault.into_refusal(None))?;
     if signed {
-        let said = fields.text("verb").map_err(|fault| fault.into_refusal(Some(request_id.clone())))?;
+        let said =
+            fields.text("verb").map_err(|fault| fault.into_refusal(Some(request_id.clone())))?;
         if said != verb {
-            let fault = fields.fault(ErrorCode::WrongAudience, "verb", "is not that of the topic it came on");
+            let fault = fields.fault(
+                ErrorCode::WrongAudience,
+                "verb",
+                "is not that of the topic it came on",
+            );
             return Err(fault.into_refusal(Some(request_id)));
         }
     }
@@ -407,8 +423,8 @@ fn read_command(
 
 fn is_supported(verb: &str) -> Result<(), (ErrorCode, String)> {
     match verb {
-        "enrol" | "withdraw" | "rename" | "subjects" | "recognise" | "attend" | "attendance" | "venue_put"
-        | "venue_delete" | "venues" | "sync" | "enrol_from_camera" => Ok(()),
+        "enrol" | "withdraw" | "rename" | "subjects" | "recognise" | "attend" | "attendance"
+        | "venue_put" | "venue_delete" | "venues" | "sync" | "enrol_from_camera" => Ok(()),
         _ => Err((ErrorCode::UnknownVerb, "there is no such command".into())),
     }
 }
@@ -431,10 +447,14 @@ fn read_verb(
             subject_id: fields.subject_id("subject_id")?,
             erase: fields.optional("erase", Fields::flag)?.unwrap_or(false),
         }),
-        "rename" => Verb::Rename(Rename { subject_id: fields.subject_id("subject_id")?, name: fields.name("name")? }),
-        "subjects" => {
-            Verb::Subjects(Subjects { after: fields.optional("after", Fields::subject_id)?, limit: fields.page()? })
-        }
+        "rename" => Verb::Rename(Rename {
+            subject_id: fields.subject_id("subject_id")?,
+            name: fields.name("name")?,
+        }),
+        "subjects" => Verb::Subjects(Subjects {
+            after: fields.optional("after", Fields::subject_id)?,
+            limit: fields.page()?,
+        }),
         "recognise" => Verb::Recognise(Recognise { image: fields.image("image", limits)? }),
         "attend" => Verb::Attend(Attend {
             venue: fields.id("venue")?,
@@ -444,8 +464,13 @@ fn read_verb(
         "attendance" => attendance(fields).map(Verb::Attendance)?,
         "venue_put" => venue_put(fields).map(Verb::VenuePut)?,
         "venue_delete" => Verb::VenueDelete(VenueDelete { venue: fields.id("venue")? }),
-        "venues" => Verb::Venues(Venues { after: fields.optional("after", Fields::id)?, limit: fields.page()? }),
-        _ => Verb::Sync(Sync { retry_buried: fields.optional("retry_buried", Fields::flag)?.unwrap_or(false) }),
+        "venues" => Verb::Venues(Venues {
+            after: fields.optional("after", Fields::id)?,
+            limit: fields.page()?,
+        }),
+        _ => Verb::Sync(Sync {
+            retry_buried: fields.optional("retry_buried", Fields::flag)?.unwrap_or(false),
+        }),
     };
     fields.finish()?;
     // Last, so that a command with a fault is told of the fault however late it is.
@@ -474,7 +499,8 @@ fn enrol_from_camera(fields: &mut Fields) -> Result<EnrolFromCamera, fields::Fau
     if !(1..=SAMPLES_MAX).contains(&samples) {
         return Err(fields.fault(ErrorCode::BadValue, "samples", "must be 1 to 10"));
     }
-    let timeout_ms = fields.optional("timeout_ms", Fields::milliseconds)?.unwrap_or(TIMEOUT_DEFAULT_MS);
+    let timeout_ms =
+        fields.optional("timeout_ms", Fields::milliseconds)?.unwrap_or(TIMEOUT_DEFAULT_MS);
     if !TIMEOUT_RANGE_MS.contains(&timeout_ms) {
         return Err(fields.fault(ErrorCode::BadValue, "timeout_ms", "must be 1000 to 120000"));
     }
@@ -524,8 +550,12 @@ fn venue_put(fields: &mut Fields) -> Result<VenueSpec, fields::Fault> {
     let session = |fields: &mut Fields| {
         Ok(SessionSpec {
             id: fields.id("id")?,
-            weekdays: fields.optional("weekdays", |fields, key| fields.texts(key, 7))?.unwrap_or_default(),
-            dates: fields.optional("dates", |fields, key| fields.texts(key, DATES_MAX))?.unwrap_or_default(),
+            weekdays: fields
+                .optional("weekdays", |fields, key| fields.texts(key, 7))?
+                .unwrap_or_default(),
+            dates: fields
+                .optional("dates", |fields, key| fields.texts(key, DATES_MAX))?
+                .unwrap_or_default(),
             start: fields.text("start")?,
             end: fields.text("end")?,
             late_after_ms: fields.optional("late_after_ms", Fields::milliseconds)?,
@@ -533,10 +563,14 @@ fn venue_put(fields: &mut Fields) -> Result<VenueSpec, fields::Fault> {
         })
     };
     Ok(VenueSpec {
-        name: fields.optional("name", Fields::name)?.map_or(plain.name, |it| it.as_str().to_owned()),
+        name: fields
+            .optional("name", Fields::name)?
+            .map_or(plain.name, |it| it.as_str().to_owned()),
         time_zone: fields.optional("time_zone", Fields::text)?.unwrap_or(plain.time_zone),
         direction: fields.optional("direction", Fields::direction_mode)?.unwrap_or(plain.direction),
-        re_entry_gap_ms: fields.optional("re_entry_gap_ms", Fields::milliseconds)?.unwrap_or(plain.re_entry_gap_ms),
+        re_entry_gap_ms: fields
+            .optional("re_entry_gap_ms", Fields::milliseconds)?
+            .unwrap_or(plain.re_entry_gap_ms),
         sessions: fields
             .optional("sessions", |fields, key| fields.objects(key, SESSIONS_MAX, session))?
             .unwrap_or_default(),

@@ -23,13 +23,19 @@ fn good() -> Vec<(&'static str, Value)> {
         ("rename", json!({"request_id": "r-1", "subject_id": "jdoe", "name": "Jane Roe"})),
         ("subjects", json!({"request_id": "r-1", "after": "jdoe", "limit": 500})),
         ("recognise", json!({"request_id": "r-1", "image": image})),
-        ("attend", json!({"request_id": "r-1", "venue": "room-a", "image": image, "direction": "in"})),
+        (
+            "attend",
+            json!({"request_id": "r-1", "venue": "room-a", "image": image, "direction": "in"}),
+        ),
         (
             "attendance",
             json!({"request_id": "r-1", "venue": "room-a", "from": "2026-11-23T00:00:00Z",
                    "to": "2026-11-24T00:00:00+01:00", "after": 7, "limit": 10}),
         ),
-        ("sync", json!({"request_id": "r-1", "expires_at": "2026-11-23T08:00:00Z", "retry_buried": true})),
+        (
+            "sync",
+            json!({"request_id": "r-1", "expires_at": "2026-11-23T08:00:00Z", "retry_buried": true}),
+        ),
         (
             "venue_put",
             json!({"request_id": "r-1", "venue": "room-a", "name": "Room A", "time_zone": "Europe/Berlin",
@@ -51,12 +57,17 @@ fn good_commands_are_read() {
     }
     let (verb, body) = &good()[0];
     let Verb::Enrol(enrol) = read(verb, body).unwrap().verb else { panic!("an enrol") };
-    assert_eq!(enrol.images.iter().map(EncodedImage::bytes).collect::<Vec<_>>(), [b"hello", b"hello"]);
+    assert_eq!(
+        enrol.images.iter().map(EncodedImage::bytes).collect::<Vec<_>>(),
+        [b"hello", b"hello"]
+    );
     assert!(enrol.replace && !enrol.allow_duplicate);
     assert_eq!(format!("{:?}", enrol.images[0]), "EncodedImage(5 bytes)");
 
     let (verb, body) = &good()[6];
-    let Verb::Attendance(attendance) = read(verb, body).unwrap().verb else { panic!("an attendance") };
+    let Verb::Attendance(attendance) = read(verb, body).unwrap().verb else {
+        panic!("an attendance")
+    };
     assert_eq!(
         (attendance.from_ms, attendance.to_ms, attendance.after, attendance.limit),
         (1_795_392_000_000, 1_795_474_800_000, 7, 10)
@@ -80,7 +91,12 @@ fn check(verb: &str, change: impl FnOnce(&mut Value), code: ErrorCode, field: &s
     let mut body = good().into_iter().find(|it| it.0 == verb).unwrap().1;
     change(&mut body);
     let refusal = read(verb, &body).unwrap_err();
-    assert_eq!((refusal.code, refusal.field.as_deref()), (code, Some(field)), "{}", refusal.message);
+    assert_eq!(
+        (refusal.code, refusal.field.as_deref()),
+        (code, Some(field)),
+        "{}",
+        refusal.message
+    );
     assert!(refusal.message.starts_with(field), "{}", refusal.message);
     let expected = (field != "request_id").then_some("r-1");
     assert_eq!(refusal.request_id.as_deref(), expected);
@@ -92,8 +108,18 @@ fn each_fault_is_named_with_its_field() {
     check("sync", |it| it["extra"] = json!(1), UnknownField, "extra");
     check("venue_put", |it| it["sessions"][1]["room"] = json!(1), UnknownField, "sessions[1].room");
     check("venue_put", |it| it["sessions"][1]["start"] = json!(9), WrongType, "sessions[1].start");
-    check("venue_put", |it| it["sessions"][0]["weekdays"] = json!([1]), WrongType, "sessions[0].weekdays[0]");
-    check("venue_put", |it| it["sessions"][0]["weekdays"] = json!(vec!["mon"; 8]), TooMany, "sessions[0].weekdays");
+    check(
+        "venue_put",
+        |it| it["sessions"][0]["weekdays"] = json!([1]),
+        WrongType,
+        "sessions[0].weekdays[0]",
+    );
+    check(
+        "venue_put",
+        |it| it["sessions"][0]["weekdays"] = json!(vec!["mon"; 8]),
+        TooMany,
+        "sessions[0].weekdays",
+    );
     check("venue_put", |it| it["sessions"] = json!(vec![json!({}); 51]), TooMany, "sessions");
     check("venue_put", |it| it["sessions"] = json!({}), WrongType, "sessions");
     check("venue_put", |it| it["re_entry_gap_ms"] = json!(-1), BadValue, "re_entry_gap_ms");
@@ -115,7 +141,12 @@ fn each_fault_is_named_with_its_field() {
     check("enrol", |it| it["images"] = json!(vec!["aGVsbG8="; 11]), TooMany, "images");
     check("enrol", |it| it["images"][1] = json!("not base64!"), BadImage, "images[1]");
     check("enrol", |it| it["images"][1] = json!(""), BadImage, "images[1]");
-    check("enrol", |it| it["images"][1] = json!("data:text/html;base64,aGk="), BadImage, "images[1]");
+    check(
+        "enrol",
+        |it| it["images"][1] = json!("data:text/html;base64,aGk="),
+        BadImage,
+        "images[1]",
+    );
     check("enrol", |it| it["images"][1] = json!({}), WrongType, "images[1]");
     check("enrol", |it| it["replace"] = json!("yes"), WrongType, "replace");
     check("withdraw", |it| it["subject_id"] = json!("+"), BadValue, "subject_id");
@@ -162,9 +193,21 @@ fn a_message_that_is_wrong_as_a_whole_is_refused() {
     check("format_disk", false, sync, ErrorCode::UnknownVerb, Some("r-1"));
     check("sync", false, &" ".repeat(50_001), ErrorCode::TooLarge, None);
     check("sync", false, &filled(&"[".repeat(16)), ErrorCode::TooDeep, None);
-    check("sync", false, &filled(&["[".repeat(16), "]".repeat(16)].concat()), ErrorCode::TooDeep, Some("r-1"));
+    check(
+        "sync",
+        false,
+        &filled(&["[".repeat(16), "]".repeat(16)].concat()),
+        ErrorCode::TooDeep,
+        Some("r-1"),
+    );
     check("sync", false, &filled(&"[".repeat(40_000)), ErrorCode::TooDeep, None);
-    check("sync", false, &filled(&format!("[0{}]", ",0".repeat(1000))), ErrorCode::TooMany, Some("r-1"));
+    check(
+        "sync",
+        false,
+        &filled(&format!("[0{}]", ",0".repeat(1000))),
+        ErrorCode::TooMany,
+        Some("r-1"),
+    );
     check("sync", false, &filled(r#""\"[[[[[[[[[[[[[[[[[[[[[["#), ErrorCode::BadJson, None);
     check("sync", false, r#"{"request_id":"r-1","request_id":"r-2"}"#, ErrorCode::BadJson, None);
     check("sync", false, r#"["request_id"]"#, ErrorCode::BadJson, None);
@@ -182,13 +225,20 @@ fn an_image_is_not_json() {
 
 #[test]
 fn answers_have_their_shape() {
-    let entry = answer::ImageOutcome { accepted: false, reason: Some(answer::ImageReason::NoFace), kept: false };
+    let entry = answer::ImageOutcome {
+        accepted: false,
+        reason: Some(answer::ImageReason::NoFace),
+        kept: false,
+    };
     let enrolled = answer::Enrolled {
         subject_id: SubjectId::new("jdoe").unwrap(),
         references: 0,
         images: vec![entry],
         duplicate_of: None,
-        look_alikes: vec![answer::LookAlike { subject_id: SubjectId::new("jroe").unwrap(), score: 0.5 }],
+        look_alikes: vec![answer::LookAlike {
+            subject_id: SubjectId::new("jroe").unwrap(),
+            score: 0.5,
+        }],
     };
     assert_eq!(
         answer::accepted("r-1", "enrol", &enrolled),
@@ -215,8 +265,10 @@ fn answers_have_their_shape() {
 
 #[test]
 fn answers_about_venues_and_attendance_have_their_shape() {
-    let subject =
-        crate::record::event::SubjectRef { id: SubjectId::new("jdoe").unwrap(), name: Name::new("J").unwrap() };
+    let subject = crate::record::event::SubjectRef {
+        id: SubjectId::new("jdoe").unwrap(),
+        name: Name::new("J").unwrap(),
+    };
     let row = answer::SummaryRow {
         date: "2026-11-23".into(),
         session: Some("s".into()),
@@ -251,13 +303,16 @@ fn answers_about_venues_and_attendance_have_their_shape() {
         &answer::accepted("r-1", "x", &summary),
         r#""venue":"v","time_zone":"UTC","from":"f","to":"t","rows":[{"date":"2026-11-23","session":"s","subject":{"id":"jdoe","name":"J"},"status":"absent","first_in":null,"last_out":null,"late_ms":null,"present_ms":1}],"not_known":[{"session":"s","starts_at":"a","ends_at":"b","not_watching":[{"from":"f","to":"t"}]}],"next_after":1"#,
     );
-    let session = answer::SessionEntry { session: "s".into(), starts_at: "a".into(), ends_at: "b".into() };
+    let session =
+        answer::SessionEntry { session: "s".into(), starts_at: "a".into(), ends_at: "b".into() };
     let put = answer::VenuePut { venue: "v".into(), replaced: true, next_session: Some(session) };
     check(
         &answer::accepted("r-1", "x", &put),
         r#""venue":"v","replaced":true,"next_session":{"session":"s","starts_at":"a","ends_at":"b"}"#,
     );
-    let Verb::VenuePut(spec) = read("venue_put", &good()[8].1).unwrap().verb else { panic!("a venue") };
+    let Verb::VenuePut(spec) = read("venue_put", &good()[8].1).unwrap().verb else {
+        panic!("a venue")
+    };
     let entry = answer::VenueEntry { spec, source: answer::VenueSource::Command, door: true };
     check(
         &answer::accepted("r-1", "x", &answer::VenueList { venues: vec![entry], next_after: None }),

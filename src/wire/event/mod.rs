@@ -416,7 +416,13 @@ struct Message<'a> {
 }
 
 /// The payload of an event, sent by `site`/`device` at `now` of boot `boot_id`.
-pub fn wire(event: &StoredEvent, site: &str, device: &str, now: &clock::Stamp, boot_id: &clock::BootId) -> Vec<u8> {
+pub fn wire(
+    event: &StoredEvent,
+    site: &str,
+    device: &str,
+    now: &clock::Stamp,
+    boot_id: &clock::BootId,
+) -> Vec<u8> {
     let message = Message {
         schema: SCHEMA,
         event_id: event.event_id,

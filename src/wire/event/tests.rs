@@ -137,7 +137,11 @@ fn correction_message() {
 #[test]
 fn security_message() {
     check(
-        Body::Security(Security { reason: SecurityReason::WrongAudience, verb: Some("enrol".into()), count: 2 }),
+        Body::Security(Security {
+            reason: SecurityReason::WrongAudience,
+            verb: Some("enrol".into()),
+            count: 2,
+        }),
         r#""kind":"security","site":"hq","device":"door-1","reason":"wrong_audience","verb":"enrol","count":2"#,
     );
 }

@@ -53,8 +53,17 @@ impl Browser {
         command.args(["-c", "exec \"$0\" \"$@\" 3<\"$CDP_TO\" 4>\"$CDP_FROM\"", &program]);
         command.env("CDP_TO", &to).env("CDP_FROM", &from).env("HOME", dir.path());
         command.arg(format!("--user-data-dir={}", dir.path().join("profile").display()));
-        command.args(["--headless=new", "--remote-debugging-pipe", "--disable-gpu", "--disable-dev-shm-usage"]);
-        command.args(["--no-first-run", "--disable-background-networking", "--disable-component-update"]);
+        command.args([
+            "--headless=new",
+            "--remote-debugging-pipe",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+        ]);
+        command.args([
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+        ]);
         command.args(["--hide-scrollbars", "--lang=en-GB"]);
         if rustix::process::getuid().is_root() {
             command.arg("--no-sandbox");
@@ -72,8 +81,10 @@ impl Browser {
     }
 
     fn open_tab(&mut self) {
-        let target = self.call("Target.createTarget", json!({"url": "about:blank"}))["targetId"].clone();
-        let attached = self.call("Target.attachToTarget", json!({"targetId": target, "flatten": true}));
+        let target =
+            self.call("Target.createTarget", json!({"url": "about:blank"}))["targetId"].clone();
+        let attached =
+            self.call("Target.attachToTarget", json!({"targetId": target, "flatten": true}));
         self.session = Some(attached["sessionId"].as_str().unwrap().to_owned());
         for domain in ["Page", "Runtime", "Log", "Network", "DOM"] {
             self.call(&format!("{domain}.enable"), json!({}));
@@ -94,16 +105,23 @@ impl Browser {
         self.to.write_all(&bytes).unwrap();
         let (heard, news) = &*self.heard;
         let waiting = |heard: &mut Heard| !heard.answers.contains_key(&id) && !heard.ended;
-        let (mut heard, late) = news.wait_timeout_while(heard.lock().unwrap(), PATIENCE, waiting).unwrap();
+        let (mut heard, late) =
+            news.wait_timeout_while(heard.lock().unwrap(), PATIENCE, waiting).unwrap();
         assert!(!late.timed_out(), "not in time: {method}");
-        let answer = heard.answers.remove(&id).unwrap_or_else(|| panic!("the browser ended during {method}"));
+        let answer = heard
+            .answers
+            .remove(&id)
+            .unwrap_or_else(|| panic!("the browser ended during {method}"));
         assert!(answer.get("error").is_none(), "{method}: {answer}");
         answer["result"].clone()
     }
 
     pub fn open(&mut self, url: &str) {
         self.call("Page.navigate", json!({"url": url}));
-        self.until_true("the page is loaded", "document.readyState === 'complete' && location.href !== 'about:blank'");
+        self.until_true(
+            "the page is loaded",
+            "document.readyState === 'complete' && location.href !== 'about:blank'",
+        );
     }
 
     /// What an expression comes to in the page; a promise is awaited.
@@ -129,7 +147,8 @@ impl Browser {
     }
 
     pub fn text(&mut self, selector: &str) -> String {
-        let text = self.value(&format!("document.querySelector({})?.textContent ?? ''", json!(selector)));
+        let text =
+            self.value(&format!("document.querySelector({})?.textContent ?? ''", json!(selector)));
         text.as_str().unwrap().to_owned()
     }
 
@@ -147,7 +166,8 @@ impl Browser {
             at.is_array().then_some(at)
         });
         for kind in ["mousePressed", "mouseReleased"] {
-            let params = json!({"type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1});
+            let params =
+                json!({"type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1});
             self.call("Input.dispatchMouseEvent", params);
         }
     }
@@ -173,7 +193,8 @@ impl Browser {
 
     pub fn choose_files(&mut self, selector: &str, files: &[PathBuf]) {
         let document = self.call("DOM.getDocument", json!({}))["root"]["nodeId"].clone();
-        let found = self.call("DOM.querySelector", json!({"nodeId": document, "selector": selector}));
+        let found =
+            self.call("DOM.querySelector", json!({"nodeId": document, "selector": selector}));
         self.call("DOM.setFileInputFiles", json!({"nodeId": found["nodeId"], "files": files}));
     }
 
@@ -186,7 +207,9 @@ impl Browser {
 
     pub fn screenshot(&mut self, path: &Path) {
         let shot = self.call("Page.captureScreenshot", json!({"format": "png"}));
-        let bytes = base64::engine::general_purpose::STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(shot["data"].as_str().unwrap())
+            .unwrap();
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
     }
@@ -199,19 +222,33 @@ impl Browser {
 
     fn events(&self, method: &str) -> Vec<Value> {
         let heard = self.heard.0.lock().unwrap();
-        heard.events.iter().filter(|it| it["method"] == method).map(|it| it["params"].clone()).collect()
+        heard
+            .events
+            .iter()
+            .filter(|it| it["method"] == method)
+            .map(|it| it["params"].clone())
+            .collect()
     }
 
     /// Errors and warnings on the console, and what was thrown and not caught.
     pub fn complaints(&self) -> Vec<String> {
         let logged = self.events("Log.entryAdded").into_iter().filter_map(|it| {
             let entry = &it["entry"];
-            ["error", "warning"].iter().any(|level| entry["level"] == *level).then(|| entry.to_string())
+            ["error", "warning"]
+                .iter()
+                .any(|level| entry["level"] == *level)
+                .then(|| entry.to_string())
         });
         let said = self.events("Runtime.consoleAPICalled").into_iter().filter_map(|it| {
-            ["error", "warning", "assert"].iter().any(|kind| it["type"] == *kind).then(|| it["args"].to_string())
+            ["error", "warning", "assert"]
+                .iter()
+                .any(|kind| it["type"] == *kind)
+                .then(|| it["args"].to_string())
         });
-        let thrown = self.events("Runtime.exceptionThrown").into_iter().map(|it| it["exceptionDetails"].to_string());
+        let thrown = self
+            .events("Runtime.exceptionThrown")
+            .into_iter()
+            .map(|it| it["exceptionDetails"].to_string());
         logged.chain(said).chain(thrown).collect()
     }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use rollcall::clock::{Clock as _, SimulatedClock};
 use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
-use rollcall::record::event::{Attendance, Body, Camera, CameraState, Direction, NewEvent, Status, SubjectRef};
+use rollcall::record::event::{
+    Attendance, Body, Camera, CameraState, Direction, NewEvent, Status, SubjectRef,
+};
 use rollcall::record::store::{NewReference, Opened, SinkName, Store, StoreError, StoreOptions};
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -47,7 +49,10 @@ impl Bench {
     }
 
     pub fn camera(&self) -> NewEvent {
-        NewEvent::new(self.clock.now(), Body::Camera(Camera { state: CameraState::Lost, reason: None, lost_ms: None }))
+        NewEvent::new(
+            self.clock.now(),
+            Body::Camera(Camera { state: CameraState::Lost, reason: None, lost_ms: None }),
+        )
     }
 
     pub fn attendance(&self, id: &str, name: &str, direction: Direction) -> NewEvent {
@@ -78,7 +83,8 @@ pub fn append(store: &Store, event: &NewEvent) -> i64 {
 pub fn erasures_carried_out(store: &Store) -> usize {
     let tell = store.write(|tx| {
         let owed = tx.outbox_batch(SinkName::MONGO, 0, 10_000)?;
-        let erasures: Vec<i64> = owed.iter().filter(|it| it.reply.is_some()).map(|it| it.id).collect();
+        let erasures: Vec<i64> =
+            owed.iter().filter(|it| it.reply.is_some()).map(|it| it.id).collect();
         tx.acknowledge(&erasures)?;
         Ok(erasures.len())
     });
@@ -101,7 +107,12 @@ pub fn enrol(store: &Store, id: &str, name: &str, templates: &[Template]) {
     let (id, name) = (subject(id), Name::new(name).unwrap());
     let references: Vec<NewReference> = templates
         .iter()
-        .map(|it| NewReference { subject_id: id.clone(), embedder: digest(1), template: it.clone(), quality: 0.9 })
+        .map(|it| NewReference {
+            subject_id: id.clone(),
+            embedder: digest(1),
+            template: it.clone(),
+            quality: 0.9,
+        })
         .collect();
     store
         .write(move |tx| {

@@ -108,7 +108,13 @@ pub fn run(
     let mut cases = Vec::new();
     for (width, height) in SIZES {
         for (faces, scenes) in CROWDS {
-            cases.push(case(&mut engine, &people, live, Setting { width, height, faces, scenes }, &mut *commit)?);
+            cases.push(case(
+                &mut engine,
+                &people,
+                live,
+                Setting { width, height, faces, scenes },
+                &mut *commit,
+            )?);
             bar.inc(1);
         }
     }
@@ -154,7 +160,8 @@ fn visits(people: &People, setting: Setting) -> anyhow::Result<Clip> {
         frames.push((scenery.empty()?, false));
     }
     for scene in 0..setting.scenes {
-        let who: Vec<_> = (0..setting.faces).map(|n| people.portrait(scene * setting.faces + n)).collect();
+        let who: Vec<_> =
+            (0..setting.faces).map(|n| people.portrait(scene * setting.faces + n)).collect();
         for step in 0..SHOWN {
             frames.push((scenery.with(&who, step)?, true));
         }
@@ -171,7 +178,8 @@ fn case(
     commit: Commit<'_>,
 ) -> anyhow::Result<Case> {
     let clip = visits(people, setting)?;
-    let (stages_ms, frame_ms, frames_per_second) = fast_pass(engine, &people.gallery, live, &clip, commit)?;
+    let (stages_ms, frame_ms, frames_per_second) =
+        fast_pass(engine, &people.gallery, live, &clip, commit)?;
     let timing = live_pass(engine, &people.gallery, live, &clip)?;
     Ok(Case {
         width: setting.width,
@@ -207,7 +215,11 @@ struct TimedEngine<'a> {
     sample: Option<Sample>,
 }
 
-fn spend<T>(spent: &Mutex<Spent>, stage: impl Fn(&mut Spent) -> &mut Vec<f64>, work: impl FnOnce() -> T) -> T {
+fn spend<T>(
+    spent: &Mutex<Spent>,
+    stage: impl Fn(&mut Spent) -> &mut Vec<f64>,
+    work: impl FnOnce() -> T,
+) -> T {
     let before = process_cpu_time();
     let done = work();
     stage(&mut spent.lock().unwrap_or_else(PoisonError::into_inner)).push(cpu_ms_since(before));
@@ -218,14 +230,22 @@ impl FaceEngine for TimedEngine<'_> {
     fn detect(&mut self, picture: &Picture, reach: Reach) -> Result<Vec<Detection>, EngineError> {
         spend(self.spent, |it| &mut it.detect, || self.engine.detect(picture, reach))
     }
-    fn refine(&mut self, picture: &Picture, detection: &Detection) -> Result<Detection, EngineError> {
+    fn refine(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Detection, EngineError> {
         spend(self.spent, |it| &mut it.refine, || self.engine.refine(picture, detection))
     }
     fn template(&mut self, sample: &Sample) -> Result<Option<Template>, EngineError> {
         self.sample = Some(sample.clone());
         spend(self.spent, |it| &mut it.embed, || self.engine.template(sample))
     }
-    fn liveness(&mut self, picture: &Picture, detection: &Detection) -> Result<Option<f32>, EngineError> {
+    fn liveness(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Option<f32>, EngineError> {
         spend(self.spent, |it| &mut it.pad, || self.engine.liveness(picture, detection))
     }
     fn embedder(&self) -> ModelDigest {
@@ -277,13 +297,15 @@ fn fast_pass(
         if !shown {
             // What the empty wall costs is not a frame with people.
             let kept = std::mem::take(&mut *spent.lock().unwrap_or_else(PoisonError::into_inner));
-            let frame = next(&mut source, None)?.context("the clip is as long as it was written")?;
+            let frame =
+                next(&mut source, None)?.context("the clip is as long as it was written")?;
             live.process(&mut engine, gallery, &frame, Duration::ZERO)?;
             *spent.lock().unwrap_or_else(PoisonError::into_inner) = kept;
             continue;
         }
         let (watch, before) = (Stopwatch::start(), process_cpu_time());
-        let frame = next(&mut source, Some(&spent))?.context("the clip is as long as it was written")?;
+        let frame =
+            next(&mut source, Some(&spent))?.context("the clip is as long as it was written")?;
         let report = live.process(&mut engine, gallery, &frame, Duration::ZERO)?;
         for _ in &report.outcomes {
             timed(&mut commits, &mut *commit)?;
@@ -292,7 +314,8 @@ fn fast_pass(
         wall_ms += watch.elapsed_ms();
         cpu_ms += cpu_ms_since(before);
     }
-    let sample = engine.sample.context("nobody was recognised: are there faces in the photographs?")?;
+    let sample =
+        engine.sample.context("nobody was recognised: are there faces in the photographs?")?;
     let each = |all: &[f64]| all.iter().sum::<f64>() / frames as f64;
     let spent = std::mem::take(&mut *spent.lock().unwrap_or_else(PoisonError::into_inner));
     let per_frame = |count: usize, ms: f64| ms * count as f64 / frames as f64;
@@ -342,7 +365,12 @@ struct Alone {
 }
 
 impl Alone {
-    fn measure(engine: &mut Vision, gallery: &Gallery, sample: &Sample, clip: &Clip) -> anyhow::Result<Self> {
+    fn measure(
+        engine: &mut Vision,
+        gallery: &Gallery,
+        sample: &Sample,
+        clip: &Clip,
+    ) -> anyhow::Result<Self> {
         let mut source = clip.play(STILL_FPS, false)?;
         let frame = next(&mut source, None)?.context("the clip has a frame")?;
         let luma = frame.pixels.luma()?;
@@ -426,14 +454,20 @@ fn paced(
     })
 }
 
-fn live_pass(engine: &mut Vision, gallery: &Gallery, settings: LiveSettings, clip: &Clip) -> anyhow::Result<Timing> {
+fn live_pass(
+    engine: &mut Vision,
+    gallery: &Gallery,
+    settings: LiveSettings,
+    clip: &Clip,
+) -> anyhow::Result<Timing> {
     let mut live = Live::new(settings);
     let mut timing = Timing::default();
     let mut decided = HashSet::new();
     let watch = Stopwatch::start();
     // The capture moment of a frame by the pace: when it was due.
     let due_ms = |seq: usize| seq as f64 / f64::from(LIVE_FPS) * 1e3;
-    let first_of = |seq: usize| (0..=seq).rev().take_while(|n| clip.shown[*n]).last().unwrap_or(seq);
+    let first_of =
+        |seq: usize| (0..=seq).rev().take_while(|n| clip.shown[*n]).last().unwrap_or(seq);
     let replaced = paced(clip.play(LIVE_FPS, false)?, LIVE_FPS, None, |frame| {
         let report: FrameReport = live.process(engine, gallery, frame, Duration::ZERO)?;
         let (seq, now) = (frame.seq as usize, watch.elapsed_ms());
@@ -451,7 +485,12 @@ fn live_pass(engine: &mut Vision, gallery: &Gallery, settings: LiveSettings, cli
     Ok(timing)
 }
 
-fn still(engine: &mut Vision, gallery: &Gallery, settings: LiveSettings, seconds: u64) -> anyhow::Result<Still> {
+fn still(
+    engine: &mut Vision,
+    gallery: &Gallery,
+    settings: LiveSettings,
+    seconds: u64,
+) -> anyhow::Result<Still> {
     let (width, height) = SIZES[0];
     let mut scenery = Scenery::new(width, height);
     let frames: Result<Vec<_>, _> =
@@ -507,14 +546,19 @@ impl Report {
         };
         let cases = table::render(&heading, &self.cases.iter().map(row).collect::<Vec<_>>());
         let mut heading = vec!["CPU ms a frame".to_owned()];
-        heading.extend(self.cases.iter().map(|case| format!("{} x {}, {}", case.width, case.height, case.faces)));
+        heading.extend(
+            self.cases
+                .iter()
+                .map(|case| format!("{} x {}, {}", case.width, case.height, case.faces)),
+        );
         let heading: Vec<&str> = heading.iter().map(String::as_str).collect();
         let stages = self.cases.first().map_or(0, |case| case.stages_ms.len());
         let cell = |ms: f64, whole: f64| format!("{ms:.2} ({:.0} %)", ms / whole * 100.0);
         let mut rows: Vec<Vec<String>> = (0..stages)
             .map(|stage| {
                 let name = self.cases[0].stages_ms[stage].0.to_owned();
-                let cells = self.cases.iter().map(|case| cell(case.stages_ms[stage].1, case.frame_ms));
+                let cells =
+                    self.cases.iter().map(|case| cell(case.stages_ms[stage].1, case.frame_ms));
                 std::iter::once(name).chain(cells).collect()
             })
             .collect();

@@ -142,20 +142,30 @@ pub fn run(args: &Args, vision: &VisionSettings, commit: Option<Commit<'_>>) -> 
     show(args, &report, || report.table())
 }
 
-pub fn show(args: &Args, report: &impl Serialize, table: impl FnOnce() -> String) -> anyhow::Result<()> {
+pub fn show(
+    args: &Args,
+    report: &impl Serialize,
+    table: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
     let text = if args.json { serde_json::to_string_pretty(report)? + "\n" } else { table() };
     std::io::stdout().write_all(text.as_bytes()).context("cannot write the report")
 }
 
-pub fn measure(args: &Args, vision: &VisionSettings, commit: Option<Commit<'_>>) -> anyhow::Result<Report> {
-    let settings = VisionSettings { precision: args.precision.unwrap_or(vision.precision), ..vision.clone() };
+pub fn measure(
+    args: &Args,
+    vision: &VisionSettings,
+    commit: Option<Commit<'_>>,
+) -> anyhow::Result<Report> {
+    let settings =
+        VisionSettings { precision: args.precision.unwrap_or(vision.precision), ..vision.clone() };
     let mut engine = Vision::load(&settings).context("cannot start recognition")?;
     warm_up(&mut engine)?;
     // First of all, before photographs and larger galleries are in memory: what the daemon itself needs.
     let mut gallery = grown(Gallery::new(engine.dimension()), RESIDENT_REFERENCES)?;
     let rss_bytes = resident_bytes()?;
     gallery = Gallery::new(gallery.dimension());
-    let (mut search_ms, mut add_ms, mut withdraw_ms) = (Searches::default(), Searches::default(), Searches::default());
+    let (mut search_ms, mut add_ms, mut withdraw_ms) =
+        (Searches::default(), Searches::default(), Searches::default());
     for (at, size) in GALLERIES.into_iter().enumerate() {
         gallery = grown(gallery, size)?;
         *search_ms.of(at) = search(&gallery);
@@ -242,7 +252,12 @@ fn cost(mut samples: Vec<f64>) -> Cost {
 }
 
 /// Goes through the photographs, again and again while there is time; returns in how many a face was found.
-fn photographed(engine: &mut Vision, files: &[PathBuf], seconds: u64, samples: &mut Samples) -> anyhow::Result<usize> {
+fn photographed(
+    engine: &mut Vision,
+    files: &[PathBuf],
+    seconds: u64,
+    samples: &mut Samples,
+) -> anyhow::Result<usize> {
     let watch = Stopwatch::start();
     let mut faces = 0;
     for round in 0.. {
@@ -250,8 +265,8 @@ fn photographed(engine: &mut Vision, files: &[PathBuf], seconds: u64, samples: &
             if round > 0 && watch.elapsed() >= Duration::from_secs(seconds) {
                 return Ok(faces);
             }
-            let bytes =
-                std::fs::read(file).with_context(|| format!("cannot read the photograph {}", file.display()))?;
+            let bytes = std::fs::read(file)
+                .with_context(|| format!("cannot read the photograph {}", file.display()))?;
             let found = one_photograph(engine, &bytes, samples)?;
             faces += usize::from(found && round == 0);
         }
@@ -260,7 +275,11 @@ fn photographed(engine: &mut Vision, files: &[PathBuf], seconds: u64, samples: &
 }
 
 /// Decode to template of the most prominent face at the near reach, as a frame of the camera goes.
-fn one_photograph(engine: &mut Vision, bytes: &[u8], samples: &mut Samples) -> anyhow::Result<bool> {
+fn one_photograph(
+    engine: &mut Vision,
+    bytes: &[u8],
+    samples: &mut Samples,
+) -> anyhow::Result<bool> {
     let before = process_cpu_time();
     let limits = PictureLimits { bytes: 64 << 20, ..PictureLimits::default() };
     let Ok(picture) = timed(&mut samples.decode, || Picture::decode(bytes, limits)) else {
@@ -272,7 +291,8 @@ fn one_photograph(engine: &mut Vision, bytes: &[u8], samples: &mut Samples) -> a
         return Ok(false);
     };
     let refined = timed(&mut samples.refine, || engine.refine(&picture, detection))?;
-    let Some(sample) = timed(&mut samples.align, || align::align(&picture, &refined.landmarks)) else {
+    let Some(sample) = timed(&mut samples.align, || align::align(&picture, &refined.landmarks))
+    else {
         return Ok(false);
     };
     timed(&mut samples.embed, || engine.template(&sample))?;
@@ -318,13 +338,20 @@ fn encoded(picture: &Picture) -> anyhow::Result<Vec<u8>> {
     let mut out = std::io::Cursor::new(Vec::new());
     let (width, height) = (picture.width() as u32, picture.height() as u32);
     let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, 85);
-    image::ImageEncoder::write_image(encoder, picture.rgb(), width, height, image::ExtendedColorType::Rgb8)?;
+    image::ImageEncoder::write_image(
+        encoder,
+        picture.rgb(),
+        width,
+        height,
+        image::ExtendedColorType::Rgb8,
+    )?;
     Ok(out.into_inner())
 }
 
 fn made_up_face() -> Detection {
-    let landmarks =
-        Landmarks::from_points(REFERENCE_POINTS.map(|p| Point { x: 240.0 + p.x * 1.4, y: 140.0 + p.y * 1.4 }));
+    let landmarks = Landmarks::from_points(
+        REFERENCE_POINTS.map(|p| Point { x: 240.0 + p.x * 1.4, y: 140.0 + p.y * 1.4 }),
+    );
     let bounding_box = BoundingBox { left: 250.0, top: 150.0, right: 390.0, bottom: 330.0 };
     Detection { bounding_box, confidence: 0.9, landmarks }
 }
@@ -372,7 +399,8 @@ fn warm_up(engine: &mut Vision) -> anyhow::Result<()> {
     let picture = drawn_picture(640, 480);
     engine.detect(&picture, Reach::Near)?;
     let refined = engine.refine(&picture, &made_up_face())?;
-    let sample: Sample = align::align(&picture, &made_up_face().landmarks).context("landmarks that span a face")?;
+    let sample: Sample =
+        align::align(&picture, &made_up_face().landmarks).context("landmarks that span a face")?;
     engine.template(&sample)?;
     engine.liveness(&picture, &refined)?;
     Ok(())
@@ -422,12 +450,18 @@ fn role_name<'a>(manifest: &'a Manifest, role: Role, settings: &VisionSettings) 
 
 fn choice(settings: &VisionSettings, all: &BTreeMap<String, Both>) -> anyhow::Result<Choice> {
     let manifest = Manifest::read(&settings.models)?;
-    let names = [Role::Detector, Role::Refiner, Role::Embedder].map(|role| role_name(&manifest, role, settings));
-    let total =
-        |of: fn(&Both) -> Option<f64>| names.iter().map(|name| all.get(*name).and_then(of)).sum::<Option<f64>>();
+    let names = [Role::Detector, Role::Refiner, Role::Embedder]
+        .map(|role| role_name(&manifest, role, settings));
+    let total = |of: fn(&Both) -> Option<f64>| {
+        names.iter().map(|name| all.get(*name).and_then(of)).sum::<Option<f64>>()
+    };
     let (int8_ms, fp32_ms) = (total(|both| both.int8), total(|both| both.fp32));
     let fp32_wins = int8_ms.zip(fp32_ms).is_some_and(|(int8, fp32)| fp32 < int8);
-    Ok(Choice { int8_ms, fp32_ms, choice: if fp32_wins { Precision::Fp32 } else { Precision::Int8 } })
+    Ok(Choice {
+        int8_ms,
+        fp32_ms,
+        choice: if fp32_wins { Precision::Fp32 } else { Precision::Int8 },
+    })
 }
 
 // ── Search and memory ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -495,7 +529,8 @@ fn search(gallery: &Gallery) -> Cost {
 
 /// Resident memory of this process (`/proc/self/statm`, in pages).
 fn resident_bytes() -> anyhow::Result<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").context("cannot read /proc/self/statm")?;
+    let statm =
+        std::fs::read_to_string("/proc/self/statm").context("cannot read /proc/self/statm")?;
     let pages: u64 = statm.split(' ').nth(1).context("statm has a second field")?.parse()?;
     Ok(pages * rustix::param::page_size() as u64)
 }
@@ -533,18 +568,27 @@ impl Report {
             ("commit", stages.commit),
         ];
         for (name, cost) in measured {
-            lines.extend(cost.map(|cost| format!("  {name:<22}{:>10.3}{:>10.3}\n", cost.median, cost.p95)));
+            lines.extend(
+                cost.map(|cost| format!("  {name:<22}{:>10.3}{:>10.3}\n", cost.median, cost.p95)),
+            );
         }
         lines.push(format!("Networks alone, median\n  {:<22}{:>10}{:>10}\n", "", "int8", "fp32"));
-        let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+        let figure =
+            |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
         for (name, both) in &self.networks_ms {
             lines.push(format!("  {name:<22}{:>10}{:>10}\n", figure(both.int8), figure(both.fp32)));
         }
         let Choice { int8_ms, fp32_ms, choice } = self.precision;
         let (int8, fp32) = (figure(int8_ms), figure(fp32_ms));
-        lines.push(format!("  {:<22}{int8:>10}{fp32:>10}  faster here: {choice:?}\n", "frame to template"));
+        lines.push(format!(
+            "  {:<22}{int8:>10}{fp32:>10}  faster here: {choice:?}\n",
+            "frame to template"
+        ));
         let megabytes = self.rss_bytes as f64 / 1e6;
-        lines.push(format!("Resident memory with {} references: {megabytes:.0} MB\n", self.references_resident));
+        lines.push(format!(
+            "Resident memory with {} references: {megabytes:.0} MB\n",
+            self.references_resident
+        ));
         lines.concat()
     }
 }

@@ -33,7 +33,11 @@ pub(super) struct People {
 
 impl People {
     /// The first so many with a face that is large enough, one photograph of each folder; of a single folder, all.
-    pub(super) fn find(engine: &mut Vision, files: &[PathBuf], wanted: usize) -> anyhow::Result<Self> {
+    pub(super) fn find(
+        engine: &mut Vision,
+        files: &[PathBuf],
+        wanted: usize,
+    ) -> anyhow::Result<Self> {
         let folders: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
         let mut seen = BTreeSet::new();
         let mut people = Self { portraits: Vec::new(), gallery: Gallery::new(engine.dimension()) };
@@ -65,7 +69,9 @@ impl People {
         let top = (centre.y - side / 2.0).max(0.0) as u32;
         let (width, height) = (picture.width() as u32, picture.height() as u32);
         let side = (side as u32).min(width - left.min(width - 1)).min(height - top.min(height - 1));
-        let Some(whole) = RgbImage::from_raw(width, height, picture.into_rgb()) else { return Ok(()) };
+        let Some(whole) = RgbImage::from_raw(width, height, picture.into_rgb()) else {
+            return Ok(());
+        };
         let cut = imageops::crop_imm(&whole, left, top, side.max(1), side.max(1)).to_image();
         let id = format!("person-{}", self.len());
         let subject = Subject { id: SubjectId::new(&id)?, name: Name::new(&id)? };
@@ -94,7 +100,11 @@ pub(super) struct Scenery {
 
 impl Scenery {
     pub(super) fn new(width: usize, height: usize) -> Self {
-        let wall = RgbImage::from_raw(width as u32, height as u32, drawn_picture(width, height).into_rgb());
+        let wall = RgbImage::from_raw(
+            width as u32,
+            height as u32,
+            drawn_picture(width, height).into_rgb(),
+        );
         Self { wall: wall.unwrap_or_default(), noise: Noise::new(7), empty: Vec::new() }
     }
 

@@ -53,7 +53,9 @@ impl Matrix {
         self.references += templates.len();
         self.single += usize::from(templates.len() == 1);
         let mean = (templates.len() > 1).then(|| Template::mean(templates)).flatten();
-        for (template, is_mean) in templates.iter().map(|it| (it, false)).chain(mean.iter().map(|it| (it, true))) {
+        for (template, is_mean) in
+            templates.iter().map(|it| (it, false)).chain(mean.iter().map(|it| (it, true)))
+        {
             self.floats.extend_from_slice(template.as_slice());
             self.rows.push(Row { subject, is_mean });
         }
@@ -127,11 +129,16 @@ pub fn compare(
     workers: usize,
     told: &(dyn Fn(u64) + Sync),
 ) -> Tally {
-    let references: Vec<usize> = (0..matrix.rows.len()).filter(|at| !matrix.rows[*at].is_mean).collect();
+    let references: Vec<usize> =
+        (0..matrix.rows.len()).filter(|at| !matrix.rows[*at].is_mean).collect();
     let affordable = (comparisons_max / matrix.rows.len().max(1) as u64).max(1) as usize;
     let sampled = affordable < references.len();
     let probes: Vec<usize> = if sampled {
-        Random(SEED).sample(references.len(), affordable).into_iter().map(|at| references[at]).collect()
+        Random(SEED)
+            .sample(references.len(), affordable)
+            .into_iter()
+            .map(|at| references[at])
+            .collect()
     } else {
         references
     };
@@ -170,7 +177,9 @@ pub fn compare(
         pairs.iter().filter(|(_, score)| **score >= marks.double).map(|(pair, _)| *pair).collect();
     let without_doubles = |(own, best): (u32, Best)| {
         // Pairs are let go of when there are very many: a score alone tells too.
-        let is_double = |(other, score): &&(u32, f32)| *score >= marks.double || doubles.contains(&pair(own, *other));
+        let is_double = |(other, score): &&(u32, f32)| {
+            *score >= marks.double || doubles.contains(&pair(own, *other))
+        };
         (own, best.0.iter().find(|it| !is_double(it)).map_or(-1.0, |(_, score)| *score))
     };
     tally.best = searches.into_iter().map(without_doubles).collect();
@@ -220,7 +229,8 @@ impl Part {
             }
             if matrix.rows.get(at + 1).is_none_or(|next| next.subject != row.subject) {
                 for ((probe, best), merged) in block.iter().zip(&mut best).zip(&mut merged) {
-                    let (own, score) = (matrix.rows[*probe].subject, std::mem::replace(merged, -1.0));
+                    let (own, score) =
+                        (matrix.rows[*probe].subject, std::mem::replace(merged, -1.0));
                     if own == row.subject {
                         continue;
                     }
@@ -231,7 +241,9 @@ impl Part {
                 }
             }
         }
-        self.best.extend(block.iter().zip(best).map(|(probe, best)| (matrix.rows[*probe].subject, best)));
+        self.best.extend(
+            block.iter().zip(best).map(|(probe, best)| (matrix.rows[*probe].subject, best)),
+        );
     }
 
     fn pair(&mut self, one: u32, other: u32, score: f32) {
@@ -252,7 +264,8 @@ mod tests {
 
     fn template(seed: u64) -> Template {
         let mut random = Random(seed);
-        Template::normalised((0..64).map(|_| random.below(2001) as f32 / 1000.0 - 1.0).collect()).unwrap()
+        Template::normalised((0..64).map(|_| random.below(2001) as f32 / 1000.0 - 1.0).collect())
+            .unwrap()
     }
 
     fn matrix() -> Matrix {
@@ -273,13 +286,18 @@ mod tests {
         let matrix = matrix();
         let one = compare(&matrix, MARKS, u64::MAX, 1, &|_| ());
         let three = compare(&matrix, MARKS, u64::MAX, 3, &|_| ());
-        assert_eq!((&one.best, &one.pairs, &one.histogram), (&three.best, &three.pairs, &three.histogram));
+        assert_eq!(
+            (&one.best, &one.pairs, &one.histogram),
+            (&three.best, &three.pairs, &three.histogram)
+        );
         assert_eq!((one.best.len(), one.sampled), (matrix.references, false));
         let own: u64 = (0..150_u64).map(|it| (it % 3 + 1).pow(2)).sum::<u64>() + 1;
         assert_eq!(one.comparisons, ((matrix.references as u64).pow(2) - own) / 2);
         assert_eq!(one.pairs[0].0, 7);
         assert_eq!(one.pairs[0].1, 150);
-        assert!(one.pairs[0].2 > IDENTICAL && one.best.iter().all(|(_, score)| *score < MARKS.double));
+        assert!(
+            one.pairs[0].2 > IDENTICAL && one.best.iter().all(|(_, score)| *score < MARKS.double)
+        );
         let (genuine, identical) = matrix.genuine();
         assert_eq!((genuine.len(), identical), (50 + 3 * 50, 0));
     }

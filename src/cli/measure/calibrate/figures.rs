@@ -34,7 +34,10 @@ impl Histogram {
     /// Each bin's lower end, and its share of all.
     pub fn shares(&self) -> impl Iterator<Item = (f32, f64)> {
         let all = self.count().max(1) as f64;
-        self.0.iter().enumerate().map(move |(bin, count)| (LOWEST + BIN * bin as f32, *count as f64 / all))
+        self.0
+            .iter()
+            .enumerate()
+            .map(move |(bin, count)| (LOWEST + BIN * bin as f32, *count as f64 / all))
     }
 }
 
@@ -57,7 +60,12 @@ impl Share {
         let middle = share + z * z / (2.0 * n);
         let half = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
         let scale = 1.0 + z * z / n;
-        Self { counted, of, low: ((middle - half) / scale).max(0.0), high: ((middle + half) / scale).min(1.0) }
+        Self {
+            counted,
+            of,
+            low: ((middle - half) / scale).max(0.0),
+            high: ((middle + half) / scale).min(1.0),
+        }
     }
 
     pub fn value(&self) -> f64 {
@@ -123,7 +131,8 @@ fn threshold_for(scores: &mut [f32], fpir: f64) -> (f32, Method) {
     }
     let share = (TAIL_MIN / n as f64).clamp(0.05, 0.5);
     let from = above(share);
-    let tail: Vec<f64> = scores.iter().rev().take_while(|it| **it > from).map(|it| f64::from(it - from)).collect();
+    let tail: Vec<f64> =
+        scores.iter().rev().take_while(|it| **it > from).map(|it| f64::from(it - from)).collect();
     let mean = tail.iter().sum::<f64>() / tail.len().max(1) as f64;
     let share = tail.len() as f64 / n as f64;
     (from + (mean * (share / fpir).ln().max(0.0)) as f32, Method::Tail)
@@ -174,13 +183,19 @@ mod tests {
     fn a_share_says_how_sure_it_is() {
         let check = |counted, of, low: f64, high: f64| {
             let share = Share::new(counted, of, of);
-            assert!((share.low - low).abs() < 0.0005 && (share.high - high).abs() < 0.0005, "{share:?}");
+            assert!(
+                (share.low - low).abs() < 0.0005 && (share.high - high).abs() < 0.0005,
+                "{share:?}"
+            );
         };
         // Brown, Cai, DasGupta (2001) and by hand.
         check(0, 10, 0.0, 0.2775);
         check(5, 10, 0.2366, 0.7634);
         check(10, 1000, 0.0054, 0.0183);
-        assert!(Share::new(10, 1000, 100).high > Share::new(10, 1000, 1000).high, "fewer people tell less");
+        assert!(
+            Share::new(10, 1000, 100).high > Share::new(10, 1000, 1000).high,
+            "fewer people tell less"
+        );
     }
 
     /// Best scores with an exponential tail: threshold(fpir) = 0.3 − 0.05 ln(fpir).
@@ -192,7 +207,9 @@ mod tests {
 
     #[test]
     fn the_threshold_is_counted_where_that_can_be_and_follows_the_tail_beyond() {
-        for (count, fpir, method) in [(20_000, 0.01, Method::Counted), (2_000, 0.0005, Method::Tail)] {
+        for (count, fpir, method) in
+            [(20_000, 0.01, Method::Counted), (2_000, 0.0005, Method::Tail)]
+        {
             let found = suggest(&searches(count), fpir).unwrap();
             let truth = (0.3 - 0.05 * fpir.ln()) as f32;
             assert_eq!(found.method, method);
@@ -200,7 +217,11 @@ mod tests {
             assert!(found.low <= truth && truth <= found.high, "{found:?}, in truth {truth}");
         }
         assert!(suggest(&searches(SUBJECTS_MIN - 1), 0.01).is_none(), "too few to tell");
-        assert_eq!(suggest(&searches(500), 0.001), suggest(&searches(500), 0.001), "the same at every run");
+        assert_eq!(
+            suggest(&searches(500), 0.001),
+            suggest(&searches(500), 0.001),
+            "the same at every run"
+        );
     }
 
     #[test]
@@ -224,6 +245,9 @@ mod tests {
         for score in [-1.0, LOWEST, LOWEST + BIN * 1.5, 1.0, 2.0] {
             histogram.add(score);
         }
-        assert_eq!((histogram.0[0], histogram.0[1], histogram.0[BINS - 1], histogram.count()), (2, 1, 2, 5));
+        assert_eq!(
+            (histogram.0[0], histogram.0[1], histogram.0[BINS - 1], histogram.count()),
+            (2, 1, 2, 5)
+        );
     }
 }

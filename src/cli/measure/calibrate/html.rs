@@ -20,7 +20,10 @@ pub fn document(report: &Report) -> String {
     html += &page(&[histograms(report), searches(report)]);
     html += "<table>\n";
     for (name, value) in report.rows() {
-        put(&mut html, format_args!("<tr><th>{}</th><td>{}</td></tr>", escaped(name), escaped(&value)));
+        put(
+            &mut html,
+            format_args!("<tr><th>{}</th><td>{}</td></tr>", escaped(name), escaped(&value)),
+        );
     }
     html += "</table>\n<h2>What follows</h2>\n";
     for line in report.advice() {
@@ -33,7 +36,8 @@ pub fn document(report: &Report) -> String {
     if report.look_alikes.is_empty() {
         html += "<p>None: nobody's score with somebody else comes near the threshold.</p>\n";
     } else {
-        html += "<table>\n<tr><th>subject</th><th>subject</th><th>score</th><th>what to do</th></tr>\n";
+        html +=
+            "<table>\n<tr><th>subject</th><th>subject</th><th>score</th><th>what to do</th></tr>\n";
         for pair in &report.look_alikes {
             put(
                 &mut html,
@@ -65,14 +69,20 @@ fn histograms(report: &Report) -> Chart {
         series: vec![
             Series::new("different people", steps(&report.impostor.histogram)),
             Series::new("the same person", steps(&report.genuine.histogram)),
-            Series::dashed(&format!("threshold {threshold:.3}"), vec![(threshold, 0.0), (threshold, top)]),
+            Series::dashed(
+                &format!("threshold {threshold:.3}"),
+                vec![(threshold, 0.0), (threshold, top)],
+            ),
         ],
         legend: Legend::Top,
     }
 }
 
 fn steps(histogram: &Histogram) -> Vec<(f64, f64)> {
-    histogram.shares().flat_map(|(from, share)| [(f64::from(from), share), (f64::from(from + BIN), share)]).collect()
+    histogram
+        .shares()
+        .flat_map(|(from, share)| [(f64::from(from), share), (f64::from(from + BIN), share)])
+        .collect()
 }
 
 fn searches(report: &Report) -> Chart {
@@ -81,8 +91,14 @@ fn searches(report: &Report) -> Chart {
     let target = f64::from(report.fpir_target);
     let mut series = vec![
         Series::new("found somebody else", report.fpir_curve()),
-        Series::dashed(&format!("aimed at: {}", percent(target)), vec![(0.2, target), (0.9, target)]),
-        Series::dashed(&format!("threshold {threshold:.3}"), vec![(threshold, least), (threshold, 1.0)]),
+        Series::dashed(
+            &format!("aimed at: {}", percent(target)),
+            vec![(0.2, target), (0.9, target)],
+        ),
+        Series::dashed(
+            &format!("threshold {threshold:.3}"),
+            vec![(threshold, least), (threshold, 1.0)],
+        ),
     ];
     if let Some(suggested) = &report.suggested {
         series.push(Series::point(

@@ -20,7 +20,9 @@ use serde::Serialize;
 
 use crate::app;
 use crate::cli::calibrate::compare::{Marks, Matrix, Tally, compare};
-use crate::cli::calibrate::figures::{Histogram, Method, SUBJECTS_MIN, Share, Suggested, fpir_for, suggest};
+use crate::cli::calibrate::figures::{
+    Histogram, Method, SUBJECTS_MIN, Share, Suggested, fpir_for, suggest,
+};
 use crate::cli::evaluate::{percent, rows};
 use crate::cli::progress;
 use crate::cli::table;
@@ -140,7 +142,9 @@ impl What {
     pub fn words(self) -> &'static str {
         match self {
             Self::Double => "probably one person under two ids: look, and withdraw one",
-            Self::Match => "each is taken for the other: more and better photographs of both, or a second factor",
+            Self::Match => {
+                "each is taken for the other: more and better photographs of both, or a second factor"
+            }
             Self::Near => "near: a second photograph of both helps",
         }
     }
@@ -164,7 +168,9 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let threshold = rule.at(matrix.subjects.len()).value();
     let double = threshold + settings.recognition.enrol(&spec).duplicate_margin;
     let marks = Marks { near: threshold - NEAR, double };
-    let workers = args.workers.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let workers = args
+        .workers
+        .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
     let bar = progress::bar(matrix.references as u64, "searches");
     let tally = compare(&matrix, marks, args.comparisons, workers, &|more| bar.inc(more));
     bar.finish_and_clear();
@@ -206,7 +212,8 @@ fn load(reader: &Reader, vision: &Vision) -> anyhow::Result<(Matrix, u64)> {
 /// For the owner only: it says who looks like whom.
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(text.as_bytes())
     };
@@ -214,7 +221,13 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 impl Report {
-    fn new(matrix: &Matrix, tally: &Tally, rule: &ThresholdRule, target: f32, marks: Marks) -> Self {
+    fn new(
+        matrix: &Matrix,
+        tally: &Tally,
+        rule: &ThresholdRule,
+        target: f32,
+        marks: Marks,
+    ) -> Self {
         let subjects = matrix.subjects.len();
         let threshold = rule.at(subjects).value();
         let (mut genuine, identical) = matrix.genuine();
@@ -240,7 +253,8 @@ impl Report {
         // Left out of the searches, so many would bend what is left.
         let settled = doubles * DOUBLES_SHARE <= subjects;
         let suggested = settled.then(|| suggest(&by_subject, f64::from(target))).flatten();
-        let at_one_percent = ThresholdRule { fpir: 0.01, fixed: None, ..*rule }.at(subjects).value();
+        let at_one_percent =
+            ThresholdRule { fpir: 0.01, fixed: None, ..*rule }.at(subjects).value();
         let id = |at: u32| matrix.subjects[at as usize].to_string();
         let look_alike = |(one, other, score): &(u32, u32, f32)| LookAlike {
             subjects: [id(*one), id(*other)],
@@ -293,11 +307,15 @@ impl Report {
     pub fn fpir_curve(&self) -> Vec<(f64, f64)> {
         let all = self.best.len().max(1) as f64;
         let points = self.best.iter().enumerate();
-        points.map(|(below, score)| (f64::from(*score), (self.best.len() - below) as f64 / all)).collect()
+        points
+            .map(|(below, score)| (f64::from(*score), (self.best.len() - below) as f64 / all))
+            .collect()
     }
 
     pub fn rows(&self) -> Vec<(&'static str, String)> {
-        let between = |it: &Share| format!("{} ({} to {})", percent(it.value()), percent(it.low), percent(it.high));
+        let between = |it: &Share| {
+            format!("{} ({} to {})", percent(it.value()), percent(it.low), percent(it.high))
+        };
         let mut rows = vec![
             ("gallery", format!("{} subjects, {} references", self.subjects, self.references)),
             ("with one reference only", format!("{} subjects", self.single_reference)),
@@ -325,14 +343,21 @@ impl Report {
             },
         ));
         if self.genuine.identical > 0 {
-            rows.push(("one photograph twice", format!("{} pairs, left out", self.genuine.identical)));
+            rows.push((
+                "one photograph twice",
+                format!("{} pairs, left out", self.genuine.identical),
+            ));
         }
         if self.genuine.pairs > 0 {
             rows.push(("of them below the threshold", between(&self.genuine.fnmr)));
         }
         let sample = if self.impostor.sampled { " (a sample)" } else { "" };
-        let highest = self.impostor.highest.map_or(String::new(), |it| format!(", highest {it:.3}"));
-        rows.push(("pairs of different people", format!("{}{sample}{highest}", self.impostor.comparisons)));
+        let highest =
+            self.impostor.highest.map_or(String::new(), |it| format!(", highest {it:.3}"));
+        rows.push((
+            "pairs of different people",
+            format!("{}{sample}{highest}", self.impostor.comparisons),
+        ));
         let fpir = &self.search.fpir;
         rows.push(("searches by somebody else", format!("{}{sample}", fpir.of)));
         rows.push(("found somebody (FPIR)", between(fpir)));
@@ -340,7 +365,11 @@ impl Report {
             "threshold for the target",
             match &self.suggested {
                 Some(it) => {
-                    let how = if it.method == Method::Tail { ", by the tail: too few searches to count" } else { "" };
+                    let how = if it.method == Method::Tail {
+                        ", by the tail: too few searches to count"
+                    } else {
+                        ""
+                    };
                     format!("{:.3} ({:.3} to {:.3}{how})", it.threshold, it.low, it.high)
                 }
                 None if self.subjects >= SUBJECTS_MIN => "cannot be told: too many doubles".into(),
@@ -402,8 +431,12 @@ impl Report {
                 it.threshold
             )
         });
-        let fixed = format!("threshold = {:.3}   # fixed, whatever the gallery's size", it.threshold);
-        Some(format!("[recognition]\n{}", follow.map_or(fixed.clone(), |follow| format!("{follow}# or: {fixed}"))))
+        let fixed =
+            format!("threshold = {:.3}   # fixed, whatever the gallery's size", it.threshold);
+        Some(format!(
+            "[recognition]\n{}",
+            follow.map_or(fixed.clone(), |follow| format!("{follow}# or: {fixed}"))
+        ))
     }
 
     fn tell(&self, html: Option<&Path>) {
@@ -416,7 +449,12 @@ impl Report {
         if !self.look_alikes.is_empty() {
             println!("\nLook-alikes:");
             let row = |it: &LookAlike| {
-                vec![it.subjects[0].clone(), it.subjects[1].clone(), format!("{:.3}", it.score), it.what.words().into()]
+                vec![
+                    it.subjects[0].clone(),
+                    it.subjects[1].clone(),
+                    format!("{:.3}", it.score),
+                    it.what.words().into(),
+                ]
             };
             let rows: Vec<_> = self.look_alikes.iter().take(LISTED).map(row).collect();
             print!("{}", table::render(&["subject", "subject", "score", "what to do"], &rows));
@@ -436,14 +474,17 @@ impl Report {
             shares.chunks(2).map(|it| (it[0].0, it.iter().map(|(_, share)| share).sum())).collect()
         };
         let (different, same) = (all(&self.impostor.histogram), all(&self.genuine.histogram));
-        let highest = |shares: &[(f32, f64)]| shares.iter().map(|(_, share)| *share).fold(1e-9, f64::max);
+        let highest =
+            |shares: &[(f32, f64)]| shares.iter().map(|(_, share)| *share).fold(1e-9, f64::max);
         let (most_different, most_same) = (highest(&different), highest(&same));
         let bar = |share: f64, most: f64| "█".repeat((share / most * 28.0).ceil() as usize);
-        let mut text = format!("{:>6}  {:<30} {:<30}\n", "score", "different people", "the same person");
+        let mut text =
+            format!("{:>6}  {:<30} {:<30}\n", "score", "different people", "the same person");
         let from = different.iter().position(|(from, _)| *from >= -0.001).unwrap_or(0);
         let width = different.get(1).map_or(0.04, |it| it.0 - different[0].0);
         for (line, (low, share)) in different.iter().enumerate().skip(from).take(LINES + 1) {
-            let mark = if (*low..*low + width).contains(&self.threshold) { "◀ threshold" } else { "" };
+            let mark =
+                if (*low..*low + width).contains(&self.threshold) { "◀ threshold" } else { "" };
             let (one, other) = (bar(*share, most_different), bar(same[line].1, most_same));
             text.push_str(format!("{low:>6.2}  {one:<30} {other:<30}{mark}").trim_end());
             text.push('\n');

@@ -69,7 +69,8 @@ pub fn evaluate(
     let enrol_dir = args.enrol_images.clone().unwrap_or(beside);
     let enrolled = whom_to_enrol(&entries, &groups, &enrol_dir)?;
     let mut workers = Workers::load(vision, args.common.workers())?;
-    let templates = workers.templates(&enrol_dir, enrolled.iter().map(|entry| entry.file.as_str()))?;
+    let templates =
+        workers.templates(&enrol_dir, enrolled.iter().map(|entry| entry.file.as_str()))?;
     let spec = workers.template_spec();
     let gallery = identify::enrol(Gallery::new(spec.dimension), enrolled.iter(), &templates)?;
     let mut references: HashMap<&str, Vec<&Template>> = HashMap::new();
@@ -98,8 +99,9 @@ fn whom_to_enrol(entries: &[Entry], groups: &[Group], dir: &Path) -> anyhow::Res
     let known: BTreeSet<String> = all.iter().map(|entry| entry.identity.clone()).collect();
     let expected: BTreeSet<String> = groups.iter().flat_map(Group::expected).collect();
     for identity in expected.difference(&known) {
-        let photographs = protocol::photographs(&dir.join(identity))
-            .with_context(|| format!("{identity} is expected, and there is nothing to enrol them from"))?;
+        let photographs = protocol::photographs(&dir.join(identity)).with_context(|| {
+            format!("{identity} is expected, and there is nothing to enrol them from")
+        })?;
         let kept = (photographs.len() - 1).max(1).min(photographs.len());
         for path in &photographs[..kept] {
             let file: PathBuf = path.strip_prefix(dir).unwrap_or(path).to_owned();
@@ -111,7 +113,8 @@ fn whom_to_enrol(entries: &[Entry], groups: &[Group], dir: &Path) -> anyhow::Res
 }
 
 fn faces(vision: &mut Vision, path: &Path) -> anyhow::Result<Vec<Face>> {
-    let picture = measure::picture(path)?.with_context(|| format!("cannot decode {}", path.display()))?;
+    let picture =
+        measure::picture(path)?.with_context(|| format!("cannot decode {}", path.display()))?;
     let mut faces = Vec::new();
     for found in still::faces(vision, &picture)? {
         if let Some(template) = still::template(vision, &found.sample)? {
@@ -132,20 +135,30 @@ fn judge(
     let mut named: BTreeMap<String, f32> = BTreeMap::new();
     let mut false_names = Vec::new();
     for face in faces {
-        let Some(best) = gallery.search(&face.template).best.filter(|best| threshold.matches(best.score)) else {
+        let Some(best) =
+            gallery.search(&face.template).best.filter(|best| threshold.matches(best.score))
+        else {
             continue;
         };
         let name = best.subject.id.as_str().to_owned();
         if expected.contains(&name) {
             named.insert(name, best.score);
         } else {
-            false_names.push(FalseName { name, score: best.score, eye_distance_px: face.eye_distance_px });
+            false_names.push(FalseName {
+                name,
+                score: best.score,
+                eye_distance_px: face.eye_distance_px,
+            });
         }
     }
     let miss = |name: &String| {
         let own = references.get(name.as_str()).map(Vec::as_slice).unwrap_or_default();
-        let score = |face: &Face| own.iter().map(|it| it.compare(&face.template)).fold(-1.0f32, f32::max);
-        let nearest = faces.iter().map(|face| (score(face), face.eye_distance_px)).max_by(|a, b| a.0.total_cmp(&b.0));
+        let score =
+            |face: &Face| own.iter().map(|it| it.compare(&face.template)).fold(-1.0f32, f32::max);
+        let nearest = faces
+            .iter()
+            .map(|face| (score(face), face.eye_distance_px))
+            .max_by(|a, b| a.0.total_cmp(&b.0));
         let (score, eye_distance_px) = nearest.unwrap_or((-1.0, 0.0));
         Miss { name: name.clone(), score, eye_distance_px }
     };
@@ -166,7 +179,8 @@ impl Report {
             self.found, self.expected, self.false_names, self.gallery_subjects, self.threshold
         )];
         for photograph in &self.photographs {
-            let of = photograph.faces_expected.map_or(String::new(), |count| format!(" of {count}"));
+            let of =
+                photograph.faces_expected.map_or(String::new(), |count| format!(" of {count}"));
             let (file, faces, found) = (&photograph.file, photograph.faces, photograph.found.len());
             let people = found + photograph.missed.len();
             lines.push(format!("  {file}: {faces}{of} faces; found {found} of {people}\n"));

@@ -56,19 +56,33 @@ pub fn evaluate(
     rule: impl Fn(&TemplateSpec) -> ThresholdRule,
 ) -> anyhow::Result<Report> {
     let entries: Vec<Entry> = protocol::read(&args.protocol)?;
-    let enrolled: HashSet<&str> = of_role(&entries, "enrol").map(|entry| entry.identity.as_str()).collect();
+    let enrolled: HashSet<&str> =
+        of_role(&entries, "enrol").map(|entry| entry.identity.as_str()).collect();
     for role in ["enrol", "probe", "impostor"] {
-        ensure!(of_role(&entries, role).next().is_some(), "the protocol has nobody in the role {role}");
+        ensure!(
+            of_role(&entries, role).next().is_some(),
+            "the protocol has nobody in the role {role}"
+        );
     }
-    if let Some(wrong) = of_role(&entries, "impostor").find(|entry| enrolled.contains(entry.identity.as_str())) {
+    if let Some(wrong) =
+        of_role(&entries, "impostor").find(|entry| enrolled.contains(entry.identity.as_str()))
+    {
         anyhow::bail!("{} is enrolled and an impostor as well", wrong.identity);
     }
-    if let Some(wrong) = of_role(&entries, "probe").find(|entry| !enrolled.contains(entry.identity.as_str())) {
-        anyhow::bail!("{} is a probe and never enrolled: strangers have the role impostor", wrong.identity);
+    if let Some(wrong) =
+        of_role(&entries, "probe").find(|entry| !enrolled.contains(entry.identity.as_str()))
+    {
+        anyhow::bail!(
+            "{} is a probe and never enrolled: strangers have the role impostor",
+            wrong.identity
+        );
     }
     let mut workers = Workers::load(vision, args.common.workers())?;
-    let counted = entries.iter().filter(|entry| ["enrol", "probe", "impostor"].contains(&entry.role.as_str()));
-    let templates = workers.templates(&args.common.images, counted.map(|entry| entry.file.as_str()))?;
+    let counted = entries
+        .iter()
+        .filter(|entry| ["enrol", "probe", "impostor"].contains(&entry.role.as_str()));
+    let templates =
+        workers.templates(&args.common.images, counted.map(|entry| entry.file.as_str()))?;
     let spec = workers.template_spec();
     let gallery = enrol(Gallery::new(spec.dimension), of_role(&entries, "enrol"), &templates)?;
     Ok(report(&entries, &gallery, &templates, &rule(&spec)))
@@ -82,21 +96,29 @@ pub(crate) fn enrol<'a>(
 ) -> anyhow::Result<Gallery> {
     for entry in entries {
         if let Some(template) = &templates[&entry.file] {
-            let subject = Subject { id: SubjectId::new(&entry.identity)?, name: Name::new(&entry.identity)? };
+            let subject =
+                Subject { id: SubjectId::new(&entry.identity)?, name: Name::new(&entry.identity)? };
             gallery = gallery.with(subject, std::slice::from_ref(template));
         }
     }
     Ok(gallery)
 }
 
-fn report(entries: &[Entry], gallery: &Gallery, templates: &Templates, rule: &ThresholdRule) -> Report {
+fn report(
+    entries: &[Entry],
+    gallery: &Gallery,
+    templates: &Templates,
+    rule: &ThresholdRule,
+) -> Report {
     let search = |entry: &Entry| {
         let best = gallery.search(templates[&entry.file].as_ref()?).best?;
         Some(Search { score: best.score, own: best.subject.id.as_str() == entry.identity })
     };
     let mated: Vec<_> = of_role(entries, "probe").map(search).collect();
-    let non_mated: Vec<_> = of_role(entries, "impostor").map(|entry| search(entry).map(|it| it.score)).collect();
-    let missing = |role| of_role(entries, role).filter(|entry| templates[&entry.file].is_none()).count();
+    let non_mated: Vec<_> =
+        of_role(entries, "impostor").map(|entry| search(entry).map(|it| it.score)).collect();
+    let missing =
+        |role| of_role(entries, role).filter(|entry| templates[&entry.file].is_none()).count();
     let enrol_photographs = of_role(entries, "enrol").count();
     let failed = missing("probe") + missing("impostor");
     let searches = OpenSet::new(&mated, &non_mated);
@@ -125,14 +147,21 @@ fn report(entries: &[Entry], gallery: &Gallery, templates: &Templates, rule: &Th
 
 impl Report {
     pub(crate) fn table(&self) -> String {
-        let at = |share: f64, threshold: f32| format!("{} at threshold {threshold:.3}", percent(share));
+        let at =
+            |share: f64, threshold: f32| format!("{} at threshold {threshold:.3}", percent(share));
         let limits = &self.thresholds;
         rows(
             "Identification in an open set (1:N)",
             &[
-                ("gallery", format!("{} subjects, {} references", self.gallery_subjects, self.references)),
+                (
+                    "gallery",
+                    format!("{} subjects, {} references", self.gallery_subjects, self.references),
+                ),
                 ("failure to enrol", percent(self.failure_to_enrol)),
-                ("searches", format!("{} by enrolled people, {} by strangers", self.probes, self.impostors)),
+                (
+                    "searches",
+                    format!("{} by enrolled people, {} by strangers", self.probes, self.impostors),
+                ),
                 ("failure to acquire", percent(self.failure_to_acquire)),
                 ("right at rank 1", percent(self.rank1)),
                 ("FNIR at FPIR 1 %", at(self.fnir_at_fpir_2, limits.fpir_2)),
@@ -151,7 +180,10 @@ impl Report {
     }
 
     pub(crate) fn plot(&self) -> String {
-        let name = format!("{} subjects, {} + {} searches", self.gallery_subjects, self.probes, self.impostors);
+        let name = format!(
+            "{} subjects, {} + {} searches",
+            self.gallery_subjects, self.probes, self.impostors
+        );
         let det = Chart {
             title: "Detection error trade-off".into(),
             x: Axis::log_percent("FPIR: strangers identified as somebody", 1e-3, 1.0),

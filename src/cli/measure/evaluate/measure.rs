@@ -46,7 +46,11 @@ impl Workers {
 
     /// One face a photograph. A file that is not there is the list's fault and ends the measurement; one that cannot be
     /// decoded is a failure to acquire.
-    pub fn templates<'a>(&mut self, dir: &Path, files: impl Iterator<Item = &'a str>) -> anyhow::Result<Templates> {
+    pub fn templates<'a>(
+        &mut self,
+        dir: &Path,
+        files: impl Iterator<Item = &'a str>,
+    ) -> anyhow::Result<Templates> {
         let mut files: Vec<&str> = files.collect();
         files.sort_unstable();
         files.dedup();
@@ -62,7 +66,8 @@ impl Workers {
         };
         let mut all = HashMap::with_capacity(files.len());
         std::thread::scope(|scope| {
-            let running: Vec<_> = self.0.iter_mut().map(|vision| scope.spawn(|| work(vision))).collect();
+            let running: Vec<_> =
+                self.0.iter_mut().map(|vision| scope.spawn(|| work(vision))).collect();
             for worker in running {
                 all.extend(worker.join().expect("a worker does not panic")?);
             }
@@ -75,7 +80,8 @@ impl Workers {
 
 /// The picture, or why it is none; a file that cannot be read is an error.
 pub fn picture(path: &Path) -> anyhow::Result<Option<Picture>> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read the photograph {}", path.display()))?;
+    let bytes = std::fs::read(path)
+        .with_context(|| format!("cannot read the photograph {}", path.display()))?;
     // The operator's own files: larger than what a command may carry, the same bound on pixels.
     let limits = PictureLimits { bytes: 64 << 20, ..PictureLimits::default() };
     Ok(Picture::decode(&bytes, limits).ok())

@@ -61,7 +61,8 @@ impl Verification {
     /// Every threshold at which something changes, ascending.
     pub fn thresholds(&self) -> Vec<f32> {
         let scores = self.mated.0.iter().chain(&self.non_mated.0);
-        let mut all: Vec<f32> = scores.flat_map(|score| [*score, score.next_up()]).filter(|t| *t > NO_SCORE).collect();
+        let mut all: Vec<f32> =
+            scores.flat_map(|score| [*score, score.next_up()]).filter(|t| *t > NO_SCORE).collect();
         all.sort_by(f32::total_cmp);
         all.dedup();
         all
@@ -69,7 +70,10 @@ impl Verification {
 
     /// Equal error rate: where FMR and FNMR cross; between two thresholds, the mean of both where they differ least.
     pub fn eer(&self) -> f64 {
-        let rates = self.thresholds().into_iter().map(|threshold| (self.fmr(threshold), self.fnmr(threshold)));
+        let rates = self
+            .thresholds()
+            .into_iter()
+            .map(|threshold| (self.fmr(threshold), self.fnmr(threshold)));
         let closest = rates.min_by(|a, b| (a.0 - a.1).abs().total_cmp(&(b.0 - b.1).abs()));
         closest.map_or(0.0, |(fmr, fnmr)| f64::midpoint(fmr, fnmr))
     }
@@ -85,13 +89,15 @@ impl Verification {
 
     /// Share of all comparisons decided rightly.
     pub fn accuracy(&self, threshold: f32) -> f64 {
-        let right = self.mated.matching(threshold) + self.non_mated.0.len() - self.non_mated.matching(threshold);
+        let right = self.mated.matching(threshold) + self.non_mated.0.len()
+            - self.non_mated.matching(threshold);
         right as f64 / (self.mated.0.len() + self.non_mated.0.len()).max(1) as f64
     }
 
     /// The threshold with the greatest accuracy on these very comparisons, and that accuracy: a bound, not a promise.
     pub fn best_accuracy(&self) -> (f32, f64) {
-        let all = self.thresholds().into_iter().map(|threshold| (threshold, self.accuracy(threshold)));
+        let all =
+            self.thresholds().into_iter().map(|threshold| (threshold, self.accuracy(threshold)));
         all.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((0.0, 0.0))
     }
 }
@@ -119,7 +125,9 @@ impl OpenSet {
         Self {
             right: Scores::new(right.collect()),
             mated: mated.len(),
-            non_mated: Scores::new(non_mated.iter().map(|score| score.unwrap_or(NO_SCORE)).collect()),
+            non_mated: Scores::new(
+                non_mated.iter().map(|score| score.unwrap_or(NO_SCORE)).collect(),
+            ),
         }
     }
 
@@ -146,8 +154,12 @@ impl OpenSet {
 
     /// Points (FPIR, FNIR) of the detection error trade-off, from loose to strict.
     pub fn det(&self) -> Vec<(f64, f64)> {
-        let mut thresholds: Vec<f32> = self.non_mated.0.iter().map(|score| score.next_up()).collect();
+        let mut thresholds: Vec<f32> =
+            self.non_mated.0.iter().map(|score| score.next_up()).collect();
         thresholds.dedup();
-        thresholds.into_iter().map(|threshold| (self.fpir(threshold), self.fnir(threshold))).collect()
+        thresholds
+            .into_iter()
+            .map(|threshold| (self.fpir(threshold), self.fnir(threshold)))
+            .collect()
     }
 }

@@ -188,7 +188,10 @@ pub fn run(
             show(&report, args.common.json, report.table())
         }
         Test::Pad(args) => {
-            let vision = VisionSettings { precision: args.precision.unwrap_or(vision.precision), ..vision.clone() };
+            let vision = VisionSettings {
+                precision: args.precision.unwrap_or(vision.precision),
+                ..vision.clone()
+            };
             let report = pad::evaluate(args, &vision, pad)?;
             write_plot(args.plot.as_deref(), || report.plot())?;
             show(&report, args.json, report.table())
@@ -204,7 +207,8 @@ fn write_plot(to: Option<&Path>, draw: impl FnOnce() -> String) -> anyhow::Resul
     let Some(path) = to else {
         return Ok(());
     };
-    std::fs::write(path, draw()).with_context(|| format!("cannot write the plot {}", path.display()))
+    std::fs::write(path, draw())
+        .with_context(|| format!("cannot write the plot {}", path.display()))
 }
 
 fn show(report: &impl Serialize, json: bool, table: String) -> anyhow::Result<()> {

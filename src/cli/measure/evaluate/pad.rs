@@ -97,7 +97,11 @@ struct Presented {
     live: bool,
 }
 
-pub fn evaluate(args: &PadArgs, vision: &VisionSettings, pad: PadSettings) -> anyhow::Result<Report> {
+pub fn evaluate(
+    args: &PadArgs,
+    vision: &VisionSettings,
+    pad: PadSettings,
+) -> anyhow::Result<Report> {
     let pad = PadSettings { threshold: args.threshold.unwrap_or(pad.threshold), ..pad };
     let mut all = Vec::new();
     for (dirs, live) in [(&args.live, true), (&args.attack, false)] {
@@ -115,13 +119,23 @@ pub fn evaluate(args: &PadArgs, vision: &VisionSettings, pad: PadSettings) -> an
 
 /// A folder's photographs and its subfolders', or those that a list names: a CSV with the columns file and kind, of
 /// which `live` is live and anything else an attack.
-fn gather(dir: &Path, live: bool, skip: &[String], depth: usize, all: &mut Vec<Presented>) -> anyhow::Result<()> {
+fn gather(
+    dir: &Path,
+    live: bool,
+    skip: &[String],
+    depth: usize,
+    all: &mut Vec<Presented>,
+) -> anyhow::Result<()> {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let list = dir.join("spoof.csv");
     if list.is_file() {
         let kinds: Vec<protocol::Spoof> = protocol::read(&list)?;
         let wanted = kinds.iter().filter(|row| (row.kind == "live") == live);
-        all.extend(wanted.map(|row| Presented { path: dir.join(&row.file), folder: row.kind.clone(), live }));
+        all.extend(wanted.map(|row| Presented {
+            path: dir.join(&row.file),
+            folder: row.kind.clone(),
+            live,
+        }));
         return Ok(());
     }
     let photographs = protocol::photographs(dir)?;
@@ -129,13 +143,18 @@ fn gather(dir: &Path, live: bool, skip: &[String], depth: usize, all: &mut Vec<P
     let mut folders = Vec::new();
     for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let path = entry.with_context(|| format!("cannot list {}", dir.display()))?.path();
-        folders.extend((depth > 0 && path.is_dir() && !skip.contains(&name(&path))).then_some(path));
+        folders
+            .extend((depth > 0 && path.is_dir() && !skip.contains(&name(&path))).then_some(path));
     }
     folders.sort();
     folders.iter().try_for_each(|folder| gather(folder, live, skip, depth - 1, all))
 }
 
-fn look_at_all(workers: &mut Workers, all: &[Presented], pad: &PadSettings) -> anyhow::Result<Vec<Photograph>> {
+fn look_at_all(
+    workers: &mut Workers,
+    all: &[Presented],
+    pad: &PadSettings,
+) -> anyhow::Result<Vec<Photograph>> {
     let next = AtomicUsize::new(0);
     let bar = measure::progress(all.len());
     let work = |vision: &mut Vision| -> anyhow::Result<Vec<(usize, Photograph)>> {
@@ -160,7 +179,11 @@ fn look_at_all(workers: &mut Workers, all: &[Presented], pad: &PadSettings) -> a
     Ok(done.into_iter().map(|(_, photograph)| photograph).collect())
 }
 
-fn look_at(vision: &mut Vision, presented: &Presented, pad: &PadSettings) -> anyhow::Result<Photograph> {
+fn look_at(
+    vision: &mut Vision,
+    presented: &Presented,
+    pad: &PadSettings,
+) -> anyhow::Result<Photograph> {
     let mut photograph = Photograph {
         file: presented.path.display().to_string(),
         live: presented.live,
@@ -174,7 +197,9 @@ fn look_at(vision: &mut Vision, presented: &Presented, pad: &PadSettings) -> any
     let Some(face) = still::main_face(vision, &picture)? else { return Ok(photograph) };
     photograph.eye_distance_px = Some(face.sample.eye_distance_px);
     photograph.score = vision.liveness(&picture, &face.detection)?;
-    let (Some(score), true) = (photograph.score, face.sample.eye_distance_px >= pad.eye_distance_px_min) else {
+    let (Some(score), true) =
+        (photograph.score, face.sample.eye_distance_px >= pad.eye_distance_px_min)
+    else {
         return Ok(photograph);
     };
     let live = score >= pad.threshold;
@@ -203,9 +228,12 @@ fn varied(picture: &Picture, detection: &Detection, look: u64) -> (Picture, Dete
     };
     let (gain, shift_x, shift_y, zoom) =
         (1.0 + 0.05 * random(), 0.04 * random(), 0.04 * random(), 1.0 + 0.05 * random());
-    let grained = picture.rgb().iter().map(|value| (f32::from(*value) * gain + 2.0 * random()).clamp(0.0, 255.0) as u8);
-    let seen =
-        Picture::from_rgb(picture.width(), picture.height(), grained.collect()).expect("as many pixels as before");
+    let grained = picture
+        .rgb()
+        .iter()
+        .map(|value| (f32::from(*value) * gain + 2.0 * random()).clamp(0.0, 255.0) as u8);
+    let seen = Picture::from_rgb(picture.width(), picture.height(), grained.collect())
+        .expect("as many pixels as before");
     let outline = detection.bounding_box;
     let (centre, width, height) = (outline.centre(), outline.width(), outline.height());
     let (x, y) = (centre.x + shift_x * width, centre.y + shift_y * height);
@@ -246,7 +274,9 @@ fn report(photographs: Vec<Photograph>, all: &[Presented], pad: &PadSettings) ->
 }
 
 fn rates(photographs: &[Photograph], verdict: impl Fn(&Photograph) -> &'static str) -> Rates {
-    let count = |live, wanted: &str| photographs.iter().filter(|it| it.live == live && verdict(it) == wanted).count();
+    let count = |live, wanted: &str| {
+        photographs.iter().filter(|it| it.live == live && verdict(it) == wanted).count()
+    };
     let (attacks, live) = (total(photographs, false), total(photographs, true));
     let (attacks_passed, attacks_unjudged) = (count(false, "live"), count(false, "unjudged"));
     let (live_refused, live_unjudged) = (count(true, "attack"), count(true, "unjudged"));
@@ -276,7 +306,8 @@ fn share(part: usize, whole: usize) -> f64 {
 
 /// APCER and BPCER of single frames at a threshold, among those judged.
 fn errors_at(photographs: &[Photograph], threshold: f32) -> (f64, f64) {
-    let judged = |live| photographs.iter().filter(move |it| it.live == live && it.frame != "unjudged");
+    let judged =
+        |live| photographs.iter().filter(move |it| it.live == live && it.frame != "unjudged");
     let scores = |live| judged(live).filter_map(|it| it.score);
     let passed = scores(false).filter(|score| *score >= threshold).count();
     let refused = scores(true).filter(|score| *score < threshold).count();
@@ -287,23 +318,41 @@ impl Report {
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
         for (title, it) in [("Single frames", &self.frames), ("Tracks", &self.tracks)] {
-            let of = |part, whole: usize| format!("{}  ({part} of {whole})", percent(share(part, whole)));
+            let of = |part, whole: usize| {
+                format!("{}  ({part} of {whole})", percent(share(part, whole)))
+            };
             text += &rows(
                 &format!("{title}, threshold {}", self.threshold),
                 &[
-                    ("APCER, attacks taken for live", of(it.attacks_passed, it.attacks - it.attacks_unjudged)),
-                    ("BPCER, live taken for attacks", of(it.live_refused, it.live - it.live_unjudged)),
+                    (
+                        "APCER, attacks taken for live",
+                        of(it.attacks_passed, it.attacks - it.attacks_unjudged),
+                    ),
+                    (
+                        "BPCER, live taken for attacks",
+                        of(it.live_refused, it.live - it.live_unjudged),
+                    ),
                     ("APNRR, attacks not judged", of(it.attacks_unjudged, it.attacks)),
                     ("BPNRR, live not judged", of(it.live_unjudged, it.live)),
-                    ("enforce: live that pass", of(it.live - it.live_refused - it.live_unjudged, it.live)),
-                    ("enforce: attacks that do not", of(it.attacks - it.attacks_passed, it.attacks)),
+                    (
+                        "enforce: live that pass",
+                        of(it.live - it.live_refused - it.live_unjudged, it.live),
+                    ),
+                    (
+                        "enforce: attacks that do not",
+                        of(it.attacks - it.attacks_passed, it.attacks),
+                    ),
                 ],
             );
         }
         let at = self.at.iter().map(|at| (at.threshold.to_string(), at));
-        let lines: Vec<(String, String)> =
-            at.map(|(name, at)| (name, format!("APCER {}  BPCER {}", percent(at.apcer), percent(at.bpcer)))).collect();
-        let lines: Vec<(&str, String)> = lines.iter().map(|(name, line)| (name.as_str(), line.clone())).collect();
+        let lines: Vec<(String, String)> = at
+            .map(|(name, at)| {
+                (name, format!("APCER {}  BPCER {}", percent(at.apcer), percent(at.bpcer)))
+            })
+            .collect();
+        let lines: Vec<(&str, String)> =
+            lines.iter().map(|(name, line)| (name.as_str(), line.clone())).collect();
         text += &rows("Single frames by threshold", &lines);
         text
     }
@@ -314,7 +363,9 @@ impl Report {
         let curve = |of: fn((f64, f64)) -> f64| {
             steps
                 .iter()
-                .map(|threshold| (f64::from(*threshold), of(errors_at(&self.photographs, *threshold))))
+                .map(|threshold| {
+                    (f64::from(*threshold), of(errors_at(&self.photographs, *threshold)))
+                })
                 .collect()
         };
         let here = (self.frames.apcer, self.frames.bpcer);
@@ -329,7 +380,8 @@ impl Report {
             ],
             legend: Legend::Top,
         };
-        let trade = steps.iter().map(|threshold| errors_at(&self.photographs, *threshold)).collect();
+        let trade =
+            steps.iter().map(|threshold| errors_at(&self.photographs, *threshold)).collect();
         let trade = Chart {
             title: "Attacks passed against live refused".into(),
             x: Axis::percent("APCER", 0.0, 0.25),
@@ -347,7 +399,15 @@ mod tests {
 
     fn photograph(live: bool, score: f32, frame: &'static str) -> Photograph {
         let (file, track_scores) = (String::new(), Vec::new());
-        Photograph { file, live, eye_distance_px: Some(40.0), score: Some(score), frame, track: frame, track_scores }
+        Photograph {
+            file,
+            live,
+            eye_distance_px: Some(40.0),
+            score: Some(score),
+            frame,
+            track: frame,
+            track_scores,
+        }
     }
 
     #[test]

@@ -49,7 +49,10 @@ pub fn verification_threshold(spec: &TemplateSpec) -> f32 {
 pub fn evaluate(args: &PairsArgs, vision: &VisionSettings) -> anyhow::Result<Report> {
     let pairs: Vec<Pair> = protocol::read(&args.pairs)?;
     let same = pairs.iter().filter(|pair| pair.same).count();
-    ensure!(same > 0 && same < pairs.len(), "the list must hold pairs of the same person and of different people");
+    ensure!(
+        same > 0 && same < pairs.len(),
+        "the list must hold pairs of the same person and of different people"
+    );
     let mut workers = Workers::load(vision, args.common.workers())?;
     let files = pairs.iter().flat_map(|pair| [pair.file1.as_str(), pair.file2.as_str()]);
     let templates = workers.templates(&args.common.images, files)?;
@@ -84,14 +87,19 @@ pub fn evaluate(args: &PairsArgs, vision: &VisionSettings) -> anyhow::Result<Rep
 
 impl Report {
     pub(crate) fn table(&self) -> String {
-        let at = |share: f64, threshold: f32| format!("{} at threshold {threshold:.3}", percent(share));
+        let at =
+            |share: f64, threshold: f32| format!("{} at threshold {threshold:.3}", percent(share));
         rows(
             "Verification (one comparison a pair)",
             &[
                 ("pairs", self.pairs.to_string()),
                 (
                     "failure to acquire",
-                    format!("{} of {} photographs", percent(self.failure_to_acquire), self.photographs),
+                    format!(
+                        "{} of {} photographs",
+                        percent(self.failure_to_acquire),
+                        self.photographs
+                    ),
                 ),
                 ("equal error rate", percent(self.eer)),
                 ("accuracy, best", at(self.accuracy_best, self.threshold_best)),
@@ -106,7 +114,9 @@ impl Report {
 
     pub(crate) fn plot(&self) -> String {
         let thresholds = self.scores.thresholds();
-        let over = |rate: &dyn Fn(f32) -> f64| thresholds.iter().map(|t| (f64::from(*t), rate(*t))).collect();
+        let over = |rate: &dyn Fn(f32) -> f64| {
+            thresholds.iter().map(|t| (f64::from(*t), rate(*t))).collect()
+        };
         let shipped = f64::from(self.threshold_shipped);
         let rates = Chart {
             title: format!("Error rates of {} pairs (EER {})", self.pairs, percent(self.eer)),
@@ -115,17 +125,24 @@ impl Report {
             series: vec![
                 Series::new("FMR: different people match", over(&|t| self.scores.fmr(t))),
                 Series::new("FNMR: the same person does not", over(&|t| self.scores.fnmr(t))),
-                Series::dashed(&format!("shipped threshold {shipped:.2}"), vec![(shipped, 1e-3), (shipped, 1.0)]),
+                Series::dashed(
+                    &format!("shipped threshold {shipped:.2}"),
+                    vec![(shipped, 1e-3), (shipped, 1.0)],
+                ),
             ],
             legend: Legend::Middle,
         };
-        let roc = thresholds.iter().map(|t| (self.scores.fmr(*t), 1.0 - self.scores.fnmr(*t))).collect();
+        let roc =
+            thresholds.iter().map(|t| (self.scores.fmr(*t), 1.0 - self.scores.fnmr(*t))).collect();
         let at_shipped = (self.fmr_shipped, 1.0 - self.fnmr_shipped);
         let roc = Chart {
             title: "ROC".into(),
             x: Axis::log_percent("false match rate", 1e-3, 1.0),
             y: Axis::percent("true match rate", 0.9, 1.0),
-            series: vec![Series::new("TMR over FMR", roc), Series::point("shipped threshold", at_shipped)],
+            series: vec![
+                Series::new("TMR over FMR", roc),
+                Series::point("shipped threshold", at_shipped),
+            ],
             legend: Legend::Bottom,
         };
         page(&[rates, roc])

@@ -39,7 +39,12 @@ pub struct Spoof {
 impl Group {
     /// The identities that must be found.
     pub fn expected(&self) -> Vec<String> {
-        self.expected.split(';').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+        self.expected
+            .split(';')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect()
     }
 }
 
@@ -50,7 +55,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<T>> {
         .from_path(path)
         .with_context(|| format!("cannot read {}", path.display()))?;
     let rows: Result<Vec<T>, _> = reader.deserialize().collect();
-    let rows = rows.with_context(|| format!("{} is not the list that is wanted here", path.display()))?;
+    let rows =
+        rows.with_context(|| format!("{} is not the list that is wanted here", path.display()))?;
     ensure!(!rows.is_empty(), "{} has no rows", path.display());
     Ok(rows)
 }
@@ -62,11 +68,13 @@ pub fn of_role<'a>(entries: &'a [Entry], role: &'a str) -> impl Iterator<Item = 
 
 /// JPEG, PNG and WebP files of a folder, the shorter name first, so that 2.jpg stands before 10.jpg.
 pub fn photographs(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let listing = std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    let listing =
+        std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
     let mut found = Vec::new();
     for entry in listing {
         let path = entry.with_context(|| format!("cannot list {}", dir.display()))?.path();
-        let extension = path.extension().and_then(|it| it.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let extension =
+            path.extension().and_then(|it| it.to_str()).unwrap_or_default().to_ascii_lowercase();
         if ["jpg", "jpeg", "png", "webp"].contains(&extension.as_str()) {
             found.push(path);
         }

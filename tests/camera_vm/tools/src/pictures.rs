@@ -30,7 +30,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn write(folder: &Path, name: &str, scene: &RgbImage) -> Result<(), Box<dyn Error>> {
     let mut jpeg = Vec::new();
-    JpegEncoder::new_with_quality(&mut jpeg, 90).write_image(scene, SIZE.0, SIZE.1, ExtendedColorType::Rgb8)?;
+    JpegEncoder::new_with_quality(&mut jpeg, 90).write_image(
+        scene,
+        SIZE.0,
+        SIZE.1,
+        ExtendedColorType::Rgb8,
+    )?;
     fs::write(folder.join(format!("{name}.jpg")), jpeg)?;
     fs::write(folder.join(format!("{name}.yuyv")), yuyv(scene))?;
     Ok(())
@@ -41,7 +46,8 @@ fn yuyv(scene: &RgbImage) -> Vec<u8> {
     let mut bytes = Vec::with_capacity((SIZE.0 * SIZE.1 * 2) as usize);
     for pair in scene.as_raw().chunks_exact(6) {
         let channel = |at: usize| f32::from(pair[at]) / 255.0;
-        let luma = |at: usize| 0.299 * channel(at) + 0.587 * channel(at + 1) + 0.114 * channel(at + 2);
+        let luma =
+            |at: usize| 0.299 * channel(at) + 0.587 * channel(at + 1) + 0.114 * channel(at + 2);
         let mean = |at: usize| f32::midpoint(channel(at), channel(at + 3));
         let y = f32::midpoint(luma(0), luma(3));
         let (u, v) = (128.0 + 224.0 * (mean(2) - y) / 1.772, 128.0 + 224.0 * (mean(0) - y) / 1.402);
