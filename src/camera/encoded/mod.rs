@@ -1,13 +1,21 @@
-//! A frame as the camera delivered it, decoded when somebody looks at it and no further than they look.
+//! A frame as the camera delivered it, decoded when it is used and no further than needed.
 //!
-//! Motion JPEG (full or limited Huffman tables), YUYV, NV12 and GREY. A still scene needs only the brightness of a coarse
-//! grid: of the uncompressed formats that is some samples, of JPEG the luma alone. A frame that is replaced before
-//! anybody looked costs one copy out of the driver's buffer, which `Buffers` takes back when the frame is dropped.
+//! Motion JPEG (full or limited Huffman tables), YUYV, NV12, I420, GREY, and
+//! brightness in more than 8 bits (`infrared`). A still scene needs only the
+//! brightness of a coarse grid: of the uncompressed formats that is some samples, of JPEG the luma
+//! alone. A frame that is replaced before it is used costs one copy out of the driver's buffer,
+//! which `Buffers` takes back when the frame is dropped.
 //!
-//! Damaged frames end here: uncompressed ones must have all their bytes, and JPEG is decoded strictly, so that data that
-//! ends early is an error and not a picture with a grey lower part. What scaled and region decoding would save was
-//! measured (`docs/performance.md`, "Decoding"): nearly all of the time goes into the Huffman codes, which must be read
-//! whole in any case.
+//! Damaged frames end here: uncompressed ones must have all their bytes, and JPEG is decoded
+//! strictly, so that data that ends early is an error and not a picture with a grey lower part.
+//! What a JPEG declares is read before a decoder sees it (`recognise::jpeg`), and a decoder's panic
+//! costs the frame and nothing else (`recognise::guarded`). What scaled and region decoding would
+//! save was measured (`docs/performance.md`, "Decoding"): nearly all of the time goes into the
+//! Huffman codes, which must be read whole in any case.
+
+mod infrared;
+
+pub use infrared::{Infrared, Packing};
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,7 +28,10 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::camera::view::{Layout, View};
 use crate::recognise::frame::{Luma, Pixels};
-use crate::recognise::picture::{DecodeError, Picture};
+use crate::recognise::guarded::guarded;
+use crate::recognise::jpeg::END_MARKER;
+use crate::recognise::jpeg::outline::{Outline, Process};
+use crate::recognise::picture::{DecodeError, Picture, SIDE_MAX};
 
 /// How the bytes of an uncompressed frame are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +51,15 @@ pub enum Kind {
     Yuyv,
     /// All of Y, then U and V in turn at half the size.
     Nv12,
+    /// All of Y, then all of U and all of V at half the size and half the stride.
+    I420,
     /// Brightness only, always the full range.
     Grey,
 }
 
 impl Raster {
-    /// The bytes that a whole frame has; `None` when the numbers do not fit together, or are no camera's.
+    /// The bytes that a whole frame has; `None` when the numbers do not fit together, or are no
+    /// camera's.
     pub fn bytes(&self) -> Option<usize> {
         if self.width.checked_mul(self.height)? > PIXELS_MAX {
             return None;
@@ -56,11 +70,20 @@ impl Raster {
             Kind::Nv12 if self.width.is_multiple_of(2) && self.height.is_multiple_of(2) => {
                 self.width
             }
+            Kind::I420
+                if self.width.is_multiple_of(2)
+                    && self.height.is_multiple_of(2)
+                    && self.stride.is_multiple_of(2) =>
+            {
+                self.width
+            }
             Kind::Grey => self.width,
             _ => return None,
         };
-        let rows =
-            if self.kind == Kind::Nv12 { self.height.checked_mul(3)? / 2 } else { self.height };
+        let rows = match self.kind {
+            Kind::Nv12 | Kind::I420 => self.height.checked_mul(3)? / 2,
+            Kind::Yuyv | Kind::Grey => self.height,
+        };
         (self.stride >= row && self.width > 0 && rows > 0)
             .then(|| self.stride.checked_mul(rows))
             .flatten()
@@ -70,19 +93,35 @@ impl Raster {
         let at = y * self.stride + x;
         match self.kind {
             Kind::Yuyv => bytes[at + x],
-            Kind::Nv12 | Kind::Grey => bytes[at],
+            Kind::Nv12 | Kind::I420 | Kind::Grey => bytes[at],
         }
     }
 
     /// Brightness and the two colour differences.
     fn yuv_at(&self, bytes: &[u8], x: usize, y: usize) -> [u8; 3] {
-        let pair = match self.kind {
-            Kind::Yuyv => y * self.stride + x / 2 * 4 + 1,
-            Kind::Nv12 => (self.height + y / 2) * self.stride + x / 2 * 2,
+        let (u, v) = match self.kind {
+            Kind::Yuyv => {
+                let pair = y * self.stride + x / 2 * 4;
+                (pair + 1, pair + 3)
+            }
+            Kind::Nv12 => {
+                let pair = (self.height + y / 2) * self.stride + x / 2 * 2;
+                (pair, pair + 1)
+            }
+            Kind::I420 => {
+                let (u, v) = self.colour_planes();
+                let at = y / 2 * (self.stride / 2) + x / 2;
+                (u + at, v + at)
+            }
             Kind::Grey => return [self.luma_at(bytes, x, y), 128, 128],
         };
-        let v = if self.kind == Kind::Yuyv { pair + 2 } else { pair + 1 };
-        [self.luma_at(bytes, x, y), bytes[pair], bytes[v]]
+        [self.luma_at(bytes, x, y), bytes[u], bytes[v]]
+    }
+
+    /// Where the planes of U and V of `I420` begin.
+    fn colour_planes(&self) -> (usize, usize) {
+        let luma = self.height * self.stride;
+        (luma, luma + luma / 4)
     }
 
     fn rgb_of(&self, yuv: [u8; 3]) -> [u8; 3] {
@@ -93,7 +132,8 @@ impl Raster {
         }
     }
 
-    /// The whole picture, row by row: what is done for each pixel is done without asking which format it is.
+    /// The whole picture, row by row: what is done for each pixel is done without asking which
+    /// format it is.
     fn picture(&self, bytes: &[u8]) -> Option<Picture> {
         let matrix = if self.full_range { FULL_RANGE } else { STUDIO_RANGE };
         let mut rgb: Vec<[u8; 3]> = Vec::with_capacity(self.width * self.height);
@@ -115,13 +155,24 @@ impl Raster {
                         rgb.extend([matrix.rgb_of([*y0, *u, *v]), matrix.rgb_of([*y1, *u, *v])]);
                     }
                 }
+                Kind::I420 => {
+                    let (u, v) = self.colour_planes();
+                    let at = y / 2 * (self.stride / 2);
+                    let u = &bytes[u + at..][..self.width / 2];
+                    let v = &bytes[v + at..][..self.width / 2];
+                    let pairs = row[..self.width].as_chunks::<2>().0;
+                    for (([y0, y1], u), v) in pairs.iter().zip(u).zip(v) {
+                        rgb.extend([matrix.rgb_of([*y0, *u, *v]), matrix.rgb_of([*y1, *u, *v])]);
+                    }
+                }
             }
         }
         Picture::from_rgb(self.width, self.height, rgb.into_flattened())
     }
 }
 
-/// How brightness and colour differences become red, green and blue, in 256ths: BT.601, as UVC and JPEG say.
+/// How brightness and colour differences become red, green and blue, in 256ths: BT.601, as in UVC and
+/// JPEG.
 #[derive(Clone, Copy)]
 struct Matrix {
     black: i32,
@@ -140,11 +191,9 @@ const FULL_RANGE: Matrix =
 impl Matrix {
     #[inline]
     fn rgb_of(self, [luma, u, v]: [u8; 3]) -> [u8; 3] {
-        let (y, u, v) = (
-            (i32::from(luma) - self.black) * self.luma + 128,
-            i32::from(u) - 128,
-            i32::from(v) - 128,
-        );
+        let y = (i32::from(luma) - self.black) * self.luma + 128;
+        let u = i32::from(u) - 128;
+        let v = i32::from(v) - 128;
         let channel = |value: i32| (value >> 8).clamp(0, 255) as u8;
         [
             channel(y + self.v_red * v),
@@ -159,63 +208,88 @@ impl Matrix {
 pub enum Coding {
     Jpeg,
     Raster(Raster),
+    Infrared(Infrared),
 }
 
-/// More than any camera's picture: a header that claims more is damaged. The largest decoded picture is 100 MB.
+impl Coding {
+    /// The bytes that every whole frame has; `None` of JPEG, and of numbers that are no camera's.
+    pub fn frame_bytes(&self) -> Option<usize> {
+        match self {
+            Self::Jpeg => None,
+            Self::Raster(raster) => raster.bytes(),
+            Self::Infrared(infrared) => infrared.bytes(),
+        }
+    }
+}
+
+/// What a frame's bytes are, with what must be known to decode them.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// The bytes end with the end marker, whether the camera sent it or not.
+    Jpeg(Outline),
+    Raster(Raster),
+}
+
+/// More than any camera's picture: a header that claims more is damaged. The largest decoded
+/// picture is 100 MB.
 const PIXELS_MAX: usize = 33_000_000;
 
 /// A frame with its bytes as delivered.
 pub struct Encoded {
     bytes: Vec<u8>,
     buffers: Arc<Buffers>,
-    coding: Coding,
+    source: Source,
     layout: Layout,
     full: OnceLock<Result<Picture, DecodeError>>,
 }
 
 impl Encoded {
-    /// Copies `bytes`. An error is a damaged frame: it has not the bytes, markers or header of a whole one.
+    /// Copies `bytes`. An error is a damaged frame: it has not the bytes, markers or header of a
+    /// whole one.
     pub fn new(
         bytes: &[u8],
         coding: Coding,
         view: &View,
         buffers: &Arc<Buffers>,
     ) -> Result<Self, DecodeError> {
-        let (begin, bytes, (width, height)) = match coding {
+        let (kept, source) = match coding {
             Coding::Jpeg => {
-                let bytes = whole_jpeg(bytes)?;
-                let header = JpegHeader::read(bytes)?;
-                let begin = if header.has_tables { &[][..] } else { MJPEG_BEGIN };
-                // The start marker stands in `begin` too.
-                (begin, &bytes[if begin.is_empty() { 0 } else { 2 }..], header.size)
+                let outline = read_outline(bytes)?;
+                (buffers.filled(jpeg_parts(bytes, &outline)), Source::Jpeg(outline))
             }
             Coding::Raster(raster) => {
-                let needed =
-                    raster.bytes().ok_or_else(|| damaged("frame", "it has an impossible size"))?;
-                let whole =
-                    bytes.get(..needed).ok_or_else(|| damaged("frame", "it ends too early"))?;
-                (&[][..], whole, (raster.width, raster.height))
+                let whole = whole_frame(bytes, raster.bytes())?;
+                (buffers.filled([whole, &[], &[]]), Source::Raster(raster))
+            }
+            Coding::Infrared(infrared) => {
+                let whole = whole_frame(bytes, infrared.bytes())?;
+                let mut kept = buffers.filled([&[]; 3]);
+                infrared.reduce(whole, &mut kept);
+                (kept, Source::Raster(infrared.grey()))
             }
         };
+        let (width, height) = match source {
+            Source::Jpeg(outline) => (outline.width, outline.height),
+            Source::Raster(raster) => (raster.width, raster.height),
+        };
         let layout = view.layout(width, height);
-        let buffers = Arc::clone(buffers);
         Ok(Self {
-            bytes: buffers.filled(begin, bytes),
-            buffers,
-            coding,
+            bytes: kept,
+            buffers: Arc::clone(buffers),
+            source,
             layout,
             full: OnceLock::new(),
         })
     }
 
-    fn decode(&self) -> Result<Picture, DecodeError> {
+    fn decode_full(&self) -> Result<Picture, DecodeError> {
         let (width, height) = self.layout.raw_size();
-        let picture = match self.coding {
-            Coding::Jpeg => {
-                let rgb = decode_jpeg(&self.bytes, (width, height), ColorSpace::RGB)?;
+        let picture = match self.source {
+            Source::Jpeg(outline) => {
+                let rgb = decode_jpeg(&self.bytes, &outline, ColorSpace::RGB)?;
                 Picture::from_rgb(width, height, rgb)
             }
-            Coding::Raster(raster) => raster.picture(&self.bytes),
+            Source::Raster(raster) => raster.picture(&self.bytes),
         };
         Ok(self.layout.apply(picture.ok_or_else(too_few)?))
     }
@@ -230,13 +304,13 @@ impl Pixels for Encoded {
         if let Some(decoded) = self.full.get() {
             return decoded.as_ref().map(Luma::of).map_err(Clone::clone);
         }
-        match self.coding {
-            Coding::Jpeg => {
-                let (width, height) = self.layout.raw_size();
-                let luma = decode_jpeg(&self.bytes, (width, height), ColorSpace::Luma)?;
-                Ok(self.layout.luma(|x, y| luma[y * width + x]))
+        match self.source {
+            Source::Jpeg(outline) if outline.has_luma_alone() => {
+                let luma = decode_jpeg(&self.bytes, &outline, ColorSpace::Luma)?;
+                Ok(self.layout.luma(|x, y| luma[y * outline.width + x]))
             }
-            Coding::Raster(raster) => {
+            Source::Jpeg(_) => self.full().map(Luma::of),
+            Source::Raster(raster) => {
                 Ok(self.layout.luma(|x, y| raster.luma_at(&self.bytes, x, y)))
             }
         }
@@ -244,10 +318,10 @@ impl Pixels for Encoded {
 
     fn reduced(&self, side_px: usize) -> Result<Cow<'_, Picture>, DecodeError> {
         let step = self.layout.step_for(side_px);
-        match self.coding {
-            // Means of brightness and colour are converted, a ninth of the pixels or fewer. Below that, and of JPEG, nothing
-            // would be saved (measured).
-            Coding::Raster(raster) if step > 2 && self.full.get().is_none() => {
+        match self.source {
+            // Means of brightness and colour are converted, a ninth of the pixels or fewer. Below
+            // that, and of JPEG, nothing would be saved (measured).
+            Source::Raster(raster) if step > 2 && self.full.get().is_none() => {
                 let source = |x, y| raster.yuv_at(&self.bytes, x, y);
                 Ok(Cow::Owned(self.layout.reduced(step, source, |yuv| raster.rgb_of(yuv))))
             }
@@ -256,13 +330,13 @@ impl Pixels for Encoded {
     }
 
     fn full(&self) -> Result<&Picture, DecodeError> {
-        self.full.get_or_init(|| self.decode()).as_ref().map_err(Clone::clone)
+        self.full.get_or_init(|| self.decode_full()).as_ref().map_err(Clone::clone)
     }
 }
 
 impl fmt::Debug for Encoded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Encoded({:?}, {} bytes)", self.coding, self.bytes.len())
+        write!(f, "Encoded({:?}, {} bytes)", self.source, self.bytes.len())
     }
 }
 
@@ -272,22 +346,24 @@ impl Drop for Encoded {
     }
 }
 
-/// Frames' memory, used again: at ten frames a second the allocator would otherwise be asked for megabytes each second.
+/// Frames' memory, used again: at ten frames a second the allocator would otherwise be asked for
+/// megabytes each second.
 #[derive(Debug, Default)]
 pub struct Buffers {
     free: Mutex<Vec<Vec<u8>>>,
 }
 
-/// One frame in the slot, one with the networks, one being made.
+/// One frame in the slot, one with the models, one being made.
 const BUFFERS_MAX: usize = 3;
 
 impl Buffers {
-    fn filled(&self, begin: &[u8], bytes: &[u8]) -> Vec<u8> {
+    fn filled(&self, parts: [&[u8]; 3]) -> Vec<u8> {
         let mut buffer =
             self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         buffer.clear();
-        buffer.extend_from_slice(begin);
-        buffer.extend_from_slice(bytes);
+        for part in parts {
+            buffer.extend_from_slice(part);
+        }
         buffer
     }
 
@@ -299,73 +375,75 @@ impl Buffers {
     }
 }
 
-/// From the start marker to just before the end marker. Cameras fill up with zeroes after it.
-///
-/// The end marker is left off on purpose: told of the end, the decoder takes missing data for zeroes; running into the
-/// end of the bytes, it says that they are missing.
-fn whole_jpeg(bytes: &[u8]) -> Result<&[u8], DecodeError> {
-    if !bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
-        return Err(damaged("JPEG", "it does not begin as one"));
-    }
-    // Inside the coded data 0xFF is always followed by 0 or a restart marker, so the last end marker is the picture's.
-    let end = bytes.windows(2).rposition(|marker| marker == [0xFF, 0xD9]);
-    bytes
-        .get(..end.unwrap_or(0))
-        .filter(|rest| rest.len() > 3)
-        .ok_or_else(|| damaged("JPEG", "it ends too early"))
+fn whole_frame(bytes: &[u8], needed: Option<usize>) -> Result<&[u8], DecodeError> {
+    let needed = needed.ok_or_else(|| damaged("frame", "it has an impossible size"))?;
+    bytes.get(..needed).ok_or_else(|| damaged("frame", "it ends too early"))
 }
 
-/// The start of a frame of motion JPEG as AVI has it. Many cameras leave the Huffman tables out, which are the same in
-/// every frame; by this the decoder knows to take the usual ones.
+/// What a camera's JPEG declares, if the decoder may see it. Cameras fill up with zeroes behind the
+/// end marker, or leave there what the buffer held before: it is ignored. A missing end
+/// marker is forgiven when all data surely came.
+fn read_outline(bytes: &[u8]) -> Result<Outline, DecodeError> {
+    let outline = Outline::read(bytes)?;
+    let width = outline.width;
+    let height = outline.height;
+    // The decoder computes with 16 bits, in which a side above 65528 wraps.
+    if width * height > PIXELS_MAX || width.max(height) > SIDE_MAX {
+        return Err(DecodeError::TooManyPixels { width, height, limit: PIXELS_MAX });
+    }
+    if !outline.has_end_marker() {
+        outline.check_whole(bytes)?;
+    }
+    Ok(outline)
+}
+
+/// The start of a frame of motion JPEG as AVI has it. Many cameras leave the Huffman tables out,
+/// which are the same in every frame; by this the decoder knows to take the usual ones.
 const MJPEG_BEGIN: &[u8] = b"\xFF\xD8\xFF\xE0\0\x08AVI1\0\0";
 
-/// What the markers before the coded data say.
-struct JpegHeader {
-    size: (usize, usize),
-    has_tables: bool,
-}
-
-impl JpegHeader {
-    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let (mut at, mut size, mut has_tables) = (2, None, false);
-        while let Some([0xFF, marker, high, low]) =
-            bytes.get(at..).and_then(|head| head.first_chunk::<4>())
-        {
-            let payload = bytes.get(at + 4..).unwrap_or_default();
-            match *marker {
-                0xC4 => has_tables = true,
-                0xC8 | 0xCC => {}
-                0xC0..=0xCF => {
-                    let Some([_, h1, h0, w1, w0]) = payload.first_chunk::<5>() else { break };
-                    size = Some((
-                        u16::from_be_bytes([*w1, *w0]).into(),
-                        u16::from_be_bytes([*h1, *h0]).into(),
-                    ));
-                }
-                0xDA => break,
-                _ => {}
-            }
-            // 0xFF before a marker is allowed as filling.
-            at += if *marker == 0xFF {
-                1
-            } else {
-                2 + usize::from(u16::from_be_bytes([*high, *low])).max(2)
-            };
-        }
-        let (width, height) = size.ok_or_else(|| damaged("JPEG", "it has no size"))?;
-        if width == 0 || height == 0 || width * height > PIXELS_MAX {
-            return Err(DecodeError::TooManyPixels { width, height, limit: PIXELS_MAX });
-        }
-        Ok(Self { size: (width, height), has_tables })
+/// The picture from start marker to end marker, with what is missing.
+fn jpeg_parts<'a>(bytes: &'a [u8], outline: &Outline) -> [&'a [u8]; 3] {
+    let data = &bytes[..outline.end()];
+    if outline.has_tables {
+        [data, &END_MARKER, &[]]
+    } else {
+        // The start marker stands in the beginning too.
+        [MJPEG_BEGIN, &data[2..], &END_MARKER]
     }
 }
 
-/// The pixels, all of them or an error. A header that contradicts the size found before is damaged.
+/// The pixels, all of them or an error.
+///
+/// At an end marker the decoder takes missing data for zeroes; at the end of the bytes it reports an
+/// error. So the marker is left out. The decoder also reports an error when it has merely read ahead
+/// in a picture whose last rows are short: then the blocks are counted, and a picture that has them
+/// all is decoded with its marker.
 fn decode_jpeg(
     bytes: &[u8],
-    (width, height): (usize, usize),
+    outline: &Outline,
     colours: ColorSpace,
 ) -> Result<Vec<u8>, DecodeError> {
+    let guarded = |bytes: &[u8]| {
+        let decoded = guarded(|| decode_strictly(bytes, outline, colours));
+        decoded.map_err(|panicked| damaged("JPEG", &panicked.to_string()))?
+    };
+    if outline.process == Process::Progressive {
+        return guarded(bytes);
+    }
+    let without_marker = &bytes[..bytes.len() - END_MARKER.len()];
+    guarded(without_marker).or_else(|error| {
+        let whole = Outline::read(bytes).and_then(|outline| outline.check_whole(bytes));
+        if whole.is_ok() { guarded(bytes) } else { Err(error) }
+    })
+}
+
+fn decode_strictly(
+    bytes: &[u8],
+    outline: &Outline,
+    colours: ColorSpace,
+) -> Result<Vec<u8>, DecodeError> {
+    let width = outline.width;
+    let height = outline.height;
     let options = DecoderOptions::default()
         .set_strict_mode(true)
         .jpeg_set_out_colorspace(colours)
