@@ -1,33 +1,42 @@
-//! What Home Assistant is told of a device: the payload of device-based discovery (docs/home-assistant.md). Computes only.
+//! The message that announces a device to Home Assistant: the payload of device-based discovery
+//! (docs/home-assistant.md). Computes only.
 //!
-//! What must hold:
-//! - The entities read the topics that are there anyway; nothing is published for Home Assistant but this message.
-//! - Nothing historical triggers: the `event` and presence entities take events that say `"historical": false`, and no
-//!   other, not even one that does not say. The sensors are a record, and take all.
-//! - No person's name is in it: the message is retained.
-//! - Each entity there ever was is in `cmps`. One that this device has not got stands there with its platform only, which
-//!   is how Home Assistant is told to remove it.
+//! Invariants:
+//! - The entities read topics that exist anyway; this message is the only one that is published for
+//!   Home Assistant.
+//! - Nothing historical triggers: the `event` and presence entities accept only events with
+//!   `"historical": false`, and none without the field. The sensors are a record, and accept all.
+//! - The message is retained, so it contains no person's name.
+//! - `cmps` has every entity that ever existed. One that this device does not have is there with its
+//!   platform only, which makes Home Assistant remove it.
 //!
-//! Field names and abbreviations are those of Home Assistant 2026.2; device-based discovery needs 2024.11 or later.
+//! Field names and abbreviations are those of Home Assistant 2026.2; device-based discovery needs
+//! 2024.11 or later.
 
 use serde_json::{Map, Value, json};
 
-use super::topics::Topics;
+use std::sync::Arc;
 
-/// What entities are of no use without.
+use tokio::sync::Notify;
+
+use crate::mqtt::event::Inbound;
+use crate::mqtt::topics;
+use crate::mqtt::topics::{TopicError, Topics};
+
+/// What an entity needs to be of use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Has {
     Camera,
     AttackDetection,
-    /// It may be told who passed.
+    /// The configuration permits subjects to be shown.
     People,
     Thermometer,
     Mongo,
-    /// A plain command is carried out, without a signature.
+    /// Commands are executed without a signature.
     PlainCommands,
 }
 
-/// One device.
+/// The device as it is announced.
 pub struct Described<'a> {
     pub topics: &'a Topics,
     /// Free text.
@@ -35,10 +44,10 @@ pub struct Described<'a> {
     pub has: &'a [Has],
 }
 
-/// Presence ends so long after the last event, unless another comes: when that event counts as history too.
+/// Presence ends this long after the last event: the age at which an event counts as historical.
 const OFF_DELAY_S: u32 = 30;
 
-/// True for what has just happened. A field that is not there is not false.
+/// True for an event that has just happened. A missing field is not false.
 const LIVE: &str = "value_json.historical == false";
 
 impl Described<'_> {
@@ -63,7 +72,7 @@ impl Described<'_> {
         all
     }
 
-    /// Who was last here.
+    /// The entities of the last person.
     fn people(&self, all: &mut Map<String, Value>) {
         let attendance = self.topics.below("event/attendance");
         let name = "{{ value_json.subject.name if value_json.subject else 'None' }}";
@@ -90,7 +99,7 @@ impl Described<'_> {
         );
     }
 
-    /// What has just happened.
+    /// The entities of live events.
     fn events(&self, all: &mut Map<String, Value>) {
         let person = if self.has(Has::People) {
             "'person': (value_json.subject or {}).name | default(none), \
@@ -160,7 +169,7 @@ impl Described<'_> {
         );
     }
 
-    /// Since the start of the device: Home Assistant's statistics make days of them.
+    /// Counters since the start of the daemon: Home Assistant's statistics make days of them.
     fn counts(&self, all: &mut Map<String, Value>) {
         let count = |icon: &str, field: &str| {
             json!({"ic": icon, "stat_cla": "total_increasing", "stat_t": self.topics.health(),
@@ -180,7 +189,7 @@ impl Described<'_> {
         );
     }
 
-    /// How the device is.
+    /// The entities of the device's health.
     fn diagnostics(&self, all: &mut Map<String, Value>) {
         let health = self.topics.health();
         self.put(
@@ -224,7 +233,7 @@ impl Described<'_> {
                 "sug_dsp_prc": 0, "stat_t": health, "val_tpl": "{{ value_json.cpu_celsius }}",
             }),
         );
-        // A request id of its own for each press: the same one again would only bring the old answer.
+        // A new request id for each press: a repeated one would only return the old reply.
         let press = "{\"request_id\": \"home-assistant-{{ (now().timestamp() * 1000) | int }}\"}";
         self.put(
             all,
@@ -262,6 +271,33 @@ impl Described<'_> {
     }
 }
 
+/// Watches for Home Assistant's birth message, which it publishes when it has started.
+#[derive(Clone)]
+pub struct Birth {
+    pub topic: String,
+    received: Arc<Notify>,
+}
+
+impl Birth {
+    pub fn new(prefix: &str) -> Result<Self, TopicError> {
+        let topic = topics::home_assistant_status(prefix)?;
+        Ok(Self { topic, received: Arc::new(Notify::new()) })
+    }
+
+    /// Waits until Home Assistant has started again.
+    pub async fn wait(&self) {
+        self.received.notified().await;
+    }
+
+    /// Checks an inbound message that is no command. A retained `online` is old: the announcement
+    /// after connecting has covered it.
+    pub fn check(&self, inbound: &Inbound) {
+        if inbound.topic == self.topic && inbound.payload == b"online" && !inbound.retained {
+            self.received.notify_one();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -286,9 +322,10 @@ mod tests {
         value.as_object().unwrap().keys().map(String::as_str).collect()
     }
 
-    /// The fields of each platform and what they must have, from the schemas of Home Assistant 2026.2.3
-    /// (`homeassistant/components/mqtt/{schemas,sensor,binary_sensor,event,button}.py`) and the pages of the same name of
-    /// its documentation, by the abbreviations of `abbreviations.py`.
+    /// The fields of each platform and what they must have, from the schemas of Home Assistant
+    /// 2026.2.3 (`homeassistant/components/mqtt/{schemas,sensor,binary_sensor,event,button}.py`)
+    /// and the pages of the same name of its documentation, by the abbreviations of
+    /// `abbreviations.py`.
     const ENTITY: &[&str] = &[
         "p",
         "name",
@@ -354,7 +391,7 @@ mod tests {
         "qos",
         "e",
     ];
-    /// The closed sets that we take values of.
+    /// The closed sets that values are from.
     const VALUES: &[(&str, &[&str])] = &[
         ("dev_cla", &["timestamp", "temperature", "occupancy", "problem"]),
         ("ent_cat", &["diagnostic", "config"]),
@@ -401,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_is_one_that_home_assistant_documents() {
+    fn discovery_uses_only_documented_fields() {
         check(&described("door-1", &ALL));
         check(&described("door-1", &[]));
         for without in ALL {
@@ -411,12 +448,13 @@ mod tests {
     }
 
     #[test]
-    fn the_check_finds_what_is_wrong() {
+    fn discovery_check_finds_invalid_fields() {
         for spoil in [
             |message: &mut Value| message["cmps"]["sync"]["stat_t"] = "a".into(),
             |message: &mut Value| message["cmps"]["recorded"]["val_templ"] = "a".into(),
             |message: &mut Value| {
-                message["cmps"]["recorded"]["uniq_id"] = message["cmps"]["attack"]["uniq_id"].take()
+                message["cmps"]["recorded"]["uniq_id"] =
+                    message["cmps"]["attack"]["uniq_id"].take();
             },
             |message: &mut Value| message["cmps"]["recorded"]["stat_cla"] = "sum".into(),
             |message: &mut Value| message["dev"]["manufacturer_name"] = "a".into(),
@@ -429,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_device_has_not_got_is_removed_by_its_platform_alone() {
+    fn absent_features_are_removed_by_platform() {
         let all = described("door-1", &ALL);
         let count = |message: &Value| {
             message["cmps"].as_object().unwrap().values().filter(|it| keys(it).len() > 1).count()
@@ -466,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn who_passed_is_told_only_where_it_may_be() {
+    fn people_are_named_only_where_allowed() {
         let has: Vec<Has> = ALL.into_iter().filter(|it| *it != Has::People).collect();
         let text = described("door-1", &has).to_string();
         assert!(!text.contains("value_json.subject") && !text.contains("'person'"), "{text}");
@@ -474,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_has_just_happened_triggers() {
+    fn historical_events_do_not_trigger() {
         let message = described("door-1", &ALL);
         for key in ["attendance", "unknown", "attack", "presence"] {
             let template = message["cmps"][key]["val_tpl"].as_str().unwrap();
@@ -483,14 +521,14 @@ mod tests {
     }
 
     #[test]
-    fn names_are_any_text() {
+    fn device_name_may_be_any_text() {
         let name = "Tür \"Süd\" – 正門 {{ 7 }}";
         assert_eq!(described(name, &ALL)["dev"]["name"], name);
     }
 
-    /// The whole message, so that a change of it is seen. The version is left out.
+    /// The whole message without the version, so that every change fails here.
     #[test]
-    fn the_message_is_what_it_was() {
+    fn discovery_message_matches_golden_file() {
         let mut message = described("door-1", &ALL);
         for part in ["dev", "o"] {
             assert_eq!(message[part]["sw"].take(), env!("CARGO_PKG_VERSION"));

@@ -1,342 +1,99 @@
 //! The link to the broker, as the rest of the daemon sees it.
 //!
-//! Promises:
-//! - *Out*: `publish_batch` says `Ok` for a message only after the broker's PUBACK for exactly that message. Everything
-//!   else is `NotAcknowledged`, and the caller sends it again from its disk: at least once, never silently lost.
-//! - *In*: a command is acknowledged to the broker only when the caller says so (`AckToken::acknowledge`), that is after
-//!   its transaction was committed. A crash before that, or a token dropped unused, and the broker sends it again. The
-//!   same command can therefore arrive twice; its `request_id` makes twice harmless. Acknowledgements go out in the
-//!   order of arrival, as MQTT demands (4.6.0-2), whatever the order in which they are given.
-//! - *Memory is bounded*: at most `inbound_count_max` messages and `inbound_bytes_max` bytes are in the caller's hands.
-//!   What arrives beyond that is let go unacknowledged; when the caller's hands are empty the link reconnects, and the
-//!   broker, which still has it, sends it again in its order. So a full queue costs a reconnect and never a command.
-//!   (A command published at QoS 0 against the contract is lost then, and counted.)
-//! - *A message too large for us* is not a dead link: `sift` says how it is got rid of, and what that costs.
-//! - *Status*: "online" retained after each connect, "offline" before a clean DISCONNECT, and as the last will.
+//! Guarantees:
+//! - *Out*: `publish_batch` returns `Ok` for a message only after the broker's PUBACK for exactly
+//!   that message, with a reason code of success in MQTT 5. `deliver_batch`, which the outbox uses,
+//!   returns it in 3.1.1 only after the echo of a probe as well (`echo`). Everything else is `NotAcknowledged`, and the caller sends it again from its
+//!   disk: at least once, never silently lost.
+//! - *In*: a command is acknowledged to the broker only when the caller does so
+//!   (`AckToken::acknowledge`), that is, after its transaction was committed. After a crash before
+//!   that, or a token dropped unused, the broker sends it again. The same command can therefore
+//!   arrive twice; its `request_id` makes that harmless. Acknowledgements are sent in the order of
+//!   arrival, as MQTT requires (4.6.0-2), whatever the order in which they are given.
+//! - *Memory is bounded*: the caller holds at most `inbound_count_max` messages and
+//!   `inbound_bytes_max` bytes. What arrives beyond that is deferred, that is, not acknowledged.
+//!   When the caller holds nothing more, the link reconnects, and the broker sends what it still
+//!   has again, in its order. So a full queue costs a reconnect and never a command. (A command
+//!   published at QoS 0 against the contract is lost then, and counted.)
+//! - *A message too large for us* does not end the link for good: `drain` describes how it is
+//!   removed, and what that costs.
+//! - *Status*: "online" retained after each connect, "offline" before a clean DISCONNECT, and as
+//!   the last will.
 //!
-//! Not in here: the polling (`drive`), what a payload means, resending (the outbox does), TLS policy (`config`).
+//! Not here: the polling (`driver`), what a payload means, resending (the outbox), TLS policy
+//! (`config`).
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use rumqttc::Publish;
+use serde::Serialize;
+use strum::{IntoStaticStr, VariantArray};
 use tokio::sync::{mpsc, watch};
 
-use super::drive::Driver;
-use super::ledger::{Shared, Waiting};
-use super::tls::{self, TlsError, TlsSettings};
+use crate::mqtt::driver::Driver;
+use crate::mqtt::echo::Echo;
+use crate::mqtt::event::LinkEvent;
+use crate::mqtt::fault::LinkFault;
+use crate::mqtt::in_flight::{Acknowledged, ConnectionState, LinkState, PendingResult};
+use crate::mqtt::message::{DescribedMessage, Message, NotAcknowledged};
+use crate::mqtt::refusal::{PublishRefusal, RefusedTopic};
+use crate::mqtt::settings::{LinkConfigError, LinkSettings, Version};
+use crate::mqtt::tls;
 
-/// Room in the event queue beside the inbound messages: edges of the connection come at the back-off's pace, so 64 of
-/// them are minutes in which the app took none.
+/// Room in the event queue beside the inbound messages. Edges of the connection come at the pace of
+/// the back-off, so 64 of them are minutes in which the app received none.
 const EDGES_MAX: usize = 64;
 
-/// Everything the link needs to know; checked by `open`.
-#[derive(Clone)]
-pub struct LinkSettings {
-    pub host: String,
-    pub port: u16,
-    /// Stable over restarts: the broker keeps the session, and so the queued commands, by this name.
-    pub client_id: String,
-    /// Whether the broker keeps what comes while we are away. A console that comes and goes leaves nothing behind.
-    pub persistent: bool,
-    pub keep_alive: Duration,
-    pub credentials: Option<Credentials>,
-    pub tls: Option<TlsSettings>,
-    /// Largest inbound packet; the broker's larger ones are sifted out.
-    pub packet_bytes_max_in: usize,
-    /// Largest outbound packet; a larger one is `TooLarge` and does not reach the wire.
-    pub packet_bytes_max_out: usize,
-    /// Publishes under way at a time.
-    pub window: u16,
-    /// Inbound messages in the caller's hands at a time. More than the usual brokers send unacknowledged (mosquitto 20,
-    /// EMQX 32, rumqttd 100), so that only bytes limit in practice.
-    pub inbound_count_max: usize,
-    pub inbound_bytes_max: usize,
-    pub status_topic: String,
-    pub subscriptions: Vec<String>,
-    pub retry: RetrySettings,
-}
-
-/// How soon the next attempt follows a failed one. Each is shortened at random by up to half, so that a fleet does not
-/// come back to a restarted broker in one second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetrySettings {
-    pub shortest: Duration,
-    pub longest: Duration,
-    /// After the broker refused us by name or password: asking again soon will not change its mind, and some brokers
-    /// lock out who does.
-    pub refused: Duration,
-}
-
-impl Default for RetrySettings {
-    fn default() -> Self {
-        Self {
-            shortest: Duration::from_millis(250),
-            longest: Duration::from_secs(30),
-            refused: Duration::from_secs(10),
-        }
-    }
-}
-
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    pub user: String,
-    pub password: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Credentials({}, …)", self.user)
-    }
-}
-
-impl LinkSettings {
-    pub fn new(host: &str, port: u16, client_id: &str, status_topic: String) -> Self {
-        Self {
-            host: host.to_owned(),
-            port,
-            client_id: client_id.to_owned(),
-            persistent: true,
-            // A dead link is noticed after two of these.
-            keep_alive: Duration::from_secs(15),
-            credentials: None,
-            tls: None,
-            // 8 MiB is ten photos of a telephone in base64, scaled as the documentation advises; the rest is framing.
-            packet_bytes_max_in: 8 * 1024 * 1024 + 64 * 1024,
-            packet_bytes_max_out: 1024 * 1024,
-            window: 32,
-            inbound_count_max: 128,
-            inbound_bytes_max: 24 * 1024 * 1024,
-            status_topic,
-            subscriptions: Vec::new(),
-            retry: RetrySettings::default(),
-        }
-    }
-
-    fn check(&self) -> Result<(), LinkConfigError> {
-        let refuse = |key, why: &str| Err(LinkConfigError::Value { key, why: why.to_owned() });
-        if self.host.is_empty() {
-            return refuse("host", "it is empty");
-        }
-        if self.tls.is_some() && self.host.parse::<std::net::Ipv6Addr>().is_ok() {
-            return refuse(
-                "host",
-                "with TLS it must be a name or an IPv4 address (rumqttc cannot do IPv6 there)",
-            );
-        }
-        if self.client_id.is_empty() {
-            return refuse("client_id", "it is empty, and the broker keeps our session by it");
-        }
-        if self.keep_alive < Duration::from_secs(1) || self.keep_alive > Duration::from_hours(1) {
-            return refuse("keep_alive", "it must be 1 s to 1 h");
-        }
-        if self.window == 0 || self.window > 1000 {
-            return refuse("window", "it must be 1 to 1000");
-        }
-        if self.packet_bytes_max_in < 1024 || self.packet_bytes_max_out < 1024 {
-            return refuse("packet_bytes_max", "it must be at least 1 KiB each way");
-        }
-        if self.inbound_count_max == 0 {
-            return refuse("inbound_count_max", "it must be at least 1");
-        }
-        if self.retry.shortest.is_zero() || self.retry.shortest > self.retry.longest {
-            return refuse("retry", "the shortest pause must be above 0 and not above the longest");
-        }
-        if !rumqttc::valid_topic(&self.status_topic) || self.status_topic.is_empty() {
-            return refuse("status_topic", "it is empty or has a wildcard");
-        }
-        if !self.subscriptions.iter().all(|it| rumqttc::valid_filter(it)) {
-            return refuse("subscriptions", "one is not a valid topic filter");
-        }
-        Ok(())
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum LinkConfigError {
-    #[error("the MQTT setting {key} cannot be used: {why}")]
-    Value { key: &'static str, why: String },
-    #[error("the MQTT TLS settings cannot be used")]
-    Tls(#[from] TlsError),
-}
-
-/// A message to be published at QoS 1.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Message {
-    pub topic: String,
-    pub payload: Vec<u8>,
-    pub retain: bool,
-}
-
-impl fmt::Debug for Message {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Message({}, {} bytes, retain {})", self.topic, self.payload.len(), self.retain)
-    }
-}
-
-/// Why a message does not count as delivered.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotAcknowledged {
-    /// Retry when the link is up.
-    #[error("the link is down")]
-    Offline,
-    /// Retry: it may or may not have reached the broker.
-    #[error("the link was lost before the broker acknowledged")]
-    Lost,
-    /// Poison: it will never fit.
-    #[error("it has {bytes} bytes as a packet; at most {bytes_max} are sent")]
-    TooLarge { bytes: usize, bytes_max: usize },
-    /// Poison: no broker would take it.
-    #[error("its topic is empty, too long or has a wildcard")]
-    BadTopic,
-}
-
-impl NotAcknowledged {
-    /// Whether sending the same message again can never help.
-    pub fn is_poison(&self) -> bool {
-        matches!(self, Self::TooLarge { .. } | Self::BadTopic)
-    }
-}
-
-/// What the link tells the app. Edges, not levels: for the level there is `Link::online`.
-#[derive(Debug)]
-pub enum LinkEvent {
-    /// Also after a reconnect of our own to have messages sent again, without a `Lost` before it.
-    Connected {
-        /// Whether the broker still had our session, and with it the commands sent meanwhile.
-        session_present: bool,
-    },
-    Lost {
-        why: String,
-    },
-    /// An attempt failed; told once, and again when the reason is another.
-    Unreachable {
-        why: String,
-    },
-    Inbound(Inbound),
-    Oversized(Oversized),
-    /// The broker took subscriptions: what it keeps for them comes now.
-    Subscribed {
-        filters: Vec<String>,
-    },
-    /// The broker does not let us subscribe to this: no command will come that way.
-    SubscriptionRefused {
-        filter: String,
-    },
-    /// The last resort against a message too large for us: the broker was told to forget our session, and commands
-    /// that waited in it are lost.
-    SessionPurged {
-        why: String,
-    },
-}
-
-/// One inbound message.
-pub struct Inbound {
-    pub topic: String,
-    pub payload: Vec<u8>,
-    /// The broker had it stored, so it is of unknown age: the contract refuses such a command.
-    pub retained: bool,
-    /// Said to have been sent before (DUP). mosquitto says so of what we did not acknowledge, and only then; the embedded
-    /// broker does not, and passes on what a sender says: nothing may rest on it alone.
-    pub again: bool,
-    /// Under which the broker sends it; by mosquitto the same each time, by the embedded broker another. 0 at QoS 0.
-    pub packet_id: u16,
-    pub ack: AckToken,
-}
-
-impl fmt::Debug for Inbound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Inbound({}, {} bytes, retained {})",
-            self.topic,
-            self.payload.len(),
-            self.retained
-        )
-    }
-}
-
-/// A message that was too large and was thrown away unread, but for its beginning.
-pub struct Oversized {
-    /// Of the whole packet.
-    pub bytes: usize,
-    /// None when only its size was seen. At QoS 0 that is all there ever is; at QoS 1 the broker sends it again, and
-    /// a second event follows with topic and head.
-    pub topic: Option<String>,
-    /// The first 64 KiB of the payload, so that a `request_id` near its beginning can be answered.
-    pub head: Vec<u8>,
-}
-
-impl fmt::Debug for Oversized {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Oversized({:?}, {} bytes)", self.topic, self.bytes)
-    }
-}
-
-/// The right to acknowledge one inbound message, once. Dropped unused it means: send it again.
-#[must_use = "dropping it asks the broker to send the message again"]
-pub struct AckToken {
-    shared: Arc<Shared>,
-    pub(super) connection: u64,
-    /// 0 for QoS 0, which nobody acknowledges.
-    pub(super) serial: u64,
-    pub(super) bytes: usize,
-    used: bool,
-}
-
-impl AckToken {
-    pub(super) fn new(shared: Arc<Shared>, connection: u64, serial: u64, bytes: usize) -> Self {
-        Self { shared, connection, serial, bytes, used: false }
-    }
-
-    /// The message was made durable (or refused with an answer). Never waits. When the link was lost meanwhile the
-    /// broker will send the message again.
-    pub fn acknowledge(mut self) {
-        self.used = true;
-        self.shared.release(&self, true);
-    }
-}
-
-impl Drop for AckToken {
-    fn drop(&mut self) {
-        if !self.used {
-            self.shared.release(self, false);
-        }
-    }
-}
-
-impl fmt::Debug for AckToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AckToken({})", self.serial)
-    }
-}
-
-/// Figures for health and metrics, all counted since the start.
+/// Counters for health and metrics, all since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounters {
     pub connects: u64,
     pub acknowledged: u64,
+    /// Messages that the broker did not accept, and probes that did not come back.
+    pub refused: u64,
     pub received: u64,
-    /// Inbound messages let go for want of room, to be sent again by the broker.
+    /// Inbound messages without room, which the broker sends again.
     pub deferred: u64,
     /// The same at QoS 0: lost.
     pub dropped: u64,
     pub oversized: u64,
-    /// `publish_latest` that found no connection, or no room before it.
+    /// `publish_latest` without a connection, or without room before the next value.
     pub latest_dropped: u64,
     /// Edges that found the app's queue full.
     pub events_dropped: u64,
 }
 
+/// The state of the connection to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, IntoStaticStr, VariantArray)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum MqttState {
+    Connected,
+    /// Not reached; deliveries are retried.
+    Away,
+    /// Refuses the connection, or our messages, until an operator corrects something.
+    Refused,
+}
+
+/// The connection to the broker as an operator sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkStatus {
+    pub state: MqttState,
+    /// Of the present connection.
+    pub version: Option<Version>,
+    /// What is wrong, in words.
+    pub reason: Option<String>,
+    /// A topic on which the broker refuses our messages.
+    pub refused_topic: Option<String>,
+}
+
 /// The handle for publishing. Cheap to clone.
 #[derive(Clone)]
 pub struct Link {
-    shared: Arc<Shared>,
+    state: Arc<LinkState>,
 }
 
-/// Makes a link; nothing happens until the driver's `drive` is awaited.
+/// Creates a link. Nothing happens until the driver's `drive` is awaited.
 pub fn open(
     settings: LinkSettings,
 ) -> Result<(Link, Driver, mpsc::Receiver<LinkEvent>), LinkConfigError> {
@@ -345,61 +102,140 @@ pub fn open(
         Some(tls) => Some(tls::client_config(tls, &settings.host)?),
         None => None,
     };
-    let shared = Arc::new(Shared::new(&settings));
+    let state = Arc::new(LinkState::new(&settings));
     let (sender, receiver) = mpsc::channel(settings.inbound_count_max + EDGES_MAX);
-    let driver = Driver::new(settings, tls, Arc::clone(&shared), sender);
-    Ok((Link { shared }, driver, receiver))
+    let driver = Driver::new(settings, tls, Arc::clone(&state), sender);
+    Ok((Link { state }, driver, receiver))
 }
 
 impl Link {
-    /// Publishes at QoS 1, at most `window` at a time, and waits for the broker's answer to each. The results are in
-    /// the order of the messages. May be dropped at any time; what was under way is then simply not reported.
+    /// Publishes at QoS 1, at most `window` at a time, and waits for each PUBACK. The results are in
+    /// the order of the messages. A topic that the broker has just refused is not tried. May be
+    /// dropped at any time; what is in flight is then not reported.
     pub async fn publish_batch(&self, messages: Vec<Message>) -> Vec<Result<(), NotAcknowledged>> {
-        let mut under_way = Vec::with_capacity(messages.len());
+        let mut in_flight = Vec::with_capacity(messages.len());
         for message in messages {
-            under_way.push(self.shared.publish(message).await);
-        }
-        let mut results = Vec::with_capacity(under_way.len());
-        for sent in under_way {
-            results.push(match sent {
-                Ok(waiting) => answer(waiting).await,
-                Err(refused) => Err(refused),
+            in_flight.push(match self.state.refused_recently(&message.topic) {
+                Some(refusal) => Err(NotAcknowledged::Refused(refusal)),
+                None => self.state.publish(message.into()).await,
             });
         }
-        results
+        await_results(in_flight).await.into_iter().map(|it| it.map(drop)).collect()
     }
 
-    /// Publishes at QoS 0 what is only worth its age (health): the latest of a topic wins, and without a connection it
-    /// is dropped. Never waits.
+    /// Does the same for what must not be lost: where an acknowledgement does not prove that the
+    /// broker passes on what we publish (MQTT 3.1.1), nothing is sent before the echo of a probe,
+    /// and nothing counts as delivered before the echo of a later one.
+    pub async fn deliver_batch<M: Into<DescribedMessage>>(
+        &self,
+        messages: Vec<M>,
+    ) -> Vec<Result<(), NotAcknowledged>> {
+        let ready = match self.state.connection() {
+            Some((connection, false)) => self.prove(connection).await,
+            Some((_, true)) => Ok(()),
+            None => Err(NotAcknowledged::Offline),
+        };
+        if let Err(error) = ready {
+            return messages.iter().map(|_| Err(error.clone())).collect();
+        }
+        let mut in_flight = Vec::with_capacity(messages.len());
+        for message in messages {
+            in_flight.push(self.state.publish(message.into()).await);
+        }
+        let results = await_results(in_flight).await;
+        let unproven = |it: &Result<Acknowledged, _>| it.as_ref().ok().map(|it| it.connection);
+        let last = results.iter().filter_map(unproven).rfind(|it| it.needs_echo);
+        let proof = match last {
+            Some(connection) => self.prove(connection).await,
+            None => Ok(()),
+        };
+        let counts = |it: Acknowledged| match last {
+            // Acknowledged on an earlier connection: that one can no longer be proven.
+            Some(connection) if it.connection.needs_echo && it.connection != connection => {
+                Err(NotAcknowledged::Lost)
+            }
+            Some(_) if it.connection.needs_echo => proof.clone(),
+            _ => Ok(()),
+        };
+        results.into_iter().map(|it| it.and_then(counts)).collect()
+    }
+
+    /// Proves that the broker passes on what we publish on this connection.
+    async fn prove(&self, connection: ConnectionState) -> Result<(), NotAcknowledged> {
+        match self.state.send_probe(connection.number)?.await {
+            Ok(Echo::Heard) => Ok(()),
+            Ok(Echo::Missing) => Err(NotAcknowledged::Refused(PublishRefusal::NoEcho)),
+            Err(_dropped) => Err(NotAcknowledged::Lost),
+        }
+    }
+
+    pub fn status(&self) -> LinkStatus {
+        let fault = self.state.fault();
+        let refused = self.state.refused_topic();
+        let state = match &fault {
+            Some(fault) if fault.is_refused() => MqttState::Refused,
+            // Also between two attempts of a broker that closes the connection at each.
+            _ if refused.is_some() => MqttState::Refused,
+            _ if self.is_online() => MqttState::Connected,
+            _ => MqttState::Away,
+        };
+        let reason = match (&fault, &refused) {
+            (Some(fault), _) if fault.is_refused() => Some(fault.to_string()),
+            (_, Some(refused)) => Some(refused.to_string()),
+            (fault, None) => fault.as_ref().map(LinkFault::to_string),
+        };
+        let version = self.state.version();
+        LinkStatus { state, version, reason, refused_topic: refused.map(|it| it.topic) }
+    }
+
+    /// Returns a topic on which the broker refuses our messages at present.
+    pub fn refused_topic(&self) -> Option<RefusedTopic> {
+        self.state.refused_topic()
+    }
+
+    /// Returns why there is no connection. `None` while there is one, and before the first attempt.
+    pub fn fault(&self) -> Option<LinkFault> {
+        self.state.fault()
+    }
+
+    /// Returns the version of MQTT that the present connection speaks.
+    pub fn version(&self) -> Option<Version> {
+        self.state.version()
+    }
+
+    /// Publishes at QoS 0 what is soon outdated (health): the latest of a topic wins, and without a
+    /// connection it is dropped. Never waits.
     pub fn publish_latest(&self, topic: &str, payload: Vec<u8>, retain: bool) {
-        self.shared.publish_latest(topic, payload, retain);
+        self.state.publish_latest(topic, payload, retain);
     }
 
-    /// Subscribes on the present connection, besides what the settings say; what the broker keeps for these comes (again).
-    /// `false` when there is no connection, or no room before it. Never waits: `LinkEvent::Subscribed` tells the rest.
+    /// Subscribes on the present connection, in addition to the settings; what the broker retains
+    /// for these filters arrives (again). Returns `false` without a connection or room. Never waits:
+    /// `LinkEvent::Subscribed` follows.
     pub fn subscribe(&self, filters: Vec<String>) -> bool {
-        self.shared.subscribe(filters)
+        self.state.subscribe(filters)
     }
 
-    /// The opposite; nobody tells when.
+    /// Unsubscribes on the present connection. Completion is not reported.
     pub fn unsubscribe(&self, filters: Vec<String>) -> bool {
-        self.shared.unsubscribe(filters)
+        self.state.unsubscribe(filters)
     }
 
     pub fn is_online(&self) -> bool {
-        *self.shared.online.borrow()
+        *self.state.online.borrow()
     }
 
-    /// The level behind the edges `Connected` and `Lost`.
+    /// Returns the level behind the edges `Connected` and `Lost`.
     pub fn online(&self) -> watch::Receiver<bool> {
-        self.shared.online.subscribe()
+        self.state.online.subscribe()
     }
 
     pub fn counters(&self) -> LinkCounters {
-        let of = &self.shared.counters;
+        let of = &self.state.counters;
         LinkCounters {
             connects: of.connects.load(Ordering::Relaxed),
             acknowledged: of.acknowledged.load(Ordering::Relaxed),
+            refused: of.refused.load(Ordering::Relaxed),
             received: of.received.load(Ordering::Relaxed),
             deferred: of.deferred.load(Ordering::Relaxed),
             dropped: of.dropped.load(Ordering::Relaxed),
@@ -410,26 +246,16 @@ impl Link {
     }
 }
 
-async fn answer(waiting: Waiting) -> Result<(), NotAcknowledged> {
-    // The other end is only ever dropped together with the connection.
-    waiting.await.unwrap_or(Err(NotAcknowledged::Lost))
-}
-
-/// Bytes that a QoS 1 publish takes on the wire, at most.
-pub(super) fn packet_bytes(topic: &str, payload: &[u8]) -> usize {
-    // Packet type, four bytes of length, two of topic length, two of packet id.
-    1 + 4 + 2 + topic.len() + 2 + payload.len()
-}
-
-/// Takes an inbound publish apart. The payload is moved, not copied, when nobody else holds its buffer.
-pub(super) fn inbound(publish: Publish, ack: AckToken) -> Inbound {
-    let (retained, again, packet_id) = (publish.retain, publish.dup, publish.pkid);
-    Inbound {
-        topic: publish.topic,
-        payload: Vec::from(publish.payload),
-        retained,
-        again,
-        packet_id,
-        ack,
+async fn await_results(
+    in_flight: Vec<Result<PendingResult, NotAcknowledged>>,
+) -> Vec<Result<Acknowledged, NotAcknowledged>> {
+    let mut results = Vec::with_capacity(in_flight.len());
+    for queued in in_flight {
+        results.push(match queued {
+            // The sender is only dropped together with the connection.
+            Ok(pending) => pending.await.unwrap_or(Err(NotAcknowledged::Lost)),
+            Err(error) => Err(error),
+        });
     }
+    results
 }

@@ -1,27 +1,29 @@
-//! Everything that speaks MQTT: the link to a broker, the names of the topics, and a small broker of our own.
+//! The daemon as an MQTT client: the link to a broker, and the names of the topics.
 //!
-//! - `link` is what the rest of the daemon sees: publish and hear when it was acknowledged, receive and say when it
-//!   was committed. Behind it stand `drive` (the one loop that polls), `ledger` (what is under way), `sift` (how a
-//!   message too large for us is got rid of) and `tls`. Together they are the sole owner of rumqttc.
-//! - `topics` is the only place that puts a topic together or takes one apart.
-//! - `discovery` is what Home Assistant is told of a device.
-//! - `broker` is the embedded broker for the demo and for a single unit (rumqttd).
+//! - `link` is what the rest of the daemon uses: it publishes and waits for the acknowledgement,
+//!   receives and acknowledges after the commit. Behind it are `driver` (the one loop that polls),
+//!   `recovery` (what it remembers from one connection to the next), `client` (rumqttc's two
+//!   clients, of MQTT 5 and 3.1.1, as one), `in_flight` (what is in flight), `echo` (the probe of
+//!   3.1.1), `refusal` (why a publish is refused), `drain` (removes a message that is too large for
+//!   us), `fault` (why a connection failed) and `tls`. Together they are the sole owner of rumqttc.
+//! - `topics` is the only place that composes or parses a topic.
+//! - `discovery` makes the message that announces a device to Home Assistant.
 //!
-//! Not in here: what a payload means. Bodies are made and read by `record`; they meet in `app`.
+//! Not here: what a payload means. `wire` makes and reads payloads; both meet in `app`. Nor the
+//! embedded broker, which is `broker`.
 
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-
-pub mod broker;
+pub mod client;
 pub mod discovery;
-mod drive;
-mod ledger;
+mod drain;
+pub mod driver;
+mod echo;
+pub mod event;
+pub mod fault;
+pub mod in_flight;
 pub mod link;
-mod sift;
+pub mod message;
+mod recovery;
+pub mod refusal;
+pub mod settings;
 pub mod tls;
 pub mod topics;
-
-/// 0.0..1.0, different in each process and call: enough to spread a fleet, and no dependency.
-pub fn random_fraction() -> f64 {
-    let bits = RandomState::new().build_hasher().finish() >> 11;
-    bits as f64 / (1u64 << 53) as f64
-}

@@ -1,7 +1,9 @@
-//! TLS for the link: PEM files on disk become one checked rustls configuration, or a refusal that says what to do.
+//! TLS for the link: PEM files on disk become one checked rustls configuration, or a refusal that
+//! states what to do.
 //!
-//! Invariants: a TLS option that is given is used, or the start is refused; the broker's name is always checked
-//! against its certificate (there is no switch for that); ring does the arithmetic on every architecture.
+//! Invariants: a TLS option that is given is used, or the start is refused; the broker's name is
+//! always checked against its certificate (there is no switch for that); ring does the arithmetic
+//! on every architecture.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +14,12 @@ use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
+use zeroize::Zeroizing;
 
-/// Where the common systems keep their CA certificates in one file. Read by ourselves, because rumqttc's own loading
-/// panics on the first certificate that it cannot use.
+use crate::bounded_file::{self, PEM_BYTES_MAX};
+
+/// Where the common systems keep their CA certificates in one file. Read by ourselves, because
+/// rumqttc's own loading panics on the first certificate that it cannot use.
 const SYSTEM_BUNDLES: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt", // Debian, Raspberry Pi OS, Alpine
     "/etc/pki/tls/certs/ca-bundle.crt",   // Fedora
@@ -51,10 +56,21 @@ pub enum TlsError {
     Unreadable {
         path: PathBuf,
         #[source]
+        source: std::io::Error,
+    },
+    #[error("{path} is damaged: it is not PEM after \"-----BEGIN\"")]
+    Damaged {
+        path: PathBuf,
+        #[source]
         source: PemError,
     },
     #[error("{path} holds no {what} in PEM form (a section \"-----BEGIN …\")")]
     Empty { path: PathBuf, what: &'static str },
+    #[error(
+        "{path} is in DER form, not PEM: openssl x509 -inform der -in {path} -out ca.pem \
+         (a key: openssl pkey -inform der)"
+    )]
+    Der { path: PathBuf },
     #[error("{path} holds a CA certificate that cannot be used")]
     BadCa {
         path: PathBuf,
@@ -78,7 +94,7 @@ pub enum TlsError {
     NoVersion(#[source] rustls::Error),
 }
 
-/// Makes settings of what a configuration says; refuses options that would be ignored.
+/// Makes settings from the configuration; refuses options that would be ignored.
 pub fn settings_from(
     enabled: bool,
     ca: Option<PathBuf>,
@@ -105,11 +121,9 @@ pub fn settings_from(
     Ok(Some(TlsSettings { ca, client }))
 }
 
-/// Reads and checks everything now, so that a mistake is a refusal to start and not a link that never comes up.
-pub(super) fn client_config(
-    settings: &TlsSettings,
-    host: &str,
-) -> Result<Arc<ClientConfig>, TlsError> {
+/// Reads and checks everything now, so that a mistake is a refusal to start and not a link that
+/// never comes up.
+pub fn client_config(settings: &TlsSettings, host: &str) -> Result<Arc<ClientConfig>, TlsError> {
     server_name(host)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let roots = match &settings.ca {
@@ -131,7 +145,7 @@ pub(super) fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(host.to_owned()).map_err(|_| TlsError::BadHost { host: host.to_owned() })
 }
 
-fn read_ca(path: &Path) -> Result<RootCertStore, TlsError> {
+pub fn read_ca(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates(path)? {
         roots
@@ -145,7 +159,8 @@ fn system_cas() -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for bundle in SYSTEM_BUNDLES {
         if let Ok(certificates) = read_certificates(Path::new(bundle)) {
-            // A system's bundle may hold one that rustls cannot use; the others are no worse for it.
+            // A system's bundle may hold one that rustls cannot use; the others are no worse for
+            // it.
             roots.add_parsable_certificates(certificates);
             break;
         }
@@ -153,12 +168,22 @@ fn system_cas() -> Result<RootCertStore, TlsError> {
     if roots.is_empty() { Err(TlsError::NoSystemCas) } else { Ok(roots) }
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// Reads a PEM file, without the mark that Windows' editors put before a text.
+fn read_pem(path: &Path) -> Result<Vec<u8>, TlsError> {
     let unreadable = |source| TlsError::Unreadable { path: path.to_owned(), source };
-    let certificates = CertificateDer::pem_file_iter(path)
-        .map_err(unreadable)?
+    let bytes = bounded_file::read(path, PEM_BYTES_MAX).map_err(unreadable)?;
+    // A sequence of ASN.1, with the length in bytes that follow.
+    if bytes.first() == Some(&0x30) && bytes.get(1).is_some_and(|it| *it >= 0x80) {
+        return Err(TlsError::Der { path: path.to_owned() });
+    }
+    Ok(bytes.strip_prefix(b"\xef\xbb\xbf").map(<[u8]>::to_vec).unwrap_or(bytes))
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let damaged = |source| TlsError::Damaged { path: path.to_owned(), source };
+    let certificates = CertificateDer::pem_slice_iter(&read_pem(path)?)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(unreadable)?;
+        .map_err(damaged)?;
     if certificates.is_empty() {
         return Err(TlsError::Empty { path: path.to_owned(), what: "certificate" });
     }
@@ -170,10 +195,7 @@ fn read_client(
     provider: &CryptoProvider,
 ) -> Result<Arc<dyn ResolvesClientCert>, TlsError> {
     let certificates = read_certificates(&client.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&client.key).map_err(|source| match source {
-        PemError::NoItemsFound => TlsError::Empty { path: client.key.clone(), what: "private key" },
-        source => TlsError::Unreadable { path: client.key.clone(), source },
-    })?;
+    let key = read_key(&client.key)?;
     let bad =
         |source| TlsError::BadClient { cert: client.cert.clone(), key: client.key.clone(), source };
     let certified = CertifiedKey::from_der(certificates, key, provider).map_err(bad)?;
@@ -181,12 +203,20 @@ fn read_client(
     Ok(Arc::new(SingleCertAndKey::from(certified)))
 }
 
+fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let pem = Zeroizing::new(read_pem(path)?);
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|source| match source {
+        PemError::NoItemsFound => TlsError::Empty { path: path.to_owned(), what: "private key" },
+        source => TlsError::Damaged { path: path.to_owned(), source },
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_option_that_would_be_ignored_is_refused() {
+    fn ignored_tls_option_is_rejected() {
         assert!(matches!(settings_from(false, None, None, None), Ok(None)));
         assert!(matches!(
             settings_from(false, Some("ca".into()), None, None),
@@ -208,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_used_is_a_refusal_that_names_it() {
+    fn unusable_tls_files_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let empty = dir.path().join("empty.pem");
         std::fs::write(&empty, "").unwrap();
@@ -220,6 +250,10 @@ mod tests {
         std::fs::write(&empty, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
             .unwrap();
         assert!(matches!(of(&empty), Err(TlsError::BadCa { .. })));
+        std::fs::write(&empty, [0x30, 0x82, 0x01, 0x0a, 0x02]).unwrap();
+        assert!(matches!(of(&empty), Err(TlsError::Der { .. })));
+        std::fs::write(&empty, "-----BEGIN CERTIFICATE-----\nAA").unwrap();
+        assert!(matches!(of(&empty), Err(TlsError::Damaged { .. })));
         assert!(matches!(server_name("not a host"), Err(TlsError::BadHost { .. })));
         assert!(server_name("192.0.2.1").is_ok());
     }

@@ -1,18 +1,22 @@
-//! The names of the topics (docs/wire.md, section 1): the only place that puts one together or takes one apart.
+//! The names of the topics (docs/wire.md, section 1): the only place that composes or parses one.
 //!
-//! Invariant: every part that is put into a topic has passed `check_id`, so no name, wildcard or slash can get in.
+//! Invariant: every part of a topic has passed `check_id`, so no name, wildcard or slash can be in
+//! it.
 
-use crate::recognise::face::{IdError, SubjectId, check_id};
+use crate::ids::{IdError, SubjectId, check_id};
 
-/// What a device publishes when its link is up, and what the broker publishes for it when it is gone.
+/// Published by a device when its link is up, and by the broker for it when it is gone.
 pub const ONLINE: &str = "online";
 pub const OFFLINE: &str = "offline";
 
-/// Stands for every device of a site in a command topic, and so is no device's name.
+/// Addresses every device of a site in a command topic, so no device has this name.
 const ALL: &str = "all";
-/// Where a device's name would stand: the gallery that the site's doors share, and what is in it.
+/// The shared gallery of a site, in the place of a device's name, and its parts.
 const GALLERY: &str = "gallery";
 const GALLERY_INDEX: &str = "gallery-index";
+
+/// Levels below which each topic has an id.
+const WITH_ID: [&str; 6] = ["reply", "receipt", GALLERY, GALLERY_INDEX, "command", "console"];
 
 /// Names that no device may have.
 pub const RESERVED: [&str; 3] = [ALL, GALLERY, GALLERY_INDEX];
@@ -38,7 +42,7 @@ pub enum TopicError {
     Reserved,
 }
 
-/// A topic of the shared gallery, taken apart.
+/// A parsed topic of the shared gallery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GalleryTopic {
     Subject(SubjectId),
@@ -46,14 +50,14 @@ pub enum GalleryTopic {
     Page(u8),
 }
 
-/// Who a command was sent to.
+/// The addressee of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Addressee {
     Device,
     Site,
 }
 
-/// A command topic, taken apart.
+/// A parsed command topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommandTopic<'a> {
     pub addressee: Addressee,
@@ -74,12 +78,12 @@ impl Topics {
         format!("rollcall/{}/{}", self.site, self.device)
     }
 
-    /// A topic of this device by its part below the base, as `record` names it.
+    /// Returns a topic of this device by its part below the base.
     pub fn below(&self, part: &str) -> String {
         format!("{}/{part}", self.base())
     }
 
-    /// Retained, and the last will.
+    /// Returns the topic of the status: retained, and the last will.
     pub fn status(&self) -> String {
         self.below("status")
     }
@@ -106,8 +110,14 @@ impl Topics {
         Ok(self.below(&format!("reply/{request_id}")))
     }
 
-    /// Home Assistant's device-based discovery. Retained. The site is in it too: two sites may share a broker, and both
-    /// have a `door-1`.
+    /// Returns the topic on which a device publishes to itself, to learn whether the broker passes
+    /// on what it publishes. It has as many levels as the topics of events, replies and receipts.
+    pub fn probe(&self) -> String {
+        self.below("probe/echo")
+    }
+
+    /// Returns the topic of Home Assistant's device-based discovery. Retained. It contains the site,
+    /// because two sites may share a broker, and both have a `door-1`.
     pub fn discovery(&self, prefix: &str) -> Result<String, TopicError> {
         check_prefix(prefix)?;
         Ok(format!(
@@ -122,12 +132,12 @@ impl Topics {
         format!("rollcall/{}/{GALLERY}/{id}", self.site)
     }
 
-    /// What a part of the gallery is made up of. Retained.
+    /// Returns the topic of an index page. Retained.
     pub fn gallery_page(&self, page: u8) -> String {
         format!("rollcall/{}/{GALLERY_INDEX}/{page:02x}", self.site)
     }
 
-    /// Whether the device's connection to the gallery stands.
+    /// Returns the status topic of the device's gallery connection.
     pub fn gallery_status(&self) -> String {
         self.below("gallery")
     }
@@ -140,7 +150,7 @@ impl Topics {
         format!("rollcall/{}/{GALLERY_INDEX}/+", self.site)
     }
 
-    /// Takes an inbound topic of the gallery apart.
+    /// Parses an inbound topic of the gallery.
     pub fn gallery_part(&self, topic: &str) -> Option<GalleryTopic> {
         let rest = topic.strip_prefix("rollcall/")?.strip_prefix(&*self.site)?.strip_prefix('/')?;
         match rest.split_once('/')? {
@@ -152,17 +162,17 @@ impl Topics {
         }
     }
 
-    /// What the device subscribes to: commands to itself and to every device of its site.
+    /// Returns the subscriptions: commands to this device and to every device of its site.
     pub fn command_subscriptions(&self) -> Vec<String> {
         vec![self.below("command/+"), format!("rollcall/{}/{ALL}/command/+", self.site)]
     }
 
-    /// For whom a signed command may be: this device, or every device of its site.
+    /// Returns the audiences of signed commands: this device, and every device of its site.
     pub fn audiences(&self) -> [String; 2] {
         [format!("{}/{}", self.site, self.device), format!("{}/{ALL}", self.site)]
     }
 
-    /// Takes an inbound topic apart; `None` when it is no command to this device.
+    /// Parses an inbound topic; `None` if it is no command to this device.
     pub fn command<'a>(&self, topic: &'a str) -> Option<CommandTopic<'a>> {
         let rest = topic.strip_prefix("rollcall/")?.strip_prefix(&*self.site)?.strip_prefix('/')?;
         let (addressee, rest) = rest.split_once("/command/")?;
@@ -176,17 +186,33 @@ impl Topics {
     }
 }
 
-/// Where Home Assistant tells that it has started.
+/// Returns the topic of Home Assistant's birth message.
 pub fn home_assistant_status(prefix: &str) -> Result<String, TopicError> {
     check_prefix(prefix)?;
     Ok(format!("{prefix}/status"))
+}
+
+/// Returns the topic as an access rule has it: an id of a subject or request, which may be one of
+/// very many, is `+`.
+pub(super) fn rule_of(topic: &str) -> String {
+    match topic.rsplit_once('/') {
+        Some((parent, _)) if WITH_ID.contains(&parent.rsplit('/').next().unwrap_or_default()) => {
+            format!("{parent}/+")
+        }
+        _ => topic.to_owned(),
+    }
+}
+
+/// Returns whether a topic is one of a device: not Home Assistant's, which is a convenience.
+pub(super) fn is_own(topic: &str) -> bool {
+    topic.starts_with("rollcall/")
 }
 
 fn check_prefix(prefix: &str) -> Result<(), TopicError> {
     prefix.split('/').try_for_each(|level| part("discovery prefix", level))
 }
 
-/// Home Assistant takes `[A-Za-z0-9_-]` there, and no dot. Different ids stay different.
+/// Home Assistant accepts `[A-Za-z0-9_-]` here, and no dot. Different ids stay different.
 fn without_dots(id: &str) -> String {
     id.replace('_', "__").replace('.', "_-")
 }
@@ -204,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_topics_are_those_of_the_contract() {
+    fn topics_match_the_contract() {
         let topics = topics();
         assert_eq!(topics.base(), "rollcall/hq/door-1");
         assert_eq!(topics.status(), "rollcall/hq/door-1/status");
@@ -212,6 +238,7 @@ mod tests {
         assert_eq!(topics.event("attendance").unwrap(), "rollcall/hq/door-1/event/attendance");
         assert_eq!(topics.watermark(), "rollcall/hq/door-1/watermark");
         assert_eq!(topics.reply("r-1").unwrap(), "rollcall/hq/door-1/reply/r-1");
+        assert_eq!(topics.probe(), "rollcall/hq/door-1/probe/echo");
         assert_eq!(
             topics.discovery("homeassistant").unwrap(),
             "homeassistant/device/rollcall-hq/door-1/config"
@@ -224,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_would_change_the_topic_gets_into_one() {
+    fn invalid_topic_levels_are_rejected() {
         for bad in ["", "a/b", "+", "#", "Jane Doe", "ä"] {
             assert!(Topics::new(bad, "door-1").is_err(), "{bad:?}");
             assert!(Topics::new("hq", bad).is_err(), "{bad:?}");
@@ -240,8 +267,9 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_of_the_gallery_is_taken_apart() {
-        let (topics, jane) = (topics(), SubjectId::new("jane").unwrap());
+    fn gallery_topic_is_parsed() {
+        let topics = topics();
+        let jane = SubjectId::new("jane").unwrap();
         assert_eq!(topics.gallery(&jane), "rollcall/hq/gallery/jane");
         assert_eq!(topics.gallery_page(10), "rollcall/hq/gallery-index/0a");
         for (topic, expected) in [
@@ -273,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_taken_apart() {
+    fn command_topic_is_parsed() {
         let of = |addressee, verb| Some(CommandTopic { addressee, verb });
         for (topic, expected) in [
             ("rollcall/hq/door-1/command/enrol", of(Addressee::Device, "enrol")),
