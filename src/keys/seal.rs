@@ -1,16 +1,16 @@
 //! Templates sealed at rest: whoever takes the storage card learns nobody's face.
 //!
-//! XChaCha20-Poly1305 with a random nonce for each template. What a template belongs to (subject, reference, embedder)
-//! is authenticated with it, so that a row moved to another subject no longer opens.
+//! XChaCha20-Poly1305 with a random nonce for each template. What a template belongs to (subject,
+//! reference, embedder) is authenticated with it, so that a row moved to another subject no longer
+//! opens.
 //!
-//! Invariants: the key never stands in the database; it is made once, is never written over, and a key file that
-//! others may read is refused. A key that does not fit what is stored is an error, never a reason to begin anew.
+//! Invariants: the key never stands in the database; it is made once, is never written over, and a
+//! key file that others may read is refused. A key that does not fit what is stored is an error,
+//! never a reason to begin anew.
 //!
 //! Not here: names, which are in clear in the database (whoever may read it may know who passed).
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use chacha20poly1305::aead::{Aead as _, Generate as _, KeyInit as _, Payload};
@@ -19,7 +19,10 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::recognise::face::{ModelDigest, SubjectId, Template};
+use crate::bounded_file;
+use crate::ids::SubjectId;
+use crate::keys::secret_file::{OTHERS, OTHERS_OF_CREDENTIAL, create_secret, exposed_mode};
+use crate::recognise::face::{ModelDigest, Template};
 
 /// The key's name, as a systemd credential and as a file of the state directory.
 pub const KEY_FILE: &str = "rollcall.key";
@@ -90,7 +93,8 @@ pub struct Belongs<'a> {
 }
 
 impl Belongs<'_> {
-    /// Unambiguous: only the subject's id varies in length, and it ends with a byte that no id contains.
+    /// Unambiguous: only the subject's id varies in length, and it ends with a byte that no id
+    /// contains.
     fn associated_data(&self) -> Vec<u8> {
         let mut data = b"rollcall template 1\0".to_vec();
         data.extend_from_slice(self.subject_id.as_str().as_bytes());
@@ -107,8 +111,8 @@ pub struct SealKey {
     path: PathBuf,
 }
 
-/// A key that several devices have: the site's, for what doors tell one another, or that of an export. Wiped from memory
-/// when dropped.
+/// A key that several devices have: the site's, for what doors exchange, or that of an
+/// export. Wiped from memory when dropped.
 pub struct SharedKey(SealKey);
 
 impl std::fmt::Debug for SharedKey {
@@ -118,11 +122,12 @@ impl std::fmt::Debug for SharedKey {
 }
 
 impl SharedKey {
-    /// From a file of 32 random bytes that nobody else may read, or a credential of systemd's, which its group may.
+    /// From a file of 32 random bytes that nobody else may read, or a credential of systemd's,
+    /// which its group may.
     pub fn load(path: &Path, is_credential: bool) -> Result<Self, SealError> {
-        let refused = if is_credential { 0o007 } else { 0o077 };
+        let others = if is_credential { OTHERS_OF_CREDENTIAL } else { OTHERS };
         let missing = || SealError::SharedKeyMissing { path: path.to_owned() };
-        let key = read_key(path, refused)?.ok_or_else(missing)?;
+        let key = read_key(path, others)?.ok_or_else(missing)?;
         Ok(Self(SealKey { key, path: path.to_owned() }))
     }
 
@@ -164,28 +169,28 @@ impl std::fmt::Debug for SealKey {
 }
 
 impl SealKey {
-    /// The key of this device: the credential if systemd passed one, else the file in the state directory; `None` if
-    /// there is neither.
+    /// The key of this device: the credential if systemd passed one, else the file in the state
+    /// directory; `None` if there is neither.
     pub fn load(
         state_dir: &Path,
         credentials_dir: Option<&Path>,
     ) -> Result<Option<Self>, SealError> {
-        if let Some(path) = credentials_dir.map(|it| it.join(KEY_FILE)) {
-            // systemd grants a service's user by an ACL, whose mask shows as group bits (0440): only the world's count.
-            if let Some(key) = read_key(&path, 0o007)? {
-                return Ok(Some(Self { key, path }));
-            }
+        if let Some(path) = credentials_dir.map(|it| it.join(KEY_FILE))
+            && let Some(key) = read_key(&path, OTHERS_OF_CREDENTIAL)?
+        {
+            return Ok(Some(Self { key, path }));
         }
         let path = state_dir.join(KEY_FILE);
-        Ok(read_key(&path, 0o077)?.map(|key| Self { key, path }))
+        Ok(read_key(&path, OTHERS)?.map(|key| Self { key, path }))
     }
 
     /// A key file by its path; none if there is no such file.
     pub fn load_from(path: &Path) -> Result<Option<Self>, SealError> {
-        Ok(read_key(path, 0o077)?.map(|key| Self { key, path: path.to_owned() }))
+        Ok(read_key(path, OTHERS)?.map(|key| Self { key, path: path.to_owned() }))
     }
 
-    /// Makes the key file. Only when there is none and nothing is sealed yet: the caller sees to the second.
+    /// Makes the key file. Only when there is none and nothing is sealed yet: the caller sees to
+    /// the second.
     pub fn create(state_dir: &Path) -> Result<Self, SealError> {
         Self::create_at(&state_dir.join(KEY_FILE))
     }
@@ -198,7 +203,8 @@ impl SealKey {
         Ok(Self { key, path: path.to_owned() })
     }
 
-    /// Made for each use: setting it up is a copy of the key, and a cipher that is kept would not be wiped.
+    /// Made for each use: setting it up is a copy of the key, and a cipher that is kept would not
+    /// be wiped.
     fn cipher(&self) -> XChaCha20Poly1305 {
         XChaCha20Poly1305::new((&*self.key).into())
     }
@@ -227,7 +233,8 @@ impl SealKey {
         }
     }
 
-    /// A proof to be stored beside the templates: `recognises` tells whether a key is the one that made it.
+    /// A proof to be stored beside the templates: `recognises` returns whether a key is the one that
+    /// made it.
     pub fn proof(&self) -> Result<Vec<u8>, SealError> {
         self.encrypt(b"the key of this database", PROOF)
     }
@@ -257,18 +264,18 @@ impl SealKey {
 
 const PROOF: &[u8] = b"rollcall key 1";
 
-fn read_key(path: &Path, refused: u32) -> Result<Option<Zeroizing<[u8; KEY_BYTES]>>, SealError> {
+fn read_key(path: &Path, others: u32) -> Result<Option<Zeroizing<[u8; KEY_BYTES]>>, SealError> {
     let fault = |source| SealError::KeyFile { path: path.to_owned(), source };
-    let mut file = match File::open(path) {
+    let mut file = match bounded_file::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fault(error)),
     };
-    let mode = file.metadata().map_err(fault)?.mode() & 0o777;
-    if mode & refused != 0 {
+    if let Some(mode) = exposed_mode(&file.metadata().map_err(fault)?, others) {
         return Err(SealError::KeyExposed { path: path.to_owned(), mode });
     }
-    // One byte more than a key has tells a longer file; the buffer never grows, so no copy stays behind.
+    // One byte more than a key has shows a longer file; the buffer never grows, so no copy stays
+    // behind.
     let mut bytes = Zeroizing::new([0_u8; KEY_BYTES + 1]);
     let mut found = 0;
     loop {
@@ -286,29 +293,10 @@ fn read_key(path: &Path, refused: u32) -> Result<Option<Zeroizing<[u8; KEY_BYTES
     Ok(Some(key))
 }
 
-/// Makes a file that only its owner may read. Whole or not at all: written beside, made durable, then given its name; an
-/// existing one stays, and is an error.
-pub fn create_secret(path: &Path, secret: &[u8]) -> std::io::Result<()> {
-    let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let beside =
-        dir.join(format!("{}.new", path.file_name().unwrap_or_default().to_string_lossy()));
-    match fs::remove_file(&beside) {
-        // Left by a start that was cut short, and never used for anything.
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    file.write_all(secret)?;
-    file.sync_all()?;
-    // `hard_link` fails where the name is taken; `rename` would replace the key.
-    let linked = fs::hard_link(&beside, path);
-    fs::remove_file(&beside)?;
-    linked?;
-    File::open(dir)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -317,12 +305,15 @@ mod tests {
     }
 
     #[test]
-    fn a_template_opens_only_for_what_it_belongs_to() {
+    fn sealed_template_is_bound_to_its_reference() {
         let dir = tempfile::tempdir().unwrap();
         let key = SealKey::create(dir.path()).unwrap();
-        let (jane, john) = (SubjectId::new("jane").unwrap(), SubjectId::new("john").unwrap());
-        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let (a, b) = (ModelDigest([1; 32]), ModelDigest([2; 32]));
+        let jane = SubjectId::new("jane").unwrap();
+        let john = SubjectId::new("john").unwrap();
+        let one = Uuid::from_u128(1);
+        let two = Uuid::from_u128(2);
+        let a = ModelDigest([1; 32]);
+        let b = ModelDigest([2; 32]);
         let belongs = Belongs { subject_id: &jane, reference_id: &one, embedder: &a };
         let sealed = key.seal(&template(), belongs).unwrap();
         assert!((key.open(&sealed, belongs).unwrap().compare(&template()) - 1.0).abs() < 1e-6);
@@ -345,13 +336,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_file_is_made_once_and_only_for_us() {
+    fn key_file_is_created_once_and_private() {
         let dir = tempfile::tempdir().unwrap();
         assert!(SealKey::load(dir.path(), None).unwrap().is_none());
         fs::write(dir.path().join("rollcall.key.new"), "half a ke").unwrap();
         let key = SealKey::create(dir.path()).unwrap();
         let path = dir.path().join(KEY_FILE);
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let before = fs::read(&path).unwrap();
         assert!(matches!(SealKey::create(dir.path()), Err(SealError::KeyFile { .. })));
         assert_eq!(fs::read(&path).unwrap(), before, "an existing key stays");
@@ -361,8 +352,9 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_comes_first() {
-        let (state, credentials) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fn systemd_credential_precedes_key_file() {
+        let state = tempfile::tempdir().unwrap();
+        let credentials = tempfile::tempdir().unwrap();
         SealKey::create(state.path()).unwrap();
         let from = |it: &Path| SealKey::load(state.path(), Some(it)).unwrap().unwrap();
         assert_eq!(from(credentials.path()).path(), state.path().join(KEY_FILE), "there is none");
@@ -373,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_others_may_read_or_of_another_length_is_refused() {
+    fn exposed_or_wrong_length_key_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(KEY_FILE);
         let load = || SealKey::load(dir.path(), None);

@@ -1,11 +1,9 @@
-//! Private keys of Ed25519 and their files: that of whoever commands, and the device's own, which signs receipts.
+//! Private keys of Ed25519 and their files: that of whoever commands, and the device's own, which
+//! signs receipts.
 //!
-//! A file is PKCS #8 in PEM, as `openssl genpkey -algorithm ed25519` makes it too, and nobody but its owner may read it. It
-//! is made once and never written over.
+//! A file is PKCS #8 in PEM, as `openssl genpkey -algorithm ed25519` makes it too, and nobody but
+//! its owner may read it. It is made once and never written over.
 
-use std::fs;
-use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use chacha20poly1305::aead::Generate as _;
@@ -14,8 +12,10 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject as _;
 use zeroize::Zeroizing;
 
-use crate::record::authority::{self, PublicKey};
-use crate::record::seal::create_secret;
+use crate::bounded_file;
+use crate::keys::jws;
+use crate::keys::jws::PublicKey;
+use crate::keys::secret_file::{OTHERS, create_secret, exposed_mode};
 
 /// The device's own key, in the state directory.
 pub const DEVICE_KEY_FILE: &str = "device.key";
@@ -59,19 +59,17 @@ impl std::fmt::Debug for SigningKey {
 impl SigningKey {
     pub fn load(path: &Path) -> Result<Self, SignerError> {
         let fault = |source| SignerError::File { path: path.to_owned(), source };
-        let file = match fs::File::open(path) {
+        let file = match bounded_file::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(SignerError::Missing { path: path.to_owned() });
             }
             Err(error) => return Err(fault(error)),
         };
-        let mode = file.metadata().map_err(fault)?.mode() & 0o777;
-        if mode & 0o077 != 0 {
+        if let Some(mode) = exposed_mode(&file.metadata().map_err(fault)?, OTHERS) {
             return Err(SignerError::Exposed { path: path.to_owned(), mode });
         }
-        let mut pem = Zeroizing::new(Vec::new());
-        file.take(FILE_BYTES_MAX).read_to_end(&mut pem).map_err(fault)?;
+        let pem = Zeroizing::new(bounded_file::read_all(file, FILE_BYTES_MAX).map_err(fault)?);
         let no_key = || SignerError::NoKey { path: path.to_owned() };
         let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| no_key())?;
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der())
@@ -82,7 +80,7 @@ impl SigningKey {
     /// Makes a key file; an existing one stays, and is an error.
     pub fn create(path: &Path) -> Result<Self, SignerError> {
         let seed = Zeroizing::new(<[u8; 32]>::try_generate().map_err(|_| SignerError::Random)?);
-        create_secret(path, authority::private_pem(&seed).as_bytes())
+        create_secret(path, jws::private_pem(&seed).as_bytes())
             .map_err(|source| SignerError::File { path: path.to_owned(), source })?;
         Self::load(path)
     }
@@ -116,24 +114,25 @@ impl SigningKey {
 
     /// A compact JWS.
     pub fn sign(&self, typ: &str, claims: &[u8]) -> String {
-        let text = authority::to_be_signed(self.public.kid(), typ, claims);
+        let text = jws::to_be_signed(self.public.kid(), typ, claims);
         let signature = self.pair.sign(text.as_bytes());
-        authority::joined(text, signature.as_ref())
+        jws::joined(text, signature.as_ref())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn a_key_is_made_once_and_only_for_its_owner() {
+    fn signing_key_is_created_once_and_private() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("office.key");
         assert!(matches!(SigningKey::load(&path), Err(SignerError::Missing { .. })));
         let made = SigningKey::create(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(SigningKey::load(&path).unwrap().public(), made.public());
         assert!(matches!(SigningKey::create(&path), Err(SignerError::File { .. })));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();

@@ -1,41 +1,33 @@
-//! What the store does about attendance: the records that a sighting is judged by, which of several counts, what becomes
-//! of them when the time is known, and the venues that were put by command.
+//! What the store does about attendance: the records that a sighting is judged by, which of several
+//! counts, what becomes of them when the time is known, and the venues that were put by command.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Row, params};
 use uuid::Uuid;
 
-use super::tx::{BATCH, Tx};
-use super::{AttendanceQuery, StoreError, read};
 use crate::attend::Direction;
 use crate::attend::judge::{self, Moment, Recorded};
 use crate::attend::session::Session;
 use crate::attend::venue::Venue;
 use crate::clock::{BootId, Stamp, rfc3339};
-use crate::recognise::face::SubjectId;
-use crate::record::event::{
-    Attendance, Body, ClockState, Correction, NewEvent, StoredEvent, id_at,
-};
+use crate::ids::SubjectId;
+use crate::store::error::StoreError;
+use crate::store::read;
+use crate::store::tx::{BATCH, Tx};
+use crate::wire::event::{Attendance, Body, ClockState, Correction, NewEvent, StoredEvent, id_at};
 
-/// How many of a subject's latest records a sighting is compared with. Sightings that arrive out of order are seconds
-/// apart; in a session all its records are looked at besides.
+/// How many of a subject's latest records a sighting is compared with. Sightings that arrive out of
+/// order are seconds apart; in a session all its records are compared besides.
 const RECENT: i64 = 64;
 
-/// A subject's time of enrolment is that of its row, and the event's that of the command: the networks' time lies between.
+/// A subject's time of enrolment is that of its row, and the event's that of the command: the
+/// networks' time lies between.
 const ENROLLED_WITHIN_MS: i64 = 120_000;
 
-/// A venue that was put by command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredVenue {
-    pub id: String,
-    /// The venue as JSON.
-    pub body: String,
-    pub changed_ms: i64,
-}
-
 impl Tx<'_> {
-    /// The records of a subject at a venue that a sighting at `at` is to be judged by, in the order of their `seq`.
+    /// The records of a subject at a venue that a sighting at `at` is to be judged by, in the order
+    /// of their `seq`.
     pub fn records_for(
         &self,
         venue: &Venue,
@@ -67,8 +59,8 @@ impl Tx<'_> {
         Ok(found.into_values().collect())
     }
 
-    /// Stores an attendance that [`judge::judge`] found to be new. Where it is earlier than one that counted so far, it
-    /// counts in its stead, and a correction tells so.
+    /// Stores an attendance that [`judge::judge`] found to be new. Where it is earlier than one
+    /// that counted so far, it counts in its stead, and a correction reports so.
     pub fn append_attendance(
         &mut self,
         venue: &Venue,
@@ -81,21 +73,21 @@ impl Tx<'_> {
         {
             let changed = self.settle(venue, subject.id.as_str(), &session, direction)?;
             for seq in changed.into_iter().filter(|it| *it != seq) {
-                self.tell_changed(seq)?;
+                self.append_correction(seq)?;
             }
         }
         Ok(seq)
     }
 
-    /// Now that the wall clock is trusted: works out when this boot's unsynced events occurred, and of attendances which
-    /// session that was and which of them count; and stores a correction for each. Gives how many; to be called again
-    /// until there are none.
+    /// Now that the wall clock is trusted: works out when this boot's unsynced events occurred, and
+    /// of attendances which session that was and which of them count; and stores a correction for
+    /// each. Gives how many; to be called again until there are none.
     pub fn correct_times(&mut self, now: &Stamp, venues: &[Venue]) -> Result<usize, StoreError> {
         if !now.trusted {
             return Ok(0);
         }
         self.correct_observations(now)?;
-        let boot_id = self.setting.clock.boot_id();
+        let boot_id = self.context.clock.boot_id();
         let sql = "select seq, event_id, occurred_ms, boottime_ms, kind, venue from event \
                    where clock = 'unsynced' and boot_id = ?1 order by seq limit ?2";
         let read = |row: &Row<'_>| {
@@ -117,7 +109,9 @@ impl Tx<'_> {
         let mut to_settle = BTreeSet::new();
         for event in &unsynced {
             self.conn
-                .prepare("update event set occurred_ms = ?1, clock = 'corrected' where seq = ?2")?
+                .prepare(
+                    "update main.event set occurred_ms = ?1, clock = 'corrected' where seq = ?2",
+                )?
                 .execute(params![event.occurred.wall_ms, event.seq])?;
             self.correct_enrolment(event)?;
             let venue =
@@ -147,21 +141,23 @@ impl Tx<'_> {
             self.insert_event(&event, ClockState::Corrected, &boot_id)?;
         }
         for seq in others {
-            self.tell_changed(seq)?;
+            self.append_correction(seq)?;
         }
         Ok(unsynced.len())
     }
 
-    /// Who was enrolled while the time was not known was so from the corrected time on: nobody is absent before.
+    /// Who was enrolled while the time was not known was so from the corrected time on: nobody is
+    /// absent before.
     fn correct_enrolment(&self, event: &Unsynced) -> Result<(), StoreError> {
-        let sql = "update subject set enrolled_ms = enrolled_ms + ?2 - ?3 where abs(enrolled_ms - ?3) <= ?4 \
+        let sql = "update main.subject set enrolled_ms = enrolled_ms + ?2 - ?3 where abs(enrolled_ms - ?3) <= ?4 \
                    and id = (select subject_id from event where seq = ?1 and kind = 'enrolment')";
         let shift = params![event.seq, event.occurred.wall_ms, event.was_ms, ENROLLED_WITHIN_MS];
         self.conn.prepare(sql)?.execute(shift)?;
         Ok(())
     }
 
-    /// Gives an attendance the session of its right time. Gives the key under which its session's records are settled.
+    /// Gives an attendance the session of its right time. Gives the key under which its session's
+    /// records are settled.
     fn place_in_session(
         &self,
         event: &Unsynced,
@@ -187,7 +183,8 @@ impl Tx<'_> {
         Ok(key)
     }
 
-    /// Finds out which of a subject's records in a session counts. Gives the `seq` of those for which that changed.
+    /// Finds out which of a subject's records in a session counts. Gives the `seq` of those for
+    /// which that changed.
     fn settle(
         &mut self,
         venue: &Venue,
@@ -204,11 +201,7 @@ impl Tx<'_> {
             query.query(params![subject_id, venue.id, session.id, direction.as_str()])?;
         let mut events = Vec::new();
         while let Some(row) = rows.next()? {
-            match read::event(row) {
-                Ok(event) => events.push(event),
-                Err(StoreError::Unreadable { .. }) => {}
-                Err(other) => return Err(other),
-            }
+            events.extend(read::readable_event(row)?);
         }
         let records: Vec<Recorded> = events.iter().map(record_of).collect();
         let mut changed = Vec::new();
@@ -233,15 +226,16 @@ impl Tx<'_> {
         body: &Attendance,
         superseded_by: Option<Uuid>,
     ) -> Result<(), StoreError> {
-        let sql = "update event set session = ?2, body = ?3, superseded_by = ?4 where seq = ?1";
+        let sql =
+            "update main.event set session = ?2, body = ?3, superseded_by = ?4 where seq = ?1";
         let stored = Body::Attendance(body.clone()).to_stored();
         let by = superseded_by.map(|it| *it.as_bytes());
         self.conn.prepare(sql)?.execute(params![seq, body.session, stored, by])?;
         Ok(())
     }
 
-    /// A correction of an event whose time is as it was, but not its place in the record.
-    fn tell_changed(&mut self, seq: i64) -> Result<(), StoreError> {
+    /// Appends a correction of an event whose time is as it was, but not its place in the record.
+    fn append_correction(&mut self, seq: i64) -> Result<(), StoreError> {
         let Some(stored) = self.event(seq)? else {
             return Ok(());
         };
@@ -260,7 +254,7 @@ impl Tx<'_> {
     pub fn put_venue(&mut self, id: &str, body: &str) -> Result<bool, StoreError> {
         let known = "select exists (select 1 from venue where id = ?1)";
         let replaced = self.conn.prepare(known)?.query_row([id], |row| row.get(0))?;
-        let sql = "insert into venue (id, body, changed_ms) values (?1, ?2, ?3) \
+        let sql = "insert into main.venue (id, body, changed_ms) values (?1, ?2, ?3) \
                    on conflict (id) do update set body = ?2, changed_ms = ?3";
         self.conn.prepare(sql)?.execute(params![id, body, self.now().wall_ms])?;
         Ok(replaced)
@@ -268,11 +262,7 @@ impl Tx<'_> {
 
     /// Gives whether there was one.
     pub fn delete_venue(&mut self, id: &str) -> Result<bool, StoreError> {
-        Ok(self.conn.prepare("delete from venue where id = ?1")?.execute([id])? > 0)
-    }
-
-    pub fn venues(&self) -> Result<Vec<StoredVenue>, StoreError> {
-        venues(self.conn)
+        Ok(self.conn.prepare("delete from main.venue where id = ?1")?.execute([id])? > 0)
     }
 }
 
@@ -319,35 +309,6 @@ fn recorded(row: &Row<'_>) -> rusqlite::Result<Recorded> {
         boot_id: BootId::new(&boot_id),
     };
     let direction: Option<String> = row.get(5)?;
-    let direction = direction.as_deref().and_then(Direction::parse).unwrap_or(Direction::In);
+    let direction = direction.as_deref().and_then(|it| it.parse().ok()).unwrap_or(Direction::In);
     Ok(Recorded { seq: row.get(0)?, at, direction, session: row.get(6)? })
-}
-
-pub(super) fn venues(conn: &Connection) -> Result<Vec<StoredVenue>, StoreError> {
-    let mut query = conn.prepare("select id, body, changed_ms from venue order by id")?;
-    let read = |row: &Row<'_>| {
-        Ok(StoredVenue { id: row.get(0)?, body: row.get(1)?, changed_ms: row.get(2)? })
-    };
-    Ok(query.query_map([], read)?.collect::<Result<_, _>>()?)
-}
-
-/// Shows the attendances of a period in the order of time, whatever their number. Of the query, `after_seq` and `limit`
-/// are not looked at.
-pub(super) fn by_time(
-    conn: &Connection,
-    wanted: &AttendanceQuery,
-    mut visit: impl FnMut(StoredEvent),
-) -> Result<(), StoreError> {
-    let venue = if wanted.venue.is_some() { "venue = ?1" } else { "?1 is null" };
-    let counting = wanted.counting();
-    let sql = read::event_sql(&format!(
-        "where kind = 'attendance' and {venue} and occurred_ms >= ?2 and occurred_ms < ?3 {counting} \
-         order by occurred_ms, seq"
-    ));
-    let mut query = conn.prepare(&sql)?;
-    let mut rows = query.query(params![wanted.venue, wanted.from_ms, wanted.to_ms])?;
-    while let Some(row) = rows.next()? {
-        visit(read::event(row)?);
-    }
-    Ok(())
 }

@@ -1,7 +1,9 @@
-//! A copy of the database as it stands at one moment, beside a daemon that writes, and the proof of what a copy holds.
+//! A copy of the database as it stands at one moment, beside a daemon that writes, and the proof of
+//! what a copy holds.
 //!
-//! Invariants: a copy is one read transaction, so that an event and what it owes are both in it or neither; `contents`
-//! never writes to what it looks at, and says nothing of a database that is not whole.
+//! Invariants: a copy is one read transaction, so that an event and its outbox rows are both in it or
+//! neither; `contents` never writes to what it reads, and returns nothing of a database that is not
+//! whole.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,12 +13,15 @@ use std::path::{Path, PathBuf};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
-use super::{ReferenceCount, StoreError, files, read, schema};
-use crate::recognise::face::{ModelDigest, Name};
+use crate::ids::Name;
+use crate::keys::seal::{SealError, SealKey};
+use crate::recognise::face::ModelDigest;
 use crate::recognise::gallery::{Gallery, Subject};
-use crate::record::seal::{SealError, SealKey};
+use crate::store::error::StoreError;
+use crate::store::rows::ReferenceCount;
+use crate::store::{files, read, schema};
 
-/// Copied at a time: 4 MiB, then progress is told.
+/// Copied at a time: 4 MiB, then progress is reported.
 const STEP_PAGES: i32 = 1024;
 
 /// One moment of a database; later writes are not seen.
@@ -29,8 +34,8 @@ pub struct Contents {
     pub events: u64,
     /// The number of the event that was stored last.
     pub newest_seq: i64,
-    /// Rows owed, by sink, buried ones among them.
-    pub owed: BTreeMap<String, u64>,
+    /// Outbox rows by sink, dead letters among them.
+    pub pending: BTreeMap<String, u64>,
     pub subjects: u64,
     pub references: u64,
     /// Of each embedder; empty without a key.
@@ -80,8 +85,8 @@ impl Snapshot {
         {
             let backup = Backup::new(&self.0, &mut copy)?;
             while backup.step(STEP_PAGES)? != StepResult::Done {
-                let told = backup.progress();
-                progress((told.pagecount - told.remaining) as u64, told.pagecount as u64);
+                let state = backup.progress();
+                progress((state.pagecount - state.remaining) as u64, state.pagecount as u64);
             }
         }
         copy.close().map_err(|(_, error)| StoreError::from(error))?;
@@ -103,15 +108,15 @@ pub fn contents(dir: &Path, key: Option<&SealKey>) -> Result<Contents, StoreErro
         return Err(StoreError::Damaged { source: None });
     }
     let count = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|it| it as u64);
-    let mut owed = conn.prepare("select sink, count(*) from outbox group by sink")?;
-    let owed = owed
+    let mut pending = conn.prepare("select sink, count(*) from outbox group by sink")?;
+    let pending = pending
         .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?
         .collect::<Result<_, _>>()?;
     let mut found = Contents {
         schema: conn.pragma_query_value(None, "user_version", |row| row.get(0))?,
         events: count("select count(*) from event")?,
         newest_seq: read::last_seq(&conn)?,
-        owed,
+        pending,
         subjects: count("select count(*) from subject")?,
         references: count("select count(*) from reference")?,
         galleries: Vec::new(),
@@ -155,7 +160,8 @@ fn mark(
     Ok((GalleryMark { embedder, references: count.opened, digest }, count))
 }
 
-/// As a URI by which SQLite takes the file as it is: no lock, no files beside it, on a read-only disk too.
+/// As a URI by which SQLite takes the file as it is: no lock, no files beside it, on a read-only
+/// disk too.
 fn immutable(path: &Path) -> PathBuf {
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_bytes() {
@@ -179,8 +185,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_database_of_the_first_version_is_copied_as_it_is() {
-        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fn snapshot_copies_first_schema_unchanged() {
+        let from = tempfile::tempdir().unwrap();
+        let to = tempfile::tempdir().unwrap();
         let path = files::create_database(from.path()).unwrap();
         let conn = Connection::open(path).unwrap();
         conn.pragma_update(None, "journal_mode", "wal").unwrap();
@@ -206,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_any_path() {
+    fn database_uri_escapes_any_path() {
         let path = Path::new("/tmp/a b?c#d%e/ü");
         assert_eq!(
             immutable(path),

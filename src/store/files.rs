@@ -1,4 +1,4 @@
-//! The files of the state directory: who may read them, who holds them, what is kept back for a full disk.
+//! The files of the state directory: permissions, the lock, and the reserve for a full disk.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{Read as _, Write as _};
@@ -8,30 +8,32 @@ use std::os::unix::fs::{
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::StoreError;
+use crate::bounded_file::{OPEN_FLAGS, check_regular_if_exists};
+use crate::keys::secret_file::{OTHERS, exposed_mode};
+use crate::store::error::StoreError;
 
 pub const DATABASE: &str = "rollcall.db";
 const LOCK: &str = "lock";
 const RESERVE: &str = "reserve";
-const OTHERS: u32 = 0o077;
 
 pub(super) fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
     let path = path.to_owned();
     |source| StoreError::Io { path, source: Arc::new(source) }
 }
 
-/// Makes the state directory, for us alone. One that others may read is closed if it is plainly ours (empty, or with
-/// our database), and refused if it is not: somebody may have named their home directory by mistake.
+/// Makes the state directory, for us alone. One that others may read is closed if it is plainly
+/// ours (empty, or with our database), and rejected if it is not: somebody may have named their home
+/// directory by mistake.
 pub(super) fn prepare_dir(dir: &Path) -> Result<(), StoreError> {
     if !dir.exists() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))?;
-        // So that a power cut does not take it, with the keys that are made in it. Not every file system lets us.
+        // So that a power cut does not take it, with the keys that are made in it. Not every file
+        // system lets us.
         dir.parent().and_then(|parent| File::open(parent).ok()?.sync_all().ok());
     }
-    let mode = fs::metadata(dir).map_err(io_error(dir))?.mode() & 0o777;
-    if mode & OTHERS == 0 {
+    let Some(mode) = exposed_mode(&fs::metadata(dir).map_err(io_error(dir))?, OTHERS) else {
         return Ok(());
-    }
+    };
     let empty = fs::read_dir(dir).map_err(io_error(dir))?.next().is_none();
     if !empty && !dir.join(DATABASE).exists() {
         return Err(StoreError::Exposed { path: dir.to_owned(), mode });
@@ -39,12 +41,12 @@ pub(super) fn prepare_dir(dir: &Path) -> Result<(), StoreError> {
     fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(io_error(dir))
 }
 
-/// Held for as long as the file is open; the kernel lets go of it however the process ends.
+/// Held for as long as the file is open; the kernel releases it however the process ends.
 pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join(LOCK);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let mut file = options.open(&path).map_err(io_error(&path))?;
+    let mut file = options.custom_flags(OPEN_FLAGS).open(&path).map_err(io_error(&path))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -60,7 +62,19 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// SQLite gives `-wal` and `-shm` the permissions of the database, so that file must exist before SQLite makes it.
+/// Rejects a state directory in which something else stands in place of a file, such as a pipe, which
+/// an open would wait for.
+pub(super) fn check_kinds(dir: &Path) -> Result<(), StoreError> {
+    let database = ["", "-wal", "-shm", "-journal"].map(|end| format!("{DATABASE}{end}"));
+    for name in database.iter().map(String::as_str).chain([LOCK, RESERVE]) {
+        let path = dir.join(name);
+        check_regular_if_exists(&path).map_err(io_error(&path))?;
+    }
+    Ok(())
+}
+
+/// SQLite gives `-wal` and `-shm` the permissions of the database, so that file must exist before
+/// SQLite makes it.
 pub(super) fn create_database(dir: &Path) -> Result<PathBuf, StoreError> {
     let path = dir.join(DATABASE);
     let mut options = OpenOptions::new();
@@ -70,9 +84,9 @@ pub(super) fn create_database(dir: &Path) -> Result<PathBuf, StoreError> {
     Ok(path)
 }
 
-/// Renames a damaged database together with its log. Nothing is deleted: what can be saved from it is for people to
-/// decide.
-pub(super) fn set_aside(dir: &Path, now_ms: i64) -> Result<PathBuf, StoreError> {
+/// Renames a damaged database together with its log. Nothing is deleted: what can be saved from it
+/// is for people to decide.
+pub(super) fn move_aside(dir: &Path, now_ms: i64) -> Result<PathBuf, StoreError> {
     let stamp = crate::clock::rfc3339(now_ms).replace([':', '-'], "").replace('.', "-");
     let mut aside = dir.join(format!("{DATABASE}.damaged-{stamp}"));
     // On a device without a clock each start may have the same time.
@@ -93,9 +107,16 @@ pub(super) fn set_aside(dir: &Path, now_ms: i64) -> Result<PathBuf, StoreError> 
     Ok(aside)
 }
 
-/// Room kept back, given up when the disk is full so that what happens meanwhile can still be written.
+/// Room for the log of the database beside the reserve's own: each commit goes through the log, and
+/// a log that was just cut off has no room on a full disk. Twice what it grows to then (`FULL_LOG` of
+/// the writer).
+const LOG_BYTES: u64 = 256 << 10;
+
+/// Room kept back, given up when the disk is full so that what happens meanwhile can still be
+/// written.
 pub(super) struct Reserve {
     path: PathBuf,
+    /// For the database; the log comes on top of that.
     bytes: u64,
     held: bool,
 }
@@ -103,7 +124,7 @@ pub(super) struct Reserve {
 impl Reserve {
     pub(super) fn new(dir: &Path, bytes: u64) -> Self {
         let path = dir.join(RESERVE);
-        let held = bytes > 0 && fs::metadata(&path).is_ok_and(|it| it.blocks() * 512 >= bytes);
+        let held = bytes > 0 && allocated(&path) >= bytes;
         Self { path, bytes, held }
     }
 
@@ -123,14 +144,18 @@ impl Reserve {
         released
     }
 
-    /// Makes the reserve if the disk has room for four of it: with less the database could not grow beside it.
+    /// Makes the reserve if the disk has room for four of it: with less the database could not grow
+    /// beside it.
     pub(super) fn restore(&mut self) {
-        if self.held || self.bytes == 0 {
+        // One of an earlier version has no room for the log.
+        let is_whole = self.held && allocated(&self.path) >= self.bytes + LOG_BYTES;
+        if is_whole || self.bytes == 0 {
             return;
         }
         let dir = self.path.parent().expect("it lies in the state directory");
         if free_bytes(dir).is_some_and(|free| free >= 4 * self.bytes) {
-            self.held = self.allocate().is_ok();
+            let was_held = self.held;
+            self.held = self.allocate().is_ok() || was_held && allocated(&self.path) >= self.bytes;
             if !self.held {
                 fs::remove_file(&self.path).ok();
             }
@@ -139,15 +164,21 @@ impl Reserve {
 
     fn allocate(&self) -> std::io::Result<()> {
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(&self.path)?;
-        if rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.bytes).is_err()
-        {
+        // What is there stays: on a disk that fills up meanwhile it would not come back.
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.custom_flags(OPEN_FLAGS).open(&self.path)?;
+        let bytes = self.bytes + LOG_BYTES;
+        if rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes).is_err() {
             // Not every file system can; writing takes the blocks as well.
-            file.write_all(&vec![0; self.bytes as usize])?;
+            file.write_all(&vec![0; bytes as usize])?;
         }
         file.sync_all()
     }
+}
+
+/// The bytes that a file takes on the disk.
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |it| it.blocks() * 512)
 }
 
 pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
@@ -167,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_of_somebody_else_is_refused() {
+    fn foreign_state_directory_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let open = |mode| fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
         open(0o755);
@@ -181,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_takes_room_and_gives_it_back() {
+    fn reserve_is_held_and_released() {
         let dir = tempfile::tempdir().unwrap();
         let mut reserve = Reserve::new(dir.path(), 1 << 20);
         assert!(!reserve.release());
@@ -194,13 +225,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_aside_is_never_written_over() {
+    fn quarantined_database_is_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let write = |text| fs::write(dir.path().join(DATABASE), text).unwrap();
         write("one");
-        let first = set_aside(dir.path(), 0).unwrap();
+        let first = move_aside(dir.path(), 0).unwrap();
         write("two");
-        let second = set_aside(dir.path(), 0).unwrap();
+        let second = move_aside(dir.path(), 0).unwrap();
         assert_eq!(first.file_name().unwrap(), "rollcall.db.damaged-19700101T000000-000Z");
         assert_eq!(fs::read(first).unwrap(), b"one");
         assert_eq!(fs::read(second).unwrap(), b"two");

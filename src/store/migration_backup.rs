@@ -1,8 +1,9 @@
-//! The copy of a database that is made before a newer version changes its schema: the way back to the version before, which
-//! refuses the changed one (docs/systemd.md).
+//! The copy of a database that is made before a newer version changes its schema: the way back to
+//! the version before, which rejects the changed one (docs/updating.md).
 //!
-//! Invariants: the copy is whole and on the disk under its name before the first step is made, or there is none; it is for us
-//! alone. It goes with the first erasure, since it has the erased person too, and after a week by a clock that is right.
+//! Invariants: the copy is whole and on the disk under its name before the first step is made, or
+//! there is none; it is for us alone. It goes with the first erasure, since it has the erased
+//! person too, and after a week by a clock that is right.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -12,8 +13,10 @@ use std::time::Duration;
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, OpenFlags};
 
-use super::{StoreError, files};
 use crate::clock::Stamp;
+use crate::error_chain::error_chain;
+use crate::store::error::StoreError;
+use crate::store::files;
 
 /// Long enough to find that a new version does not do, and short beside what events are kept for.
 const KEPT: Duration = Duration::from_hours(7 * 24);
@@ -24,8 +27,8 @@ const UNFINISHED: &str = ".part";
 /// Copied at a time, 4 MiB.
 const STEP_PAGES: i32 = 1024;
 
-/// Makes the copy of a database of this schema. Without room for it the daemon starts all the same: who has no way back still
-/// has a door that works.
+/// Makes the copy of a database of this schema. Without room for it the daemon starts all the same:
+/// without a way back the device still works.
 pub(super) fn keep(conn: &Connection, dir: &Path, schema: u32) {
     let path = dir.join(format!("{}{NAME}{schema}", files::DATABASE));
     match copy(conn, dir, &path) {
@@ -34,7 +37,7 @@ pub(super) fn keep(conn: &Connection, dir: &Path, schema: u32) {
             tracing::warn!(%file, schema, "this version changes the database; a copy for the version before is kept for a week");
         }
         Err(error) => {
-            let error = format!("{:#}", anyhow::Error::new(error));
+            let error = error_chain(&error);
             tracing::error!(
                 error,
                 schema,
@@ -81,7 +84,7 @@ pub(super) fn forget(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Removes those that are older than a week, if the clock can tell.
+/// Removes those that are older than a week, if the clock is trusted.
 pub(super) fn expire(dir: &Path, now: &Stamp) {
     for path in copies(dir) {
         let age = fs::metadata(&path).and_then(|it| it.modified()).map(|modified| {
@@ -107,9 +110,11 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::sync::Arc;
 
-    use super::super::{Store, StoreOptions, schema};
     use super::*;
     use crate::clock::{Clock, SimulatedClock};
+    use crate::store::handle::Store;
+    use crate::store::rows::StoreOptions;
+    use crate::store::schema;
 
     const EVENT: &str = "insert into event (event_id, kind, occurred_ms, boot_id, boottime_ms, clock, body) \
                          values (zeroblob(16), 'attendance', 1, 'b', 2, 'synced', '{}')";
@@ -137,8 +142,9 @@ mod tests {
     }
 
     #[test]
-    fn the_version_before_finds_its_database_as_it_was() {
-        let (dir, clock) = (first_version(), Arc::new(SimulatedClock::at(1_790_000_000_000)));
+    fn migration_keeps_copy_of_old_schema() {
+        let dir = first_version();
+        let clock = Arc::new(SimulatedClock::at(1_790_000_000_000));
         open(dir.path(), &clock).close().unwrap();
         assert_eq!(version_and_events(&dir.path().join(files::DATABASE)), (schema::NEWEST, 1));
         let copy = dir.path().join("rollcall.db.schema-1");
@@ -156,8 +162,9 @@ mod tests {
     }
 
     #[test]
-    fn without_room_for_a_copy_the_daemon_starts_all_the_same() {
-        let (dir, clock) = (first_version(), Arc::new(SimulatedClock::at(1_790_000_000_000)));
+    fn migration_runs_without_room_for_copy() {
+        let dir = first_version();
+        let clock = Arc::new(SimulatedClock::at(1_790_000_000_000));
         // Where the copy would be written is something else.
         fs::create_dir(dir.path().join("rollcall.db.schema-1.part")).unwrap();
         open(dir.path(), &clock).close().unwrap();
@@ -165,8 +172,9 @@ mod tests {
     }
 
     #[test]
-    fn whom_the_database_forgets_the_copy_forgets_too() {
-        let (dir, clock) = (first_version(), Arc::new(SimulatedClock::at(1_790_000_000_000)));
+    fn erasure_removes_migration_copies() {
+        let dir = first_version();
+        let clock = Arc::new(SimulatedClock::at(1_790_000_000_000));
         open(dir.path(), &clock).close().unwrap();
         let conn = Connection::open(dir.path().join(files::DATABASE)).unwrap();
         conn.execute("insert into meta (key, value) values ('scrub_owed', x'')", []).unwrap();
@@ -177,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_goes_after_a_week_but_not_by_a_clock_that_nothing_keeps() {
+    fn migration_copy_expires_by_trusted_clock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rollcall.db.schema-1");
         File::create(&path)

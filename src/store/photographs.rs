@@ -1,14 +1,18 @@
-//! Which photographs subjects were enrolled with, by digest: an import that is begun again looks at none twice.
+//! Which photographs subjects were enrolled with, by digest: a repeated import examines none
+//! twice.
 //!
-//! Known per embedder: after a change of the network every photograph counts as new. Rows go with their subject.
+//! Known per embedder: after a change of the model every photograph counts as new. Rows go with
+//! their subject.
 
 use std::collections::HashSet;
 
 use rusqlite::{OptionalExtension as _, Row, params};
 
-use super::tx::Tx;
-use super::{Reader, StoreError, Subject, read};
-use crate::recognise::face::{ModelDigest, SubjectId};
+use crate::ids::SubjectId;
+use crate::recognise::face::ModelDigest;
+use crate::store::error::StoreError;
+use crate::store::reader::Reader;
+use crate::store::tx::Tx;
 
 /// The SHA-256 of a photograph's file.
 pub type PhotographDigest = [u8; 32];
@@ -40,17 +44,13 @@ impl Tx<'_> {
 }
 
 impl Reader {
-    pub fn subject(&self, id: &SubjectId) -> Result<Option<Subject>, StoreError> {
-        read::subject(self.connection(), id)
-    }
-
-    /// Which photographs the subject was enrolled with, each with the embedder that looked at it.
+    /// Which photographs the subject was enrolled with, each with the embedder that examined it.
     pub fn photographs(
         &self,
         id: &SubjectId,
     ) -> Result<HashSet<(ModelDigest, PhotographDigest)>, StoreError> {
         let sql = "select embedder, digest from photograph where subject_id = ?1";
-        let mut query = self.connection().prepare_cached(sql)?;
+        let mut query = self.conn.prepare_cached(sql)?;
         let pair = |row: &Row<'_>| Ok((ModelDigest(row.get(0)?), row.get(1)?));
         let found = query.query_map([id.as_str()], pair)?.collect::<Result<_, _>>()?;
         Ok(found)
@@ -60,21 +60,16 @@ impl Reader {
     pub fn was_withdrawn(&self, id: &SubjectId) -> Result<bool, StoreError> {
         let sql = "select 1 from withdrawn where subject_id = ?1";
         Ok(self
-            .connection()
+            .conn
             .prepare_cached(sql)?
             .query_row([id.as_str()], |_| Ok(()))
             .optional()?
             .is_some())
     }
 
-    /// Whether a request has its answer.
-    pub fn is_answered(&self, request_id: &str) -> Result<bool, StoreError> {
+    /// Whether the reply to a request is stored.
+    pub fn has_reply(&self, request_id: &str) -> Result<bool, StoreError> {
         let sql = "select 1 from command where request_id = ?1";
-        Ok(self
-            .connection()
-            .prepare_cached(sql)?
-            .query_row([request_id], |_| Ok(()))
-            .optional()?
-            .is_some())
+        Ok(self.conn.prepare_cached(sql)?.query_row([request_id], |_| Ok(())).optional()?.is_some())
     }
 }

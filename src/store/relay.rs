@@ -1,17 +1,25 @@
-//! The relay: takes what a sink is owed out of the store, in order, and lets a row go only when the sink acknowledged it.
+//! The relay: delivers the pending rows of a sink in order, and deletes a row only when the sink has
+//! acknowledged it.
 //!
-//! Invariants: each row ends acknowledged or buried with its reason; until then it stays in the store, whatever
-//! happens to this process. A delivery under way is never abandoned for `stop`: its outcome is worth knowing. A sink
-//! that fails is asked again after 1 s, then later and later, up to 60 s.
+//! Invariants: each row ends acknowledged or dead-lettered with its reason; until then it stays in the
+//! store, whatever happens to this process. A delivery under way is never abandoned for `stop`: its
+//! outcome is worth knowing. A sink that fails is asked again after 1 s, then later and later, up
+//! to 60 s.
 //!
-//! Not here: what a payload looks like (`event`) and how it gets to the other side (the sinks).
+//! Not here: the format of payloads (`event`) and their transport (the sinks).
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use crate::record::store::{OutboxRow, SinkName, Store, StoreError, Wake};
+use crate::backoff::{Backoff, shortened};
+use crate::store::error::StoreError;
+use crate::store::handle::Store;
+use crate::store::rows::{OutboxRow, SinkName, Wake};
+use crate::store::tx::Tx;
 
 /// What became of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,16 +28,19 @@ pub enum Delivery {
     Acknowledged,
     /// Not now; the reason is logged.
     Retry(String),
-    /// Not now, and the trouble seems to be this row's own: counted as an attempt, though nothing else gets through.
+    /// Not now, and the trouble seems to be this row's own: counted as an attempt, though nothing
+    /// else gets through.
     Doubtful(String),
-    /// Not until somebody has put something right on either side: tried at the slowest pace.
-    Refused(String),
+    /// Not until somebody has corrected something on either side: retried with the longest pause.
+    Rejected(String),
     /// Never; the reason is stored.
     Poison(String),
+    /// Not yet, for a reason of this row alone: the rows behind it are delivered meanwhile.
+    Held,
 }
 
-/// Where events are owed. `deliver` answers for each row of the batch, in its order, after at most a time of its own
-/// choosing; rows it does not answer for are tried again.
+/// A destination of events. `deliver` returns an outcome for each row of the batch, in its order,
+/// within a time of its own choosing; rows without an outcome are retried.
 pub trait Sink: Send {
     fn name(&self) -> SinkName;
     fn deliver(&mut self, batch: &[OutboxRow]) -> impl Future<Output = Vec<Delivery>> + Send;
@@ -45,33 +56,14 @@ pub struct RelaySettings {
 impl Default for RelaySettings {
     fn default() -> Self {
         // 32 events are about 25 kB in flight.
-        Self { window: 32, backoff: Backoff::default() }
+        Self { window: 32, backoff: BACKOFF }
     }
 }
 
-/// How long to wait after failures: twice as long each time, and by chance up to a quarter less, so that a building's
-/// doors do not come back all at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Backoff {
-    pub least: Duration,
-    pub most: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { least: Duration::from_secs(1), most: Duration::from_mins(1) }
-    }
-}
-
-impl Backoff {
-    /// After `failures` in a row, at least one; `chance` is anything random.
-    fn pause(&self, failures: u32, chance: u64) -> Duration {
-        let doubled =
-            self.least.saturating_mul(1_u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
-        let whole = doubled.min(self.most);
-        whole.mul_f64(1.0 - (chance % 1024) as f64 / 4096.0)
-    }
-}
+/// The pauses after failed deliveries.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
+/// Each pause is shortened at random by up to this share.
+const JITTER: f64 = 0.25;
 
 /// Delivers until `stop` becomes true (or its sender is gone), or the store fails.
 pub async fn relay<S: Sink>(
@@ -82,21 +74,34 @@ pub async fn relay<S: Sink>(
 ) -> Result<(), StoreError> {
     let mut wakes = store.wakes();
     let mut failures = 0;
+    let mut held = HeldRows::default();
+    let mut parked = ParkedRows::default();
     while !*stop.borrow() {
         let seen = *wakes.borrow_and_update();
-        let (name, window) = (sink.name(), settings.window);
-        let batch = match store.write_async(move |tx| tx.outbox_batch(name, 0, window)).await {
+        let name = sink.name();
+        let window = settings.window;
+        let after = held.skip_to();
+        let except = parked.ids();
+        let next = move |tx: &mut Tx<'_>| tx.outbox_batch_except(name, after, window, &except);
+        let batch = match store.write_async(next).await {
             Ok(batch) => batch,
             Err(error) => {
-                survive(name, error)?;
-                wait_out(settings.backoff.most, &mut wakes, seen, &mut stop).await;
+                log_unless_fatal(name, error)?;
+                wait_out(settings.backoff.longest, &mut wakes, seen, &mut stop).await;
                 continue;
             }
         };
         if batch.is_empty() {
             failures = 0;
             tokio::select! {
-                _ = wakes.wait_for(|it| *it != seen) => {}
+                woken = wakes.wait_for(|it| *it != seen) => {
+                    if woken.is_ok_and(|it| it.asked != seen.asked) {
+                        held.release();
+                        parked.release();
+                    }
+                }
+                () = due(held.until()) => held.release(),
+                () = due(parked.until()) => {}
                 () = stopped(&mut stop) => {}
             }
             continue;
@@ -104,30 +109,136 @@ pub async fn relay<S: Sink>(
         // Not raced against `stop`.
         let outcome = sort(&batch, sink.deliver(&batch).await);
         let progress = outcome.settled() > 0;
-        let (retry, refused) = (outcome.retry_reason.clone(), outcome.refused);
+        let retry = outcome.retry_reason.clone();
+        let only_rejected =
+            outcome.rejected.len() == outcome.retry.len() && outcome.doubtful.is_empty();
+        let is_first_rejection = parked.is_empty();
+        parked.park(&outcome.rejected, shortened(settings.backoff.longest, JITTER));
+        if retry.is_some() && !only_rejected {
+            held.release();
+        } else if outcome.held {
+            held.skip(&batch);
+        }
         if let Err(error) = settle(&store, outcome).await {
-            // What was acknowledged stands in the outbox still and is sent again: twice is harmless.
-            survive(name, error)?;
-            wait_out(settings.backoff.most, &mut wakes, seen, &mut stop).await;
+            // What was acknowledged stands in the outbox still and is sent again: twice is
+            // harmless.
+            log_unless_fatal(name, error)?;
+            wait_out(settings.backoff.longest, &mut wakes, seen, &mut stop).await;
             continue;
         }
         let Some(reason) = retry else {
             failures = 0;
             continue;
         };
+        if only_rejected && !parked.is_full() {
+            // Others may get through.
+            failures = 0;
+            if is_first_rejection {
+                tracing::warn!(sink = name.as_str(), reason, "rows are rejected, will retry them");
+            }
+            continue;
+        }
         failures = if progress { 1 } else { failures + 1 };
-        let pause = settings.backoff.pause(if refused { u32::MAX } else { failures }, rand_bits());
+        let pause = settings.backoff.pause(if only_rejected { u32::MAX } else { failures });
+        let pause = shortened(pause, JITTER);
         if failures == 1 {
             // The edge only: an hour without the broker is one line.
             tracing::warn!(sink = name.as_str(), reason, ?pause, "delivery failed, will retry");
         }
         wait_out(pause, &mut wakes, seen, &mut stop).await;
+        if wakes.borrow().asked != seen.asked {
+            parked.release();
+        }
     }
     Ok(())
 }
 
+/// Rejected rows that are remembered; more than these stop the relay for a pause.
+const PARKED_MAX: usize = 1024;
+
+/// The rows that the sink rejected, which somebody has to correct. They wait for the longest pause,
+/// each by itself, and do not stand in the way of others.
+#[derive(Default)]
+struct ParkedRows {
+    until: HashMap<i64, Instant>,
+}
+
+impl ParkedRows {
+    /// The rows that the next batch leaves out.
+    fn ids(&mut self) -> Vec<i64> {
+        let now = Instant::now();
+        self.until.retain(|_, until| *until > now);
+        self.until.keys().copied().collect()
+    }
+
+    fn park(&mut self, ids: &[i64], pause: Duration) {
+        let until = Instant::now() + pause;
+        self.until.extend(ids.iter().map(|id| (*id, until)));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.until.is_empty()
+    }
+
+    fn is_full(&self) -> bool {
+        self.until.len() >= PARKED_MAX
+    }
+
+    fn release(&mut self) {
+        self.until.clear();
+    }
+
+    /// When the first of them is due.
+    fn until(&self) -> Option<Instant> {
+        self.until.values().min().copied()
+    }
+}
+
+/// Rows that the sink holds are passed over for this long: the order of the pauses that a sink has
+/// for a single row.
+const HELD_PAUSE: Duration = Duration::from_secs(2);
+
+/// The rows that wait for themselves, so that they do not stand in the way of those behind them.
+#[derive(Default)]
+struct HeldRows {
+    /// Up to this id, and until when.
+    passed: Option<(i64, Instant)>,
+}
+
+impl HeldRows {
+    /// The id after which the next batch begins.
+    fn skip_to(&mut self) -> i64 {
+        if self.passed.is_some_and(|it| it.1 <= Instant::now()) {
+            self.release();
+        }
+        self.passed.map_or(0, |it| it.0)
+    }
+
+    fn skip(&mut self, batch: &[OutboxRow]) {
+        let last = batch.iter().map(|it| it.id).max().unwrap_or(0);
+        let until = self.passed.map_or_else(|| Instant::now() + HELD_PAUSE, |it| it.1);
+        self.passed = Some((last, until));
+    }
+
+    fn release(&mut self) {
+        self.passed = None;
+    }
+
+    fn until(&self) -> Option<Instant> {
+        self.passed.map(|it| it.1)
+    }
+}
+
+/// Resolves at that time; never without one.
+async fn due(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A full disk is waited out; an error after which the store is of no use ends the relay.
-fn survive(sink: SinkName, error: StoreError) -> Result<(), StoreError> {
+fn log_unless_fatal(sink: SinkName, error: StoreError) -> Result<(), StoreError> {
     if error.is_fatal() {
         return Err(error);
     }
@@ -135,7 +246,8 @@ fn survive(sink: SinkName, error: StoreError) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// New rows do not cut the pause short, or a busy door would hammer a broker that is ill; `deliver_now` does.
+/// New rows do not cut the pause short, or a busy door would hammer a broker that is ill;
+/// `deliver_now` does.
 async fn wait_out(
     pause: Duration,
     wakes: &mut watch::Receiver<Wake>,
@@ -150,7 +262,7 @@ async fn wait_out(
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that whoever could say stop has gone, which says it too.
+    // An error means that the sender of `stop` is gone, which is a stop too.
     stop.wait_for(|it| *it).await.ok();
 }
 
@@ -161,7 +273,8 @@ struct Outcome {
     retry: Vec<i64>,
     doubtful: Vec<i64>,
     retry_reason: Option<String>,
-    refused: bool,
+    rejected: Vec<i64>,
+    held: bool,
 }
 
 impl Outcome {
@@ -172,13 +285,16 @@ impl Outcome {
 
 fn sort(batch: &[OutboxRow], deliveries: Vec<Delivery>) -> Outcome {
     let mut outcome = Outcome::default();
-    let unanswered = std::iter::repeat_with(|| Delivery::Retry("the sink gave no answer".into()));
-    for (row, delivery) in batch.iter().zip(deliveries.into_iter().chain(unanswered)) {
-        outcome.refused |= matches!(delivery, Delivery::Refused(_));
+    let missing = std::iter::repeat_with(|| Delivery::Retry("the sink returned no outcome".into()));
+    for (row, delivery) in batch.iter().zip(deliveries.into_iter().chain(missing)) {
+        if matches!(delivery, Delivery::Rejected(_)) {
+            outcome.rejected.push(row.id);
+        }
         match delivery {
             Delivery::Acknowledged => outcome.acknowledged.push(row.id),
+            Delivery::Held => outcome.held = true,
             Delivery::Poison(reason) => outcome.poison.push((row.id, reason)),
-            Delivery::Retry(reason) | Delivery::Refused(reason) => {
+            Delivery::Retry(reason) | Delivery::Rejected(reason) => {
                 outcome.retry.push(row.id);
                 outcome.retry_reason.get_or_insert(reason);
             }
@@ -198,41 +314,16 @@ async fn settle(store: &Store, outcome: Outcome) -> Result<(), StoreError> {
         return Ok(());
     }
     for (row, reason) in &outcome.poison {
-        tracing::error!(row, reason, "a row cannot be delivered and is buried");
+        tracing::error!(row, reason, "a row cannot be delivered and is dead-lettered");
     }
     store
         .write_async(move |tx| {
             tx.acknowledge(&outcome.acknowledged)?;
-            outcome.poison.iter().try_for_each(|(id, reason)| tx.bury(*id, reason))?;
+            outcome.poison.iter().try_for_each(|(id, reason)| tx.dead_letter(*id, reason))?;
             if progress {
                 tx.count_attempt(&outcome.retry)?;
             }
             tx.count_attempt(&outcome.doubtful)
         })
         .await
-}
-
-/// Good enough to spread retries.
-fn rand_bits() -> u64 {
-    use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(0_u8)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pause_doubles_up_to_a_minute() {
-        let check = |failures, chance, expected_ms| {
-            assert_eq!(Backoff::default().pause(failures, chance).as_millis(), expected_ms);
-        };
-        check(1, 0, 1_000);
-        check(2, 0, 2_000);
-        check(6, 0, 32_000);
-        check(7, 0, 60_000);
-        check(u32::MAX, 0, 60_000);
-        check(1, 512, 875);
-        check(99, 1023, 45_014);
-    }
 }

@@ -1,21 +1,28 @@
 //! Another key for the templates: all of them sealed anew in one transaction, while no daemon runs.
 //!
-//! Killed at any instant, one of two keys fits what is stored, and the next start finds it: the new key is on the disk before
-//! the transaction, beside the old one, and takes its name after it (`writer::open`).
+//! Killed at any instant, one of two keys fits what is stored, and the next start finds it: the new
+//! key is on the disk before the transaction, beside the old one, and takes its name after it
+//! (`writer::open`).
 
-use std::fs::{self, File};
+use std::fs::{self};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::writer::{fitting_key, open_database, put_proof};
-use super::{Store, StoreError, StoreOptions, files, fleet};
-use crate::recognise::face::{ModelDigest, SubjectId};
-use crate::record::seal::{Belongs, KEY_FILE, NEXT_KEY_FILE, SealError, SealKey};
+use crate::ids::SubjectId;
+use crate::keys::seal::{Belongs, KEY_FILE, NEXT_KEY_FILE, SealError, SealKey};
+use crate::recognise::face::ModelDigest;
+use crate::store::error::StoreError;
+use crate::store::handle::Store;
+use crate::store::open::open_database;
+use crate::store::rows::StoreOptions;
+use crate::store::template_key::settle;
+use crate::store::template_key::{fitting_key, put_proof};
+use crate::store::{files, versions};
 
 const OWE_SCRUB: &str =
-    "insert into meta (key, value) values ('scrub_owed', x'') on conflict (key) do nothing";
+    "insert into main.meta (key, value) values ('scrub_owed', x'') on conflict (key) do nothing";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rotated {
@@ -26,15 +33,17 @@ pub struct Rotated {
 }
 
 impl Store {
-    /// With `to`, the new key is written there, for whoever keeps keys elsewhere; otherwise it takes the place of the old.
+    /// With `to`, the new key is written there, for operators that keep keys elsewhere; otherwise it
+    /// takes the place of the old.
     pub fn rotate_key(
         dir: &Path,
         options: StoreOptions,
         to: Option<&Path>,
     ) -> Result<Rotated, StoreError> {
         files::prepare_dir(dir)?;
+        files::check_kinds(dir)?;
         let lock = files::lock(dir)?;
-        let mut conn = open_database(dir)?;
+        let mut conn = open_database(dir, options.clock.now().wall_ms)?.conn;
         let (old, _) = fitting_key(&conn, dir, options.credentials_dir.as_deref())?;
         let kept_here = old.path() == dir.join(KEY_FILE);
         if !kept_here && to.is_none() {
@@ -57,37 +66,32 @@ impl Store {
         Ok(Rotated { resealed, unreadable, path })
     }
 
-    /// The key is lost: the templates that it sealed go, and with them the subjects, as if this device had never heard of
-    /// them. No tombstone, no emptied account: the site's gallery teaches them again. Gives how many templates there were.
+    /// The key is lost: the templates that it sealed go, and with them the subjects, as if this
+    /// device had never received them. No tombstone, no emptied version record: the site's gallery teaches
+    /// them again. Gives how many templates there were.
     pub fn forget_templates(dir: &Path, options: StoreOptions) -> Result<u64, StoreError> {
         files::prepare_dir(dir)?;
+        files::check_kinds(dir)?;
         let lock = files::lock(dir)?;
-        let mut conn = open_database(dir)?;
+        let mut conn = open_database(dir, options.clock.now().wall_ms)?.conn;
         match fitting_key(&conn, dir, options.credentials_dir.as_deref()) {
             Ok((key, _)) => return Err(SealError::NotLost { path: key.path().to_owned() }.into()),
             Err(StoreError::Sealed { source }) if source.is_lost() => {}
             Err(error) => return Err(error),
         }
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        // What is owed of withdrawals stays.
-        fleet::forget_debts_of_enrolled(&tx)?;
+        // Pending withdrawals stay.
+        versions::delete_pending_of_enrolled(&tx)?;
         tx.execute("delete from photograph", [])?;
-        let deleted = tx.execute("delete from reference", [])?;
-        tx.execute("delete from subject", [])?;
+        tx.execute("delete from main.consent", [])?;
+        let deleted = tx.execute("delete from main.reference", [])?;
+        tx.execute("delete from main.subject", [])?;
         tx.execute(OWE_SCRUB, [])?;
         tx.commit()?;
         drop((conn, lock));
         Store::open(dir, options)?.store.close()?;
         Ok(deleted as u64)
     }
-}
-
-/// Gives the new key the name of the old; both are files of `dir`.
-pub(super) fn settle(dir: &Path) -> Result<PathBuf, StoreError> {
-    let path = dir.join(KEY_FILE);
-    fs::rename(dir.join(NEXT_KEY_FILE), &path).map_err(files::io_error(&path))?;
-    File::open(dir).and_then(|it| it.sync_all()).map_err(files::io_error(dir))?;
-    Ok(path)
 }
 
 /// As well as a file can be made to be forgotten.
@@ -101,7 +105,9 @@ fn wipe(path: &Path) -> std::io::Result<()> {
 
 fn reseal(conn: &mut Connection, old: &SealKey, new: &SealKey) -> Result<(u64, u64), StoreError> {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let (mut after, mut resealed, mut unreadable) = (0_i64, 0, 0);
+    let mut after = 0_i64;
+    let mut resealed = 0;
+    let mut unreadable = 0;
     let sql = "select row, id, subject_id, embedder, sealed from reference where row > ?1 order by row limit 1";
     loop {
         let found = tx.prepare_cached(sql)?.query_row([after], |row| {
@@ -130,7 +136,7 @@ fn reseal(conn: &mut Connection, old: &SealKey, new: &SealKey) -> Result<(u64, u
             continue;
         };
         let sealed = new.seal(&template, belongs)?;
-        tx.prepare_cached("update reference set sealed = ?2 where row = ?1")?
+        tx.prepare_cached("update main.reference set sealed = ?2 where row = ?1")?
             .execute(params![row, sealed])?;
         resealed += 1;
     }

@@ -1,31 +1,37 @@
-//! What may be done within a write: subjects as other doors of the site know them.
+//! Versions of subjects, for devices that share a gallery. Part of a write transaction.
 //!
-//! Each change of a subject makes its account a newer one (`record::portable` says which of two counts), in the same
-//! transaction. Where the gallery is shared, the site is then owed that account: one row for each subject, which says
-//! whom it is about and not what, so that no template and no name stands in the outbox and the newest account is the one
-//! that is sent.
+//! Each change of a subject raises its version (`wire::subject::Version` defines which of two is
+//! newer), in the same transaction. With a shared gallery, the change is also queued in the outbox:
+//! one row for each subject, which holds only its id. So no template and no name is in the outbox,
+//! and the newest version is the one that is sent.
 //!
-//! Invariant: an account is only ever replaced by a newer one. What came from another door keeps the ids and templates of
-//! its references, bit by bit, under this device's own key.
+//! Invariant: a record is only ever replaced by a newer one. A record of another device keeps the
+//! ids and templates of its references, bit by bit, sealed with this device's own key.
 
 use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::tx::Tx;
-use super::{SinkName, StoreError, StoreOptions};
-use crate::recognise::face::{ModelDigest, Name, SubjectId};
-use crate::record::portable::{Portable, PortableReference, REFERENCES_MAX, State, Version};
-use crate::record::seal::Belongs;
+use crate::ids::{Name, SubjectId};
+use crate::keys::seal::Belongs;
+use crate::recognise::face::ModelDigest;
+use crate::store::error::StoreError;
+use crate::store::reader::Reader;
+use crate::store::rows::{SinkName, StoreOptions};
+use crate::store::subjects::Erased;
+use crate::store::tx::Tx;
+use crate::wire::event::EndReason;
+use crate::wire::subject::{Portable, PortableReference, REFERENCES_MAX, State, Version};
 
-/// Which account of a subject is held here. That of one who is not known says nothing, and every other counts for more.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Account {
+/// The version of a subject, and whether it is withdrawn. The default, for an unknown subject, is
+/// older than any other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct VersionRecord {
     pub version: Version,
     pub withdrawn: bool,
     pub erased: bool,
 }
 
-impl Account {
+impl VersionRecord {
     pub fn is_newer_than(&self, other: &Self) -> bool {
         self.version.is_newer(self.withdrawn, &other.version, other.withdrawn)
     }
@@ -37,30 +43,38 @@ impl Account {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct KnownSubject {
     pub subject_id: SubjectId,
-    pub account: Account,
+    pub version: VersionRecord,
 }
 
-/// What became of an account that came from elsewhere.
+/// A subject as it is published: only devices with the site key can open it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedRecord {
+    pub subject_id: SubjectId,
+    pub version: VersionRecord,
+    pub sealed: Vec<u8>,
+}
+
+/// What became of a record of another device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Taken,
+pub enum AcceptOutcome {
+    Accepted,
     Same,
-    /// Ours is newer.
+    /// The local version is newer.
     Older,
 }
 
-/// Why the site is owed a subject.
+/// Why a subject is to be published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Debt {
-    /// Somebody changed it here.
+pub enum PublishReason {
+    /// It was changed here.
     Changed,
     /// Nothing changed, but the site seems not to have it.
     Missing,
 }
 
-impl Debt {
+impl PublishReason {
     const CHANGED: &'static str = "changed";
     const MISSING: &'static str = "missing";
 
@@ -71,17 +85,17 @@ impl Debt {
         }
     }
 
-    /// As it stands in the row; what is not known is the more careful of the two.
+    /// Reads the payload of a row. An unknown one counts as `Missing`, the more careful of the two.
     pub fn parse(payload: &[u8]) -> Self {
         if payload == Self::CHANGED.as_bytes() { Self::Changed } else { Self::Missing }
     }
 }
 
-/// The topic of a row, and in MQTT what follows the site.
+/// Begins the topic of a row; also the part of the MQTT topic after the site.
 const TOPIC: &str = "gallery/";
 
-/// Whom a row is about.
-pub fn subject_of(topic: &str) -> Option<SubjectId> {
+/// Returns the subject that a row is about.
+pub fn subject_of_topic(topic: &str) -> Option<SubjectId> {
     SubjectId::new(topic.strip_prefix(TOPIC)?).ok()
 }
 
@@ -89,67 +103,73 @@ fn topic_of(id: &SubjectId) -> String {
     format!("{TOPIC}{id}")
 }
 
-/// Subjects of an earlier version are this device's own; where nothing is shared, nothing is owed.
-pub(super) fn settle(conn: &mut Connection, options: &StoreOptions) -> Result<(), StoreError> {
+/// Assigns subjects of an earlier version to this device; deletes pending rows where no gallery is
+/// shared.
+pub(super) fn settle_versions(
+    conn: &mut Connection,
+    options: &StoreOptions,
+) -> Result<(), StoreError> {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     tx.execute(
-        "update subject set changed_by = ?1 where changed_by = '' and ?1 <> ''",
+        "update main.subject set changed_by = ?1 where changed_by = '' and ?1 <> ''",
         [&options.device],
     )?;
     if !options.shared {
-        tx.execute("delete from outbox where sink = ?1", [SinkName::GALLERY.as_str()])?;
+        tx.execute("delete from main.outbox where sink = ?1", [SinkName::GALLERY.as_str()])?;
     }
     tx.commit()?;
     Ok(())
 }
 
-/// Before those who are enrolled are forgotten: the site is not to hear of emptied accounts.
-pub(super) fn forget_debts_of_enrolled(conn: &Connection) -> Result<(), StoreError> {
-    let sql = "delete from outbox where sink = ?1 and topic in (select ?2 || id from subject)";
+/// Deletes the pending rows of all enrolled subjects, before these are deleted: emptied records must
+/// not be published.
+pub(super) fn delete_pending_of_enrolled(conn: &Connection) -> Result<(), StoreError> {
+    let sql = "delete from main.outbox where sink = ?1 and topic in (select ?2 || id from subject)";
     conn.execute(sql, params![SinkName::GALLERY.as_str(), TOPIC])?;
     Ok(())
 }
 
-fn account(row: &Row<'_>) -> rusqlite::Result<Account> {
+fn read_version(row: &Row<'_>) -> rusqlite::Result<VersionRecord> {
     let version = Version { withdrawals: row.get(0)?, changes: row.get(1)?, device: row.get(2)? };
-    Ok(Account { version, withdrawn: row.get(3)?, erased: row.get(4)? })
+    Ok(VersionRecord { version, withdrawn: row.get(3)?, erased: row.get(4)? })
 }
 
-impl Tx<'_> {
-    /// What is known of a subject, enrolled or withdrawn.
-    pub fn account(&self, id: &SubjectId) -> Result<Option<Account>, StoreError> {
+impl Reader {
+    /// Returns the version of a subject, enrolled or withdrawn.
+    pub fn version_record(&self, id: &SubjectId) -> Result<Option<VersionRecord>, StoreError> {
         let sql = "select withdrawals, changes, changed_by, false, false from subject where id = ?1 \
                    union all select withdrawals, changes, changed_by, true, erased from withdrawn where subject_id = ?1 \
                    limit 1";
-        Ok(self.conn.prepare_cached(sql)?.query_row([id.as_str()], account).optional()?)
+        Ok(self.conn.prepare_cached(sql)?.query_row([id.as_str()], read_version).optional()?)
     }
 
-    /// All that is known, enrolled and withdrawn.
-    pub fn all_accounts(&self) -> Result<Vec<Known>, StoreError> {
+    /// Returns all subjects, enrolled and withdrawn.
+    pub fn known_subjects(&self) -> Result<Vec<KnownSubject>, StoreError> {
         let sql = "select withdrawals, changes, changed_by, false, false, id from subject \
                    union all select withdrawals, changes, changed_by, true, erased, subject_id from withdrawn";
         let mut query = self.conn.prepare(sql)?;
         let mut rows = query.query([])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
-            found.push(Known {
-                account: account(row)?,
+            found.push(KnownSubject {
+                version: read_version(row)?,
                 subject_id: subject_id(&row.get::<_, String>(5)?)?,
             });
         }
         Ok(found)
     }
 
-    /// A subject as it travels. None: nothing is known of it, or a reference of it was altered on the disk.
+    /// Returns a subject with its references; `None` if it is unknown, or if a reference of it was
+    /// altered on the disk.
     pub fn portable(&self, id: &SubjectId) -> Result<Option<Portable>, StoreError> {
-        let Some(account) = self.account(id)? else {
+        let Some(known) = self.version_record(id)? else {
             return Ok(None);
         };
-        let state = if account.withdrawn {
+        let state = if known.withdrawn {
             let sql = "select at_ms from withdrawn where subject_id = ?1";
             let at_ms =
                 self.conn.prepare_cached(sql)?.query_row([id.as_str()], |row| row.get(0))?;
-            State::Withdrawn { erased: account.erased, at_ms }
+            State::Withdrawn { erased: known.erased, at_ms }
         } else {
             let sql = "select name, enrolled_ms from subject where id = ?1";
             let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?));
@@ -159,9 +179,9 @@ impl Tx<'_> {
             let Some(references) = self.portable_references(id)? else {
                 return Ok(None);
             };
-            State::Enrolled { name, enrolled_ms, references }
+            State::Enrolled { name, enrolled_ms, references, consent: self.consent(id)? }
         };
-        Ok(Some(Portable { subject_id: id.clone(), version: account.version, state }))
+        Ok(Some(Portable { subject_id: id.clone(), version: known.version, state }))
     }
 
     fn portable_references(
@@ -170,64 +190,91 @@ impl Tx<'_> {
     ) -> Result<Option<Vec<PortableReference>>, StoreError> {
         let sql = "select id, embedder, sealed, quality, created_ms from reference where subject_id = ?1 order by row \
                    limit ?2";
+        let key = self.key()?;
         let mut query = self.conn.prepare_cached(sql)?;
         let mut rows = query.query(params![subject_id.as_str(), REFERENCES_MAX as i64])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
-            let (id, embedder) = (Uuid::from_bytes(row.get(0)?), ModelDigest(row.get(1)?));
+            let id = Uuid::from_bytes(row.get(0)?);
+            let embedder = ModelDigest(row.get(1)?);
             let sealed: Vec<u8> = row.get(2)?;
             let belongs = Belongs { subject_id, reference_id: &id, embedder: &embedder };
-            let Ok(template) = self.setting.key.open(&sealed, belongs) else {
+            let Ok(template) = key.open(&sealed, belongs) else {
                 return Ok(None);
             };
-            let (quality, created_ms) = (row.get(3)?, row.get(4)?);
+            let quality = row.get(3)?;
+            let created_ms = row.get(4)?;
             found.push(PortableReference { id, embedder, template, quality, created_ms });
         }
         Ok(Some(found))
     }
+}
 
-    /// Takes another door's account of a subject if it is newer than ours. One that was erased there is erased here.
-    pub fn accept(&mut self, portable: &Portable) -> Result<Outcome, StoreError> {
-        let (id, theirs) = (&portable.subject_id, Account::of(portable));
-        let ours = self.account(id)?;
-        if let Some(ours) = &ours
-            && !theirs.is_newer_than(ours)
+impl Tx<'_> {
+    /// Stores another device's record of a subject if it is newer than the local one. A subject that
+    /// was erased there is erased here.
+    pub fn accept_portable(&mut self, portable: &Portable) -> Result<AcceptOutcome, StoreError> {
+        let id = &portable.subject_id;
+        let remote = VersionRecord::of(portable);
+        let local = self.version_record(id)?;
+        if let Some(local) = &local
+            && !remote.is_newer_than(local)
         {
-            let same = ours.version == theirs.version && ours.withdrawn == theirs.withdrawn;
-            return Ok(if same { Outcome::Same } else { Outcome::Older });
+            let same = local.version == remote.version && local.withdrawn == remote.withdrawn;
+            return Ok(if same { AcceptOutcome::Same } else { AcceptOutcome::Older });
         }
+        let mut is_consent_kept = false;
         match &portable.state {
-            State::Enrolled { name, enrolled_ms, references } => {
+            State::Enrolled { name, enrolled_ms, references, consent } => {
                 self.delete_references(id)?;
-                let sql = "insert into subject (id, name, enrolled_ms) values (?1, ?2, ?3) \
+                let sql = "insert into main.subject (id, name, enrolled_ms) values (?1, ?2, ?3) \
                            on conflict (id) do update set name = ?2, enrolled_ms = ?3";
                 self.conn.prepare_cached(sql)?.execute(params![
                     id.as_str(),
                     name.as_str(),
                     enrolled_ms
                 ])?;
-                self.put_version(id, &theirs.version)?;
+                self.put_version(id, &remote.version)?;
                 self.conn
-                    .prepare_cached("delete from withdrawn where subject_id = ?1")?
+                    .prepare_cached("delete from main.withdrawn where subject_id = ?1")?
                     .execute([id.as_str()])?;
                 references.iter().try_for_each(|it| self.put_reference(id, it))?;
+                // A device of an earlier version hands a subject on without it: it does not end for that.
+                match consent {
+                    Some(consent) => self.write_consent(id, consent)?,
+                    // It goes back to the site.
+                    None => is_consent_kept = self.consent(id)?.is_some(),
+                }
             }
             State::Withdrawn { erased, at_ms } => {
-                // A door that never knew the person has nothing to erase, and is spared writing its database anew.
-                if *erased && (ours.is_some() || self.stands_in_events(id)?) {
+                // A device that never had the subject has nothing to erase, and need not rewrite its
+                // database.
+                if *erased && (local.is_some() || self.has_events_of(id)?) {
                     self.erase_subject(id)?;
                 } else {
-                    self.delete_references(id)?;
+                    // Another device was faster: the end of a consent is proved here all the same.
+                    let is_consent_end = self.consent(id)?.is_some_and(|it| it.has_ended(*at_ms));
+                    let references = self.delete_references(id)?;
+                    self.delete_consent(id)?;
                     self.conn
-                        .prepare_cached("delete from subject where id = ?1")?
+                        .prepare_cached("delete from main.subject where id = ?1")?
                         .execute([id.as_str()])?;
+                    if is_consent_end && local.is_some() {
+                        let erased = Erased { enrolled: true, references, ..Erased::default() };
+                        let row = self.note_erasure(id, None, &erased, None)?;
+                        self.note_consent_end(row, EndReason::ConsentExpired, true)?;
+                        self.schedule_scrub()?;
+                    }
                 }
-                self.put_withdrawn(id, &theirs, *at_ms)?;
+                self.put_withdrawn(id, &remote, *at_ms)?;
             }
         }
-        // What the site was owed of it has been overtaken.
-        self.forget_debt(id)?;
-        Ok(Outcome::Taken)
+        // A pending row of it is outdated.
+        self.delete_pending(id)?;
+        if is_consent_kept {
+            self.bump_version(id)?;
+        }
+        Ok(AcceptOutcome::Accepted)
     }
 
     fn put_reference(
@@ -236,81 +283,82 @@ impl Tx<'_> {
         it: &PortableReference,
     ) -> Result<(), StoreError> {
         let belongs = Belongs { subject_id, reference_id: &it.id, embedder: &it.embedder };
-        let sealed = self.setting.key.seal(&it.template, belongs)?;
-        let sql = "insert into reference (id, subject_id, embedder, sealed, quality, created_ms) \
+        let sealed = self.key()?.seal(&it.template, belongs)?;
+        let sql = "insert into main.reference (id, subject_id, embedder, sealed, quality, created_ms) \
                    values (?1, ?2, ?3, ?4, ?5, ?6)";
-        let (id, embedder) = (it.id.as_bytes(), it.embedder.0);
+        let id = it.id.as_bytes();
+        let embedder = it.embedder.0;
         let row = params![id, subject_id.as_str(), embedder, sealed, it.quality, it.created_ms];
         self.conn.prepare_cached(sql)?.execute(row)?;
         Ok(())
     }
 
-    fn stands_in_events(&self, id: &SubjectId) -> Result<bool, StoreError> {
+    fn has_events_of(&self, id: &SubjectId) -> Result<bool, StoreError> {
         let sql = "select exists (select 1 from event where subject_id = ?1)";
         Ok(self.conn.prepare_cached(sql)?.query_row([id.as_str()], |row| row.get(0))?)
     }
 
-    /// A subject was changed here: its account is newer than any that is known.
-    pub(super) fn raise(&mut self, id: &SubjectId) -> Result<(), StoreError> {
-        // One who was withdrawn and comes back counts on from there.
+    /// Records that a subject was changed here: its version becomes newer than any known one.
+    pub(super) fn bump_version(&mut self, id: &SubjectId) -> Result<(), StoreError> {
+        // A withdrawn subject that is enrolled again continues from the withdrawal.
         let sql = "select withdrawals, changes, changed_by, true, erased from withdrawn where subject_id = ?1";
         let withdrawn =
-            self.conn.prepare_cached(sql)?.query_row([id.as_str()], account).optional()?;
-        let device = self.setting.device.clone();
-        if let Some(Account { version, .. }) = withdrawn {
+            self.conn.prepare_cached(sql)?.query_row([id.as_str()], read_version).optional()?;
+        let device = self.context.device.clone();
+        if let Some(VersionRecord { version, .. }) = withdrawn {
             self.conn
-                .prepare_cached("delete from withdrawn where subject_id = ?1")?
+                .prepare_cached("delete from main.withdrawn where subject_id = ?1")?
                 .execute([id.as_str()])?;
             self.put_version(
                 id,
                 &Version { changes: version.changes.saturating_add(1), device, ..version },
             )?;
         } else {
-            let sql = "update subject set changes = min(changes + (changed_by <> ''), 4294967295), changed_by = ?2 \
+            let sql = "update main.subject set changes = min(changes + (changed_by <> ''), 4294967295), changed_by = ?2 \
                        where id = ?1";
             self.conn.prepare_cached(sql)?.execute(params![id.as_str(), device])?;
         }
-        self.owe_gallery(id, Debt::Changed)
+        self.queue_for_gallery(id, PublishReason::Changed)
     }
 
-    /// A subject was withdrawn here. `before` is what was known of it. Where nothing is shared, one who was erased
-    /// leaves nothing, not even the id.
-    pub(super) fn withdrawn(
+    /// Records that a subject was withdrawn here. `before` is its version until then. Without a
+    /// shared gallery an erased subject leaves nothing, not even the id.
+    pub(super) fn record_withdrawal(
         &mut self,
         id: &SubjectId,
-        before: Option<&Account>,
+        before: Option<&VersionRecord>,
         erased: bool,
     ) -> Result<(), StoreError> {
-        if erased && !self.setting.shared {
-            self.conn.execute("delete from withdrawn where subject_id = ?1", [id.as_str()])?;
+        if erased && !self.context.shared {
+            self.conn.execute("delete from main.withdrawn where subject_id = ?1", [id.as_str()])?;
             return Ok(());
         }
         let Some(before) = before else {
             return Ok(());
         };
         let Version { withdrawals, changes, .. } = before.version;
-        // An erasure counts for more than a withdrawal at another door at the same time.
+        // An erasure is newer than a withdrawal on another device at the same time.
         let (withdrawals, changes) = if before.withdrawn {
             (withdrawals, changes.saturating_add(1))
         } else {
             (withdrawals.saturating_add(1), u32::from(erased))
         };
-        let version = Version { withdrawals, changes, device: self.setting.device.clone() };
+        let version = Version { withdrawals, changes, device: self.context.device.clone() };
         let now_ms = self.now().wall_ms;
-        self.put_withdrawn(id, &Account { version, withdrawn: true, erased }, now_ms)?;
-        self.owe_gallery(id, Debt::Changed)
+        self.put_withdrawn(id, &VersionRecord { version, withdrawn: true, erased }, now_ms)?;
+        self.queue_for_gallery(id, PublishReason::Changed)
     }
 
     fn put_withdrawn(
         &self,
         id: &SubjectId,
-        account: &Account,
+        record: &VersionRecord,
         at_ms: i64,
     ) -> Result<(), StoreError> {
-        let Version { withdrawals, changes, device } = &account.version;
-        let sql = "insert or replace into withdrawn (subject_id, withdrawals, changes, changed_by, erased, at_ms) \
+        let Version { withdrawals, changes, device } = &record.version;
+        let sql = "insert or replace into main.withdrawn (subject_id, withdrawals, changes, changed_by, erased, at_ms) \
                    values (?1, ?2, ?3, ?4, ?5, ?6)";
-        let row = params![id.as_str(), withdrawals.max(&1), changes, device, account.erased, at_ms];
+        let row = params![id.as_str(), withdrawals.max(&1), changes, device, record.erased, at_ms];
         self.conn.prepare_cached(sql)?.execute(row)?;
         Ok(())
     }
@@ -318,7 +366,7 @@ impl Tx<'_> {
     fn put_version(&self, id: &SubjectId, version: &Version) -> Result<(), StoreError> {
         let Version { withdrawals, changes, device } = version;
         let sql =
-            "update subject set withdrawals = ?2, changes = ?3, changed_by = ?4 where id = ?1";
+            "update main.subject set withdrawals = ?2, changes = ?3, changed_by = ?4 where id = ?1";
         self.conn.prepare_cached(sql)?.execute(params![
             id.as_str(),
             withdrawals,
@@ -328,12 +376,16 @@ impl Tx<'_> {
         Ok(())
     }
 
-    // What the site is owed
+    // The outbox of the shared gallery
 
-    /// Owes the site a subject; what it was owed of the same before is overtaken. A subject that is owed because it
-    /// changed stays so.
-    pub fn owe_gallery(&mut self, id: &SubjectId, debt: Debt) -> Result<(), StoreError> {
-        if !self.setting.shared {
+    /// Queues a subject for the shared gallery, in place of an earlier row. A row that was queued
+    /// because of a change stays one.
+    pub fn queue_for_gallery(
+        &mut self,
+        id: &SubjectId,
+        reason: PublishReason,
+    ) -> Result<(), StoreError> {
+        if !self.context.shared {
             return Ok(());
         }
         let topic = topic_of(id);
@@ -343,21 +395,21 @@ impl Tx<'_> {
             .prepare_cached(sql)?
             .query_row([&topic], |row| Ok(row.get::<_, String>(0)?.into()))
             .optional()?;
-        if debt == Debt::Missing && before.is_some() {
+        if reason == PublishReason::Missing && before.is_some() {
             return Ok(());
         }
-        // A new row with a new id: the old one may be under way, and its acknowledgement must not end this one.
-        self.forget_debt(id)?;
-        let sql =
-            "insert into outbox (sink, topic, payload, created_ms) values ('gallery', ?1, ?2, ?3)";
+        // A new row with a new id: the old one may be in flight, and its acknowledgement must not
+        // settle this one.
+        self.delete_pending(id)?;
+        let sql = "insert into main.outbox (sink, topic, payload, created_ms) values ('gallery', ?1, ?2, ?3)";
         let now_ms = self.now().wall_ms;
-        self.conn.prepare_cached(sql)?.execute(params![topic, debt.as_str(), now_ms])?;
+        self.conn.prepare_cached(sql)?.execute(params![topic, reason.as_str(), now_ms])?;
         self.effects.outbox_grew = true;
         Ok(())
     }
 
-    fn forget_debt(&self, id: &SubjectId) -> Result<(), StoreError> {
-        let sql = "delete from outbox where sink = 'gallery' and topic = ?1";
+    fn delete_pending(&self, id: &SubjectId) -> Result<(), StoreError> {
+        let sql = "delete from main.outbox where sink = 'gallery' and topic = ?1";
         self.conn.prepare_cached(sql)?.execute([topic_of(id)])?;
         Ok(())
     }

@@ -1,4 +1,17 @@
-//! The thread that owns the writing connection: opens it, commits in groups, keeps the reserve.
+//! The thread that owns the writing connection.
+//!
+//! It takes the writes that wait, up to `GROUP`, and runs each in a savepoint of one transaction.
+//! After the commit it reports to those who asked.
+//!
+//! Invariants:
+//! - A write is reported as done only after its commit is on the disk.
+//! - An error of a write undoes that write, not its neighbours. After a rollback a write runs again,
+//!   so it does all it does through `Tx`.
+//! - The reserve is given up for the first write that does not fit, and restored when the disk has
+//!   room. Until then the write-ahead log (WAL, "the log" below) is kept short.
+//! - After an erasure the file is written anew and the log cut off; the mark in `meta` goes last.
+//!
+//! Not here: what a write does (`tx`), how the database is opened (`open`), reads (`reading`).
 
 use std::fs::File;
 use std::future::Future;
@@ -11,83 +24,94 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior};
+use rusqlite::{Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::files::{self, Reserve};
-use super::tx::{Effects, Setting, Tx};
-use super::{StoreError, StoreOptions, Wake, before, fleet, rotate, schema};
 use crate::clock::Stopwatch;
+use crate::error_chain::error_chain;
 use crate::histogram::Histogram;
-use crate::record::seal::{KEY_FILE, NEXT_KEY_FILE, SealError, SealKey};
+use crate::store::check;
+use crate::store::checksum;
+use crate::store::error::StoreError;
+use crate::store::files;
+use crate::store::files::Reserve;
+use crate::store::open::{Database, open_settled};
+use crate::store::reader::Reader;
+use crate::store::rows::UnreadableRow;
+use crate::store::rows::{StoreOptions, Wake};
+use crate::store::schema::PAGE_BYTES;
+use crate::store::tx::{Effects, StoreContext, Tx};
+use crate::store::{migration_backup, salvage};
 
-/// How many writes share a commit. More would not be faster (the fsync is spread already) but let the first wait.
+/// How many writes share a commit. More would not be faster (the fsync is spread already) but let
+/// the first wait.
 const GROUP: usize = 64;
 
-/// How often the thread looks after the reserve and a log that is still to be written back.
+/// How often the thread checks the reserve and a log that is still to be written back.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
-/// How often it looks whether a disk that ran full has room again.
-const LOOK_FOR_ROOM: Duration = Duration::from_secs(10);
+/// How often it checks whether a disk that ran full has room again.
+const ROOM_CHECK: Duration = Duration::from_secs(10);
 
-/// How long the connection waits for readers before a log can be cut off.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
-
-const PAGE_BYTES: u32 = 4096;
+/// Pages of the log after which it is written back, and bytes to which it is cut off then, while the
+/// disk is full: the room is for the database. Otherwise SQLite's default applies, and no limit.
+const FULL_LOG: (u32, i64) = (32, 128 << 10);
+const USUAL_LOG: (u32, i64) = (1000, -1);
 
 const FULL: &str = "the disk is full: writing into the reserve, make room";
 
-pub(super) enum Message {
-    Job(Box<dyn Job>),
+pub(super) enum WriterMessage {
+    Job(Box<dyn WriteJob>),
     Close(oneshot::Sender<Result<(), StoreError>>),
 }
 
-/// A write, its outcome until the commit, and whom to tell.
-pub(super) trait Job: Send {
-    /// Carries it out; may be called again after a rollback.
+/// A write, its outcome until the commit, and its requester.
+pub(super) trait WriteJob: Send {
+    /// Runs it; may be called again after a rollback.
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError>;
-    /// Tells the outcome of the last run, or the error of the commit, which undid it.
-    fn answer(self: Box<Self>, committed: Result<(), StoreError>);
+    /// Reports the outcome of the last run, or the error of the commit, which undid it.
+    fn report(self: Box<Self>, committed: Result<(), StoreError>);
 }
 
-pub(super) struct Task<T, F> {
+pub(super) struct PendingWrite<T, F> {
     work: F,
     outcome: Option<Result<T, StoreError>>,
-    answer: oneshot::Sender<Result<T, StoreError>>,
+    result_to: oneshot::Sender<Result<T, StoreError>>,
 }
 
-impl<T, F> Task<T, F> {
-    pub(super) fn new(work: F, answer: oneshot::Sender<Result<T, StoreError>>) -> Self {
-        Self { work, outcome: None, answer }
+impl<T, F> PendingWrite<T, F> {
+    pub(super) fn new(work: F, result_to: oneshot::Sender<Result<T, StoreError>>) -> Self {
+        Self { work, outcome: None, result_to }
     }
 }
 
-impl<T, F> Job for Task<T, F>
+impl<T, F> WriteJob for PendingWrite<T, F>
 where
     T: Send,
     F: FnMut(&mut Tx<'_>) -> Result<T, StoreError> + Send,
 {
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
         let outcome = (self.work)(tx);
-        let told = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
+        let reported = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
         self.outcome = Some(outcome);
-        told
+        reported
     }
 
-    fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
+    fn report(self: Box<Self>, committed: Result<(), StoreError>) {
         let outcome = match (committed, self.outcome) {
             (_, Some(Err(error))) | (Err(error), _) => Err(error),
             (Ok(()), Some(Ok(value))) => Ok(value),
             (Ok(()), None) => Err(StoreError::Closed),
         };
-        // Whoever asked may have gone.
-        self.answer.send(outcome).ok();
+        // The requester may have gone.
+        self.result_to.send(outcome).ok();
     }
 }
 
 pub(super) struct OpenedWriter {
     pub(super) writer: Writer,
-    pub(super) set_aside: Option<PathBuf>,
+    pub(super) moved_aside: Option<PathBuf>,
+    pub(super) unreadable: Vec<UnreadableRow>,
     pub(super) key_created: bool,
     pub(super) key_path: PathBuf,
 }
@@ -103,10 +127,35 @@ enum Scrub {
 /// An hour: each try writes the whole database, on a disk that is probably full.
 const SCRUB_AGAIN: Scrub = Scrub::After(60);
 
+/// Writes that share a commit, and a request to close that came behind them.
+#[derive(Default)]
+struct Batch {
+    jobs: Vec<Box<dyn WriteJob>>,
+    closing: Option<oneshot::Sender<Result<(), StoreError>>>,
+}
+
+impl Batch {
+    /// Takes what waits, up to `GROUP` writes or a request to close.
+    fn collect(first: WriterMessage, inbox: &mut mpsc::Receiver<WriterMessage>) -> Self {
+        let mut batch = Self::default();
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                WriterMessage::Job(job) => batch.jobs.push(job),
+                WriterMessage::Close(result_to) => batch.closing = Some(result_to),
+            }
+            let has_room = batch.jobs.len() < GROUP && batch.closing.is_none();
+            next = if has_room { inbox.try_recv().ok() } else { None };
+        }
+        batch
+    }
+}
+
 pub(super) struct Writer {
-    conn: Connection,
+    /// The writing connection with its queries: a `Reader` is what every connection has.
+    reader: Reader,
     dir: PathBuf,
-    setting: Setting,
+    context: Arc<StoreContext>,
     wake: watch::Sender<Wake>,
     reserve: Reserve,
     reserve_held: Arc<AtomicBool>,
@@ -117,34 +166,41 @@ pub(super) struct Writer {
     reserve_pages: u32,
     /// Whether what was erased may still stand in the database file or its log.
     scrub: Scrub,
-    /// Whether the file was written anew since the last erasure; the log may still be to be cut off.
+    /// Whether the file was written anew since the last erasure; the log may still be to be cut
+    /// off.
     rewritten: bool,
     _lock: File,
 }
 
+/// Takes the lock, finishes an interrupted salvage, opens and checks the database (out of the
+/// reserve if the disk is full), and goes on with an erasure that was not finished.
 pub(super) fn open(
     dir: &Path,
     options: StoreOptions,
     wake: watch::Sender<Wake>,
 ) -> Result<OpenedWriter, StoreError> {
     files::prepare_dir(dir)?;
+    files::check_kinds(dir)?;
     let lock = files::lock(dir)?;
-    let (mut reserve, mut set_aside) = (Reserve::new(dir, options.reserve_bytes), None);
-    let (conn, key, key_created) = match open_settled(dir, &options, &mut set_aside) {
+    salvage::finish(dir)?;
+    let mut reserve = Reserve::new(dir, options.reserve_bytes);
+    let mut moved_aside = None;
+    let (database, key, key_created) = match open_settled(dir, &options, &mut moved_aside) {
         Err(StoreError::Full) if reserve.release() => {
             tracing::error!("{FULL}");
-            open_settled(dir, &options, &mut set_aside)?
+            open_settled(dir, &options, &mut moved_aside)?
         }
         other => other?,
     };
+    let Database { conn, damage, findings } = database;
     let key_path = key.path().to_owned();
     reserve.restore();
     let StoreOptions { clock, sinks, device, shared, .. } = options;
-    let setting = Setting { clock, sinks, device, shared, key };
+    let context = Arc::new(StoreContext { clock, sinks, device, shared });
     let mut writer = Writer {
-        conn,
+        reader: Reader { conn, damage, key: Some(Arc::new(key)) },
         dir: dir.to_owned(),
-        setting,
+        context,
         wake,
         reserve_held: Arc::new(AtomicBool::new(reserve.is_held())),
         commits: Arc::default(),
@@ -158,160 +214,15 @@ pub(super) fn open(
         _lock: lock,
     };
     writer.limit_pages()?;
-    // After a kill the log may still have what was erased; if it cannot be cut off now, the stop will do it.
+    writer.limit_log()?;
+    // After a kill the log may still have what was erased; if it cannot be cut off now, the stop
+    // will do it.
     writer.truncate_log().ok();
-    if writer.scrub_owed()? {
+    if writer.is_scrub_pending()? {
         writer.scrub();
     }
-    Ok(OpenedWriter { writer, set_aside, key_created, key_path })
-}
-
-/// The database and its key, with everything in it that a start puts right.
-fn open_settled(
-    dir: &Path,
-    options: &StoreOptions,
-    set_aside: &mut Option<PathBuf>,
-) -> Result<(Connection, SealKey, bool), StoreError> {
-    let mut conn = match open_database(dir) {
-        Err(StoreError::Damaged { .. }) => {
-            *set_aside = Some(files::set_aside(dir, options.clock.now().wall_ms)?);
-            open_database(dir)?
-        }
-        other => other?,
-    };
-    let (key, key_created) = fitting_key(&conn, dir, options.credentials_dir.as_deref())?;
-    settle_sinks(&mut conn, options)?;
-    fleet::settle(&mut conn, options)?;
-    Ok((conn, key, key_created))
-}
-
-pub(super) fn open_database(dir: &Path) -> Result<Connection, StoreError> {
-    let path = files::create_database(dir)?;
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut conn = Connection::open_with_flags(path, flags)?;
-    let opened = set_up(&mut conn, dir);
-    if let Err(StoreError::Damaged { .. }) = opened {
-        // It is set aside as it is: closing must not work on it any more.
-        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    }
-    opened.map(|()| conn)
-}
-
-fn set_up(conn: &mut Connection, dir: &Path) -> Result<(), StoreError> {
-    conn.busy_timeout(BUSY_TIMEOUT)?;
-    // Before anything is changed.
-    schema::check_version(conn)?;
-    conn.pragma_update(None, "page_size", PAGE_BYTES)?;
-    conn.pragma_update(None, "journal_mode", "wal")?;
-    conn.pragma_update(None, "synchronous", "full")?;
-    conn.pragma_update(None, "foreign_keys", true)?;
-    // What is deleted is overwritten, and nothing spills into files elsewhere.
-    conn.pragma_update(None, "secure_delete", true)?;
-    conn.pragma_update(None, "temp_store", "memory")?;
-    conn.pragma_update(None, "trusted_schema", false)?;
-    let verdict: String = conn.pragma_query_value(None, "quick_check", |row| row.get(0))?;
-    if verdict != "ok" {
-        return Err(StoreError::Damaged { source: None });
-    }
-    if let Some(found) = schema::older(conn)? {
-        before::keep(conn, dir, found);
-    }
-    schema::migrate(conn)
-}
-
-/// After a rotation that was cut short: the new key takes the place of the old where the templates are sealed with it, and
-/// goes where the old one fits. Where neither can be told (the database was lost, or set aside as damaged) it may be the only
-/// one that opens a copy of it: it is kept under another name.
-fn settle_rotation(dir: &Path, proof: Option<&Vec<u8>>) -> Result<(), StoreError> {
-    let next = dir.join(NEXT_KEY_FILE);
-    let Some(key) = SealKey::load_from(&next)? else {
-        return Ok(());
-    };
-    if proof.is_some_and(|it| key.recognises(it)) {
-        rotate::settle(dir)?;
-        return Ok(());
-    }
-    let old = SealKey::load_from(&dir.join(KEY_FILE))?;
-    if proof.is_some_and(|proof| old.is_some_and(|it| it.recognises(proof))) {
-        return std::fs::remove_file(&next).map_err(files::io_error(&next));
-    }
-    let names = (1..u32::MAX).map(|number| dir.join(format!("{NEXT_KEY_FILE}.{number}")));
-    let free = names.into_iter().find(|it| !it.exists()).unwrap_or_else(|| next.clone());
-    std::fs::rename(&next, &free).map_err(files::io_error(&next))
-}
-
-pub(super) fn put_proof(conn: &Connection, key: &SealKey) -> Result<(), StoreError> {
-    conn.execute(
-        "insert into meta (key, value) values ('key_proof', ?1) on conflict (key) do update set value = ?1",
-        [key.proof()?],
-    )?;
-    Ok(())
-}
-
-/// The key that what is stored was sealed with. A new one only where nothing is sealed.
-pub(super) fn fitting_key(
-    conn: &Connection,
-    dir: &Path,
-    credentials_dir: Option<&Path>,
-) -> Result<(SealKey, bool), StoreError> {
-    let proof: Option<Vec<u8>> = conn
-        .query_row("select value from meta where key = 'key_proof'", [], |row| row.get(0))
-        .optional()?;
-    settle_rotation(dir, proof.as_ref())?;
-    let loaded = SealKey::load(dir, credentials_dir)?;
-    let sealed: bool =
-        conn.query_row("select exists (select 1 from reference)", [], |row| row.get(0))?;
-    let fits = |key: &SealKey| proof.as_ref().is_some_and(|it| key.recognises(it));
-    let (key, created) = match loaded {
-        Some(key) if fits(&key) => return Ok((key, false)),
-        Some(key) if sealed => {
-            return Err(SealError::WrongKey { path: key.path().to_owned() }.into());
-        }
-        None if sealed => {
-            return Err(SealError::KeyLost { path: dir.join(KEY_FILE) }.into());
-        }
-        Some(key) => (key, false),
-        None => (SealKey::create(dir)?, true),
-    };
-    put_proof(conn, &key)?;
-    Ok((key, created))
-}
-
-/// In `meta`, for each sink there ever was: `sink.mqtt` → the `seq` up to which it was owed every event, or this while
-/// it still is.
-const STILL_OWED: i64 = -1;
-
-/// A sink that is new, or back after a time without it, is owed all events that it was not owed so far.
-fn settle_sinks(conn: &mut Connection, options: &StoreOptions) -> Result<(), StoreError> {
-    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let newest: i64 =
-        tx.query_row("select coalesce(max(seq), 0) from event", [], |row| row.get(0))?;
-    let known: Vec<(String, String)> = tx
-        .prepare("select key, cast(value as text) from meta where key like 'sink.%'")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
-    let keys: Vec<String> =
-        options.sinks.iter().map(|it| format!("sink.{}", it.as_str())).collect();
-    let put = "insert into meta (key, value) values (?1, cast(?2 as blob)) on conflict (key) do update set value = cast(?2 as blob)";
-    for (key, _) in known
-        .iter()
-        .filter(|(key, through)| !keys.contains(key) && *through == STILL_OWED.to_string())
-    {
-        tx.execute(put, [key.clone(), newest.to_string()])?;
-    }
-    for (key, sink) in keys.iter().zip(&options.sinks) {
-        let through =
-            known.iter().find(|it| it.0 == *key).map_or(0, |it| it.1.parse().unwrap_or(0));
-        if through != STILL_OWED {
-            tx.execute(
-                "insert into outbox (sink, event_seq, created_ms) select ?1, seq, ?2 from event where seq > ?3 order by seq",
-                rusqlite::params![sink.as_str(), options.clock.now().wall_ms, through],
-            )?;
-            tx.execute(put, [key.clone(), STILL_OWED.to_string()])?;
-        }
-    }
-    tx.commit()?;
-    Ok(())
+    let unreadable = findings.unreadable;
+    Ok(OpenedWriter { writer, moved_aside, unreadable, key_created, key_path })
 }
 
 /// Why a group was not committed.
@@ -322,6 +233,14 @@ enum Setback {
 }
 
 impl Writer {
+    pub(super) fn context(&self) -> Arc<StoreContext> {
+        Arc::clone(&self.context)
+    }
+
+    pub(super) fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
     pub(super) fn reserve_flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.reserve_held)
     }
@@ -334,91 +253,86 @@ impl Writer {
         Arc::clone(&self.rewriting)
     }
 
-    pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
-        let (mut since, mut looked) = (Stopwatch::start(), Stopwatch::start());
+    pub(super) fn run(mut self, mut inbox: mpsc::Receiver<WriterMessage>) {
+        let mut last_housekeeping = Stopwatch::start();
+        let mut last_room_check = Stopwatch::start();
         let mut closing = None;
         while closing.is_none() {
-            let mut jobs = Vec::new();
-            let pause = if self.reserve.is_held() { HOUSEKEEPING } else { LOOK_FOR_ROOM };
-            match wait_for(inbox.recv(), pause) {
+            let pause = if self.reserve.is_held() { HOUSEKEEPING } else { ROOM_CHECK };
+            let batch = match wait_for(inbox.recv(), pause) {
                 Some(None) => break,
-                Some(Some(message)) => {
-                    let mut next = Some(message);
-                    while let Some(message) = next {
-                        match message {
-                            Message::Job(job) => jobs.push(job),
-                            Message::Close(answer) => closing = Some(answer),
-                        }
-                        let room = jobs.len() < GROUP && closing.is_none();
-                        next = if room { inbox.try_recv().ok() } else { None };
-                    }
-                }
-                None => {}
+                Some(Some(first)) => Batch::collect(first, &mut inbox),
+                None => Batch::default(),
+            };
+            closing = batch.closing;
+            if !batch.jobs.is_empty() {
+                self.commit(batch.jobs);
+                self.quarantine_damage(true);
             }
-            if !jobs.is_empty() {
-                self.commit(jobs);
-            }
-            if !self.reserve.is_held() && looked.elapsed() >= LOOK_FOR_ROOM {
+            if !self.reserve.is_held() && last_room_check.elapsed() >= ROOM_CHECK {
                 self.restore_reserve();
-                looked = Stopwatch::start();
+                last_room_check = Stopwatch::start();
             }
-            if since.elapsed() >= HOUSEKEEPING {
-                before::expire(&self.dir, &self.setting.clock.now());
+            if last_housekeeping.elapsed() >= HOUSEKEEPING {
+                migration_backup::expire(&self.dir, &self.context.clock.now());
                 self.scrub_if_due();
-                since = Stopwatch::start();
+                last_housekeeping = Stopwatch::start();
             }
         }
         let closed = if self.reserve.is_held() || self.reserve.is_none() {
             self.truncate_log().map(|_| ())
         } else {
-            // On a full disk the log is kept as it is: the room that it takes would be gone at the next start, which reads it.
-            self.conn
+            // On a full disk the log is kept as it is: the room that it takes would be gone at the
+            // next start, which reads it.
+            self.reader
+                .conn
                 .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
                 .map(|_| ())
                 .map_err(Into::into)
         };
-        // Everything is released before the answer, so that whoever closed may open again.
+        // Everything is released before the report, so that the caller may open the store again.
         drop(self);
         drop(inbox);
-        if let Some(answer) = closing {
-            answer.send(closed).ok();
+        if let Some(result_to) = closing {
+            result_to.send(closed).ok();
         }
     }
 
-    /// Carries the jobs out in one transaction and answers them once it is on the disk.
-    fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>) {
+    /// Runs the jobs in one transaction and reports to them once it is on the disk.
+    fn commit(&mut self, mut jobs: Vec<Box<dyn WriteJob>>) {
         while !jobs.is_empty() {
             match self.attempt(&mut jobs) {
                 Ok(effects) => {
                     self.after_commit(&effects);
-                    jobs.drain(..).for_each(|job| job.answer(Ok(())));
+                    jobs.drain(..).for_each(|job| job.report(Ok(())));
                 }
                 Err(Setback::Group(StoreError::Full) | Setback::Job(_, StoreError::Full))
                     if self.release_reserve() => {}
-                Err(Setback::Job(at, error)) => jobs.remove(at).answer(Err(error)),
+                Err(Setback::Job(at, error)) => jobs.remove(at).report(Err(error)),
                 Err(Setback::Group(StoreError::Full)) if jobs.len() > 1 => {
                     // Together they do not fit; the small ones may.
                     jobs.drain(..).for_each(|job| self.commit(vec![job]));
                 }
                 Err(Setback::Group(error)) => {
-                    jobs.drain(..).for_each(|job| job.answer(Err(error.clone())))
+                    jobs.drain(..).for_each(|job| job.report(Err(error.clone())));
                 }
             }
         }
     }
 
-    fn attempt(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<Effects, Setback> {
+    fn attempt(&mut self, jobs: &mut [Box<dyn WriteJob>]) -> Result<Effects, Setback> {
         let group = |error: rusqlite::Error| Setback::Group(error.into());
         let mut effects = Effects::default();
-        let changes_before = self.conn.total_changes();
+        let changes_before = self.reader.conn.total_changes();
         // Rolls back when dropped.
-        let transaction =
-            self.conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(group)?;
+        let begun = Transaction::new_unchecked(&self.reader.conn, TransactionBehavior::Immediate);
+        let transaction = begun.map_err(group)?;
         for (at, job) in jobs.iter_mut().enumerate() {
             transaction.execute_batch("savepoint job").map_err(group)?;
             let mut own = Effects::default();
-            let outcome = job.run(&mut Tx::new(&transaction, &self.setting, &mut own));
-            // After some errors SQLite has undone the whole transaction, whether the job noticed or not.
+            let outcome = job.run(&mut Tx::new(&self.reader, &self.context, &mut own));
+            // After some errors SQLite has undone the whole transaction, whether the job noticed or
+            // not.
             if transaction.is_autocommit() {
                 return Err(Setback::Job(at, outcome.err().unwrap_or(StoreError::Full)));
             }
@@ -431,11 +345,12 @@ impl Writer {
                     return Err(Setback::Group(StoreError::Full));
                 }
                 Err(_) => {
-                    transaction.execute_batch("rollback to job; release job").map_err(group)?
+                    transaction.execute_batch("rollback to job; release job").map_err(group)?;
                 }
             }
         }
-        let (watch, changed) = (Stopwatch::start(), transaction.total_changes() != changes_before);
+        let watch = Stopwatch::start();
+        let changed = transaction.total_changes() != changes_before;
         transaction.commit().map_err(group)?;
         // Those that only read wait for no disk.
         if changed {
@@ -444,24 +359,56 @@ impl Writer {
         Ok(effects)
     }
 
+    /// Sets the damaged rows apart that statements came upon.
+    fn quarantine_damage(&mut self, keep_content: bool) {
+        if self.reader.damage.count() == 0 {
+            return;
+        }
+        let now_ms = self.context.clock.now().wall_ms;
+        match check::noted(&mut self.reader.conn, &self.reader.damage, now_ms, keep_content) {
+            Ok(findings) => {
+                findings.log();
+                // Relays may have received less than there is.
+                self.wake.send_modify(|it| it.committed += 1);
+            }
+            Err(error) => {
+                let error = error_chain(&error);
+                tracing::error!(
+                    error,
+                    "damaged rows could not be set apart, will retry when they are met"
+                );
+            }
+        }
+    }
+
     fn after_commit(&mut self, effects: &Effects) {
         if effects.outbox_grew {
             self.wake.send_modify(|it| it.committed += 1);
         }
         if effects.erased {
+            // Before the file is written anew. Nothing is kept of them: they may be of the person.
+            self.quarantine_damage(false);
             self.rewritten = false;
             self.scrub();
         }
     }
 
-    /// Gives the reserve up; whether there was one.
+    /// Gives the reserve up. Returns whether there was one.
     fn release_reserve(&mut self) -> bool {
         if !self.reserve.release() {
             return false;
         }
         self.reserve_held.store(false, Ordering::Relaxed);
         tracing::error!("{FULL}");
-        self.limit_pages().is_ok()
+        self.apply_limits();
+        true
+    }
+
+    fn apply_limits(&self) {
+        if let Err(error) = self.limit_pages().and_then(|()| self.limit_log()) {
+            let error = error_chain(&error);
+            tracing::error!(error, "SQLite does not take the limits for a full disk");
+        }
     }
 
     fn restore_reserve(&mut self) {
@@ -469,7 +416,7 @@ impl Writer {
         if self.reserve.is_held() {
             self.reserve_held.store(true, Ordering::Relaxed);
             tracing::info!("the disk has room again, the reserve is kept back");
-            self.limit_pages().ok();
+            self.apply_limits();
             // The relays wait longest after a disk that was full; there is no reason to any more.
             self.wake.send_modify(|it| it.asked += 1);
         }
@@ -483,8 +430,10 @@ impl Writer {
         }
     }
 
-    /// After an erasure: writes the database anew and cuts the log off. `secure_delete` is not enough: when SQLite
-    /// balances its tree it leaves copies of rows in the unused middle of pages (found by searching the file).
+    /// Removes what was erased from the file and the log: writes the database anew and cuts the log
+    /// off. `secure_delete` is not
+    /// enough: when SQLite balances its tree it leaves copies of rows in the unused middle of pages
+    /// (found by searching the file).
     fn scrub(&mut self) {
         self.rewriting.store(true, Ordering::Relaxed);
         let cleaned = self.clean();
@@ -498,23 +447,28 @@ impl Writer {
             // A reader holds the log: gone in a moment.
             Ok(false) => Scrub::After(1),
             Err(error) => {
-                tracing::error!(%error, "an erased person may still stand in the database file, will retry");
+                let error = error_chain(&error);
+                tracing::error!(
+                    error,
+                    "an erased person may still stand in the database file, will retry"
+                );
                 SCRUB_AGAIN
             }
         };
     }
 
-    fn scrub_owed(&self) -> Result<bool, StoreError> {
+    fn is_scrub_pending(&self) -> Result<bool, StoreError> {
         let sql = "select exists (select 1 from meta where key = 'scrub_owed')";
-        Ok(self.conn.query_row(sql, [], |row| row.get(0))?)
+        Ok(self.reader.conn.query_row(sql, [], |row| row.get(0))?)
     }
 
-    /// That it is owed is forgotten at the very end: a receipt rests on it. `false` if a reader still needs the log.
+    /// The mark that it is pending is deleted last: a receipt rests on it. `false` if a reader
+    /// still needs the log.
     fn clean(&mut self) -> Result<bool, StoreError> {
-        if !self.scrub_owed()? {
+        if !self.is_scrub_pending()? {
             return self.truncate_log();
         }
-        before::forget(&self.dir)?;
+        migration_backup::forget(&self.dir)?;
         if !self.rewritten {
             self.rewrite()?;
             self.rewritten = true;
@@ -522,23 +476,40 @@ impl Writer {
         if !self.truncate_log()? {
             return Ok(false);
         }
-        self.conn.execute("delete from meta where key = 'scrub_owed'", [])?;
+        self.reader.conn.execute("delete from main.meta where key = 'scrub_owed'", [])?;
         Ok(true)
     }
 
     fn rewrite(&self) -> Result<(), StoreError> {
-        // The copy may be larger than the memory of the device; SQLite's temporary files have no name.
-        self.conn.pragma_update(None, "temp_store", "file")?;
-        let rewritten = self.conn.execute_batch("vacuum");
-        self.conn.pragma_update(None, "temp_store", "memory")?;
+        checksum::uninstall(&self.reader.conn)?;
+        // The copy may be larger than the memory of the device; SQLite's temporary files have no name. A change of
+        // `temp_store` empties the temporary schema.
+        self.reader.conn.pragma_update(None, "temp_store", "file")?;
+        let rewritten = self.reader.conn.execute_batch("vacuum");
+        self.reader.conn.pragma_update(None, "temp_store", "memory")?;
+        checksum::install(&self.reader.conn, &self.reader.damage, true)?;
         Ok(rewritten?)
     }
 
     /// Writes the log back and cuts it off; `false` if a reader still needs it.
     fn truncate_log(&self) -> Result<bool, StoreError> {
         let busy: bool =
-            self.conn.query_row("pragma wal_checkpoint(truncate)", [], |row| row.get(0))?;
+            self.reader.conn.query_row("pragma wal_checkpoint(truncate)", [], |row| row.get(0))?;
         Ok(!busy)
+    }
+
+    /// Keeps the log short while the disk is full: it would take the whole reserve for some twenty
+    /// events before it is written back for the first time.
+    fn limit_log(&self) -> Result<(), StoreError> {
+        let is_full = !self.reserve.is_held() && !self.reserve.is_none();
+        let (pages, bytes) = if is_full { FULL_LOG } else { USUAL_LOG };
+        for set in [
+            format!("pragma wal_autocheckpoint = {pages}"),
+            format!("pragma journal_size_limit = {bytes}"),
+        ] {
+            self.reader.conn.query_row(&set, [], |_| Ok(()))?;
+        }
+        Ok(())
     }
 
     fn limit_pages(&self) -> Result<(), StoreError> {
@@ -547,13 +518,13 @@ impl Writer {
         };
         let kept = if self.reserve.is_held() { self.reserve_pages } else { 0 };
         let set = format!("pragma max_page_count = {}", limit.saturating_sub(kept).max(1));
-        self.conn.query_row(&set, [], |_| Ok(()))?;
+        self.reader.conn.query_row(&set, [], |_| Ok(()))?;
         Ok(())
     }
 }
 
-/// Waits for a future on this thread, in a runtime's thread too (where `block_on` would panic). Without tokio's
-/// budget for tasks, which would never be filled up again here.
+/// Waits for a future on this thread, in a runtime's thread too (where `block_on` would panic).
+/// Without tokio's budget for tasks, which would never be filled up again here.
 pub(super) fn wait<F: Future>(future: F) -> F::Output {
     poll_until(future, || {
         std::thread::park();

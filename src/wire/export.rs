@@ -1,17 +1,20 @@
-//! A gallery in a file: subjects one after the other, each sealed with a key that both ends have, and at the end how many
-//! they were. Read and written as a stream: a hundred thousand subjects never stand in memory.
+//! A gallery in a file: subjects one after the other, each sealed with a key that both ends have,
+//! and at the end how many they were. Read and written as a stream: a hundred thousand subjects
+//! never stand in memory.
 //!
 //! ```text
 //! ROLLCALL-GALLERY-1\n
 //! H  header, JSON in clear: whence, when, how many, which embedders
-//! K  sealed: SHA-256 of the header's bytes                   tells another key from a damaged file
+//! K  sealed: SHA-256 of the header's bytes                   distinguishes another key from a damaged file
 //! S  sealed: length of the id, id, `Portable` (realm "export")         once a subject
 //! E  sealed: JSON with the number of subjects and the SHA-256 of every byte before
 //! ```
-//! Each part is a letter, its length as four little-endian bytes, and so many bytes. What is sealed is bound to this
-//! export (its id) and to its place, so that parts can be neither moved, nor dropped, nor mixed with another's.
+//! Each part is a letter, its length as four little-endian bytes, and so many bytes. What is sealed
+//! is bound to this export (its id) and to its place, so that parts can be neither moved, nor
+//! dropped, nor mixed with another's.
 //!
-//! Invariants: nobody's id or name is in clear; what is read is bounded; a file that was cut or altered is an error.
+//! Invariants: nobody's id or name is in clear; what is read is bounded; a file that was cut or
+//! altered is an error.
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -20,9 +23,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::recognise::face::{ModelDigest, SubjectId};
-use crate::record::portable::{Portable, PortableError};
-use crate::record::seal::{SealError, SharedKey};
+use crate::ids::SubjectId;
+use crate::keys::seal::{SealError, SharedKey};
+use crate::recognise::face::ModelDigest;
+use crate::wire::subject::{Portable, PortableError};
 
 const MAGIC: &[u8; 19] = b"ROLLCALL-GALLERY-1\n";
 const REALM: &str = "export";
@@ -30,9 +34,9 @@ const FORM: u32 = 1;
 /// 64 templates of 4,096 elements and their text.
 const PART_BYTES_MAX: usize = 2 << 20;
 
-/// What a file says of itself, in clear.
+/// The header of a file, in clear.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Header {
+pub struct ExportHeader {
     pub export: u32,
     pub id: Uuid,
     pub created_at: String,
@@ -76,7 +80,7 @@ pub enum ExportError {
     Io(#[from] io::Error),
 }
 
-impl Header {
+impl ExportHeader {
     pub fn new(
         created_at: String,
         site: &str,
@@ -97,7 +101,7 @@ impl Header {
 }
 
 /// Writes a gallery; nothing of it counts before `finish`.
-pub struct Writing<'a, W> {
+pub struct ExportWriter<'a, W> {
     to: W,
     key: &'a SharedKey,
     id: Uuid,
@@ -105,8 +109,8 @@ pub struct Writing<'a, W> {
     subjects: u64,
 }
 
-impl<'a, W: Write> Writing<'a, W> {
-    pub fn begin(to: W, key: &'a SharedKey, header: &Header) -> Result<Self, ExportError> {
+impl<'a, W: Write> ExportWriter<'a, W> {
+    pub fn begin(to: W, key: &'a SharedKey, header: &ExportHeader) -> Result<Self, ExportError> {
         let mut writing = Self { to, key, id: header.id, hash: Sha256::new(), subjects: 0 };
         writing.put(MAGIC)?;
         let text = serde_json::to_vec(header).expect("string keys, and it writes to memory");
@@ -157,16 +161,16 @@ impl<'a, W: Write> Writing<'a, W> {
 }
 
 /// Reads a gallery.
-pub struct Reading<'a, R> {
+pub struct ExportReader<'a, R> {
     from: R,
     key: &'a SharedKey,
-    pub header: Header,
+    pub header: ExportHeader,
     hash: Sha256,
     subjects: u64,
     ended: bool,
 }
 
-impl<'a, R: Read> Reading<'a, R> {
+impl<'a, R: Read> ExportReader<'a, R> {
     pub fn begin(mut from: R, key: &'a SharedKey) -> Result<Self, ExportError> {
         let mut magic = [0; MAGIC.len()];
         from.read_exact(&mut magic).map_err(|_| ExportError::NotAGallery)?;
@@ -180,11 +184,13 @@ impl<'a, R: Read> Reading<'a, R> {
         };
         absorb(&mut hash, b'H', &text);
         absorb(&mut hash, b'K', &proof);
-        let found: Form = serde_json::from_slice(&text).map_err(|_| ExportError::NotAGallery)?;
+        let found: ExportForm =
+            serde_json::from_slice(&text).map_err(|_| ExportError::NotAGallery)?;
         if found.export != FORM {
             return Err(ExportError::Form { found: found.export });
         }
-        let header: Header = serde_json::from_slice(&text).map_err(|_| ExportError::NotAGallery)?;
+        let header: ExportHeader =
+            serde_json::from_slice(&text).map_err(|_| ExportError::NotAGallery)?;
         let other_key = |_| ExportError::OtherKey { key: key.path().display().to_string() };
         let proved = key.open(&proof, &belongs(b"key", header.id, 0)).map_err(other_key)?;
         if **proved != *Sha256::digest(&text) {
@@ -193,7 +199,8 @@ impl<'a, R: Read> Reading<'a, R> {
         Ok(Self { from, key, header, hash, subjects: 0, ended: false })
     }
 
-    /// Reads to the end without opening anybody: whether all of it is there, as it was written. Gives how many subjects.
+    /// Reads to the end without opening anybody: whether all of it is there, as it was written.
+    /// Gives how many subjects.
     pub fn verify(mut self, mut progress: impl FnMut(u64)) -> Result<u64, ExportError> {
         while self.sealed_subject()?.is_some() {
             progress(self.subjects);
@@ -254,7 +261,7 @@ impl<'a, R: Read> Reading<'a, R> {
 }
 
 #[derive(Deserialize)]
-struct Form {
+struct ExportForm {
     export: u32,
 }
 
@@ -303,8 +310,9 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recognise::face::{Name, Template};
-    use crate::record::portable::{PortableReference, State, Version};
+    use crate::ids::Name;
+    use crate::recognise::face::Template;
+    use crate::wire::subject::{PortableReference, State, Version};
 
     fn portable(number: u32) -> Portable {
         let template =
@@ -323,6 +331,7 @@ mod tests {
                 name: Name::new("Jane").unwrap(),
                 enrolled_ms: 7,
                 references: vec![reference],
+                consent: None,
             },
         }
     }
@@ -333,15 +342,20 @@ mod tests {
     }
 
     fn written(key: &SharedKey, count: u32) -> Vec<u8> {
-        let header =
-            Header::new("2026-11-23T07:58:03.412Z".into(), "hq", "door-1", u64::from(count), &[]);
-        let mut writing = Writing::begin(Vec::new(), key, &header).unwrap();
+        let header = ExportHeader::new(
+            "2026-11-23T07:58:03.412Z".into(),
+            "hq",
+            "door-1",
+            u64::from(count),
+            &[],
+        );
+        let mut writing = ExportWriter::begin(Vec::new(), key, &header).unwrap();
         (1..=count).for_each(|number| writing.subject(&portable(number)).unwrap());
         writing.finish().unwrap().0
     }
 
     fn read(bytes: &[u8], key: &SharedKey) -> Result<Vec<Portable>, ExportError> {
-        let mut reading = Reading::begin(bytes, key)?;
+        let mut reading = ExportReader::begin(bytes, key)?;
         let mut found = Vec::new();
         while let Some(portable) = reading.subject()? {
             found.push(portable);
@@ -351,11 +365,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read() {
+    fn export_file_round_trips() {
         let key = key();
         let bytes = written(&key, 3);
         assert_eq!(read(&bytes, &key).unwrap(), (1..=3).map(portable).collect::<Vec<_>>());
-        assert_eq!(Reading::begin(&bytes[..], &key).unwrap().verify(|_| ()).unwrap(), 3);
+        assert_eq!(ExportReader::begin(&bytes[..], &key).unwrap().verify(|_| ()).unwrap(), 3);
         assert_eq!(read(&written(&key, 0), &key).unwrap(), []);
         for clear in [&b"jane-"[..], b"Jane"] {
             assert!(
@@ -368,10 +382,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_or_altered_file_is_noticed_before_anything_is_taken() {
+    fn damaged_export_is_rejected_before_import() {
         let key = key();
         let bytes = written(&key, 2);
-        let verify = |bytes: &[u8]| Reading::begin(bytes, &key).and_then(|it| it.verify(|_| ()));
+        let verify =
+            |bytes: &[u8]| ExportReader::begin(bytes, &key).and_then(|it| it.verify(|_| ()));
         for cut in 0..bytes.len() {
             assert!(verify(&bytes[..cut]).is_err(), "cut at {cut}");
         }
@@ -385,10 +400,10 @@ mod tests {
     }
 
     #[test]
-    fn subjects_cannot_change_places() {
+    fn swapped_export_subjects_are_rejected() {
         let key = key();
-        let header = Header::new(String::new(), "hq", "door-1", 2, &[]);
-        let mut writing = Writing::begin(Vec::new(), &key, &header).unwrap();
+        let header = ExportHeader::new(String::new(), "hq", "door-1", 2, &[]);
+        let mut writing = ExportWriter::begin(Vec::new(), &key, &header).unwrap();
         writing.subject(&portable(1)).unwrap();
         let swapped = key.seal(b"whatever", &belongs(b"subject", header.id, 7)).unwrap();
         writing.part(b'S', &swapped).unwrap();

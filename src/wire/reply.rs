@@ -1,93 +1,91 @@
-//! Answers to commands, as they go out at `…/reply/{request_id}`.
+//! Replies to commands, as they are published at `…/reply/{request_id}`.
 //!
-//! Invariant: every answer has `schema`, `request_id`, `verb` and `ok`; with `ok: false` also `error`. Never templates.
+//! Invariant: every reply has `schema`, `request_id`, `verb` and `ok`; with `ok: false` also
+//! `error`. Never templates.
 
 use serde::Serialize;
 use serde_json::Value;
+use strum::IntoStaticStr;
 use uuid::Uuid;
 
-use super::{ErrorCode, Refusal, SCHEMA};
 use crate::attend::venue::VenueSpec;
-use crate::recognise::face::{Name, SubjectId};
-use crate::record::event::{ClockState, Direction, Status, StoredEvent, SubjectRef};
+use crate::ids::{Name, SubjectId};
+use crate::wire::command::{ImageOutcome, LookAlike, NotEnrolled, Rejection, SCHEMA};
+use crate::wire::consent::Consent;
+use crate::wire::event::{ClockState, Direction, Status, StoredEvent, SubjectRef};
 
-/// Where a refusal goes whose request id could not be read.
+/// The topic of a rejection whose request id could not be read.
 pub const UNREADABLE: &str = "reply/unreadable";
 
-/// Where the answer to a request goes, below `rollcall/{site}/{device}/`.
+/// Returns the topic of the reply to a request, below `rollcall/{site}/{device}/`.
 pub fn topic_part(request_id: Option<&str>) -> String {
     request_id.map_or_else(|| UNREADABLE.to_owned(), |it| format!("reply/{it}"))
 }
 
-/// The answer to a command that was carried out.
-pub fn accepted(request_id: &str, verb: &str, body: &impl Serialize) -> String {
-    #[derive(Serialize)]
-    struct Accepted<'a, T> {
-        schema: u32,
-        request_id: &'a str,
-        verb: &'a str,
-        ok: bool,
-        #[serde(flatten)]
-        body: &'a T,
-    }
-    let answer = Accepted { schema: SCHEMA, request_id, verb, ok: true, body };
-    serde_json::to_string(&answer).expect("an answer has string keys only and writes to memory")
+/// What a command that was executed replies.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Reply {
+    Enrolled(Enrolled),
+    Withdrawn(Withdrawn),
+    Renamed(Renamed),
+    ConsentRecorded(ConsentRecorded),
+    Subjects(SubjectList),
+    Recognised(Recognised),
+    Attended(Attended),
+    Attendance(AttendanceList),
+    Summary(AttendanceSummary),
+    VenuePut(VenuePut),
+    VenueDeleted(VenueDeleted),
+    Venues(VenueList),
+    Synced(Synced),
 }
 
-/// The answer to a command that was not.
-pub fn refused(verb: &str, refusal: &Refusal) -> String {
-    refused_with(verb, refusal, &serde_json::Map::new())
+/// Returns the JSON of the reply to a command that was executed.
+pub fn accepted(request_id: &str, verb: &str, reply: &Reply) -> String {
+    to_json(Some(request_id), verb, Ok(reply))
 }
 
-/// The same, with what else the sender should know: why each image was not taken, say.
-pub fn refused_with(verb: &str, refusal: &Refusal, details: &impl Serialize) -> String {
+/// Returns the JSON of the reply to a command that was rejected.
+pub fn rejected(verb: &str, rejection: &Rejection) -> String {
+    to_json(rejection.request_id.as_deref(), verb, Err(rejection))
+}
+
+fn to_json(request_id: Option<&str>, verb: &str, outcome: Result<&Reply, &Rejection>) -> String {
     #[derive(Serialize)]
-    struct Refused<'a, T> {
+    struct ReplyMessage<'a> {
         schema: u32,
         request_id: Option<&'a str>,
         verb: &'a str,
         ok: bool,
-        error: Error<'a>,
-        #[serde(flatten)]
-        details: &'a T,
-    }
-    #[derive(Serialize)]
-    struct Error<'a> {
-        code: ErrorCode,
-        message: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
-        field: Option<&'a str>,
+        error: Option<&'a Rejection>,
+        #[serde(flatten)]
+        reply: Option<&'a Reply>,
+        #[serde(flatten)]
+        details: Option<&'a NotEnrolled>,
     }
-    let error =
-        Error { code: refusal.code, message: &refusal.message, field: refusal.field.as_deref() };
-    let request_id = refusal.request_id.as_deref();
-    let answer = Refused { schema: SCHEMA, request_id, verb, ok: false, error, details };
-    serde_json::to_string(&answer).expect("an answer has string keys only and writes to memory")
+    let error = outcome.err();
+    let message = ReplyMessage {
+        schema: SCHEMA,
+        request_id,
+        verb,
+        ok: error.is_none(),
+        error,
+        reply: outcome.ok(),
+        details: error.and_then(|it| it.details.as_deref()),
+    };
+    serde_json::to_string(&message).expect("a reply has string keys only and writes to memory")
 }
 
-/// What an enrolment that was refused tells beside the error.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct NotEnrolled {
-    pub images: Vec<ImageOutcome>,
-    pub duplicate_of: Option<SubjectId>,
-    pub look_alikes: Vec<LookAlike>,
-}
-
-/// Another subject, near enough to be taken for this one.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct LookAlike {
-    pub subject_id: SubjectId,
-    pub score: f32,
-}
-
-/// A stored answer without the person who was erased: only that the request was answered, and how.
+/// Returns a stored reply without the person who was erased: only whether the request was executed.
 pub fn erased(reply: &str) -> String {
     let whole: Value = serde_json::from_str(reply).unwrap_or(Value::Null);
     let part = |key: &str| whole.get(key).cloned().unwrap_or(Value::Null);
-    let answer = serde_json::json!({
+    let reply = serde_json::json!({
         "schema": SCHEMA, "request_id": part("request_id"), "verb": part("verb"), "ok": part("ok"), "erased": true,
     });
-    answer.to_string()
+    reply.to_string()
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -103,45 +101,6 @@ pub struct Enrolled {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ImageOutcome {
-    pub accepted: bool,
-    pub reason: Option<ImageReason>,
-    /// Whether it is a reference now; an accepted one is not where better or more different ones fill the subject's places.
-    pub kept: bool,
-}
-
-/// Why an image became no reference: a closed set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ImageReason {
-    NoFace,
-    SeveralFaces,
-    TooSmall,
-    Blurred,
-    Dark,
-    Overexposed,
-    Turned,
-    DecodeError,
-    OtherPerson,
-}
-
-impl ImageReason {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NoFace => "no_face",
-            Self::SeveralFaces => "several_faces",
-            Self::TooSmall => "too_small",
-            Self::Blurred => "blurred",
-            Self::Dark => "dark",
-            Self::Overexposed => "overexposed",
-            Self::Turned => "turned",
-            Self::DecodeError => "decode_error",
-            Self::OtherPerson => "other_person",
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Withdrawn {
     /// How many references were deleted.
     pub references: u32,
@@ -154,6 +113,13 @@ pub struct Withdrawn {
 pub struct Renamed {
     pub subject_id: SubjectId,
     pub name: Name,
+}
+
+/// The consent of a subject as it is recorded now.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ConsentRecorded {
+    pub subject_id: SubjectId,
+    pub consent: Consent,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -173,6 +139,9 @@ pub struct SubjectEntry {
     pub model_digest: Option<String>,
     /// Whether there is a reference of the embedder in use.
     pub recognisable: bool,
+    /// Omitted if none is recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consent: Option<Consent>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -198,7 +167,11 @@ pub struct Attended {
     pub recorded: Vec<Name>,
     /// Who was recognised, recorded before or now.
     pub recognised: Vec<Name>,
+    /// The subjects of `recognised`, in its order: an erasure finds the reply by them.
+    pub subject_ids: Vec<SubjectId>,
     pub event_ids: Vec<Uuid>,
+    /// How many faces were nobody's.
+    pub unknown: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -207,6 +180,15 @@ pub struct AttendanceList {
     pub attendance: Vec<AttendanceEntry>,
     /// What to send as `after` for the next page; none on the last one.
     pub next_after: Option<i64>,
+    /// Events of the whole record that cannot be read: some may belong here. Omitted if there are
+    /// none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unreadable: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde wants")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -224,7 +206,7 @@ pub struct AttendanceEntry {
 }
 
 impl AttendanceList {
-    /// A page of `limit` at most; one event more than that tells that there is another.
+    /// A page of `limit` at most; one event more shows that there is another.
     pub fn page(venue: String, mut found: Vec<StoredEvent>, limit: u32) -> Self {
         let more = found.len() > limit as usize;
         found.truncate(limit as usize);
@@ -233,6 +215,7 @@ impl AttendanceList {
             venue,
             attendance: found.iter().filter_map(AttendanceEntry::of).collect(),
             next_after,
+            unreadable: 0,
         }
     }
 }
@@ -240,7 +223,7 @@ impl AttendanceList {
 impl AttendanceEntry {
     /// `None` if the event is not an attendance.
     pub fn of(event: &StoredEvent) -> Option<Self> {
-        let crate::record::event::Body::Attendance(body) = &event.body else {
+        let crate::wire::event::Body::Attendance(body) = &event.body else {
             return None;
         };
         Some(Self {
@@ -265,11 +248,14 @@ pub struct AttendanceSummary {
     pub from: String,
     pub to: String,
     pub rows: Vec<SummaryRow>,
-    /// Sessions of which it is not known who was absent; on the first page, when absence is asked for.
+    /// Sessions of which absence is not known; on the first page, if absence is requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_known: Option<Vec<NotKnown>>,
     /// What to send as `after` for the next page; none on the last one.
     pub next_after: Option<i64>,
+    /// As in [`AttendanceList`].
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unreadable: u64,
 }
 
 /// A subject in a session; or on a local day, for what belongs to no session.
@@ -345,49 +331,50 @@ pub struct VenueEntry {
     pub door: bool,
 }
 
-/// Who said what a venue is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Where a venue comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum VenueSource {
     Config,
     Command,
-    /// Nobody: it is this device's own, with nothing set.
+    /// Not set anywhere: the device's own.
     Default,
 }
 
 impl VenueSource {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Config => "config",
-            Self::Command => "command",
-            Self::Default => "default",
-        }
+        self.into()
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Synced {
-    pub owed: Vec<Owed>,
-    /// The first of those that were set aside.
-    pub buried: Vec<Buried>,
-    /// Everything this device saw up to then has been delivered; null when that cannot be said.
+    #[serde(rename = "owed")]
+    pub pending: Vec<PendingRows>,
+    #[serde(rename = "buried")]
+    pub dead_letters: Vec<DeadLetterEntry>,
+    /// Everything this device saw up to then has been delivered; null when that is not known.
     pub complete_through: Option<String>,
-    /// How many were put back among what is owed.
+    /// How many dead letters are pending again.
     pub retried: u64,
 }
 
-/// What its sink will never take.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Buried {
+pub struct DeadLetterEntry {
     pub sink: String,
     pub seq: Option<i64>,
     pub reason: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Owed {
+pub struct PendingRows {
     pub sink: String,
     pub rows: u64,
     pub oldest_at: Option<String>,
-    pub buried: u64,
+    #[serde(rename = "buried")]
+    pub dead_letters: u64,
+    /// Why the broker is not reached or refuses what is sent, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
 }

@@ -1,16 +1,20 @@
 //! A subject as it travels: from door to door of a site, into an export and out of it.
 //!
-//! Sealed with a key that both ends have; what it belongs to (a site and a subject, or an export) is authenticated with it.
-//! References of every embedder travel, so that a door that does not use one hands it on all the same.
+//! Sealed with a key that both ends have; what it belongs to (a site and a subject, or an export)
+//! is authenticated with it. References of every embedder travel, so that a door that does not use
+//! one hands it on all the same.
 //!
-//! Invariants: everything that is read is bounded and checked; a record that opens is one that somebody with the key made.
-//! Of two records of one subject `Version` says which is newer, the same at every door.
+//! Invariants: everything that is read is bounded and checked; a record that opens is one that
+//! somebody with the key made. Of two records of one subject `Version` decides which is newer, the
+//! same at every door.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::recognise::face::{ModelDigest, Name, SubjectId, Template};
-use crate::record::seal::{SealError, SharedKey};
+use crate::ids::{Name, SubjectId};
+use crate::keys::seal::{SealError, SharedKey};
+use crate::recognise::face::{ModelDigest, Template};
+use crate::wire::consent::Consent;
 
 /// The version of the sealed form.
 const FORM: u32 = 1;
@@ -20,10 +24,11 @@ pub const REFERENCES_MAX: usize = 64;
 /// Elements of a template at most.
 const DIMENSION_MAX: usize = 4096;
 
-/// Which of two accounts of one subject counts: the one that knows of more withdrawals, else of more changes; of equals a
-/// withdrawal, and at last the name of the device, so that every door decides alike. Who enrols somebody anew after a
-/// withdrawal counts on from it; a door that had not heard of the withdrawal can change as often as it likes and loses.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Which of two records of one subject counts: the one that knows of more withdrawals, else of
+/// more changes; of equals a withdrawal, and at last the name of the device, so that every door
+/// decides alike. Who enrols somebody anew after a withdrawal counts on from it; a door that had
+/// not received the withdrawal can change as often as it likes and loses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Version {
     pub withdrawals: u32,
@@ -46,12 +51,11 @@ pub enum State {
         name: Name,
         enrolled_ms: i64,
         references: Vec<PortableReference>,
+        /// `None` also where a device of an earlier version handed the subject on.
+        consent: Option<Consent>,
     },
     /// With `erased` the person is to be taken out of the record too.
-    Withdrawn {
-        erased: bool,
-        at_ms: i64,
-    },
+    Withdrawn { erased: bool, at_ms: i64 },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +70,7 @@ pub struct PortableReference {
 
 #[derive(Debug, thiserror::Error)]
 pub enum PortableError {
-    /// Another key, another site or subject, or altered on the way: it cannot be told which.
+    /// Another key, another site or subject, or altered on the way: it is not known which.
     #[error("it does not open with this key: it was sealed with another, or altered")]
     Sealed(#[source] SealError),
     #[error("it has form {found}, this version reads {FORM}")]
@@ -85,6 +89,8 @@ struct Head {
     name: Option<Name>,
     enrolled_ms: i64,
     references: Vec<HeadReference>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    consent: Option<Consent>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -103,7 +109,8 @@ struct HeadReference {
 }
 
 impl Version {
-    /// Whether this account takes the place of the other; `withdrawn` tells of each whether it is a withdrawal.
+    /// Whether this version takes the place of the other; `withdrawn` states of each whether it is a
+    /// withdrawal.
     pub fn is_newer(&self, withdrawn: bool, other: &Self, other_withdrawn: bool) -> bool {
         (self.withdrawals, self.changes, withdrawn, &self.device)
             > (other.withdrawals, other.changes, other_withdrawn, &other.device)
@@ -115,7 +122,7 @@ impl Portable {
         matches!(self.state, State::Withdrawn { .. })
     }
 
-    /// `realm` says what for: a site, or an export. Nonce and ciphertext.
+    /// `realm` states the purpose: a site, or an export. Nonce and ciphertext.
     pub fn seal(&self, key: &SharedKey, realm: &str) -> Result<Vec<u8>, SealError> {
         key.seal(&self.to_bytes(), &belongs(realm, &self.subject_id))
     }
@@ -143,16 +150,18 @@ impl Portable {
             name: None,
             enrolled_ms: 0,
             references: Vec::new(),
+            consent: None,
         };
         let mut templates: &[PortableReference] = &[];
         match &self.state {
             State::Withdrawn { erased, at_ms } => {
                 head.withdrawn = Some(HeadWithdrawn { erased: *erased, at_ms: *at_ms });
             }
-            State::Enrolled { name, enrolled_ms, references } => {
+            State::Enrolled { name, enrolled_ms, references, consent } => {
                 head.name = Some(name.clone());
                 head.enrolled_ms = *enrolled_ms;
                 head.references = references.iter().map(HeadReference::of).collect();
+                head.consent.clone_from(consent);
                 templates = references;
             }
         }
@@ -189,7 +198,8 @@ impl Portable {
             }
             (None, Some(name)) => {
                 let references = read_references(head.references, floats)?;
-                State::Enrolled { name, enrolled_ms: head.enrolled_ms, references }
+                let (enrolled_ms, consent) = (head.enrolled_ms, head.consent);
+                State::Enrolled { name, enrolled_ms, references, consent }
             }
             (None, None) => return Err(shape("it has no name")),
         };
@@ -222,7 +232,9 @@ fn read_references(
         if !(0.0..=1.0).contains(&head.quality) {
             return Err(shape("a quality is out of range"));
         }
-        let (id, quality, created_ms) = (head.id, head.quality, head.created_ms);
+        let id = head.id;
+        let quality = head.quality;
+        let created_ms = head.created_ms;
         references.push(PortableReference { id, embedder, template, quality, created_ms });
     }
     if floats.is_empty() { Ok(references) } else { Err(shape("something follows it")) }
@@ -266,6 +278,7 @@ mod tests {
                 name: Name::new("Jane Döe").unwrap(),
                 enrolled_ms: 7,
                 references: vec![reference(1), reference(2)],
+                consent: None,
             },
         }
     }
@@ -276,8 +289,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sealed_opens_bit_by_bit_and_only_for_its_subject_realm_and_key() {
-        let (key, portable) = (key(), portable());
+    fn sealed_subject_is_bound_to_its_context() {
+        let key = key();
+        let portable = portable();
         let sealed = portable.seal(&key, "hq").unwrap();
         let jane = &portable.subject_id;
         assert_eq!(Portable::open(&sealed, &key, "hq", jane).unwrap(), portable);
@@ -299,7 +313,33 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_refused_with_the_reason() {
+    fn earlier_versions_ignore_the_consent() {
+        /// As a version without consents reads it.
+        #[derive(Deserialize)]
+        struct EarlierHead {
+            name: Name,
+            references: Vec<HeadReference>,
+        }
+        let by = Name::new("desk").unwrap();
+        let consent = Consent::new(7, "v1", Some(9), by).unwrap();
+        let mut portable = portable();
+        let without = portable.to_bytes();
+        if let State::Enrolled { consent: place, .. } = &mut portable.state {
+            *place = Some(consent);
+        }
+        let bytes = portable.to_bytes();
+        assert_eq!(Portable::from_bytes(&bytes).unwrap(), portable);
+        let text = |bytes: &[u8]| {
+            let length = u32::from_le_bytes(*bytes.first_chunk::<4>().unwrap()) as usize;
+            String::from_utf8(bytes[4..4 + length].to_vec()).unwrap()
+        };
+        let head: EarlierHead = serde_json::from_str(&text(&bytes)).unwrap();
+        assert_eq!((head.name.as_str(), head.references.len()), ("Jane Döe", 2));
+        assert!(!text(&without).contains("consent"), "as before where there is none");
+    }
+
+    #[test]
+    fn damaged_subject_bytes_are_rejected() {
         let bytes = portable().to_bytes();
         assert!(Portable::from_bytes(&bytes).is_ok());
         for cut in [0, 3, 4, 40, bytes.len() - 2048, bytes.len() - 1] {
@@ -314,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn every_door_decides_alike_which_account_is_newer() {
+    fn newer_version_is_decided_unambiguously() {
         let version = |withdrawals, changes, device: &str| Version {
             withdrawals,
             changes,

@@ -1,17 +1,18 @@
-//! A subject's id from a person's name, by a rule that gives the same id for ever: it is how a later import knows whom
-//! it has already.
+//! A subject's id from a person's name, by a rule that gives the same id for ever: it is how a
+//! later import knows whom it has already.
 //!
-//! Letters and digits of ASCII stay, in lower case, and so do `.` and `_`. Of other Latin letters the plain one is left
-//! (`ü` → `u`, `ß` → `ss`). Everything else becomes one `-`. Where a letter of another script was lost, or the id would
-//! be too long, ten hexadecimal digits of the SHA-256 of the name (composed, trimmed) follow, so that two names never
-//! become one id by that. Not by this rule alone: `José` and `Jose` are both `jose`; the import refuses the second.
+//! Letters and digits of ASCII stay, in lower case, and so do `.` and `_`. Of other Latin letters
+//! the plain one is left (`ü` → `u`, `ß` → `ss`). Everything else becomes one `-`. Where a letter
+//! of another script was lost, or the id would be too long, ten hexadecimal digits of the SHA-256
+//! of the name (composed, trimmed) follow, so that two names never become one id by that. Not by
+//! this rule alone: `José` and `Jose` are both `jose`; the import rejects the second.
 
 use sha2::{Digest as _, Sha256};
 use unicode_normalization::UnicodeNormalization as _;
 use unicode_normalization::char::is_combining_mark;
 
-use crate::recognise::face::SubjectId;
-use crate::record::export::hex;
+use crate::ids::SubjectId;
+use crate::wire::export::hex;
 
 const LENGTH_MAX: usize = 64;
 const HASH_DIGITS: usize = 10;
@@ -23,12 +24,13 @@ pub fn composed(name: &str) -> String {
 
 pub fn from_name(name: &str) -> SubjectId {
     let name = composed(name);
-    let (mut id, mut lost) = (String::new(), false);
+    let mut id = String::new();
+    let mut lost = false;
     for c in name.nfkd().filter(|c| !is_combining_mark(*c)) {
         match plain(c) {
             Some(letters) => id.push_str(letters),
             None if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') => {
-                id.push(c.to_ascii_lowercase())
+                id.push(c.to_ascii_lowercase());
             }
             None => {
                 lost |= c.is_alphanumeric();
@@ -70,7 +72,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_name_becomes_an_id() {
+    fn name_becomes_subject_id() {
         for (name, id) in [
             ("Jane Doe", "jane-doe"),
             ("  Jane   Doe ", "jane-doe"),
@@ -85,14 +87,15 @@ mod tests {
         ] {
             assert_eq!(from_name(name).as_str(), id, "{name}");
         }
-        let (long, longer) = ("x".repeat(65), "x".repeat(66));
+        let long = "x".repeat(65);
+        let longer = "x".repeat(66);
         assert_ne!(from_name(&long), from_name(&longer));
         assert_eq!(from_name(&long).as_str().len(), 64);
     }
 
     proptest! {
         #[test]
-        fn every_name_becomes_an_id_and_always_the_same(name in "\\PC{1,200}") {
+        fn equivalent_names_give_same_subject_id(name in "\\PC{1,200}") {
             prop_assert_eq!(from_name(&name), from_name(&name.nfd().collect::<String>()));
         }
     }

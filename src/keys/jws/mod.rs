@@ -1,13 +1,17 @@
-//! Who may command: a message signed with a key that the device trusts, as a compact JWS (RFC 7515) of one algorithm.
+//! Who may command: a message signed with a key that the device trusts, as a compact JWS (RFC 7515)
+//! of one algorithm.
 //!
-//! `base64url(header) . base64url(claims) . base64url(signature)`, signed with Ed25519 (`"alg": "EdDSA"`, RFC 8037). There is
-//! no other algorithm to be talked into, no key from the message, no extension: a header with anything but `alg`, `kid` and
-//! `typ` is refused. The signature is checked over the bytes as they came, before any of the claims is decoded.
+//! `base64url(header) . base64url(claims) . base64url(signature)`, signed with Ed25519 (`"alg":
+//! "EdDSA"`, RFC 8037). There is no other algorithm to be talked into, no key from the message, no
+//! extension: a header with anything but `alg`, `kid` and `typ` is refused. The signature is
+//! checked over the bytes as they came, before any of the claims is decoded.
 //!
-//! Invariants: nothing is believed of a message whose signature does not hold. Every altered character is noticed, those
-//! that decode to the same bytes too (the base64 is strict). Nothing is allocated beyond the size of what came.
+//! Invariants: nothing is believed of a message whose signature does not hold. Every altered
+//! character is noticed, those that decode to the same bytes too (the base64 is strict). Nothing is
+//! allocated beyond the size of what came.
 //!
-//! Not here: key files (`signer`), what was seen before (`store`), what a command may say (`command`).
+//! Not here: key files (`signer`), what was seen before (`store`), what a command may contain
+//! (`command`).
 
 use std::fmt;
 
@@ -19,14 +23,15 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use crate::clock::Stamp;
-use crate::recognise::face::check_id;
+use crate::ids::check_id;
 
-/// The longest that a message may be good for: a door that was off for the night still gets it, one that was off for a
-/// week does not. As long as it is good its id is kept.
+/// The longest that a message may be good for: a door that was off for the night still gets it, one
+/// that was off for a week does not. As long as it is good its id is kept.
 pub const LIFETIME_MAX_S: i64 = 86_400;
 /// How far the clocks of sender and device may be apart.
 pub const SKEW_S: i64 = 60;
-/// Keys that a device trusts at most; with more than one a message must say which it was signed with.
+/// Keys that a device trusts at most; with more than one a message must name the one it was signed
+/// with.
 pub const KEYS_MAX: usize = 16;
 
 /// A command's `typ`, which may be left out.
@@ -111,7 +116,8 @@ struct Header {
     typ: Option<String>,
 }
 
-/// What a signed command says; nothing else may stand beside it. Times are whole seconds since 1970.
+/// The content of a signed command; nothing else may stand beside it. Times are whole seconds since
+/// 1970.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claims<'a> {
@@ -142,13 +148,14 @@ pub enum Unfit {
     #[error("it was signed in the future: are the clocks right?")]
     Early,
     #[error(
-        "this device does not know the time yet and cannot tell whether the command is still good: send it again when it \
+        "this device does not know the time yet and cannot know whether the command is still valid: send it again when it \
          does (health: clock_trusted), or see [clock] trust"
     )]
     NoTime,
 }
 
-/// Whether a message has the form of a JWS. One that has not is not signed; plain commands never have it.
+/// Whether a message has the form of a JWS. One that has not is not signed; plain commands never
+/// have it.
 pub fn is_compact(message: &[u8]) -> bool {
     parts(message).is_some_and(|(header, claims, signature)| {
         let all = [header, claims, signature];
@@ -166,7 +173,7 @@ fn parts(message: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     Some((&message[..first], &message[first + 1..last], &message[last + 1..]))
 }
 
-/// Checks who made a message. `typ` is what it must say it is; `COMMAND` may be left unsaid.
+/// Checks who made a message. `typ` is the type it must have; `COMMAND` may be left out.
 pub fn verify(message: &[u8], typ: &str, keys: &[PublicKey]) -> Result<Signed, Untrusted> {
     let message = message.trim_ascii();
     let bad = Untrusted::BadSignature;
@@ -191,20 +198,24 @@ pub fn verify(message: &[u8], typ: &str, keys: &[PublicKey]) -> Result<Signed, U
     if length != SIGNATURE_BYTES {
         return Err(bad("it is not of 64 bytes"));
     }
-    let (text, raw) = (&message[..message.len() - signature.len() - 1], &raw[..SIGNATURE_BYTES]);
+    let text = &message[..message.len() - signature.len() - 1];
+    let raw = &raw[..SIGNATURE_BYTES];
     if header.kid.is_none() && keys.len() > 1 {
         // Each key would have to read all of the message.
-        return Err(bad("with several trusted keys its header must say which one made it (kid)"));
+        return Err(bad(
+            "with several trusted keys its header must name the one that made it (kid)",
+        ));
     }
     let named = |key: &&PublicKey| header.kid.as_ref().is_none_or(|kid| *kid == key.kid());
     let key = keys.iter().filter(named).find(|key| key.verifies(text, raw));
     let key = key.ok_or(bad("no trusted key made it, or the message was altered"))?.clone();
-    // Only now is anything of it looked at.
+    // Only now is its content read.
     let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| bad("the claims are not base64url"))?;
     Ok(Signed { claims, key })
 }
 
-/// Of a message that nobody can check here (no key is trusted): what it says, to be able to answer its sender.
+/// Of a message that nobody can check here (no key is trusted): its content, to be able to reply
+/// its sender.
 pub fn unchecked(message: &[u8]) -> Option<Vec<u8>> {
     let (_, claims, _) = parts(message.trim_ascii())?;
     URL_SAFE_NO_PAD.decode(claims).ok()
@@ -217,6 +228,11 @@ impl Signed {
 
     pub fn claims(&self) -> Result<Claims<'_>, Unfit> {
         Claims::read(&self.claims)
+    }
+
+    /// Returns the id of the key that made the signature.
+    pub fn kid(&self) -> String {
+        self.key.kid()
     }
 
     /// By what the message is known again: two keys may use the same `jti`.

@@ -33,7 +33,7 @@ fn verified(token: &str, keys: &[PublicKey]) -> Result<(), Untrusted> {
 }
 
 #[test]
-fn keys_and_signatures_are_those_of_the_standard() {
+fn keys_and_signatures_match_rfc_8037() {
     // RFC 8037, appendix A.
     let key =
         PublicKey::parse("ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo of the RFC").unwrap();
@@ -59,9 +59,9 @@ fn keys_and_signatures_are_those_of_the_standard() {
 }
 
 #[test]
-fn only_our_algorithm_with_a_trusted_key_is_believed() {
+fn only_trusted_ed25519_signatures_are_accepted() {
     let (pair, public) = pair(7);
-    let (_, other) = super::tests::pair(8);
+    let (_, other) = crate::keys::jws::tests::pair(8);
     let body = claims(NOW_S, NOW_S + 300, "hq/door-1");
     let kid = public.kid();
     for header in [
@@ -71,7 +71,7 @@ fn only_our_algorithm_with_a_trusted_key_is_believed() {
     ] {
         let token = raw(&pair, &header, &body);
         assert_eq!(verified(&token, std::slice::from_ref(&public)), Ok(()), "{header}");
-        // Of several keys the header says which: none is tried that need not be.
+        // Of several keys the header names one: none is tried that need not be.
         let of_several = verified(&token, &[other.clone(), public.clone()]);
         assert_eq!(of_several.is_ok(), header.contains("kid"), "{header}");
         assert!(verified(&token, std::slice::from_ref(&other)).is_err(), "{header}");
@@ -111,7 +111,7 @@ fn only_our_algorithm_with_a_trusted_key_is_believed() {
 }
 
 #[test]
-fn what_has_not_the_form_is_unsigned() {
+fn malformed_token_counts_as_unsigned() {
     let (_, public) = good();
     for text in [
         "",
@@ -134,7 +134,7 @@ fn what_has_not_the_form_is_unsigned() {
 }
 
 #[test]
-fn every_character_counts() {
+fn altered_character_breaks_signature() {
     let (token, public) = good();
     assert_eq!(verified(&token, std::slice::from_ref(&public)), Ok(()));
     for at in 0..token.len() {
@@ -156,7 +156,7 @@ fn every_character_counts() {
 }
 
 #[test]
-fn it_is_good_for_whom_and_as_long_as_it_says() {
+fn claims_check_audience_and_lifetime() {
     let audiences = ["hq/door-1".to_owned(), "hq/all".to_owned()];
     let check = |iat: i64, exp: i64, aud: &str, now_ms: i64, expected: Result<(), Unfit>| {
         let text = claims(iat, exp, aud);
@@ -167,7 +167,8 @@ fn it_is_good_for_whom_and_as_long_as_it_says() {
             "{text} {now_ms}"
         );
     };
-    let (end, now) = (NOW_S + 300, NOW_S * 1000);
+    let end = NOW_S + 300;
+    let now = NOW_S * 1000;
     check(NOW_S, end, "hq/door-1", now, Ok(()));
     check(NOW_S, end, "hq/all", now, Ok(()));
     for other in ["hq/door-2", "hq2/door-1", "hq", "all", "", "hq/door-1/"] {
@@ -191,7 +192,7 @@ fn it_is_good_for_whom_and_as_long_as_it_says() {
 }
 
 #[test]
-fn claims_are_exactly_those() {
+fn unknown_or_missing_claims_are_rejected() {
     let good = claims(NOW_S, NOW_S + 1, "hq/all");
     assert!(Claims::read(good.as_bytes()).is_ok());
     for bad in [
@@ -211,7 +212,7 @@ fn claims_are_exactly_those() {
 
 proptest! {
     #[test]
-    fn garbage_never_panics_and_is_never_believed(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+    fn garbage_token_is_rejected_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         let (_, public) = good();
         prop_assert!(verify(&bytes, COMMAND, std::slice::from_ref(&public)).is_err());
         unchecked(&bytes);
@@ -219,7 +220,7 @@ proptest! {
     }
 
     #[test]
-    fn any_change_anywhere_is_noticed(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+    fn any_altered_token_is_rejected(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
         let (token, public) = good();
         let mut altered = token.clone().into_bytes();
         for (at, byte) in changes {

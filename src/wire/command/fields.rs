@@ -1,52 +1,45 @@
-//! Reading JSON that may be hostile, field by field: what is taken is checked, and what is left over is refused.
+//! Reading JSON that may be hostile, field by field: what is taken is checked, and what is left
+//! over is rejected.
 
-use base64::Engine as _;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::{EncodedImage, ErrorCode, Limits, PAGE_DEFAULT, PAGE_MAX, Refusal, over};
 use crate::attend::venue::DirectionMode;
-use crate::recognise::face::{Name, SubjectId, check_id};
-use crate::record::event::Direction;
+use crate::ids::{Name, SubjectId, check_id};
+use crate::wire::command::image::EncodedImage;
+use crate::wire::command::limits::{Limits, PAGE_DEFAULT, PAGE_MAX};
+use crate::wire::command::rejection::{ErrorCode, Rejection};
+use crate::wire::consent::{Consent, ConsentError};
+use crate::wire::event::Direction;
 
-/// How many values a command may have. The largest honest one has about twenty; 8 MiB of `[0,0,…` would take 250 MB.
+/// How many values a command may have. The largest honest one has about twenty; 8 MiB of `[0,0,…`
+/// would take 250 MB.
 const VALUES_MAX: usize = 1_000;
 
 /// How much of a field's name is repeated to the sender.
 const NAME_QUOTED_MAX: usize = 64;
 
-pub(super) struct Fault {
-    pub(super) code: ErrorCode,
-    pub(super) field: Option<String>,
-    pub(super) message: String,
-}
-
-impl Fault {
-    fn whole(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, field: None, message: message.into() }
-    }
-
-    pub(super) fn into_refusal(self, request_id: Option<String>) -> Refusal {
-        Refusal { request_id, code: self.code, message: self.message, field: self.field }
-    }
-}
-
 /// The members of one JSON object, taken out one by one.
 pub(super) struct Fields {
     members: Map<String, Value>,
-    /// Where this object stands, as a prefix of its fields' names: empty, `subject.` or `sessions[2].`.
+    /// Where this object stands, as a prefix of its fields' names: empty, `subject.` or
+    /// `sessions[2].`.
     path: String,
 }
 
-/// The request id of a payload that is refused as a whole, if it can be had without trusting the rest: it stands once,
-/// it is an id, and nothing is built from the other fields.
-pub(super) fn salvage_request_id(payload: &[u8], limits: &Limits) -> Option<String> {
+/// Returns the request id for the rejection of a whole payload, if it can be read without trusting
+/// the rest: it stands there once, it is an id, and nothing is built from the other fields. A payload
+/// without one has `generated`.
+pub(super) fn salvage_request_id(
+    payload: &[u8],
+    limits: &Limits,
+    generated: Option<&str>,
+) -> Option<String> {
     if payload.len() > limits.payload_bytes {
         return None;
     }
-    let Salvage(request_id) = serde_json::from_slice(payload).ok()?;
-    request_id.filter(|it| check_id(it).is_ok())
+    let Salvage(found) = serde_json::from_slice(payload).ok()?;
+    found.or_else(|| generated.map(str::to_owned)).filter(|it| check_id(it).is_ok())
 }
 
 struct Salvage(Option<String>);
@@ -75,11 +68,13 @@ impl<'de> Deserialize<'de> for Salvage {
     }
 }
 
-pub(super) fn read(payload: &[u8], limits: &Limits) -> Result<Fields, Fault> {
+/// Reads the members of one JSON object from bytes that may be hostile.
+pub(super) fn read(payload: &[u8], limits: &Limits) -> Result<Fields, Rejection> {
     scan(payload, limits)?;
     let Members(members) = serde_json::from_slice(payload).map_err(|error| {
         // The category and place only: the library's text may quote the payload.
-        let (line, column) = (error.line(), error.column());
+        let line = error.line();
+        let column = error.column();
         let message = match error.classify() {
             serde_json::error::Category::Eof => "the JSON ends too early".to_owned(),
             serde_json::error::Category::Data => {
@@ -87,15 +82,18 @@ pub(super) fn read(payload: &[u8], limits: &Limits) -> Result<Fields, Fault> {
             }
             _ => format!("not JSON at line {line}, column {column}"),
         };
-        Fault::whole(ErrorCode::BadJson, message)
+        Rejection::new(None, ErrorCode::BadJson, message)
     })?;
-    Ok(Fields { members, path: String::new() })
+    Ok(Fields::new(members))
 }
 
-/// Depth and number of values, by counting brackets and commas outside strings: no memory, one pass, before any
-/// parser sees it.
-fn scan(payload: &[u8], limits: &Limits) -> Result<(), Fault> {
-    let (mut depth, mut values, mut in_string, mut escaped) = (0_usize, 1_usize, false, false);
+/// Depth and number of values, by counting brackets and commas outside strings: no memory, one
+/// pass, before any parser sees it.
+fn scan(payload: &[u8], limits: &Limits) -> Result<(), Rejection> {
+    let mut depth = 0_usize;
+    let mut values = 1_usize;
+    let mut in_string = false;
+    let mut escaped = false;
     for byte in payload {
         if in_string {
             match (escaped, byte) {
@@ -118,11 +116,11 @@ fn scan(payload: &[u8], limits: &Limits) -> Result<(), Fault> {
         }
         if depth > limits.json_depth {
             let message = format!("JSON nested deeper than {}", limits.json_depth);
-            return Err(Fault::whole(ErrorCode::TooDeep, message));
+            return Err(Rejection::new(None, ErrorCode::TooDeep, message));
         }
         if values > VALUES_MAX {
             let message = format!("more than {VALUES_MAX} JSON values");
-            return Err(Fault::whole(ErrorCode::TooMany, message));
+            return Err(Rejection::new(None, ErrorCode::TooMany, message));
         }
     }
     Ok(())
@@ -154,12 +152,20 @@ impl<'de> Deserialize<'de> for Members {
 }
 
 impl Fields {
-    pub(super) fn fault(&self, code: ErrorCode, key: &str, what: impl std::fmt::Display) -> Fault {
-        let field = format!("{}{key}", self.path);
-        Fault { code, message: format!("{field} {what}"), field: Some(field) }
+    pub(super) fn new(members: Map<String, Value>) -> Self {
+        Self { members, path: String::new() }
     }
 
-    fn wrong_type(&self, key: &str, expected: &str, found: &Value) -> Fault {
+    pub(super) fn reject(
+        &self,
+        code: ErrorCode,
+        key: &str,
+        what: impl std::fmt::Display,
+    ) -> Rejection {
+        Rejection::of_field(code, &format!("{}{key}", self.path), what)
+    }
+
+    fn wrong_type(&self, key: &str, expected: &str, found: &Value) -> Rejection {
         let found = match found {
             Value::Null => "null",
             Value::Bool(_) => "true or false",
@@ -169,21 +175,21 @@ impl Fields {
             Value::Object(_) => "an object",
         };
         let what = format!("must be {expected}, not {found}");
-        self.fault(ErrorCode::WrongType, key, what)
+        self.reject(ErrorCode::WrongType, key, what)
     }
 
-    fn take(&mut self, key: &str) -> Result<Value, Fault> {
+    fn take(&mut self, key: &str) -> Result<Value, Rejection> {
         self.members
             .remove(key)
-            .ok_or_else(|| self.fault(ErrorCode::MissingField, key, "is missing"))
+            .ok_or_else(|| self.reject(ErrorCode::MissingField, key, "is missing"))
     }
 
     /// Null is as good as absent.
     pub(super) fn optional<T>(
         &mut self,
         key: &str,
-        read: impl FnOnce(&mut Self, &str) -> Result<T, Fault>,
-    ) -> Result<Option<T>, Fault> {
+        read: impl FnOnce(&mut Self, &str) -> Result<T, Rejection>,
+    ) -> Result<Option<T>, Rejection> {
         if self.members.get(key).is_none_or(Value::is_null) {
             self.members.remove(key);
             return Ok(None);
@@ -191,40 +197,40 @@ impl Fields {
         read(self, key).map(Some)
     }
 
-    pub(super) fn text(&mut self, key: &str) -> Result<String, Fault> {
+    pub(super) fn text(&mut self, key: &str) -> Result<String, Rejection> {
         match self.take(key)? {
             Value::String(text) => Ok(text),
             other => Err(self.wrong_type(key, "a string", &other)),
         }
     }
 
-    pub(super) fn flag(&mut self, key: &str) -> Result<bool, Fault> {
+    pub(super) fn flag(&mut self, key: &str) -> Result<bool, Rejection> {
         match self.take(key)? {
             Value::Bool(flag) => Ok(flag),
             other => Err(self.wrong_type(key, "true or false", &other)),
         }
     }
 
-    pub(super) fn whole(&mut self, key: &str) -> Result<i64, Fault> {
+    pub(super) fn whole(&mut self, key: &str) -> Result<i64, Rejection> {
         let value = self.take(key)?;
         value.as_i64().ok_or_else(|| self.wrong_type(key, "a whole number", &value))
     }
 
-    pub(super) fn object(&mut self, key: &'static str) -> Result<Fields, Fault> {
+    pub(super) fn object(&mut self, key: &'static str) -> Result<Fields, Rejection> {
         let value = self.take(key)?;
         self.nested(key, value)
     }
 
-    fn nested(&self, key: &str, value: Value) -> Result<Fields, Fault> {
+    fn nested(&self, key: &str, value: Value) -> Result<Fields, Rejection> {
         match value {
             Value::Object(members) => Ok(Fields { members, path: format!("{}{key}.", self.path) }),
             other => Err(self.wrong_type(key, "an object", &other)),
         }
     }
 
-    fn list(&mut self, key: &str, most: usize) -> Result<Vec<Value>, Fault> {
+    fn list(&mut self, key: &str, most: usize) -> Result<Vec<Value>, Rejection> {
         match self.take(key)? {
-            Value::Array(list) if list.len() > most => Err(self.fault(
+            Value::Array(list) if list.len() > most => Err(self.reject(
                 ErrorCode::TooMany,
                 key,
                 format!("has {} values; at most {most}", list.len()),
@@ -239,8 +245,8 @@ impl Fields {
         &mut self,
         key: &str,
         most: usize,
-        mut read: impl FnMut(&mut Self) -> Result<T, Fault>,
-    ) -> Result<Vec<T>, Fault> {
+        mut read: impl FnMut(&mut Self) -> Result<T, Rejection>,
+    ) -> Result<Vec<T>, Rejection> {
         let list = self.list(key, most)?;
         let one = |(at, value)| {
             let mut fields = self.nested(&format!("{key}[{at}]"), value)?;
@@ -251,7 +257,7 @@ impl Fields {
         list.into_iter().enumerate().map(one).collect()
     }
 
-    pub(super) fn texts(&mut self, key: &str, most: usize) -> Result<Vec<String>, Fault> {
+    pub(super) fn texts(&mut self, key: &str, most: usize) -> Result<Vec<String>, Rejection> {
         let list = self.list(key, most)?;
         let text = |(at, value)| match value {
             Value::String(text) => Ok(text),
@@ -260,64 +266,78 @@ impl Fields {
         list.into_iter().enumerate().map(text).collect()
     }
 
-    pub(super) fn milliseconds(&mut self, key: &str) -> Result<u64, Fault> {
+    pub(super) fn milliseconds(&mut self, key: &str) -> Result<u64, Rejection> {
         let ms = self.whole(key)?;
-        u64::try_from(ms).map_err(|_| self.fault(ErrorCode::BadValue, key, "must not be negative"))
+        u64::try_from(ms).map_err(|_| self.reject(ErrorCode::BadValue, key, "must not be negative"))
     }
 
-    pub(super) fn direction_mode(&mut self, key: &str) -> Result<DirectionMode, Fault> {
-        let mode = DirectionMode::parse(&self.text(key)?);
-        mode.ok_or_else(|| {
-            self.fault(ErrorCode::BadValue, key, "must be `in`, `out` or `alternate`")
+    pub(super) fn direction_mode(&mut self, key: &str) -> Result<DirectionMode, Rejection> {
+        self.text(key)?.parse().map_err(|_| {
+            self.reject(ErrorCode::BadValue, key, "must be `in`, `out` or `alternate`")
         })
     }
 
-    pub(super) fn id(&mut self, key: &str) -> Result<String, Fault> {
+    pub(super) fn id(&mut self, key: &str) -> Result<String, Rejection> {
         let id = self.text(key)?;
         match check_id(&id) {
             Ok(()) => Ok(id),
-            Err(error) => Err(self.fault(ErrorCode::BadValue, key, format!("is no id: {error}"))),
+            Err(error) => Err(self.reject(ErrorCode::BadValue, key, format!("is no id: {error}"))),
         }
     }
 
-    pub(super) fn subject_id(&mut self, key: &str) -> Result<SubjectId, Fault> {
+    pub(super) fn subject_id(&mut self, key: &str) -> Result<SubjectId, Rejection> {
         let id = self.text(key)?;
         SubjectId::new(&id)
-            .map_err(|error| self.fault(ErrorCode::BadValue, key, format!("is no id: {error}")))
+            .map_err(|error| self.reject(ErrorCode::BadValue, key, format!("is no id: {error}")))
     }
 
-    pub(super) fn name(&mut self, key: &str) -> Result<Name, Fault> {
+    pub(super) fn name(&mut self, key: &str) -> Result<Name, Rejection> {
         let name = self.text(key)?;
         Name::new(&name)
-            .map_err(|error| self.fault(ErrorCode::BadValue, key, format!("is no name: {error}")))
+            .map_err(|error| self.reject(ErrorCode::BadValue, key, format!("is no name: {error}")))
     }
 
     /// RFC 3339 with an offset, as milliseconds since 1970.
-    pub(super) fn time(&mut self, key: &str) -> Result<i64, Fault> {
+    pub(super) fn time(&mut self, key: &str) -> Result<i64, Rejection> {
         let text = self.text(key)?;
         match text.parse::<jiff::Timestamp>() {
             Ok(time) if text.len() <= 64 => Ok(time.as_millisecond()),
-            _ => Err(self.fault(ErrorCode::BadValue, key, "is no RFC 3339 time with an offset")),
+            _ => Err(self.reject(ErrorCode::BadValue, key, "is no RFC 3339 time with an offset")),
         }
     }
 
-    pub(super) fn direction(&mut self, key: &str) -> Result<Direction, Fault> {
-        match self.text(key)?.as_str() {
-            "in" => Ok(Direction::In),
-            "out" => Ok(Direction::Out),
-            _ => Err(self.fault(ErrorCode::BadValue, key, "must be `in` or `out`")),
-        }
+    /// With its own fields, each rejected by its name.
+    pub(super) fn consent(&mut self, key: &str) -> Result<Consent, Rejection> {
+        let value = self.take(key)?;
+        let mut fields = self.nested(key, value)?;
+        let given_ms = fields.time("given_at")?;
+        let text_version = fields.id("text_version")?;
+        let valid_until_ms = fields.optional("valid_until", Self::time)?;
+        let recorded_by = fields.name("recorded_by")?;
+        fields.finish()?;
+        Consent::new(given_ms, &text_version, valid_until_ms, recorded_by).map_err(|error| {
+            let (field, what) = match error {
+                ConsentError::Order => ("valid_until", "must be after `given_at`"),
+                _ => ("given_at", "must not be before 1970"),
+            };
+            fields.reject(ErrorCode::BadValue, field, what)
+        })
     }
 
-    pub(super) fn page(&mut self) -> Result<u32, Fault> {
+    pub(super) fn direction(&mut self, key: &str) -> Result<Direction, Rejection> {
+        let direction = self.text(key)?.parse();
+        direction.map_err(|_| self.reject(ErrorCode::BadValue, key, "must be `in` or `out`"))
+    }
+
+    pub(super) fn page(&mut self) -> Result<u32, Rejection> {
         let limit = self.optional("limit", Self::whole)?.unwrap_or(i64::from(PAGE_DEFAULT));
         match u32::try_from(limit) {
             Ok(limit @ 1..=PAGE_MAX) => Ok(limit),
-            _ => Err(self.fault(ErrorCode::BadValue, "limit", format!("must be 1 to {PAGE_MAX}"))),
+            _ => Err(self.reject(ErrorCode::BadValue, "limit", format!("must be 1 to {PAGE_MAX}"))),
         }
     }
 
-    pub(super) fn image(&mut self, key: &str, limits: &Limits) -> Result<EncodedImage, Fault> {
+    pub(super) fn image(&mut self, key: &str, limits: &Limits) -> Result<EncodedImage, Rejection> {
         let value = self.take(key)?;
         self.decode_image(key, &value, limits)
     }
@@ -326,17 +346,17 @@ impl Fields {
         &mut self,
         key: &str,
         limits: &Limits,
-    ) -> Result<Vec<EncodedImage>, Fault> {
+    ) -> Result<Vec<EncodedImage>, Rejection> {
         let list = match self.take(key)? {
             Value::Array(list) => list,
             other => return Err(self.wrong_type(key, "a list of images", &other)),
         };
         if list.is_empty() {
-            return Err(self.fault(ErrorCode::BadValue, key, "is empty"));
+            return Err(self.reject(ErrorCode::BadValue, key, "is empty"));
         }
         if list.len() > limits.images {
             let what = format!("has {} images; at most {}", list.len(), limits.images);
-            return Err(self.fault(ErrorCode::TooMany, key, what));
+            return Err(self.reject(ErrorCode::TooMany, key, what));
         }
         // By value, so that the text of an image is freed once it has been decoded.
         list.into_iter()
@@ -350,52 +370,22 @@ impl Fields {
         key: &str,
         value: &Value,
         limits: &Limits,
-    ) -> Result<EncodedImage, Fault> {
+    ) -> Result<EncodedImage, Rejection> {
         match value {
-            Value::String(text) => image(&format!("{}{key}", self.path), text, limits),
+            Value::String(text) => {
+                EncodedImage::from_text(&format!("{}{key}", self.path), text, limits)
+            }
             other => Err(self.wrong_type(key, "a base64 string", other)),
         }
     }
 
-    /// Nothing may be left: a field that is not known is a typo, or a wish that would go unheard.
-    pub(super) fn finish(&mut self) -> Result<(), Fault> {
+    /// Nothing may be left: a field that is not known is a typo, or a wish that would be ignored.
+    pub(super) fn finish(&mut self) -> Result<(), Rejection> {
         let Some(key) = self.members.keys().next() else {
             return Ok(());
         };
         let quoted: String =
             key.chars().filter(|c| !c.is_control()).take(NAME_QUOTED_MAX).collect();
-        Err(self.fault(ErrorCode::UnknownField, &quoted, "is not known here"))
+        Err(self.reject(ErrorCode::UnknownField, &quoted, "is not known here"))
     }
 }
-
-/// An image in base64, bare or as a data URL. Its size is checked before memory is taken for it.
-pub(super) fn image(field: &str, text: &str, limits: &Limits) -> Result<EncodedImage, Fault> {
-    let fault = |code, message: String| Fault { code, field: Some(field.to_owned()), message };
-    let base64 = match text.strip_prefix("data:") {
-        None => text,
-        Some(url) => ["image/jpeg;base64,", "image/png;base64,", "image/webp;base64,"]
-            .iter()
-            .find_map(|it| url.strip_prefix(it))
-            .ok_or_else(|| {
-                let what = "is a data URL, but not image/jpeg, image/png or image/webp in base64";
-                fault(ErrorCode::BadImage, format!("{field} {what}"))
-            })?,
-    };
-    let base64 = base64.trim_end_matches('=');
-    let bytes = base64.len() / 4 * 3 + (base64.len() % 4) * 3 / 4;
-    if bytes > limits.image_bytes {
-        return Err(fault(ErrorCode::TooLarge, over(field, bytes, limits.image_bytes)));
-    }
-    match BASE64.decode(base64) {
-        Ok(bytes) if bytes.is_empty() => {
-            Err(fault(ErrorCode::BadImage, format!("{field} is empty")))
-        }
-        Ok(bytes) => Ok(EncodedImage(bytes)),
-        Err(_) => Err(fault(ErrorCode::BadImage, format!("{field} is not base64"))),
-    }
-}
-
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &base64::alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::RequireNone),
-);

@@ -1,98 +1,83 @@
-//! Commands: what others ask of the device, read from bytes that may be hostile, and the answers (`docs/wire.md`).
+//! Commands, read from bytes that may be hostile, and their rejections (`docs/wire.md`).
 //!
-//! Invariants: nothing is believed: retained commands, unknown fields, wrong types, ids that do not fit into a topic,
-//! and anything over a limit are refused with a code, a sentence and the field's name. Sizes are checked before memory
-//! is taken for them. A command has a `request_id`; a refusal has one only if it could be read safely.
+//! Invariants: retained commands, unknown fields, wrong types, ids that do not fit into a topic, and
+//! anything over a limit are rejected with a code, a sentence and the field's name. Sizes are checked
+//! before memory is taken for them. A command has a `request_id`; a rejection has one only if it
+//! could be read safely.
 //!
-//! Not here: who may command (the broker's ACL, signed commands), the stored answers that make a repeated command
-//! harmless (`store`), and what a command does (`app`).
+//! Not here: who may command (the broker's ACL, signed commands), the stored replies that make a
+//! repeated command harmless (`store`), and what a command does (`app`).
 
-pub mod answer;
 mod fields;
+mod image;
+mod limits;
+mod rejection;
 
-use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde_json::{Map, Value};
+use strum::{EnumDiscriminants, EnumString, IntoStaticStr};
 
 use crate::attend::venue::{DATES_MAX, SESSIONS_MAX, SessionSpec, VenueSpec};
-use crate::recognise::face::{Name, SubjectId};
-use crate::record::event::Direction;
+use crate::ids::{Name, SubjectId};
+use crate::wire::command::limits::over;
+use crate::wire::consent::Consent;
+use crate::wire::event::Direction;
 use fields::Fields;
 
-/// The version of commands and answers.
+pub use image::EncodedImage;
+pub use limits::{Limits, PAGE_DEFAULT, PAGE_MAX};
+pub use rejection::{ErrorCode, ImageOutcome, ImageReason, LookAlike, NotEnrolled, Rejection};
+
+/// The version of commands and replies.
 pub const SCHEMA: u32 = 1;
 
-/// The most subjects or attendances in one answer, and the number when none is asked for. An answer of 500 is about
-/// 100 kB, which every broker carries.
-pub const PAGE_MAX: u32 = 500;
-pub const PAGE_DEFAULT: u32 = 100;
-
-/// What is taken from outside at most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    pub payload_bytes: usize,
-    pub images: usize,
-    /// One image, decoded from base64.
-    pub image_bytes: usize,
-    pub json_depth: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { payload_bytes: 8 << 20, images: 10, image_bytes: 4 << 20, json_depth: 16 }
-    }
-}
-
-/// A command that may be carried out.
+/// A command that may be executed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Command {
     pub request_id: String,
-    /// Not to be carried out after this wall time.
+    /// Not to be executed after this wall time.
     pub expires_ms: Option<i64>,
     pub verb: Verb,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+/// What a command asks for. Each variant is declared here and nowhere else: its name in topics, routes
+/// and replies follows from it, and parser and handler match on it exhaustively.
+#[derive(Clone, Debug, PartialEq, EnumDiscriminants)]
+#[strum_discriminants(
+    name(VerbName),
+    doc = "The name of a command, as in topics, routes and replies.",
+    derive(EnumString, IntoStaticStr),
+    strum(serialize_all = "snake_case")
+)]
 pub enum Verb {
     Enrol(Enrol),
     EnrolFromCamera(EnrolFromCamera),
     Withdraw(Withdraw),
+    Consent(ConsentChange),
     Rename(Rename),
     Subjects(Subjects),
     Recognise(Recognise),
     Attend(Attend),
-    Attendance(Attendance),
+    Attendance(AttendanceRequest),
     VenuePut(VenueSpec),
     VenueDelete(VenueDelete),
-    Venues(Venues),
+    Venues(VenuesRequest),
     Sync(Sync),
 }
 
 impl Verb {
+    /// Returns the name in topics, routes and replies.
     pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Enrol(_) => "enrol",
-            Self::EnrolFromCamera(_) => "enrol_from_camera",
-            Self::Withdraw(_) => "withdraw",
-            Self::Rename(_) => "rename",
-            Self::Subjects(_) => "subjects",
-            Self::Recognise(_) => "recognise",
-            Self::Attend(_) => "attend",
-            Self::Attendance(_) => "attendance",
-            Self::VenuePut(_) => "venue_put",
-            Self::VenueDelete(_) => "venue_delete",
-            Self::Venues(_) => "venues",
-            Self::Sync(_) => "sync",
-        }
+        VerbName::from(self).into()
     }
 }
 
 /// Deliver now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sync {
-    /// What was set aside as undeliverable is tried again.
-    pub retry_buried: bool,
+    /// Dead letters are delivered again.
+    pub retry_dead_letters: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -105,6 +90,7 @@ pub struct Enrol {
     pub replace: bool,
     /// Enrol even if the face is already another subject's.
     pub allow_duplicate: bool,
+    pub consent: Option<Consent>,
 }
 
 /// The next person who is alone before the camera.
@@ -117,9 +103,10 @@ pub struct EnrolFromCamera {
     pub timeout: Duration,
     pub replace: bool,
     pub allow_duplicate: bool,
+    pub consent: Option<Consent>,
 }
 
-/// What is taken of `enrol_from_camera` when nothing else is said, and at most.
+/// Defaults and bounds of `enrol_from_camera`.
 const SAMPLES_DEFAULT: i64 = 3;
 const SAMPLES_MAX: i64 = 10;
 const TIMEOUT_DEFAULT_MS: u64 = 30_000;
@@ -129,6 +116,21 @@ const TIMEOUT_RANGE_MS: std::ops::RangeInclusive<u64> = 1_000..=120_000;
 pub struct Withdraw {
     pub subject_id: SubjectId,
     pub erase: bool,
+}
+
+/// What becomes of the consent of an enrolled subject.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConsentChange {
+    pub subject_id: SubjectId,
+    pub action: ConsentAction,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConsentAction {
+    /// Given for the first time, or renewed.
+    Record(Consent),
+    /// Withdrawn: the subject is erased, or with `erase` false only its record stays.
+    Withdraw { erase: bool },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -157,7 +159,7 @@ pub struct Attend {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Attendance {
+pub struct AttendanceRequest {
     pub venue: String,
     /// From here on.
     pub from_ms: i64,
@@ -170,11 +172,11 @@ pub struct Attendance {
     pub all: bool,
     /// Per subject and session or day.
     pub summary: bool,
-    /// And who was not there.
+    /// And absent subjects.
     pub absent: bool,
 }
 
-/// The longest period of a summary; a page of it looks at all of it.
+/// The longest period of a summary; a page of it reads all records before its end.
 pub const SUMMARY_DAYS_MAX: i64 = 62;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,304 +185,148 @@ pub struct VenueDelete {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Venues {
+pub struct VenuesRequest {
     /// Only venues whose id sorts after this one.
     pub after: Option<String>,
     pub limit: u32,
 }
 
-/// An image as it was sent, JPEG, PNG or WebP as far as anybody claims. Only its size has been looked at.
-#[derive(Clone, PartialEq, Eq)]
-pub struct EncodedImage(Vec<u8>);
-
-impl EncodedImage {
-    /// From base64 or a data URL that did not come in a command; `field` stands in the refusal.
-    pub fn from_text(field: &str, text: &str, limits: &Limits) -> Result<Self, Refusal> {
-        fields::image(field, text, limits).map_err(|fault| fault.into_refusal(None))
-    }
-
-    /// As it is.
-    pub fn from_bytes(field: &str, bytes: Vec<u8>, limits: &Limits) -> Result<Self, Refusal> {
-        if bytes.is_empty() {
-            return Err(Refusal::new(None, ErrorCode::BadImage, format!("{field} is empty")));
-        }
-        if bytes.len() > limits.image_bytes {
-            return Err(Refusal::new(
-                None,
-                ErrorCode::TooLarge,
-                over(field, bytes.len(), limits.image_bytes),
-            ));
-        }
-        Ok(Self(bytes))
-    }
-
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for EncodedImage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EncodedImage({} bytes)", self.0.len())
-    }
-}
-
-/// Why a command was not carried out: a closed set, documented in `docs/wire.md`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorCode {
-    // The message itself:
-    Retained,
-    TooLarge,
-    TooDeep,
-    BadJson,
-    UnknownVerb,
-    NotSupported,
-    MissingField,
-    UnknownField,
-    WrongType,
-    BadValue,
-    TooMany,
-    BadImage,
-    Expired,
-    // Who sent it:
-    Unsigned,
-    BadSignature,
-    WrongAudience,
-    Replayed,
-    // Carrying it out:
-    UnknownSubject,
-    UnknownVenue,
-    DuplicateSubject,
-    NoUsableImage,
-    NotReady,
-    Busy,
-    TimedOut,
-    RateLimited,
-    StorageFull,
-    Internal,
-}
-
-impl ErrorCode {
-    pub const ALL: [Self; 27] = [
-        Self::Retained,
-        Self::TooLarge,
-        Self::TooDeep,
-        Self::BadJson,
-        Self::UnknownVerb,
-        Self::NotSupported,
-        Self::MissingField,
-        Self::UnknownField,
-        Self::WrongType,
-        Self::BadValue,
-        Self::TooMany,
-        Self::BadImage,
-        Self::Expired,
-        Self::Unsigned,
-        Self::BadSignature,
-        Self::WrongAudience,
-        Self::Replayed,
-        Self::UnknownSubject,
-        Self::UnknownVenue,
-        Self::DuplicateSubject,
-        Self::NoUsableImage,
-        Self::NotReady,
-        Self::Busy,
-        Self::TimedOut,
-        Self::RateLimited,
-        Self::StorageFull,
-        Self::Internal,
-    ];
-
-    /// As it stands in messages.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Retained => "retained",
-            Self::TooLarge => "too_large",
-            Self::TooDeep => "too_deep",
-            Self::BadJson => "bad_json",
-            Self::UnknownVerb => "unknown_verb",
-            Self::NotSupported => "not_supported",
-            Self::MissingField => "missing_field",
-            Self::UnknownField => "unknown_field",
-            Self::WrongType => "wrong_type",
-            Self::BadValue => "bad_value",
-            Self::TooMany => "too_many",
-            Self::BadImage => "bad_image",
-            Self::Expired => "expired",
-            Self::Unsigned => "unsigned",
-            Self::BadSignature => "bad_signature",
-            Self::WrongAudience => "wrong_audience",
-            Self::Replayed => "replayed",
-            Self::UnknownSubject => "unknown_subject",
-            Self::UnknownVenue => "unknown_venue",
-            Self::DuplicateSubject => "duplicate_subject",
-            Self::NoUsableImage => "no_usable_image",
-            Self::NotReady => "not_ready",
-            Self::Busy => "busy",
-            Self::TimedOut => "timed_out",
-            Self::RateLimited => "rate_limited",
-            Self::StorageFull => "storage_full",
-            Self::Internal => "internal",
-        }
-    }
-}
-
-/// Why a command was refused, to be told to whoever sent it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    pub request_id: Option<String>,
-    pub code: ErrorCode,
-    /// For people. Quotes nothing of the command but names of fields and lengths.
-    pub message: String,
-    pub field: Option<String>,
-}
-
-impl Refusal {
-    pub fn new(request_id: Option<&str>, code: ErrorCode, message: impl Into<String>) -> Self {
-        let request_id = request_id.map(str::to_owned);
-        Self { request_id, code, message: message.into(), field: None }
-    }
-}
-
-/// Reads one command from the payload that came on `…/command/{verb}`, at wall time `now_ms`.
-pub fn parse(
-    verb: &str,
+/// A command as it was received.
+pub struct Received<'a> {
+    verb: &'a str,
+    payload: &'a [u8],
     retained: bool,
-    payload: &[u8],
-    limits: &Limits,
-    now_ms: i64,
-) -> Result<Command, Refusal> {
-    read_command(verb, retained, payload, limits, now_ms, false)
-}
-
-/// The same of a signed command, whose body says its verb too: what was signed for one is not carried to another.
-pub fn parse_signed(
-    verb: &str,
-    retained: bool,
-    payload: &[u8],
-    limits: &Limits,
-    now_ms: i64,
-) -> Result<Command, Refusal> {
-    read_command(verb, retained, payload, limits, now_ms, true)
-}
-
-/// The request id of a command that is refused for another reason, if it can be had.
-pub fn request_id(payload: &[u8], limits: &Limits) -> Option<String> {
-    fields::salvage_request_id(payload, limits)
-}
-
-/// Whether there is such a verb.
-pub fn is_verb(verb: &str) -> bool {
-    is_supported(verb).err().is_none_or(|(code, _)| code != ErrorCode::UnknownVerb)
-}
-
-fn read_command(
-    verb: &str,
-    retained: bool,
-    payload: &[u8],
-    limits: &Limits,
-    now_ms: i64,
     signed: bool,
-) -> Result<Command, Refusal> {
-    let whole = |code, message: String| Refusal {
-        request_id: fields::salvage_request_id(payload, limits),
-        code,
-        message,
-        field: None,
+    /// For a payload that has none.
+    request_id: Option<String>,
+}
+
+impl<'a> Received<'a> {
+    /// By MQTT, on `…/command/{verb}`.
+    pub fn by_mqtt(verb: &'a str, payload: &'a [u8], retained: bool) -> Self {
+        Self { verb, payload, retained, signed: false, request_id: None }
+    }
+
+    /// By HTTP; `request_id` is used where the payload has none.
+    pub fn by_http(verb: &'a str, payload: &'a [u8], request_id: String) -> Self {
+        Self { verb, payload, retained: false, signed: false, request_id: Some(request_id) }
+    }
+
+    /// A signed payload states its verb too, so that it is not executed as another one.
+    #[must_use]
+    pub fn signed(self) -> Self {
+        Self { signed: true, ..self }
+    }
+}
+
+/// Returns the request id of a command that is rejected for another reason, if it can be read.
+pub fn request_id(payload: &[u8], limits: &Limits) -> Option<String> {
+    fields::salvage_request_id(payload, limits, None)
+}
+
+/// Whether a verb of this name exists.
+pub fn is_verb(verb: &str) -> bool {
+    verb.parse::<VerbName>().is_ok()
+}
+
+/// Reads one command, at wall time `now_ms`.
+pub fn parse(received: Received<'_>, limits: &Limits, now_ms: i64) -> Result<Command, Rejection> {
+    let Received { verb, payload, retained, signed, request_id } = received;
+    let whole = |code, message: String| {
+        let found = fields::salvage_request_id(payload, limits, request_id.as_deref());
+        Rejection::new(found.as_deref(), code, message)
     };
     if payload.len() > limits.payload_bytes {
-        let message = over("the command", payload.len(), limits.payload_bytes);
-        return Err(whole(ErrorCode::TooLarge, message));
+        let why = over(payload.len(), limits.payload_bytes);
+        return Err(whole(ErrorCode::TooLarge, format!("the command {why}")));
     }
     if retained {
-        let message = "a command must not be retained: it would be carried out at every start";
+        let message = "a command must not be retained: it would be executed at every start";
         return Err(whole(ErrorCode::Retained, message.into()));
     }
-    if let Err((code, message)) = is_supported(verb) {
-        return Err(whole(code, message));
+    let Ok(name) = verb.parse::<VerbName>() else {
+        return Err(whole(ErrorCode::UnknownVerb, "there is no such command".into()));
+    };
+    let mut fields = fields::read(payload, limits).map_err(|it| whole(it.code, it.message))?;
+    let request_id = match request_id {
+        Some(generated) => fields.optional("request_id", Fields::id)?.unwrap_or(generated),
+        None => fields.id("request_id")?,
+    };
+    let stated = if signed { check_stated_verb(&mut fields, verb) } else { Ok(()) };
+    match stated.and_then(|()| read_verb(name, &mut fields, limits, now_ms)) {
+        Ok((expires_ms, verb)) => Ok(Command { request_id, expires_ms, verb }),
+        Err(rejection) => Err(Rejection { request_id: Some(request_id), ..rejection }),
     }
-    let mut fields =
-        fields::read(payload, limits).map_err(|fault| whole(fault.code, fault.message))?;
-
-    let request_id = fields.id("request_id").map_err(|fault| fault.into_refusal(None))?;
-    if signed {
-        let said =
-            fields.text("verb").map_err(|fault| fault.into_refusal(Some(request_id.clone())))?;
-        if said != verb {
-            let fault = fields.fault(
-                ErrorCode::WrongAudience,
-                "verb",
-                "is not that of the topic it came on",
-            );
-            return Err(fault.into_refusal(Some(request_id)));
-        }
-    }
-    read_verb(verb, &mut fields, limits, now_ms)
-        .map(|(expires_ms, verb)| Command { request_id: request_id.clone(), expires_ms, verb })
-        .map_err(|fault| fault.into_refusal(Some(request_id)))
 }
 
-fn is_supported(verb: &str) -> Result<(), (ErrorCode, String)> {
-    match verb {
-        "enrol" | "withdraw" | "rename" | "subjects" | "recognise" | "attend" | "attendance"
-        | "venue_put" | "venue_delete" | "venues" | "sync" | "enrol_from_camera" => Ok(()),
-        _ => Err((ErrorCode::UnknownVerb, "there is no such command".into())),
+fn check_stated_verb(fields: &mut Fields, verb: &str) -> Result<(), Rejection> {
+    if fields.text("verb")? == verb {
+        return Ok(());
     }
+    Err(fields.reject(ErrorCode::WrongAudience, "verb", "is not that of the topic it came on"))
+}
+
+/// Reads an `attendance` command from fields that did not come as JSON.
+pub fn attendance_of(members: Map<String, Value>) -> Result<AttendanceRequest, Rejection> {
+    let mut fields = Fields::new(members);
+    let wanted = attendance(&mut fields)?;
+    fields.finish()?;
+    Ok(wanted)
 }
 
 fn read_verb(
-    verb: &str,
+    name: VerbName,
     fields: &mut Fields,
     limits: &Limits,
     now_ms: i64,
-) -> Result<(Option<i64>, Verb), fields::Fault> {
+) -> Result<(Option<i64>, Verb), Rejection> {
     let schema = fields.optional("schema", Fields::whole)?;
     if schema.is_some_and(|it| it != i64::from(SCHEMA)) {
-        return Err(fields.fault(ErrorCode::BadValue, "schema", "must be 1"));
+        return Err(fields.reject(ErrorCode::BadValue, "schema", "must be 1"));
     }
     let expires_ms = fields.optional("expires_at", Fields::time)?;
-    let verb = match verb {
-        "enrol" => enrol(fields, limits).map(Verb::Enrol)?,
-        "enrol_from_camera" => enrol_from_camera(fields).map(Verb::EnrolFromCamera)?,
-        "withdraw" => Verb::Withdraw(Withdraw {
+    let verb = match name {
+        VerbName::Enrol => enrol(fields, limits).map(Verb::Enrol)?,
+        VerbName::EnrolFromCamera => enrol_from_camera(fields).map(Verb::EnrolFromCamera)?,
+        VerbName::Withdraw => Verb::Withdraw(Withdraw {
             subject_id: fields.subject_id("subject_id")?,
             erase: fields.optional("erase", Fields::flag)?.unwrap_or(false),
         }),
-        "rename" => Verb::Rename(Rename {
+        VerbName::Consent => consent_change(fields).map(Verb::Consent)?,
+        VerbName::Rename => Verb::Rename(Rename {
             subject_id: fields.subject_id("subject_id")?,
             name: fields.name("name")?,
         }),
-        "subjects" => Verb::Subjects(Subjects {
+        VerbName::Subjects => Verb::Subjects(Subjects {
             after: fields.optional("after", Fields::subject_id)?,
             limit: fields.page()?,
         }),
-        "recognise" => Verb::Recognise(Recognise { image: fields.image("image", limits)? }),
-        "attend" => Verb::Attend(Attend {
+        VerbName::Recognise => Verb::Recognise(Recognise { image: fields.image("image", limits)? }),
+        VerbName::Attend => Verb::Attend(Attend {
             venue: fields.id("venue")?,
             image: fields.image("image", limits)?,
             direction: fields.optional("direction", Fields::direction)?,
         }),
-        "attendance" => attendance(fields).map(Verb::Attendance)?,
-        "venue_put" => venue_put(fields).map(Verb::VenuePut)?,
-        "venue_delete" => Verb::VenueDelete(VenueDelete { venue: fields.id("venue")? }),
-        "venues" => Verb::Venues(Venues {
+        VerbName::Attendance => attendance(fields).map(Verb::Attendance)?,
+        VerbName::VenuePut => venue_put(fields).map(Verb::VenuePut)?,
+        VerbName::VenueDelete => Verb::VenueDelete(VenueDelete { venue: fields.id("venue")? }),
+        VerbName::Venues => Verb::Venues(VenuesRequest {
             after: fields.optional("after", Fields::id)?,
             limit: fields.page()?,
         }),
-        _ => Verb::Sync(Sync {
-            retry_buried: fields.optional("retry_buried", Fields::flag)?.unwrap_or(false),
+        VerbName::Sync => Verb::Sync(Sync {
+            retry_dead_letters: fields.optional("retry_buried", Fields::flag)?.unwrap_or(false),
         }),
     };
     fields.finish()?;
-    // Last, so that a command with a fault is told of the fault however late it is.
+    // Last, so that a faulty command is rejected for its fault however late it is.
     if expires_ms.is_some_and(|it| it < now_ms) {
-        return Err(fields.fault(ErrorCode::Expired, "expires_at", "is past"));
+        return Err(fields.reject(ErrorCode::Expired, "expires_at", "is past"));
     }
     Ok((expires_ms, verb))
 }
 
-fn enrol(fields: &mut Fields, limits: &Limits) -> Result<Enrol, fields::Fault> {
+fn enrol(fields: &mut Fields, limits: &Limits) -> Result<Enrol, Rejection> {
     let mut subject = fields.object("subject")?;
     let enrol = Enrol {
         subject_id: subject.subject_id("id")?,
@@ -488,21 +334,22 @@ fn enrol(fields: &mut Fields, limits: &Limits) -> Result<Enrol, fields::Fault> {
         images: fields.images("images", limits)?,
         replace: fields.optional("replace", Fields::flag)?.unwrap_or(false),
         allow_duplicate: fields.optional("allow_duplicate", Fields::flag)?.unwrap_or(false),
+        consent: fields.optional("consent", Fields::consent)?,
     };
     subject.finish()?;
     Ok(enrol)
 }
 
-fn enrol_from_camera(fields: &mut Fields) -> Result<EnrolFromCamera, fields::Fault> {
+fn enrol_from_camera(fields: &mut Fields) -> Result<EnrolFromCamera, Rejection> {
     let mut subject = fields.object("subject")?;
     let samples = fields.optional("samples", Fields::whole)?.unwrap_or(SAMPLES_DEFAULT);
     if !(1..=SAMPLES_MAX).contains(&samples) {
-        return Err(fields.fault(ErrorCode::BadValue, "samples", "must be 1 to 10"));
+        return Err(fields.reject(ErrorCode::BadValue, "samples", "must be 1 to 10"));
     }
     let timeout_ms =
         fields.optional("timeout_ms", Fields::milliseconds)?.unwrap_or(TIMEOUT_DEFAULT_MS);
     if !TIMEOUT_RANGE_MS.contains(&timeout_ms) {
-        return Err(fields.fault(ErrorCode::BadValue, "timeout_ms", "must be 1000 to 120000"));
+        return Err(fields.reject(ErrorCode::BadValue, "timeout_ms", "must be 1000 to 120000"));
     }
     let wanted = EnrolFromCamera {
         subject_id: subject.subject_id("id")?,
@@ -511,13 +358,36 @@ fn enrol_from_camera(fields: &mut Fields) -> Result<EnrolFromCamera, fields::Fau
         timeout: Duration::from_millis(timeout_ms),
         replace: fields.optional("replace", Fields::flag)?.unwrap_or(false),
         allow_duplicate: fields.optional("allow_duplicate", Fields::flag)?.unwrap_or(false),
+        consent: fields.optional("consent", Fields::consent)?,
     };
     subject.finish()?;
     Ok(wanted)
 }
 
-fn attendance(fields: &mut Fields) -> Result<Attendance, fields::Fault> {
-    let attendance = Attendance {
+fn consent_change(fields: &mut Fields) -> Result<ConsentChange, Rejection> {
+    let subject_id = fields.subject_id("subject_id")?;
+    let consent = fields.optional("consent", Fields::consent)?;
+    let withdraw = fields.optional("withdraw", Fields::flag)?.unwrap_or(false);
+    let erase = fields.optional("erase", Fields::flag)?;
+    let action = match (consent, withdraw, erase) {
+        (Some(consent), false, None) => ConsentAction::Record(consent),
+        (None, true, erase) => ConsentAction::Withdraw { erase: erase.unwrap_or(true) },
+        (None, false, _) => {
+            let what = "is missing; or `withdraw` must be true";
+            return Err(fields.reject(ErrorCode::MissingField, "consent", what));
+        }
+        (Some(_), true, _) => {
+            return Err(fields.reject(ErrorCode::BadValue, "withdraw", "contradicts `consent`"));
+        }
+        (Some(_), false, Some(_)) => {
+            return Err(fields.reject(ErrorCode::BadValue, "erase", "is part of `withdraw`"));
+        }
+    };
+    Ok(ConsentChange { subject_id, action })
+}
+
+fn attendance(fields: &mut Fields) -> Result<AttendanceRequest, Rejection> {
+    let attendance = AttendanceRequest {
         venue: fields.id("venue")?,
         from_ms: fields.optional("from", Fields::time)?.unwrap_or(0),
         // Without an end: all there is, whatever the clock was.
@@ -529,22 +399,22 @@ fn attendance(fields: &mut Fields) -> Result<Attendance, fields::Fault> {
         absent: fields.optional("absent", Fields::flag)?.unwrap_or(false),
     };
     if attendance.absent && !attendance.summary {
-        return Err(fields.fault(ErrorCode::BadValue, "absent", "is part of a summary"));
+        return Err(fields.reject(ErrorCode::BadValue, "absent", "is part of a summary"));
     }
     if attendance.all && attendance.summary {
-        return Err(fields.fault(ErrorCode::BadValue, "all", "has no meaning in a summary"));
+        return Err(fields.reject(ErrorCode::BadValue, "all", "has no meaning in a summary"));
     }
     if attendance.after < 0 {
-        return Err(fields.fault(ErrorCode::BadValue, "after", "must not be negative"));
+        return Err(fields.reject(ErrorCode::BadValue, "after", "must not be negative"));
     }
     if attendance.to_ms < attendance.from_ms {
-        return Err(fields.fault(ErrorCode::BadValue, "to", "must not be before `from`"));
+        return Err(fields.reject(ErrorCode::BadValue, "to", "must not be before `from`"));
     }
     Ok(attendance)
 }
 
 /// Read, not yet checked: that takes the time zone database.
-fn venue_put(fields: &mut Fields) -> Result<VenueSpec, fields::Fault> {
+fn venue_put(fields: &mut Fields) -> Result<VenueSpec, Rejection> {
     let venue = fields.id("venue")?;
     let plain = VenueSpec::plain(&venue);
     let session = |fields: &mut Fields| {
@@ -574,22 +444,9 @@ fn venue_put(fields: &mut Fields) -> Result<VenueSpec, fields::Fault> {
         sessions: fields
             .optional("sessions", |fields, key| fields.objects(key, SESSIONS_MAX, session))?
             .unwrap_or_default(),
+        date_time: fields.optional("date_time", Fields::text)?,
         venue,
     })
-}
-
-/// `what is 9.1 MB; at most 4 MB`, to two digits and by 1024².
-fn over(what: &str, bytes: usize, most: usize) -> String {
-    format!("{what} is {}; at most {}", megabytes(bytes), megabytes(most))
-}
-
-fn megabytes(bytes: usize) -> String {
-    let tenths = bytes.saturating_mul(10) >> 20;
-    match (tenths / 10, tenths % 10) {
-        (0, 0) => format!("{bytes} bytes"),
-        (whole, 0) => format!("{whole} MB"),
-        (whole, tenth) => format!("{whole}.{tenth} MB"),
-    }
 }
 
 #[cfg(test)]

@@ -1,28 +1,31 @@
 //! Events: what the device saw or did, as it is stored and as it goes out (`docs/wire.md`).
 //!
-//! Invariants: the shapes here are contracts: a field may be added, never renamed, removed or given another meaning,
-//! and the tests below compare each message with a literal. What depends on the moment of sending (`historical`) is
-//! computed when sending and never stored. An event that is not fresh without doubt is `historical`.
+//! Invariants: the shapes here are contracts: a field may be added, never renamed, removed or given
+//! another meaning, and the tests below compare each message with a literal. What depends on the
+//! moment of sending (`historical`) is computed when sending and never stored. An event that is not
+//! fresh without doubt is `historical`.
 //!
 //! Not here: where events are kept (`store`) and how they are delivered (`outbox`, the sinks).
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
 pub use crate::attend::{Direction, Status};
 use crate::clock;
-use crate::recognise::face::{Name, SubjectId};
+use crate::ids::{Name, Origin, SubjectId};
+use crate::wire::consent::Consent;
 
 /// The version of every message in this file.
 pub const SCHEMA: u32 = 1;
 
-/// How long after it occurred an event may still be acted upon (a door opened): the time a person waits before a door.
+/// How long after it occurred an event may still be acted upon (a door opened): the time a person
+/// waits before a door.
 pub const EXPIRES_AFTER_MS: i64 = 30_000;
 
-/// How far wall time may step back between an event and its delivery before the event counts as historical: NTP slews
-/// smaller offsets than this without a step (128 ms is ntpd's step threshold).
+/// How far wall time may step back between an event and its delivery before the event counts as
+/// historical: NTP slews smaller offsets than this without a step (128 ms is ntpd's step
+/// threshold).
 const STEP_BACK_MS: i64 = 1_000;
 
 /// A fact about to be stored.
@@ -40,7 +43,8 @@ impl NewEvent {
     }
 }
 
-/// A new UUIDv7 whose time part is `at`: ids of one device sort by time as long as its clock is right.
+/// A new UUIDv7 whose time part is `at`: ids of one device sort by time as long as its clock is
+/// right.
 pub fn id_at(at: &clock::Stamp) -> Uuid {
     let wall_ms = at.wall_ms.max(0) as u64;
     let sub_ns = (wall_ms % 1000) as u32 * 1_000_000;
@@ -57,15 +61,16 @@ pub struct StoredEvent {
     pub boot_id: clock::BootId,
     pub boottime_ms: u64,
     pub clock: ClockState,
-    /// Of an attendance: another one, of the same subject in the same session and direction, that counts in its stead.
-    /// It stays as evidence and is left out of the record.
+    /// Of an attendance: another one, of the same subject in the same session and direction, that
+    /// counts in its stead. It stays as evidence and is left out of the record.
     pub superseded_by: Option<Uuid>,
     pub body: Body,
 }
 
 /// What `occurred_at` is worth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum ClockState {
     /// The wall clock was trusted when it happened.
     Synced,
@@ -77,21 +82,16 @@ pub enum ClockState {
 
 impl ClockState {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Synced => "synced",
-            Self::Unsynced => "unsynced",
-            Self::Corrected => "corrected",
-        }
-    }
-
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Synced, Self::Unsynced, Self::Corrected].into_iter().find(|it| it.as_str() == text)
+        self.into()
     }
 }
 
 /// What kinds of events there are; also the last part of their topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Display, EnumString, IntoStaticStr, VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
+pub enum EventKind {
     Attendance,
     Unknown,
     Attack,
@@ -101,51 +101,15 @@ pub enum Kind {
     Security,
 }
 
-impl Kind {
-    pub const ALL: [Self; 7] = [
-        Self::Attendance,
-        Self::Unknown,
-        Self::Attack,
-        Self::Camera,
-        Self::Enrolment,
-        Self::Correction,
-        Self::Security,
-    ];
-
+impl EventKind {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Attendance => "attendance",
-            Self::Unknown => "unknown",
-            Self::Attack => "attack",
-            Self::Camera => "camera",
-            Self::Enrolment => "enrolment",
-            Self::Correction => "correction",
-            Self::Security => "security",
-        }
-    }
-
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|it| it.as_str() == text)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        self.into()
     }
 }
 
 /// Where an event is published, below `rollcall/{site}/{device}/`.
-pub fn topic_part(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Attendance => "event/attendance",
-        Kind::Unknown => "event/unknown",
-        Kind::Attack => "event/attack",
-        Kind::Camera => "event/camera",
-        Kind::Enrolment => "event/enrolment",
-        Kind::Correction => "event/correction",
-        Kind::Security => "event/security",
-    }
+pub fn topic_part(kind: EventKind) -> String {
+    format!("event/{kind}")
 }
 
 /// What happened.
@@ -161,7 +125,8 @@ pub enum Body {
     Security(Security),
 }
 
-/// Whom an event is about. The name is that of the moment: a later `rename` does not rewrite history.
+/// Whom an event is about. The name is that of the moment: a later `rename` does not rewrite
+/// history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubjectRef {
     pub id: SubjectId,
@@ -205,7 +170,7 @@ pub struct Attack {
     pub venue: Option<String>,
     /// Whose face was shown, where it matched; none once the person has been erased.
     pub subject: Option<SubjectRef>,
-    /// The detector's figure for each frame looked at; higher is more genuine.
+    /// The PAD score of each frame that was scored; higher is more genuine.
     pub scores: Vec<f32>,
     pub threshold: f32,
     /// Whether attendance was withheld because of it.
@@ -234,10 +199,47 @@ pub struct Enrolment {
     pub action: EnrolmentAction,
     /// None for `erased`, and for earlier events of a person who was erased.
     pub subject: Option<SubjectRef>,
-    /// How many references the subject has now; for `withdrawn` and `erased`, how many were deleted.
+    /// How many references the subject has now; for `withdrawn` and `erased`, how many were
+    /// deleted.
     pub references: u32,
     /// The command that asked for it.
     pub request_id: Option<String>,
+    /// The consent as it was recorded with this change, or that ended with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consent: Option<Consent>,
+    /// Of `withdrawn` and `erased`: why, if it was for the consent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<EndReason>,
+}
+
+impl Enrolment {
+    /// Without a consent.
+    pub fn new(
+        action: EnrolmentAction,
+        subject: Option<SubjectRef>,
+        references: u32,
+        request_id: Option<String>,
+    ) -> Self {
+        Self { action, subject, references, request_id, consent: None, reason: None }
+    }
+}
+
+/// How a consent ended.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, EnumString, IntoStaticStr,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum EndReason {
+    /// Its time was over.
+    ConsentExpired,
+    ConsentWithdrawn,
+}
+
+impl EndReason {
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -250,8 +252,9 @@ pub enum EnrolmentAction {
     Erased,
 }
 
-/// The time of an earlier event is now known better (schema 1). The message's own `occurred_at`, `boot_id` and
-/// `boottime_ms` are those of the corrected event, `occurred_at` with its right value.
+/// The time of an earlier event is now known better (schema 1). The message's own `occurred_at`,
+/// `boot_id` and `boottime_ms` are those of the corrected event, `occurred_at` with its right
+/// value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Correction {
     pub corrects: Uuid,
@@ -285,6 +288,8 @@ pub enum SecurityReason {
     Replayed,
     WrongAudience,
     Retained,
+    /// By HTTP.
+    WrongToken,
 }
 
 /// A stored body that cannot be read: the database was written by something else, or is damaged.
@@ -293,10 +298,10 @@ pub enum BodyError {
     #[error("the kind {kind:?} is not known")]
     Kind { kind: String },
     #[error("the body of kind {kind} has schema {found}, this version reads {SCHEMA}")]
-    Schema { kind: Kind, found: u32 },
+    Schema { kind: EventKind, found: u32 },
     #[error("the body of kind {kind} is not what it should be")]
     Shape {
-        kind: Kind,
+        kind: EventKind,
         #[source]
         source: serde_json::Error,
     },
@@ -310,20 +315,20 @@ struct StoredBody<'a> {
 }
 
 #[derive(Deserialize)]
-struct Version {
+struct SchemaOnly {
     schema: u32,
 }
 
 impl Body {
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> EventKind {
         match self {
-            Self::Attendance(_) => Kind::Attendance,
-            Self::Unknown(_) => Kind::Unknown,
-            Self::Attack(_) => Kind::Attack,
-            Self::Camera(_) => Kind::Camera,
-            Self::Enrolment(_) => Kind::Enrolment,
-            Self::Correction(_) => Kind::Correction,
-            Self::Security(_) => Kind::Security,
+            Self::Attendance(_) => EventKind::Attendance,
+            Self::Unknown(_) => EventKind::Unknown,
+            Self::Attack(_) => EventKind::Attack,
+            Self::Camera(_) => EventKind::Camera,
+            Self::Enrolment(_) => EventKind::Enrolment,
+            Self::Correction(_) => EventKind::Correction,
+            Self::Security(_) => EventKind::Security,
         }
     }
 
@@ -341,7 +346,8 @@ impl Body {
         match self {
             Self::Attendance(it) => it.subject = None,
             Self::Attack(it) => it.subject = None,
-            Self::Enrolment(it) => it.subject = None,
+            // Who recorded a consent, and when, leads to the person too.
+            Self::Enrolment(it) => (it.subject, it.consent) = (None, None),
             Self::Unknown(_) | Self::Camera(_) | Self::Correction(_) | Self::Security(_) => {}
         }
     }
@@ -376,27 +382,28 @@ impl Body {
     }
 
     pub fn from_stored(kind: &str, json: &str) -> Result<Self, BodyError> {
-        let kind = Kind::parse(kind).ok_or_else(|| BodyError::Kind { kind: kind.to_owned() })?;
+        let kind =
+            kind.parse::<EventKind>().map_err(|_| BodyError::Kind { kind: kind.to_owned() })?;
         let shape = |source| BodyError::Shape { kind, source };
-        let Version { schema } = serde_json::from_str(json).map_err(shape)?;
+        let SchemaOnly { schema } = serde_json::from_str(json).map_err(shape)?;
         if schema != SCHEMA {
             return Err(BodyError::Schema { kind, found: schema });
         }
         match kind {
-            Kind::Attendance => serde_json::from_str(json).map(Self::Attendance),
-            Kind::Unknown => serde_json::from_str(json).map(Self::Unknown),
-            Kind::Attack => serde_json::from_str(json).map(Self::Attack),
-            Kind::Camera => serde_json::from_str(json).map(Self::Camera),
-            Kind::Enrolment => serde_json::from_str(json).map(Self::Enrolment),
-            Kind::Correction => serde_json::from_str(json).map(Self::Correction),
-            Kind::Security => serde_json::from_str(json).map(Self::Security),
+            EventKind::Attendance => serde_json::from_str(json).map(Self::Attendance),
+            EventKind::Unknown => serde_json::from_str(json).map(Self::Unknown),
+            EventKind::Attack => serde_json::from_str(json).map(Self::Attack),
+            EventKind::Camera => serde_json::from_str(json).map(Self::Camera),
+            EventKind::Enrolment => serde_json::from_str(json).map(Self::Enrolment),
+            EventKind::Correction => serde_json::from_str(json).map(Self::Correction),
+            EventKind::Security => serde_json::from_str(json).map(Self::Security),
         }
         .map_err(shape)
     }
 }
 
 #[derive(Serialize)]
-struct Message<'a> {
+struct EventMessage<'a> {
     schema: u32,
     event_id: Uuid,
     seq: i64,
@@ -415,21 +422,20 @@ struct Message<'a> {
     expires_at: String,
 }
 
-/// The payload of an event, sent by `site`/`device` at `now` of boot `boot_id`.
+/// The payload of an event, sent by `origin` at `now` of boot `boot_id`.
 pub fn wire(
     event: &StoredEvent,
-    site: &str,
-    device: &str,
+    origin: &Origin,
     now: &clock::Stamp,
     boot_id: &clock::BootId,
 ) -> Vec<u8> {
-    let message = Message {
+    let message = EventMessage {
         schema: SCHEMA,
         event_id: event.event_id,
         seq: event.seq,
         kind: event.body.kind().as_str(),
-        site,
-        device,
+        site: &origin.site,
+        device: &origin.device,
         body: &event.body,
         occurred_at: clock::rfc3339(event.occurred_ms),
         clock: event.clock,
@@ -442,9 +448,10 @@ pub fn wire(
     serde_json::to_vec(&message).expect("a message has string keys only and writes to memory")
 }
 
-/// A door opener acts on what is not historical, so doubt makes an event historical. Within one boot the clock that
-/// never jumps decides; wall time is not asked, as it may be wrong on a device without network. After a restart of the
-/// machine wall time must say so beyond doubt: trusted at both ends and not stepped back in between.
+/// A door opener acts on what is not historical, so doubt makes an event historical. Within one
+/// boot the clock that never jumps decides; wall time is not asked, as it may be wrong on a device
+/// without network. After a restart of the machine wall time must show it beyond doubt: trusted at
+/// both ends and not stepped back in between.
 fn is_historical(event: &StoredEvent, now: &clock::Stamp, boot_id: &clock::BootId) -> bool {
     if event.boot_id == *boot_id {
         return now.boottime_ms.saturating_sub(event.boottime_ms) > EXPIRES_AFTER_MS as u64;

@@ -47,7 +47,8 @@ const ENVELOPE: &str = r#"{"schema":1,"event_id":"0192f0c1-0000-7000-8000-000000
 
 fn check(body: Body, part: &str) {
     let event = stored(body);
-    let sent = wire(&event, "hq", "door-1", &at(OCCURRED_MS + 90, 912_435), &boot());
+    let origin = Origin { site: "hq".into(), device: "door-1".into() };
+    let sent = wire(&event, &origin, &at(OCCURRED_MS + 90, 912_435), &boot());
     assert_eq!(String::from_utf8(sent).unwrap(), ENVELOPE.replace('%', part));
     let json = event.body.to_stored();
     assert_eq!(Body::from_stored(event.body.kind().as_str(), &json).unwrap(), event.body, "{json}");
@@ -115,8 +116,23 @@ fn enrolment_message() {
             subject: Some(subject()),
             references: 3,
             request_id: Some("r-1".into()),
+            consent: None,
+            reason: None,
         }),
         r#""kind":"enrolment","site":"hq","device":"door-1","action":"enrolled","subject":{"id":"jdoe","name":"Jane Doe"},"references":3,"request_id":"r-1""#,
+    );
+    let desk = crate::ids::Name::new("Front desk").unwrap();
+    let consent = Consent::new(1_795_420_683_412, "2026-1", Some(1_795_420_683_413), desk).unwrap();
+    check(
+        Body::Enrolment(Enrolment {
+            action: EnrolmentAction::Withdrawn,
+            subject: Some(subject()),
+            references: 3,
+            request_id: None,
+            consent: Some(consent),
+            reason: Some(EndReason::ConsentExpired),
+        }),
+        r#""kind":"enrolment","site":"hq","device":"door-1","action":"withdrawn","subject":{"id":"jdoe","name":"Jane Doe"},"references":3,"request_id":null,"consent":{"given_at":"2026-11-23T07:58:03.412Z","text_version":"2026-1","valid_until":"2026-11-23T07:58:03.413Z","recorded_by":"Front desk"},"reason":"consent_expired""#,
     );
 }
 
@@ -147,15 +163,15 @@ fn security_message() {
 }
 
 #[test]
-fn every_kind_has_a_topic_that_ends_with_it() {
-    for kind in Kind::ALL {
-        assert_eq!(topic_part(kind), format!("event/{kind}"));
-        assert_eq!(Kind::parse(kind.as_str()), Some(kind));
+fn event_topic_ends_with_its_kind() {
+    for kind in EventKind::VARIANTS {
+        assert_eq!(topic_part(*kind), format!("event/{}", kind.as_str()));
+        assert_eq!(kind.as_str().parse().as_ref(), Ok(kind));
     }
 }
 
 #[test]
-fn what_is_not_fresh_beyond_doubt_is_historical() {
+fn doubtful_event_age_counts_as_historical() {
     let other = clock::BootId::new("another");
     let now = |after_ms: i64| at(OCCURRED_MS + after_ms, (912_345 + after_ms) as u64);
     let check = |clock: ClockState, now: clock::Stamp, boot: &clock::BootId, expected: bool| {
@@ -194,12 +210,12 @@ fn a_corrupt_body_is_an_error() {
 }
 
 #[test]
-fn debug_output_of_an_event_has_no_name() {
+fn event_debug_output_has_no_name() {
     assert!(!format!("{:?}", stored(attendance())).contains("Jane"));
 }
 
 #[test]
-fn ids_carry_the_time_of_the_stamp() {
+fn event_ids_carry_their_time() {
     let event = NewEvent::new(at(OCCURRED_MS, 1), attendance());
     assert_eq!(event.event_id.get_version_num(), 7);
     let (seconds, nanos) = event.event_id.get_timestamp().unwrap().to_unix();
