@@ -1,10 +1,12 @@
-//! The only place that asks for the time.
+//! The only module that reads the system clocks.
 //!
-//! A Raspberry Pi has no clock of its own: until the network has told it the time, the wall clock may be years off.
-//! So each moment is taken twice: as wall time, which people read, and as milliseconds since boot, which never jumps.
-//! Together with the boot's id the second lets the first be corrected later.
+//! A Raspberry Pi has no battery-backed clock. Until it has the time from the network, its wall
+//! clock may be years off. So each moment is taken twice: as wall time, which people read, and as
+//! milliseconds since boot, which never jump. With the boot's id, the second lets the first be
+//! corrected later.
 //!
-//! Invariants: `boottime_ms` never goes back within one boot; nothing else in the project calls the system clocks.
+//! Invariants: `boottime_ms` never decreases within one boot; nothing else in the project calls the
+//! system clocks.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -20,31 +22,31 @@ pub struct Stamp {
     pub wall_ms: i64,
     /// Milliseconds since boot, time asleep included (`CLOCK_BOOTTIME`).
     pub boottime_ms: u64,
-    /// Whether the wall time was known to be right at that moment.
+    /// Whether the wall clock was trusted at that moment.
     pub trusted: bool,
 }
 
 impl Stamp {
-    /// Time from `earlier` to `self` by the clock that never jumps; zero when `earlier` is later.
+    /// Returns the time since `earlier` by the time since boot; zero when `earlier` is later.
     pub fn since(&self, earlier: &Stamp) -> Duration {
         Duration::from_millis(self.boottime_ms.saturating_sub(earlier.boottime_ms))
     }
 
-    /// By how much the wall clock was set since `earlier`, of the same boot; none when both clocks agree but for what NTP
-    /// slews.
+    /// Returns by how much the wall clock was set since `earlier` of the same boot. `None` when both
+    /// clocks agree, apart from what NTP slews.
     pub fn step_since(&self, earlier: &Stamp) -> Option<i64> {
         let step_ms = self.at_boottime(earlier.boottime_ms).wall_ms.saturating_sub(earlier.wall_ms);
         (step_ms.abs() > STEP_MS).then_some(step_ms)
     }
 
-    /// Another moment of the same boot, by the wall clock as it is set now.
+    /// Returns another moment of the same boot, by the wall clock as it is set now.
     #[must_use]
     pub fn at_boottime(&self, boottime_ms: u64) -> Stamp {
         let age_ms = (self.boottime_ms as i64).saturating_sub(boottime_ms as i64);
         Stamp { wall_ms: self.wall_ms.saturating_sub(age_ms), boottime_ms, trusted: self.trusted }
     }
 
-    /// The moment so long before.
+    /// Returns the moment that is earlier by this much.
     #[must_use]
     pub fn before(&self, by: Duration) -> Self {
         let by_ms = by.as_millis() as u64;
@@ -56,11 +58,12 @@ impl Stamp {
     }
 }
 
-/// A wall clock that moved this much against the other was set. NTP slews at most 1 ms in 2 s, or 30 ms in a minute;
-/// chrony in a hurry a few seconds in a minute, which may count as a step.
+/// A wall clock that differs this much from the time since boot was set. NTP slews at most 1 ms in
+/// 2 s, or 30 ms in a minute. chrony may slew a few seconds in a minute, which may count as a step.
 const STEP_MS: i64 = 2_000;
 
-/// The kernel's id of this boot: `boottime_ms` of two events may be compared only when it is the same.
+/// The kernel's id of this boot: `boottime_ms` of two events may be compared only when it is the
+/// same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootId(Arc<str>);
 
@@ -79,73 +82,75 @@ impl fmt::Display for BootId {
     }
 }
 
-/// Where the time comes from: the system, or a test.
+/// The source of the time: the system, or a test.
 pub trait Clock: Send + Sync {
     fn now(&self) -> Stamp;
     fn boot_id(&self) -> BootId;
 }
 
-/// When wall time counts as right.
+/// When the wall clock is trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Trust {
-    /// When the kernel says that something disciplines it (NTP, PTP): `adjtimex(2)` without `STA_UNSYNC`.
+    /// While the kernel reports that NTP or PTP disciplines it: `adjtimex(2)` without
+    /// `STA_UNSYNC`.
     #[default]
     Kernel,
-    /// Always, unless it shows a time before 2020: the device has a battery-backed clock, or a hypervisor that keeps the
-    /// time.
+    /// Always, unless it shows a time before 2020. For devices with a battery-backed clock or a
+    /// hypervisor that keeps the time.
     Always,
 }
 
-/// 2020-01-01, years before this was written. A clock that shows an earlier time is wrong whatever anybody says of it: one
-/// with an empty battery starts in 1970, 2000 or 2010.
+/// 2020-01-01, years before this was written. A clock that shows an earlier time is never trusted:
+/// one with an empty battery starts in 1970, 2000 or 2010.
 const PLAUSIBLE_FROM_MS: i64 = 1_577_836_800_000;
 
-/// The real clocks of this machine.
+/// The clocks of this machine.
 pub struct SystemClock {
     trust: Trust,
-    /// The last moment at which the kernel said that something keeps the clock right.
-    kept: Mutex<Option<Stamp>>,
+    /// The last moment at which the kernel reported a disciplined clock.
+    disciplined_at: Mutex<Option<Stamp>>,
 }
 
-/// How long a clock stays right by itself. The kernel gives up on it nine hours after the last word from a time server, but
-/// crystals drift by less than 100 ppm, a minute in a week: a door without internet for a few days is not without time.
+/// How long the clock is trusted without a time server. The kernel stops trusting it nine hours
+/// after the last reply of one. Crystals drift by less than 100 ppm, a minute in a week, so a few
+/// days without internet do no harm.
 const HOLDOVER: Duration = Duration::from_hours(7 * 24);
 
 impl SystemClock {
     pub fn new(trust: Trust) -> Self {
-        Self { trust, kept: Mutex::default() }
+        Self { trust, disciplined_at: Mutex::default() }
     }
 
-    fn is_kept(&self, now: &Stamp) -> bool {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    fn is_disciplined(&self, now: &Stamp) -> bool {
+        let mut last = self.disciplined_at.lock().unwrap_or_else(PoisonError::into_inner);
         if kernel_time_is_disciplined() {
-            *kept = Some(*now);
+            *last = Some(*now);
             return true;
         }
-        kept.is_some_and(|kept| holds_over(&kept, now))
+        last.is_some_and(|last| holds_over(&last, now))
     }
 }
 
-/// Whether a clock that was right at `kept` still is, with nothing to keep it so. One that was set in between is not.
-fn holds_over(kept: &Stamp, now: &Stamp) -> bool {
-    now.since(kept) < HOLDOVER && now.step_since(kept).is_none()
+/// Returns whether a clock that was right at `disciplined_at` still is, although nothing
+/// disciplines it. One that was set in between is not.
+fn holds_over(disciplined_at: &Stamp, now: &Stamp) -> bool {
+    now.since(disciplined_at) < HOLDOVER && now.step_since(disciplined_at).is_none()
 }
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "this is the place that the lint points to")]
+    #[expect(clippy::disallowed_methods, reason = "the lint points to this module")]
     fn now(&self) -> Stamp {
-        // By way of the C library, where whoever tries the daemon in another year can reach in.
+        // Through the C library, where tests can move the time (tests/torture/clock.c).
         let wall = std::time::SystemTime::now();
         let wall_ms = match wall.duration_since(std::time::UNIX_EPOCH) {
             Ok(since) => since.as_millis() as i64,
             Err(before) => -(before.duration().as_millis() as i64),
         };
-        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let boottime_ms = (boot.tv_sec * 1000 + boot.tv_nsec / 1_000_000) as u64;
+        let boottime_ms = boottime_ms();
         let now = Stamp { wall_ms, boottime_ms, trusted: true };
-        let trusted =
-            wall_ms >= PLAUSIBLE_FROM_MS && (self.trust == Trust::Always || self.is_kept(&now));
+        let trusted = wall_ms >= PLAUSIBLE_FROM_MS
+            && (self.trust == Trust::Always || self.is_disciplined(&now));
         Stamp { trusted, ..now }
     }
 
@@ -160,13 +165,31 @@ impl Clock for SystemClock {
     }
 }
 
+/// Returns `CLOCK_BOOTTIME`, through the C library as the wall time: rustix asks the kernel itself,
+/// and then tests could move only one of the two clocks.
+fn boottime_ms() -> u64 {
+    #[expect(
+        unsafe_code,
+        reason = "clock_gettime of the C library has no safe wrapper in a crate we use"
+    )]
+    let boot = {
+        let mut boot = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the pointer is to a timespec that lives as long as the call.
+        let failed = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut boot) };
+        debug_assert_eq!(failed, 0, "Linux has had CLOCK_BOOTTIME since 2.6.39");
+        boot
+    };
+    boot.tv_sec as u64 * 1000 + boot.tv_nsec as u64 / 1_000_000
+}
+
 fn kernel_time_is_disciplined() -> bool {
     #[expect(
         unsafe_code,
-        reason = "adjtimex has no safe wrapper in a crate we use; a zeroed timex asks and sets nothing"
+        reason = "adjtimex has no safe wrapper in a crate we use; a zeroed timex reads and sets nothing"
     )]
     let state = {
-        // SAFETY: `timex` is plain data for which all zeroes is valid, and `modes = 0` makes the call read-only.
+        // SAFETY: `timex` is plain data for which all zeroes is valid, and `modes = 0` makes the
+        // call read-only.
         unsafe {
             let mut timex: libc::timex = std::mem::zeroed();
             libc::adjtimex(&raw mut timex)
@@ -175,7 +198,7 @@ fn kernel_time_is_disciplined() -> bool {
     state >= 0 && state != libc::TIME_ERROR
 }
 
-/// A clock that a test moves. Starts trusted, at the given wall time and one second after boot.
+/// A clock that a test moves. It starts trusted, at the given wall time and one second after boot.
 pub struct SimulatedClock {
     wall_ms: AtomicI64,
     boottime_ms: AtomicU64,
@@ -193,7 +216,7 @@ impl SimulatedClock {
         }
     }
 
-    /// The clock of another boot of the same machine.
+    /// Returns the clock of another boot of the same machine.
     #[must_use]
     pub fn of_boot(self, number: u32) -> Self {
         Self { boot_id: BootId::new(&format!("00000000-0000-4000-8000-{number:012}")), ..self }
@@ -205,7 +228,7 @@ impl SimulatedClock {
         self.boottime_ms.fetch_add(by_ms, Ordering::SeqCst);
     }
 
-    /// Sets the wall clock, as NTP or a person does; time since boot goes on undisturbed.
+    /// Sets the wall clock, as NTP or a person does. The time since boot is not affected.
     pub fn set_wall(&self, wall_ms: i64, trusted: bool) {
         self.wall_ms.store(wall_ms, Ordering::SeqCst);
         self.trusted.store(trusted, Ordering::SeqCst);
@@ -226,11 +249,11 @@ impl Clock for SimulatedClock {
     }
 }
 
-/// A stopwatch for figures (latency, benches), never for decisions: those take a `Stamp`.
+/// Measures durations for metrics and benchmarks. Decisions use a `Stamp`.
 pub struct Stopwatch(std::time::Instant);
 
 impl Stopwatch {
-    #[expect(clippy::disallowed_methods, reason = "this is the place that the lint points to")]
+    #[expect(clippy::disallowed_methods, reason = "the lint points to this module")]
     pub fn start() -> Self {
         Self(std::time::Instant::now())
     }
@@ -242,61 +265,29 @@ impl Stopwatch {
     }
 }
 
-/// CPU time used by the calling thread so far: what a bench reports on a noisy machine.
-pub fn thread_cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-/// CPU time used by all threads of this process so far.
+/// Returns the CPU time that all threads of this process have used.
 pub fn process_cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// `CLOCK_MONOTONIC`, by which drivers stamp frames: since boot, time asleep left out.
+/// Returns `CLOCK_MONOTONIC`, by which drivers stamp frames: the time since boot without suspend.
 pub fn since_boot_awake() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// RFC 3339 in UTC with milliseconds, as every contract of the project writes time.
+/// Formats a time as RFC 3339 in UTC with milliseconds, as all messages and reports do.
 pub fn rfc3339(wall_ms: i64) -> String {
     jiff::Timestamp::from_millisecond(wall_ms)
         .map_or_else(|_| "invalid".to_owned(), |at| format!("{at:.3}"))
 }
 
-/// A zone by its name in the IANA database: the system's, or the one built in where the system has none.
+/// Looks a zone up by its IANA name in the system's database, or else in the one built in.
 pub fn time_zone(name: &str) -> Option<jiff::tz::TimeZone> {
     let zone = jiff::tz::TimeZone::get(name).ok()?;
-    // What has no name cannot be stored and found again.
+    // A zone without a name could not be stored and found again.
     zone.iana_name().is_some().then_some(zone)
-}
-
-/// So much in a minute: a bucket that fills evenly and holds a minute's worth.
-#[derive(Debug)]
-pub struct Pace {
-    per_minute: f64,
-    left: f64,
-    last_ms: Option<u64>,
-}
-
-impl Pace {
-    pub fn new(per_minute: u32) -> Self {
-        Self { per_minute: f64::from(per_minute), left: f64::from(per_minute), last_ms: None }
-    }
-
-    /// `now_ms`: of a clock that never jumps.
-    pub fn allows(&mut self, now_ms: u64) -> bool {
-        if let Some(last_ms) = self.last_ms {
-            let minutes = now_ms.saturating_sub(last_ms) as f64 / 60_000.0;
-            self.left = (self.left + minutes * self.per_minute).min(self.per_minute);
-        }
-        self.last_ms = Some(now_ms);
-        let allowed = self.left >= 1.0;
-        self.left -= f64::from(u8::from(allowed));
-        allowed
-    }
 }
 
 #[cfg(test)]
@@ -310,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_nobody_keeps_any_more_stays_right_for_days_unless_it_is_set() {
+    fn clock_holdover_ends_after_days_or_step() {
         let clock = SimulatedClock::at(1_795_420_683_412);
         let kept = clock.now();
         clock.advance(Duration::from_hours(6 * 24));
@@ -322,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_of_the_wall_clock_does_not_move_the_other() {
+    fn wall_clock_jump_keeps_boottime() {
         let clock = SimulatedClock::at(0);
         let before = clock.now();
         clock.set_wall(1_795_420_683_412, true);
@@ -331,18 +322,10 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_was_taken_before_it_arrived_by_both_clocks() {
+    fn stamp_before_shifts_both_clocks() {
         let now = SimulatedClock::at(5_000).now();
         let taken = now.before(Duration::from_millis(40));
         assert_eq!((taken.wall_ms, taken.boottime_ms, taken.trusted), (4_960, 960, true));
         assert_eq!(now.before(Duration::from_mins(1)).boottime_ms, 0);
-    }
-
-    #[test]
-    fn the_pace_is_kept_and_recovers() {
-        let mut pace = Pace::new(60);
-        assert_eq!((0..100).filter(|_| pace.allows(0)).count(), 60);
-        assert!(!pace.allows(900));
-        assert!(pace.allows(2_000));
     }
 }

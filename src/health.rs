@@ -1,6 +1,7 @@
-//! Vital signs: written by the stages, read by the health topic, `doctor` and tests.
+//! Health: counters and states that the stages write and that the health message, `/metrics` and
+//! the local page report.
 //!
-//! Plain counters, each written by one stage. Invariant: no names, images or templates.
+//! Each counter is written by one stage. Invariant: no names, images or templates.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,94 +9,109 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::histogram::Histogram;
 
-/// What the camera is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// The state of the camera.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "snake_case")]
 pub enum CameraHealth {
-    /// None is configured, or a replay has ended.
+    /// No camera is configured, or a replay has ended.
     Absent,
     Streaming,
     Lost,
 }
 
-/// How we stand with MongoDB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Why the camera is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CameraLoss {
+    /// The kind of the fault, as in the health message; `None` for a loss before the start.
+    pub fault: Option<&'static str>,
+    pub reason: String,
+}
+
+/// The state of the connection to MongoDB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "snake_case")]
 pub enum MongoState {
     Connected,
-    /// Not reached, or ill: it will be tried again.
+    /// Unreachable or failing; deliveries are retried.
     Away,
-    /// It does not take what we bring until somebody puts something right.
+    /// Rejects what is sent until an operator corrects something.
     Refused,
 }
 
-/// How a door stands with the gallery that the site shares.
+/// Whether HTTP is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HttpState {
+    Listening,
+    /// The address cannot be used now; it is tried again.
+    Unavailable,
+}
+
+/// The state of this device's copy of the site's gallery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum SharingState {
-    /// Where it is kept is not reached.
+    /// The broker or database that keeps the gallery is unreachable.
     Away,
-    /// Being heard, or some of it is not here yet.
+    /// The gallery is being read, or part of it is not here yet.
     Learning,
-    /// What the site has is here.
+    /// Everything that the site has is here.
     Shared,
-    /// Nothing of it opens with our key.
+    /// Nothing opens with this device's site key.
     WrongKey,
+    /// Unsealed content or an old version is in the place of a record or an index page.
+    Blocked,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Sharing {
     pub state: SharingState,
-    /// Subjects that the site has newer than we.
+    /// Subjects of which the site has a newer version.
     pub behind: u64,
-    /// Messages that were not taken: sealed with another key, altered, or no subject at all.
+    /// Messages that were dropped: sealed with another key, altered, or without a subject.
     pub refused: u64,
+    /// Subjects whose version here was not received back from the site yet.
+    pub pending: u64,
+    /// Topics or documents whose present content is not sealed with the site key. Of unknown
+    /// subjects a bounded number is counted.
+    pub unsealed: u64,
 }
 
 impl CameraHealth {
-    pub const ALL: [Self; 3] = [Self::Absent, Self::Streaming, Self::Lost];
-
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Absent => "absent",
-            Self::Streaming => "streaming",
-            Self::Lost => "lost",
-        }
+        self.into()
     }
 }
 
 impl MongoState {
-    pub const ALL: [Self; 3] = [Self::Connected, Self::Away, Self::Refused];
-
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connected => "connected",
-            Self::Away => "away",
-            Self::Refused => "refused",
-        }
+        self.into()
     }
 }
 
 impl SharingState {
-    pub const ALL: [Self; 4] = [Self::Away, Self::Learning, Self::Shared, Self::WrongKey];
-
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Away => "away",
-            Self::Learning => "learning",
-            Self::Shared => "shared",
-            Self::WrongKey => "wrong_key",
-        }
+        self.into()
     }
 }
 
-/// A number that one stage counts up.
+/// A counter, or a gauge where it is set.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
+
+impl Serialize for Counter {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.get().serialize(serializer)
+    }
+}
 
 impl Counter {
     pub fn add(&self, more: u64) {
@@ -109,43 +125,80 @@ impl Counter {
     }
 }
 
-/// How long things take, each written where it happens.
+/// Durations of the steps of recognition and recording.
 #[derive(Debug, Default)]
 pub struct Times {
-    /// From the moment a live frame was taken until the networks take it up: the camera, and waiting in the slot.
+    /// From the capture of a live frame until inference takes it: the camera's latency and the wait
+    /// in the slot.
     pub wait: Histogram,
-    /// Its brightness, by which change is noticed; of Motion JPEG half a decoding.
+    /// Decoding a frame's luma for change detection. For Motion JPEG this is half of a decoding.
     pub glance: Histogram,
-    /// Its pixels, once a frame that the detector is shown.
+    /// Decoding a frame's pixels, once for each frame that the detector processes.
     pub decode: Histogram,
     pub detect: Histogram,
     pub refine: Histogram,
     pub template: Histogram,
     pub liveness: Histogram,
-    /// What is left of a frame with a template without decoding and networks: tracks, alignment, and the search in the gallery.
+    /// The rest of a frame with a template, without decoding and models: tracking, alignment and
+    /// the gallery search.
     pub identify: Histogram,
-    /// All of a frame that the detector was shown, without waiting and recording.
+    /// All of a frame that the detector processed, without `wait` and `record`.
     pub frame: Histogram,
-    /// From asking for a sighting to be recorded until it is on the disk.
+    /// From the request to record a sighting until it is committed.
     pub record: Histogram,
-    /// From the first frame of a face to the decision, by the source's own time.
+    /// From the first frame of a face to the decision, in media time.
     pub decision: Histogram,
-    /// From the moment the deciding frame was taken until the attendance is on the disk.
+    /// From the capture of the deciding frame until the attendance is committed.
     pub attendance: Histogram,
-    /// HTTP requests, from the head to the head of the answer.
+    /// HTTP requests, from the request's head to the response's head.
     pub http: Histogram,
 }
 
-/// How deliveries to one sink go.
+/// Deliveries to one sink.
 #[derive(Debug, Default)]
 pub struct Deliveries {
-    /// Of batches of which something was acknowledged, from sending to the answer.
+    /// From sending a batch to its acknowledgement, for batches with an acknowledged row.
     pub times: Histogram,
     pub acknowledged: Counter,
-    /// Not taken, and to be tried again.
+    /// Rows that were not acknowledged and are retried.
     pub failed: Counter,
-    /// Never taken: set aside.
-    pub buried: Counter,
+    /// Rows that were dead-lettered.
+    pub dead_lettered: Counter,
+}
+
+/// The counters of the camera, with the names of the health message.
+#[derive(Debug, Default, Serialize)]
+pub struct CameraCounters {
+    pub frames_captured: Counter,
+    pub frames_analysed: Counter,
+    /// Of the analysed frames, those that the detector processed.
+    pub frames_detected: Counter,
+    pub frames_replaced: Counter,
+    /// Frames that were damaged or could not be decoded.
+    pub frames_unreadable: Counter,
+    /// Of those, the ones whose damage only decoding showed.
+    #[serde(skip)]
+    pub frames_undecodable: Counter,
+    /// Frames lost before the daemon read them, by the driver's count.
+    pub frames_missed: Counter,
+    pub losses: Counter,
+}
+
+/// The counters of recognition, with the names of the health message.
+#[derive(Debug, Default, Serialize)]
+pub struct RecognitionCounters {
+    pub faces: Counter,
+    pub templates: Counter,
+    pub identified: Counter,
+    pub unknown: Counter,
+    /// Presentation attacks.
+    pub attacks: Counter,
+    /// Tracks that ended without a good sample because the face was too far away.
+    pub too_far: Counter,
+    /// Failures of a model.
+    pub errors: Counter,
+    /// The step of the thermal slow-down; 0 is full speed, and each step halves it.
+    pub pace_step: Counter,
 }
 
 #[derive(Debug, Default)]
@@ -153,83 +206,102 @@ pub struct Health {
     pub times: Times,
     pub to_mqtt: Deliveries,
     pub to_mongo: Deliveries,
-    /// The gallery that the site shares.
+    /// The site's gallery.
     pub to_gallery: Deliveries,
-    camera: AtomicU8,
-    pub frames_captured: Counter,
-    pub frames_analysed: Counter,
-    pub frames_replaced: Counter,
-    /// Damaged on the way from the camera, or not to be decoded.
-    pub frames_unreadable: Counter,
-    /// Of those, the ones that only decoding showed to be damaged.
-    pub frames_undecodable: Counter,
-    /// Lost between the camera and us, by the driver's own count.
-    pub frames_missed: Counter,
-    /// How often the camera was lost.
-    pub camera_losses: Counter,
-    /// Of those analysed, the ones that the detector was shown.
-    pub frames_detected: Counter,
-    /// How far the pace is lowered because the processor is hot; 0 is not at all.
-    pub pace_step: Counter,
-    pub faces_seen: Counter,
-    pub templates_made: Counter,
-    pub identified: Counter,
-    pub unknown: Counter,
-    /// Faces that seemed to be pictures.
-    pub attacks: Counter,
-    /// Tracks that ended without a good sample because they were too far away.
-    pub too_far: Counter,
+    camera_state: AtomicU8,
+    camera_loss: Mutex<Option<CameraLoss>>,
+    /// Why the last frame that could not be decoded could not.
+    camera_damage: Mutex<String>,
+    pub camera: CameraCounters,
+    pub recognition: RecognitionCounters,
     pub recorded: Counter,
-    pub engine_errors: Counter,
+    /// Subjects that were withdrawn because their consent had ended.
+    pub consents_ended: Counter,
     pub store_errors: Counter,
     pub commands: Counter,
     pub events_published: Counter,
-    /// Rounds of the inference thread, and what its networks finished within one: still only when it hangs.
-    pub inference_turns: Counter,
-    /// Writes that the store's thread answered for the watchdog.
-    pub store_turns: Counter,
-    /// Refused commands by error code.
-    refused: Mutex<BTreeMap<&'static str, u64>>,
-    /// Answers by HTTP, by route and status. Routes are ours, so there are few.
-    http: Mutex<BTreeMap<(String, u16), u64>>,
-    /// And since when, by the wall clock; none where no MongoDB is configured.
+    /// Rounds of the inference thread and outputs of its models. It stands still only if the thread
+    /// hangs.
+    pub inference_progress: Counter,
+    /// Writes of the watchdog that the store's thread has completed.
+    pub store_progress: Counter,
+    /// Rejected commands by error code.
+    rejections: Mutex<BTreeMap<&'static str, u64>>,
+    /// HTTP responses by route and status. The routes are fixed, so there are few.
+    http_responses: Mutex<BTreeMap<(String, u16), u64>>,
+    /// The state and the wall-clock time it was entered; `None` without MongoDB.
     mongo: Mutex<Option<(MongoState, i64)>>,
-    /// None where the gallery is not shared.
+    /// `None` where HTTP is off.
+    http: Mutex<Option<HttpState>>,
+    /// `None` where the gallery is not shared.
     sharing: Mutex<Option<Sharing>>,
-    /// The health message as it was last put together, for who asks on the device itself.
+    /// The newest health message, for clients on the device itself.
     message: Mutex<Vec<u8>>,
 }
 
 impl Health {
-    pub fn camera(&self) -> CameraHealth {
-        match self.camera.load(Ordering::Relaxed) {
+    pub fn camera_state(&self) -> CameraHealth {
+        match self.camera_state.load(Ordering::Relaxed) {
             0 => CameraHealth::Absent,
             1 => CameraHealth::Streaming,
             _ => CameraHealth::Lost,
         }
     }
 
-    /// Returns what it was before.
-    pub fn set_camera(&self, state: CameraHealth) -> CameraHealth {
-        let before = self.camera();
-        self.camera.store(state as u8, Ordering::Relaxed);
+    /// Returns the previous state.
+    pub fn set_camera_state(&self, state: CameraHealth) -> CameraHealth {
+        let before = self.camera_state();
+        self.camera_state.store(state as u8, Ordering::Relaxed);
         before
+    }
+
+    /// Records that the camera is lost, and why. Returns the previous state.
+    pub fn set_camera_lost(&self, loss: CameraLoss) -> CameraHealth {
+        *self.camera_loss.lock().unwrap_or_else(PoisonError::into_inner) = Some(loss);
+        self.set_camera_state(CameraHealth::Lost)
+    }
+
+    /// Returns why the camera is lost, while it is.
+    pub fn camera_loss(&self) -> Option<CameraLoss> {
+        if self.camera_state() != CameraHealth::Lost {
+            return None;
+        }
+        self.camera_loss.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts a frame that could not be decoded.
+    pub fn count_undecodable(&self, why: String) {
+        self.camera.frames_unreadable.add(1);
+        self.camera.frames_undecodable.add(1);
+        *self.camera_damage.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    pub fn camera_damage(&self) -> String {
+        self.camera_damage.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn sharing(&self) -> Option<Sharing> {
         *self.sharing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns what it was before.
+    /// Returns the previous state.
     pub fn set_sharing(&self, now: Sharing) -> Option<Sharing> {
         self.sharing.lock().unwrap_or_else(PoisonError::into_inner).replace(now)
+    }
+
+    pub fn http(&self) -> Option<HttpState> {
+        *self.http.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_http(&self, state: HttpState) {
+        *self.http.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
     }
 
     pub fn mongo(&self) -> Option<(MongoState, i64)> {
         *self.mongo.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns what it was before.
+    /// Returns the previous state.
     pub fn set_mongo(&self, state: MongoState, at_ms: i64) -> Option<MongoState> {
         let mut mongo = self.mongo.lock().unwrap_or_else(PoisonError::into_inner);
         let before = mongo.map(|(state, _)| state);
@@ -247,48 +319,45 @@ impl Health {
         *self.message.lock().unwrap_or_else(PoisonError::into_inner) = message;
     }
 
-    pub fn refused(&self, code: &'static str) {
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
+    pub fn count_rejection(&self, code: &'static str) {
+        let mut rejections = self.rejections.lock().unwrap_or_else(PoisonError::into_inner);
+        *rejections.entry(code).or_default() += 1;
     }
 
-    pub fn answered_http(&self, route: &str, status: u16) {
-        *self
-            .http
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry((route.to_owned(), status))
-            .or_default() += 1;
+    pub fn rejections(&self) -> BTreeMap<&'static str, u64> {
+        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub fn http_answers(&self) -> BTreeMap<(String, u16), u64> {
-        self.http.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn count_http_response(&self, route: &str, status: u16) {
+        let mut responses = self.http_responses.lock().unwrap_or_else(PoisonError::into_inner);
+        *responses.entry((route.to_owned(), status)).or_default() += 1;
     }
 
-    pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn http_responses(&self) -> BTreeMap<(String, u16), u64> {
+        self.http_responses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Resident memory of this process in bytes (`/proc/self/status`); `None` where the kernel does not tell.
+/// Returns the resident memory of this process in bytes, from `/proc/self/status`.
 pub fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// File descriptors that this process has open.
+/// Returns how many file descriptors this process has open.
 pub fn open_files() -> Option<u64> {
-    // The listing itself takes one.
+    // Reading the directory opens one more.
     fs::read_dir("/proc/self/fd").ok().map(|listed| (listed.count() as u64).saturating_sub(1))
 }
 
-/// The processor's temperature in degrees Celsius; `None` where there is no sensor.
+/// Returns the processor's temperature in degrees Celsius; `None` without a sensor.
 pub fn cpu_celsius() -> Option<f32> {
     hottest_processor(Path::new("/sys/class/thermal"))
 }
 
-/// The first zone of a PC is often the mainboard's. So the hottest of those that are named as a processor's, and the first
-/// zone where none is.
+/// Returns the temperature of the hottest zone that is named as a processor's, or else of the first
+/// zone. On a PC the first zone is often the mainboard's.
 fn hottest_processor(zones: &Path) -> Option<f32> {
     let is_processor = |zone: &Path| {
         let kind = fs::read_to_string(zone.join("type")).unwrap_or_default().to_lowercase();
@@ -297,20 +366,21 @@ fn hottest_processor(zones: &Path) -> Option<f32> {
     let all = fs::read_dir(zones).ok()?.flatten().map(|entry| entry.path());
     let hottest = all
         .filter(|zone| is_processor(zone))
-        .filter_map(|zone| celsius(&zone))
+        .filter_map(|zone| read_celsius(&zone))
         .max_by(f32::total_cmp);
-    hottest.or_else(|| celsius(&zones.join("thermal_zone0")))
+    hottest.or_else(|| read_celsius(&zones.join("thermal_zone0")))
 }
 
-/// What the `type` of a processor's zone contains: `cpu-thermal`, `x86_pkg_temp`, `TCPU`, `soc-thermal`, `package-thermal`.
+/// Parts of the `type` of a processor's zone: `cpu-thermal`, `x86_pkg_temp`, `TCPU`, `soc-thermal`,
+/// `package-thermal`.
 const PROCESSOR_ZONES: [&str; 4] = ["cpu", "x86_pkg", "soc", "package"];
 
-fn celsius(zone: &Path) -> Option<f32> {
+fn read_celsius(zone: &Path) -> Option<f32> {
     let millidegrees = fs::read_to_string(zone.join("temp")).ok()?.trim().parse::<f32>().ok()?;
     millidegrees.is_finite().then_some(millidegrees / 1000.0)
 }
 
-/// Bytes free for the daemon on the file system of `path`.
+/// Returns the bytes that the daemon may still use on the file system of `path`.
 pub fn free_bytes(path: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(path).ok()?;
     Some(stat.f_bavail * stat.f_frsize)
@@ -321,7 +391,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_temperature_is_that_of_the_processor_whichever_zone_it_is() {
+    fn temperature_is_the_hottest_processor_zone() {
         let celsius = |zones: &[(&str, &str)]| {
             let dir = tempfile::tempdir().unwrap();
             for (at, (kind, temp)) in zones.iter().enumerate() {

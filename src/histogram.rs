@@ -1,12 +1,13 @@
-//! How long something takes, counted in fixed buckets from a millisecond to ten seconds.
+//! Histograms of durations, in fixed buckets from a millisecond to ten seconds.
 //!
-//! Written on the way of every frame, so without a lock and without memory of its own: two relaxed additions. The count is
-//! the sum of the buckets and so always fits them; a reader may see a bucket's newest entry before its share of the sum.
+//! Every frame writes some, so an observation takes no lock and allocates nothing: it is two relaxed
+//! additions. The count is the sum of the buckets, so both always agree. A reader may see a bucket's
+//! newest entry before its share of the sum.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The upper bounds of the buckets, which include them; what takes longer than the last goes into one more.
+/// The inclusive upper bounds of the buckets. One more bucket holds what takes longer.
 pub const BOUNDS: [Duration; 13] = [
     Duration::from_millis(1),
     Duration::from_micros(2_500),
@@ -29,10 +30,10 @@ pub struct Histogram {
     sum_ns: AtomicU64,
 }
 
-/// What a histogram held at one moment.
+/// The contents of a histogram at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// How many fell between the bound before and this one; the last beyond all bounds.
+    /// The observations between the previous bound and this one; the last is beyond all bounds.
     pub buckets: [u64; BOUNDS.len() + 1],
     pub sum: Duration,
 }
@@ -41,7 +42,7 @@ impl Histogram {
     pub fn observe(&self, took: Duration) {
         let bucket = BOUNDS.iter().position(|bound| took <= *bound).unwrap_or(BOUNDS.len());
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        // 64 bits of nanoseconds are five hundred years.
+        // 64 bits of nanoseconds last for five hundred years.
         self.sum_ns.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
     }
 
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_observation_falls_into_the_first_bucket_whose_bound_it_does_not_pass() {
+    fn bucket_bounds_are_inclusive() {
         let histogram = Histogram::default();
         for us in [0, 1_000, 1_001, 2_500, 99_999, 10_000_000, 10_000_001, 86_400_000_000] {
             histogram.observe(Duration::from_micros(us));
@@ -74,12 +75,12 @@ mod tests {
     }
 
     #[test]
-    fn of_two_threads_no_observation_is_lost() {
+    fn concurrent_observations_are_all_counted() {
         let histogram = Histogram::default();
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
-                    (0..10_000).for_each(|_| histogram.observe(Duration::from_millis(3)))
+                    (0..10_000).for_each(|_| histogram.observe(Duration::from_millis(3)));
                 });
             }
         });

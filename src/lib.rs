@@ -1,19 +1,27 @@
-//! rollcall: who passed the door, once, with the right time, and never lost.
+//! rollcall: records who passed the door, once, with the right time, and without loss.
 //!
-//! The modules stand in the order of the flow, and each may use only what stands above it (`tests/tidy.rs` checks):
+//! The modules follow the order of the data flow, and each may use only modules above it
+//! (`tests/tidy.rs` checks this):
 //!
 //! ```text
-//!  camera ─▶ vision ─▶ recognise ──────────────▶ attend ───────────▶ record ────────────▶ mqtt
-//!  frames    networks   frame→face→track→decision  decision→attendance  event row + outbox   acknowledged → row leaves
+//!  camera ─▶ vision ─▶ recognise ──────────────▶ attend ───────────▶ store ─────────────▶ mqtt
+//!  frames    models     frame→face→track→decision  decision→attendance  event row + outbox   acknowledged → row deleted
 //!                           ▲ gallery (immutable snapshot)                   ▲
-//!  commands: mqtt ─▶ record::command ─▶ enrol (computes only) ───────────────┘ references → new snapshot
+//!  commands: mqtt ─▶ wire::command ──▶ enrol (computes only) ───────────────┘ references → new snapshot
 //! ```
 //!
-//! `recognise`, `attend` and `enrol` only compute; `record` makes durable; `camera`, `vision` and `mqtt` are adapters
-//! that never meet one another except in `app`.
+//! `recognise`, `attend` and `enrol` only compute; `store` records durably; `camera`, `vision` and
+//! `mqtt` are adapters, which never import each other and meet in `app`.
 
+pub mod backoff;
+pub mod bounded_file;
 pub mod clock;
+pub mod error_chain;
 pub mod histogram;
+pub mod ids;
+pub mod rate_limiter;
+
+pub mod log_throttle;
 
 pub mod health;
 
@@ -22,14 +30,15 @@ pub mod recognise;
 pub mod attend;
 pub mod enrol;
 
-pub mod record;
+pub mod wire;
 
+pub mod keys;
+
+pub mod store;
+
+pub mod broker;
 pub mod camera;
 pub mod http;
-#[cfg(feature = "mongo")]
-pub mod mongo;
-#[cfg(not(feature = "mongo"))]
-#[path = "mongo/absent.rs"]
 pub mod mongo;
 pub mod mqtt;
 pub mod vision;

@@ -1,4 +1,5 @@
-//! Stages: every task and thread of the daemon has a name, is awaited, and one that ends by itself is a failure.
+//! Supervision of the stages: every task and thread of the daemon has a name and is awaited. A stage
+//! that ends by itself is a failure.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,45 +14,46 @@ use tokio::task::JoinSet;
 
 pub type StageResult = anyhow::Result<()>;
 
-/// How often a task was given its turn and gave it back: odd while it has it.
+/// Counts the begins and ends of a task's polls, so it is odd while the task runs.
 #[derive(Clone, Debug, Default)]
-pub struct Turns(Arc<AtomicU64>);
+pub struct PollCounter(Arc<AtomicU64>);
 
-impl Turns {
+impl PollCounter {
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Whether the task has its turn at a count: it runs, or is stuck in a call that blocks.
+    /// Returns whether the task was being polled at this count: it runs, or a call blocks it.
     pub fn is_running_at(count: u64) -> bool {
         !count.is_multiple_of(2)
     }
 }
 
-/// A task whose turns are counted.
-struct Counted<W> {
+/// A task whose polls are counted.
+struct CountedTask<W> {
     work: Pin<Box<W>>,
-    turns: Turns,
+    polls: PollCounter,
 }
 
-impl<W: Future> Future for Counted<W> {
+impl<W: Future> Future for CountedTask<W> {
     type Output = W::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<W::Output> {
-        self.turns.0.fetch_add(1, Ordering::Relaxed);
+        self.polls.0.fetch_add(1, Ordering::Relaxed);
         let polled = self.work.as_mut().poll(context);
-        self.turns.0.fetch_add(1, Ordering::Relaxed);
+        self.polls.0.fetch_add(1, Ordering::Relaxed);
         polled
     }
 }
 
-/// The stages that run, and the signals that end them: first those that make something, then those that deliver it.
+/// The running stages and the signals that stop them: first the stages that produce rows, then
+/// those that deliver them.
 pub struct Stages {
     running: JoinSet<(&'static str, StageResult)>,
     stop: watch::Sender<bool>,
     last: JoinSet<(&'static str, StageResult)>,
     stop_last: watch::Sender<bool>,
-    turns: Vec<(&'static str, Turns)>,
+    polls: Vec<(&'static str, PollCounter)>,
 }
 
 impl Stages {
@@ -61,27 +63,27 @@ impl Stages {
             stop: watch::Sender::new(false),
             last: JoinSet::new(),
             stop_last: watch::Sender::new(false),
-            turns: Vec::new(),
+            polls: Vec::new(),
         }
     }
 
-    /// The tasks that were started so far, for who watches over them.
-    pub fn turns(&self) -> Vec<(&'static str, Turns)> {
-        self.turns.clone()
+    /// Returns the poll counters of the tasks that were started so far.
+    pub fn polls(&self) -> Vec<(&'static str, PollCounter)> {
+        self.polls.clone()
     }
 
-    fn counted<W: Future>(&mut self, name: &'static str, work: W) -> Counted<W> {
-        let turns = Turns::default();
-        self.turns.push((name, turns.clone()));
-        Counted { work: Box::pin(work), turns }
+    fn count_polls<W: Future>(&mut self, name: &'static str, work: W) -> CountedTask<W> {
+        let polls = PollCounter::default();
+        self.polls.push((name, polls.clone()));
+        CountedTask { work: Box::pin(work), polls }
     }
 
-    /// Becomes true when everybody is to finish.
+    /// Becomes true when the stages are to stop.
     pub fn stop_signal(&self) -> watch::Receiver<bool> {
         self.stop.subscribe()
     }
 
-    /// The same for those that deliver: later.
+    /// Becomes true when the delivering stages are to stop, which is later.
     pub fn last_signal(&self) -> watch::Receiver<bool> {
         self.stop_last.subscribe()
     }
@@ -92,7 +94,7 @@ impl Stages {
         name: &'static str,
         work: impl Future<Output = StageResult> + Send + 'static,
     ) {
-        let work = self.counted(name, work);
+        let work = self.count_polls(name, work);
         self.running.spawn(async move { (name, work.await) });
     }
 
@@ -102,7 +104,7 @@ impl Stages {
         name: &'static str,
         work: impl Future<Output = StageResult> + Send + 'static,
     ) {
-        let work = self.counted(name, work);
+        let work = self.count_polls(name, work);
         self.last.spawn(async move { (name, work.await) });
     }
 
@@ -114,60 +116,64 @@ impl Stages {
     ) -> anyhow::Result<()> {
         let (ended, end) = oneshot::channel();
         let body = move || {
-            // The receiver is gone only when the grace period is over and nobody waits any more.
+            // The receiver is dropped only after the grace period.
             ended.send(work()).ok();
         };
         std::thread::Builder::new()
             .name(name.into())
             .spawn(body)
             .with_context(|| format!("cannot start {name}"))?;
-        self.task(name, async move { end.await.context("the thread ended without a word")? });
+        self.task(name, async move { end.await.context("the thread panicked")? });
         Ok(())
     }
 
-    /// Waits until `asked` resolves (its name is the reason) or a stage ends; then stops the others, then waits for
-    /// `parting`, then stops the last. Each round gets at most `grace`.
+    /// Waits until `stop_requested` resolves with the reason, or a stage ends. Then it stops the
+    /// stages, waits for `last_deliveries`, and stops the delivering stages. Each of the two groups
+    /// gets at most `grace`.
     pub async fn run(
         mut self,
-        asked: impl Future<Output = &'static str>,
-        parting: impl Future<Output = ()>,
+        stop_requested: impl Future<Output = &'static str>,
+        last_deliveries: impl Future<Output = ()>,
         grace: Duration,
     ) -> StageResult {
         let mut outcome = tokio::select! {
-            reason = asked => {
-                tracing::info!(reason, "stopping");
+            reason = stop_requested => {
+                tracing::info!(reason, "stopping; a second signal ends the daemon at once");
                 Ok(())
             }
-            Some(ended) = self.running.join_next() => judge(ended, false),
-            Some(ended) = self.last.join_next() => judge(ended, false),
+            Some(ended) = self.running.join_next() => stage_outcome(ended, false),
+            Some(ended) = self.last.join_next() => stage_outcome(ended, false),
         };
         self.stop.send_replace(true);
-        outcome = outcome.and(finish(&mut self.running, grace).await);
+        outcome = outcome.and(join_all(&mut self.running, grace).await);
         if outcome.is_ok() {
-            parting.await;
+            last_deliveries.await;
         }
         self.stop_last.send_replace(true);
-        outcome.and(finish(&mut self.last, grace).await)
+        outcome.and(join_all(&mut self.last, grace).await)
     }
 }
 
-/// Work that takes a processor for a while, on a thread of its own that ends with it. `None`: no thread could be had.
-pub async fn aside<T: Send + 'static>(
+/// Runs CPU-bound work on a short-lived thread; `None` if the thread could not be started.
+pub async fn run_on_thread<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    let (answer, answered) = oneshot::channel();
-    // Whoever asked may have gone meanwhile.
-    std::thread::Builder::new().name(name.into()).spawn(move || answer.send(work()).ok()).ok()?;
-    answered.await.ok()
+    let (done, result) = oneshot::channel();
+    // The caller may have been dropped by then.
+    std::thread::Builder::new().name(name.into()).spawn(move || done.send(work()).ok()).ok()?;
+    result.await.ok()
 }
 
-/// Awaits all of them, for at most `grace`; the first failure is the outcome.
-async fn finish(stages: &mut JoinSet<(&'static str, StageResult)>, grace: Duration) -> StageResult {
+/// Awaits all stages for at most `grace`; returns the first failure.
+async fn join_all(
+    stages: &mut JoinSet<(&'static str, StageResult)>,
+    grace: Duration,
+) -> StageResult {
     let all = async {
         let mut outcome = Ok(());
         while let Some(ended) = stages.join_next().await {
-            outcome = outcome.and(judge(ended, true));
+            outcome = outcome.and(stage_outcome(ended, true));
         }
         outcome
     };
@@ -183,9 +189,9 @@ impl Default for Stages {
     }
 }
 
-type Ended = Result<(&'static str, StageResult), tokio::task::JoinError>;
+type EndedStage = Result<(&'static str, StageResult), tokio::task::JoinError>;
 
-fn judge(ended: Ended, stopping: bool) -> StageResult {
+fn stage_outcome(ended: EndedStage, stopping: bool) -> StageResult {
     match ended {
         Ok((_, Ok(()))) if stopping => Ok(()),
         Ok((stage, Ok(()))) => Err(anyhow::anyhow!("stage {stage} ended by itself")),
@@ -203,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stage_that_ends_by_itself_is_a_failure_and_stops_the_others() {
+    async fn ended_stage_fails_and_stops_others() {
         let mut stages = Stages::new();
         let mut stop = stages.stop_signal();
         stages.task("quitter", async { Ok(()) });
@@ -211,20 +217,20 @@ mod tests {
             stop.wait_for(|it| *it).await?;
             Ok(())
         });
-        let said = stages.run(never(), async {}, Duration::from_secs(5)).await.unwrap_err();
-        assert!(format!("{said:#}").contains("quitter"));
+        let error = stages.run(never(), async {}, Duration::from_secs(5)).await.unwrap_err();
+        assert!(format!("{error:#}").contains("quitter"));
     }
 
     #[tokio::test]
-    async fn a_thread_that_fails_is_named() {
+    async fn failed_thread_is_named_in_error() {
         let mut stages = Stages::new();
         stages.thread("camera", || anyhow::bail!("on fire")).unwrap();
-        let said = stages.run(never(), async {}, Duration::from_secs(5)).await.unwrap_err();
-        assert_eq!(format!("{said:#}"), "stage camera failed: on fire");
+        let error = stages.run(never(), async {}, Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!(format!("{error:#}"), "stage camera failed: on fire");
     }
 
     #[tokio::test]
-    async fn being_asked_to_stop_is_no_failure() {
+    async fn requested_stop_is_no_failure() {
         let mut stages = Stages::new();
         let mut stop = stages.stop_signal();
         stages.task("patient", async move {

@@ -1,50 +1,51 @@
-//! When the door was watching: stretches of time, and the gaps between them.
+//! Coverage: the intervals in which the device was watching, and the gaps between them.
 //!
-//! Who was not seen is absent only where somebody could have been seen.
+//! Absence is claimed only within coverage.
 
 /// Stretches of time in milliseconds since 1970, ascending and apart from one another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Watched(Vec<Stretch>);
+pub struct Coverage(Vec<Interval>);
 
-/// From a moment up to another, which is no longer included.
+/// From a moment up to another, which is not included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stretch {
+pub struct Interval {
     pub from_ms: i64,
     pub to_ms: i64,
 }
 
-impl Watched {
-    /// From stretches in any order, which may overlap (the clock went back in between).
-    pub fn new(mut stretches: Vec<Stretch>) -> Self {
-        stretches.sort_unstable_by_key(|it| it.from_ms);
-        let mut merged: Vec<Stretch> = Vec::with_capacity(stretches.len());
-        for stretch in stretches {
+impl Coverage {
+    /// From intervals in any order, which may overlap (the clock went back in between).
+    pub fn new(mut intervals: Vec<Interval>) -> Self {
+        intervals.sort_unstable_by_key(|it| it.from_ms);
+        let mut merged: Vec<Interval> = Vec::with_capacity(intervals.len());
+        for interval in intervals {
             match merged.last_mut() {
-                Some(last) if stretch.from_ms <= last.to_ms => {
-                    last.to_ms = last.to_ms.max(stretch.to_ms)
+                Some(last) if interval.from_ms <= last.to_ms => {
+                    last.to_ms = last.to_ms.max(interval.to_ms);
                 }
-                _ => merged.push(stretch),
+                _ => merged.push(interval),
             }
         }
         Self(merged)
     }
 
-    pub fn stretches(&self) -> &[Stretch] {
+    pub fn intervals(&self) -> &[Interval] {
         &self.0
     }
 
-    /// When nobody was watching between two moments; empty when somebody was throughout.
-    pub fn gaps(&self, from_ms: i64, to_ms: i64) -> Vec<Stretch> {
-        let (mut gaps, mut at_ms) = (Vec::new(), from_ms);
+    /// Returns the gaps in coverage between two moments.
+    pub fn gaps(&self, from_ms: i64, to_ms: i64) -> Vec<Interval> {
+        let mut gaps = Vec::new();
+        let mut at_ms = from_ms;
         let first = self.0.partition_point(|it| it.to_ms <= from_ms);
-        for stretch in self.0[first..].iter().take_while(|it| it.from_ms < to_ms) {
-            if stretch.from_ms > at_ms {
-                gaps.push(Stretch { from_ms: at_ms, to_ms: stretch.from_ms });
+        for interval in self.0[first..].iter().take_while(|it| it.from_ms < to_ms) {
+            if interval.from_ms > at_ms {
+                gaps.push(Interval { from_ms: at_ms, to_ms: interval.from_ms });
             }
-            at_ms = stretch.to_ms;
+            at_ms = interval.to_ms;
         }
         if at_ms < to_ms {
-            gaps.push(Stretch { from_ms: at_ms, to_ms });
+            gaps.push(Interval { from_ms: at_ms, to_ms });
         }
         gaps
     }
@@ -54,20 +55,20 @@ impl Watched {
 mod tests {
     use super::*;
 
-    fn stretches(pairs: &[(i64, i64)]) -> Vec<Stretch> {
-        pairs.iter().map(|(from_ms, to_ms)| Stretch { from_ms: *from_ms, to_ms: *to_ms }).collect()
+    fn intervals(pairs: &[(i64, i64)]) -> Vec<Interval> {
+        pairs.iter().map(|(from_ms, to_ms)| Interval { from_ms: *from_ms, to_ms: *to_ms }).collect()
     }
 
     fn check(watched: &[(i64, i64)], (from_ms, to_ms): (i64, i64), gaps: &[(i64, i64)]) {
         assert_eq!(
-            Watched::new(stretches(watched)).gaps(from_ms, to_ms),
-            stretches(gaps),
+            Coverage::new(intervals(watched)).gaps(from_ms, to_ms),
+            intervals(gaps),
             "{watched:?}"
         );
     }
 
     #[test]
-    fn gaps_are_what_nobody_watched() {
+    fn gaps_are_intervals_without_coverage() {
         check(&[], (0, 10), &[(0, 10)]);
         check(&[(0, 10)], (0, 10), &[]);
         check(&[(5, 10), (0, 5)], (0, 10), &[]);

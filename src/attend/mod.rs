@@ -1,20 +1,37 @@
-//! From an identification to an attendance: whose, where, in which session and direction, late or not, and whether it is
-//! a new one; and from attendances to what people ask: who was there, and who was not.
+//! From an identification to an attendance: whose, where, in which session and direction, late or
+//! not, and whether it is a new one; and from attendances to summaries: who was there, and
+//! who was not.
 //!
-//! Only computes. The store asks [`judge`](judge::judge) inside the transaction that would record the attendance, with
-//! the records it holds: so there is no state here that could be lost, and two observers can never both record the same
-//! visit. Time zones come in as data; whoever reads the zone database stands downstream.
+//! Only computes. The store asks [`judge`](judge::judge) inside the transaction that would record
+//! the attendance, with the records it holds: so there is no state here that could be lost, and two
+//! observers can never both record the same visit. Time zones come in as data; the
+//! zone database is read downstream.
 
+pub mod coverage;
 pub mod judge;
 pub mod session;
 pub mod summary;
 pub mod venue;
-pub mod watched;
 
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    EnumString,
+    IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Direction {
     In,
     Out,
@@ -22,14 +39,7 @@ pub enum Direction {
 
 impl Direction {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::In => "in",
-            Self::Out => "out",
-        }
-    }
-
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::In, Self::Out].into_iter().find(|it| it.as_str() == text)
+        self.into()
     }
 
     #[must_use]
@@ -41,8 +51,9 @@ impl Direction {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Status {
     Present,
     Late,
@@ -50,9 +61,6 @@ pub enum Status {
 
 impl Status {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Present => "present",
-            Self::Late => "late",
-        }
+        self.into()
     }
 }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use jiff::ToSpan as _;
-use jiff::civil::{Date, Time, Weekday};
+use jiff::civil::{Date, DateTime, Time, Weekday};
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use crate::recognise::face::{Name, check_id};
+use crate::ids::{Name, check_id};
 
 /// A place where attendance is kept. Checked: made from a [`VenueSpec`].
 #[derive(Clone, Debug, PartialEq)]
@@ -16,32 +16,26 @@ pub struct Venue {
     pub name: String,
     pub zone: TimeZone,
     pub direction: DirectionMode,
-    /// Outside sessions, and between any two records where directions alternate, a subject is recorded again only when
-    /// this much time has passed. Zero: at every visit.
+    /// Outside sessions, and between any two records where directions alternate, a subject is
+    /// recorded again only when this much time has passed. Zero: at every visit.
     pub re_entry_gap: Duration,
     pub sessions: Vec<SessionRule>,
+    /// When a venue of the legacy API takes place, as its clients wrote it. Nothing depends on it.
+    pub date_time: Option<DateTime>,
 }
 
 /// In which direction a sighting is recorded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, strum::EnumString,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum DirectionMode {
     #[default]
     In,
     Out,
     /// In, out, in, … within the local day.
     Alternate,
-}
-
-impl DirectionMode {
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "in" => Some(Self::In),
-            "out" => Some(Self::Out),
-            "alternate" => Some(Self::Alternate),
-            _ => None,
-        }
-    }
 }
 
 /// Where a device stands.
@@ -55,8 +49,8 @@ pub struct Door {
 }
 
 impl Door {
-    /// Whether this device would have seen who was at a venue: its camera is there, or it has none and is sent what it is to
-    /// see.
+    /// Whether this device would have seen who was at a venue: its camera is there, or it has none
+    /// and is sent what it is to see.
     pub fn watches(&self, venue: &str) -> bool {
         !self.has_camera || self.venue == venue
     }
@@ -83,7 +77,8 @@ pub enum Days {
     Dated(Vec<Date>),
 }
 
-pub const VENUES_MAX: usize = 100;
+/// A client of the legacy API makes a venue for each lesson.
+pub const VENUES_MAX: usize = 1_000;
 pub const SESSIONS_MAX: usize = 50;
 pub const DATES_MAX: usize = 200;
 /// A person who was recorded a day ago may be recorded again in any case.
@@ -91,8 +86,10 @@ pub const RE_ENTRY_GAP_MAX: Duration = Duration::from_hours(24);
 pub const RE_ENTRY_GAP: Duration = Duration::from_mins(5);
 pub const EARLY_MAX: Duration = Duration::from_hours(12);
 pub const EARLY: Duration = Duration::from_mins(30);
-/// UTC means the same everywhere: whoever sets sessions in local time says where.
+/// UTC means the same everywhere. Sessions in local time need a zone.
 pub const ZONE: &str = "UTC";
+/// As the former service wrote times.
+const DATE_TIME: &str = "%Y-%m-%d %H:%M:%S";
 /// The longest name of the zone database has 32 characters.
 const ZONE_CHARS_MAX: usize = 64;
 
@@ -109,6 +106,9 @@ pub struct VenueSpec {
     pub re_entry_gap_ms: u64,
     #[serde(default)]
     pub sessions: Vec<SessionSpec>,
+    /// `2026-11-23 08:00:00`; only venues of the legacy API have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub date_time: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,10 +154,11 @@ impl VenueSpec {
             direction: DirectionMode::In,
             re_entry_gap_ms: RE_ENTRY_GAP.as_millis() as u64,
             sessions: Vec::new(),
+            date_time: None,
         }
     }
 
-    /// Whether the zone's name may be looked up: it becomes the path of a file.
+    /// Checks that the zone's name is safe: it becomes the path of a file.
     pub fn check_zone_name(name: &str) -> Result<(), VenueError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '+' | '/');
         if name.is_empty()
@@ -179,19 +180,20 @@ impl Venue {
     pub fn new(spec: &VenueSpec, zone: TimeZone) -> Result<Self, VenueError> {
         check_id(&spec.venue).map_err(|e| VenueError::new("venue", format!("is no id: {e}")))?;
         Name::new(&spec.name).map_err(|e| VenueError::new("name", format!("is no name: {e}")))?;
-        let re_entry_gap = within("re_entry_gap_ms", spec.re_entry_gap_ms, RE_ENTRY_GAP_MAX)?;
+        let re_entry_gap =
+            check_duration("re_entry_gap_ms", spec.re_entry_gap_ms, RE_ENTRY_GAP_MAX)?;
         if spec.sessions.len() > SESSIONS_MAX {
             let why = format!("has {} sessions; at most {SESSIONS_MAX}", spec.sessions.len());
             return Err(VenueError::new("sessions", why));
         }
         let mut sessions: Vec<SessionRule> = Vec::with_capacity(spec.sessions.len());
         for (at, session) in spec.sessions.iter().enumerate() {
-            let rule = rule(session).map_err(|error| VenueError {
+            let rule = check_rule(session).map_err(|error| VenueError {
                 field: format!("sessions[{at}].{}", error.field),
                 ..error
             })?;
             if let Some(other) =
-                sessions.iter().find(|other| other.id == rule.id || overlap(other, &rule))
+                sessions.iter().find(|other| other.id == rule.id || rules_overlap(other, &rule))
             {
                 let why = if other.id == rule.id {
                     "stands twice"
@@ -205,14 +207,20 @@ impl Venue {
             }
             sessions.push(rule);
         }
-        let (id, name, direction) = (spec.venue.clone(), spec.name.clone(), spec.direction);
-        Ok(Self { id, name, zone, direction, re_entry_gap, sessions })
+        let id = spec.venue.clone();
+        let name = spec.name.clone();
+        let direction = spec.direction;
+        let date_time = spec.date_time.as_deref().map(parse_date_time).transpose()?;
+        Ok(Self { id, name, zone, direction, re_entry_gap, sessions, date_time })
     }
 
     pub fn plain(id: &str) -> Self {
         let (id, name) = (id.to_owned(), id.to_owned());
-        let (zone, direction, sessions) = (TimeZone::UTC, DirectionMode::In, Vec::new());
-        Self { id, name, zone, direction, re_entry_gap: RE_ENTRY_GAP, sessions }
+        let zone = TimeZone::UTC;
+        let direction = DirectionMode::In;
+        let sessions = Vec::new();
+        let date_time = None;
+        Self { id, name, zone, direction, re_entry_gap: RE_ENTRY_GAP, sessions, date_time }
     }
 
     /// As it is written.
@@ -241,6 +249,7 @@ impl Venue {
             direction: self.direction,
             re_entry_gap_ms: self.re_entry_gap.as_millis() as u64,
             sessions: self.sessions.iter().map(session).collect(),
+            date_time: self.date_time.map(date_time_text),
         }
     }
 
@@ -249,23 +258,35 @@ impl Venue {
     }
 }
 
-fn rule(spec: &SessionSpec) -> Result<SessionRule, VenueError> {
+fn check_rule(spec: &SessionSpec) -> Result<SessionRule, VenueError> {
     check_id(&spec.id).map_err(|e| VenueError::new("id", format!("is no id: {e}")))?;
     let days = match (spec.weekdays.is_empty(), spec.dates.is_empty()) {
-        (false, true) => Days::Weekly(weekdays(&spec.weekdays)?),
-        (true, false) => Days::Dated(dates(&spec.dates)?),
+        (false, true) => Days::Weekly(parse_weekdays(&spec.weekdays)?),
+        (true, false) => Days::Dated(parse_dates(&spec.dates)?),
         (true, true) => return Err(VenueError::new("weekdays", "or dates: one of them is needed")),
         (false, false) => return Err(VenueError::new("weekdays", "and dates exclude each other")),
     };
-    let (start, end) = (time_of_day("start", &spec.start)?, time_of_day("end", &spec.end)?);
+    let start = time_of_day("start", &spec.start)?;
+    let end = time_of_day("end", &spec.end)?;
     let length = nominal_length(start, end);
     let late_after =
-        spec.late_after_ms.map(|it| within("late_after_ms", it, length)).transpose()?;
-    let early = spec.early_ms.map_or(Ok(EARLY), |it| within("early_ms", it, EARLY_MAX))?;
+        spec.late_after_ms.map(|it| check_duration("late_after_ms", it, length)).transpose()?;
+    let early = spec.early_ms.map_or(Ok(EARLY), |it| check_duration("early_ms", it, EARLY_MAX))?;
     Ok(SessionRule { id: spec.id.clone(), days, start, end, late_after, early })
 }
 
-fn within(field: &str, ms: u64, most: Duration) -> Result<Duration, VenueError> {
+/// Reads `2026-11-23 08:00:00` or, as browsers write it, without seconds.
+pub fn parse_date_time(text: &str) -> Result<DateTime, VenueError> {
+    let wrong = |_| VenueError::new("date_time", "is no time like `2026-11-23 08:00:00`");
+    let seconds = if text.len() == 16 { ":00" } else { "" };
+    DateTime::strptime(DATE_TIME, format!("{text}{seconds}")).map_err(wrong)
+}
+
+pub fn date_time_text(time: DateTime) -> String {
+    time.strftime(DATE_TIME).to_string()
+}
+
+fn check_duration(field: &str, ms: u64, most: Duration) -> Result<Duration, VenueError> {
     let time = Duration::from_millis(ms);
     if time > most {
         return Err(VenueError::new(
@@ -287,7 +308,8 @@ pub fn time_of_day(field: &str, text: &str) -> Result<Time, VenueError> {
     Time::new(hour, minute, 0, 0).map_err(|_| wrong())
 }
 
-/// How long a session lasts on a day whose clocks are left alone. From a time to the same time is a whole day.
+/// How long a session lasts on a day whose clocks are left alone. From a time to the same time is a
+/// whole day.
 pub(super) fn nominal_length(start: Time, end: Time) -> Duration {
     let minutes = i64::from(minute_of_day(end)) - i64::from(minute_of_day(start));
     Duration::from_secs((if minutes > 0 { minutes } else { minutes + MINUTES_A_DAY }) as u64 * 60)
@@ -313,7 +335,7 @@ fn weekday_text(day: Weekday) -> &'static str {
     WEEKDAYS.iter().find(|it| it.1 == day).map_or("mon", |it| it.0)
 }
 
-fn weekdays(texts: &[String]) -> Result<Vec<Weekday>, VenueError> {
+fn parse_weekdays(texts: &[String]) -> Result<Vec<Weekday>, VenueError> {
     let mut days = Vec::new();
     for text in texts {
         let known = WEEKDAYS.iter().find(|it| it.0 == text);
@@ -328,7 +350,7 @@ fn weekdays(texts: &[String]) -> Result<Vec<Weekday>, VenueError> {
     Ok(days)
 }
 
-fn dates(texts: &[String]) -> Result<Vec<Date>, VenueError> {
+fn parse_dates(texts: &[String]) -> Result<Vec<Date>, VenueError> {
     if texts.len() > DATES_MAX {
         return Err(VenueError::new(
             "dates",
@@ -349,8 +371,9 @@ fn dates(texts: &[String]) -> Result<Vec<Date>, VenueError> {
     Ok(dates)
 }
 
-/// Whether two rules of the same kind ever run at once. A dated session may overlap weekly ones: it takes their place.
-fn overlap(a: &SessionRule, b: &SessionRule) -> bool {
+/// Whether two rules of the same kind ever run at once. A dated session may overlap weekly ones: it
+/// takes their place.
+fn rules_overlap(a: &SessionRule, b: &SessionRule) -> bool {
     match (&a.days, &b.days) {
         (Days::Weekly(of_a), Days::Weekly(of_b)) => {
             let apart = |a: &Weekday, b: &Weekday| i64::from(a.until(*b));
@@ -381,7 +404,8 @@ fn run_together(a: &SessionRule, b: &SessionRule, days: i64, weekly: bool) -> bo
         let start = i64::from(minute_of_day(rule.start));
         (start, start + nominal_length(rule.start, rule.end).as_secs() as i64 / 60)
     };
-    let ((a_start, a_end), (b_start, b_end)) = (minutes(a), minutes(b));
+    let (a_start, a_end) = minutes(a);
+    let (b_start, b_end) = minutes(b);
     let meet = |days: i64| {
         a_start < b_end + days * MINUTES_A_DAY && b_start + days * MINUTES_A_DAY < a_end
     };
@@ -420,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_venue_is_written_as_it_was_read() {
+    fn venue_spec_round_trips() {
         let spec = VenueSpec {
             name: "Room A".into(),
             direction: DirectionMode::Alternate,
@@ -446,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_named_with_their_field() {
+    fn invalid_venue_error_names_field() {
         let long = SessionSpec {
             late_after_ms: Some(3_600_001),
             ..weekly("am", &["mon"], "08:00", "09:00")
@@ -508,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_zones_are_no_paths() {
+    fn time_zone_paths_are_rejected() {
         for (name, good) in [
             ("Europe/Berlin", true),
             ("Etc/GMT+5", true),

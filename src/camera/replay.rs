@@ -1,9 +1,11 @@
-//! Photographs and clips played as a camera: for the demo, for tests, and for trying settings on one's own recordings.
+//! Photographs and clips played as a camera: for the demo, for tests, and for trying settings on
+//! one's own recordings.
 //!
-//! What can be played: a folder of photographs (in the order of their names), a single photograph, a clip of motion JPEG
-//! (`.mjpeg`, `.mjpg`: frames one after another), or a list (`.csv`: `file,show_ms,gap_ms`, the times optional; the file
-//! `-` is an empty scene). Each photograph stands before the camera for a while and is followed by an empty scene; a clip
-//! is played as it is. A replay that repeats reads folder or list anew each time.
+//! What can be played: a folder of photographs (in the order of their names), a single photograph,
+//! a clip of motion JPEG (`.mjpeg`, `.mjpg`: frames one after another), or a list (`.csv`:
+//! `file,show_ms,gap_ms`, the times optional; the file `-` is an empty scene). Each photograph
+//! stands before the camera for a while and is followed by an empty scene; a clip is played as it
+//! is. A replay that repeats reads folder or list anew each time.
 //!
 //! A picture that cannot be read is reported and left out; it never ends the replay.
 
@@ -12,10 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::bounded_file::{self, TEXT_BYTES_MAX};
 use crate::camera::encoded::{Buffers, Coding, Encoded};
 use crate::camera::view::View;
-use crate::camera::{CameraError, FrameSource, Next, SourceFrame, When};
+use crate::camera::{CameraError, FrameSource, FrameTime, Next, SourceFrame};
 use crate::recognise::frame::Pixels;
+use crate::recognise::jpeg;
 use crate::recognise::picture::{Picture, PictureLimits};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +70,7 @@ const EMPTY: [u8; 3] = [118, 118, 118];
 
 impl Replay {
     pub fn open(settings: ReplaySettings) -> Result<Self, CameraError> {
-        let items = items(&settings)?;
+        let items = list_items(&settings)?;
         if items.is_empty() {
             let why = "there is no photograph or clip in it".to_owned();
             return Err(CameraError::Unusable { what: settings.path.display().to_string(), why });
@@ -82,7 +86,7 @@ impl Replay {
     }
 
     /// What is being played, for logs: a file's name may be a person's.
-    fn label(&self) -> String {
+    fn item_label(&self) -> String {
         format!("item {} of the replay", self.next_item)
     }
 
@@ -96,7 +100,7 @@ impl Replay {
             if !self.settings.repeat {
                 return Ok(false);
             }
-            self.items = items(&self.settings)?;
+            self.items = list_items(&self.settings)?;
             self.next_item = 0;
         }
         let Some(item) = self.items.get(self.next_item).cloned() else {
@@ -104,12 +108,12 @@ impl Replay {
         };
         self.next_item += 1;
         if is_clip(&item.path) {
-            self.pending = clip_frames(&read(&item.path, &self.label(), CLIP_BYTES_MAX)?)
-                .map(Pending::Encoded)
-                .collect();
+            let clip = read(&item.path, &self.item_label(), CLIP_BYTES_MAX)?;
+            self.pending =
+                jpeg::split_clip(&clip).map(|frame| Pending::Encoded(frame.to_vec())).collect();
             if self.pending.is_empty() {
                 let why = "it has no JPEG picture in it".to_owned();
-                return Err(CameraError::Unusable { what: self.label(), why });
+                return Err(CameraError::Unusable { what: self.item_label(), why });
             }
             self.pending.reverse();
             return Ok(true);
@@ -119,7 +123,7 @@ impl Replay {
             self.pending.push(Pending::Picture(Arc::new(scene), self.frames_in(item.show)));
             return Ok(true);
         }
-        let label = self.label();
+        let label = self.item_label();
         let picture = decode(&read(&item.path, &label, PICTURE_LIMITS.bytes as u64)?, &label)?;
         let view = &self.settings.view;
         let empty = view.apply(Picture::plain(picture.width(), picture.height(), EMPTY));
@@ -139,14 +143,15 @@ impl Replay {
                 }
                 Some(Ok(picture))
             }
-            // As from a camera: decoded by whoever looks at it.
+            // As from a camera: decoded when it is used.
             Pending::Encoded(bytes) => {
                 let frame = Encoded::new(&bytes, Coding::Jpeg, &self.settings.view, &self.buffers);
                 Some(match frame {
                     Ok(frame) => Ok(Arc::new(frame)),
-                    Err(error) => {
-                        Err(CameraError::Unusable { what: self.label(), why: error.to_string() })
-                    }
+                    Err(error) => Err(CameraError::Unusable {
+                        what: self.item_label(),
+                        why: error.to_string(),
+                    }),
                 })
             }
         }
@@ -161,7 +166,7 @@ impl FrameSource for Replay {
                 self.frames += 1;
                 return Ok(Next::Frame(SourceFrame {
                     pixels: pixels?,
-                    when: When::At(at),
+                    when: FrameTime::Media(at),
                     missed: 0,
                 }));
             }
@@ -176,7 +181,7 @@ impl FrameSource for Replay {
     }
 }
 
-fn items(settings: &ReplaySettings) -> Result<Vec<Item>, CameraError> {
+fn list_items(settings: &ReplaySettings) -> Result<Vec<Item>, CameraError> {
     let path = &settings.path;
     let item = |path: PathBuf| Item { path, show: settings.show, gap: settings.gap };
     let failed = |source| CameraError::Read { what: path.display().to_string(), source };
@@ -192,7 +197,10 @@ fn items(settings: &ReplaySettings) -> Result<Vec<Item>, CameraError> {
         return Ok(files.into_iter().map(item).collect());
     }
     if has_extension(path, &["csv"]) {
-        return list(&fs::read_to_string(path).map_err(failed)?, settings);
+        return parse_list(
+            &bounded_file::read_text(path, TEXT_BYTES_MAX).map_err(failed)?,
+            settings,
+        );
     }
     if has_extension(path, &["mp4", "avi", "mkv", "mov", "webm"]) {
         let why =
@@ -203,8 +211,9 @@ fn items(settings: &ReplaySettings) -> Result<Vec<Item>, CameraError> {
     Ok(vec![item(path.clone())])
 }
 
-/// `file,show_ms,gap_ms` a line; paths are relative to the list; `#` begins a comment; a heading is allowed.
-fn list(text: &str, settings: &ReplaySettings) -> Result<Vec<Item>, CameraError> {
+/// `file,show_ms,gap_ms` a line; paths are relative to the list; `#` begins a comment; a heading is
+/// allowed.
+fn parse_list(text: &str, settings: &ReplaySettings) -> Result<Vec<Item>, CameraError> {
     let folder = settings.path.parent().unwrap_or(Path::new(""));
     let mut items = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -224,7 +233,8 @@ fn list(text: &str, settings: &ReplaySettings) -> Result<Vec<Item>, CameraError>
                 CameraError::Unusable { what: settings.path.display().to_string(), why }
             }),
         };
-        let (show, gap) = (time(settings.show)?, time(settings.gap)?);
+        let show = time(settings.show)?;
+        let gap = time(settings.gap)?;
         let path = if file == NOBODY { file.into() } else { folder.join(file) };
         items.push(Item { path, show, gap });
     }
@@ -242,12 +252,7 @@ fn is_clip(path: &Path) -> bool {
 
 fn read(path: &Path, label: &str, bytes_max: u64) -> Result<Vec<u8>, CameraError> {
     let failed = |source| CameraError::Read { what: label.to_owned(), source };
-    let bytes = fs::metadata(path).map_err(failed)?.len();
-    if bytes > bytes_max {
-        let why = format!("it has {bytes} bytes; at most {bytes_max} are read");
-        return Err(CameraError::Unusable { what: label.to_owned(), why });
-    }
-    fs::read(path).map_err(failed)
+    bounded_file::read(path, bytes_max).map_err(failed)
 }
 
 fn decode(bytes: &[u8], label: &str) -> Result<Picture, CameraError> {
@@ -255,34 +260,20 @@ fn decode(bytes: &[u8], label: &str) -> Result<Picture, CameraError> {
     Picture::decode(bytes, PICTURE_LIMITS).map_err(|e| unusable(e.to_string()))
 }
 
-/// Splits motion JPEG at its start and end markers; what lies between pictures is skipped.
-fn clip_frames(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> + use<> {
-    let mut frames = Vec::new();
-    let mut start = None;
-    for (at, marker) in bytes.windows(2).enumerate() {
-        match (marker, start) {
-            ([0xFF, 0xD8], None) => start = Some(at),
-            ([0xFF, 0xD9], Some(from)) => {
-                frames.push(bytes[from..at + 2].to_vec());
-                start = None;
-            }
-            _ => {}
-        }
-    }
-    frames.into_iter()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::camera::view::{Area, Turn};
+
+    use crate::camera::jpegs::{Data, Scan, Spec};
 
     fn write_picture(path: &Path, shade: u8) {
         image::RgbImage::from_pixel(16, 8, image::Rgb([shade; 3])).save(path).unwrap();
     }
 
     fn settings(path: &Path) -> ReplaySettings {
-        let (show, gap) = (Duration::from_millis(200), Duration::from_millis(100));
+        let show = Duration::from_millis(200);
+        let gap = Duration::from_millis(100);
         ReplaySettings {
             path: path.to_owned(),
             fps: 10.0,
@@ -308,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_played_photograph_by_photograph() {
+    fn replay_plays_folder_in_order() {
         let dir = tempfile::tempdir().unwrap();
         write_picture(&dir.path().join("b.png"), 200);
         write_picture(&dir.path().join("a.png"), 30);
@@ -320,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_has_timings_of_its_own() {
+    fn replay_list_sets_its_own_timings() {
         let dir = tempfile::tempdir().unwrap();
         write_picture(&dir.path().join("a.png"), 30);
         let list = dir.path().join("list.csv");
@@ -329,12 +320,12 @@ mod tests {
         let seen: Vec<_> = play(&mut replay, 8).into_iter().flatten().collect();
         assert_eq!(seen, [30, 30, 30, 118, 30, 30, 30, 118]);
         fs::write(&list, "a.png,soon").unwrap();
-        let said = Replay::open(settings(&list)).err().unwrap().to_string();
-        assert!(said.contains("line 1") && said.contains("soon"), "{said}");
+        let message = Replay::open(settings(&list)).err().unwrap().to_string();
+        assert!(message.contains("line 1") && message.contains("soon"), "{message}");
     }
 
     #[test]
-    fn a_clip_is_cut_at_its_markers() {
+    fn clip_is_split_at_jpeg_markers() {
         let dir = tempfile::tempdir().unwrap();
         let mut clip = Vec::new();
         for shade in [30u8, 200] {
@@ -349,8 +340,31 @@ mod tests {
         assert_eq!(play(&mut replay, 9), [Some(30), Some(200)]);
     }
 
+    /// A clip with thumbnails in its frames, and between good frames such as decoders panic on, cut
+    /// ones and junk.
     #[test]
-    fn photographs_and_clips_are_seen_as_the_camera_hangs() {
+    fn a_clip_plays_past_hostile_frames() {
+        let dir = tempfile::tempdir().unwrap();
+        let luma_420 = [(2, 2), (1, 1), (1, 1)];
+        let thumbnail = Spec::flat(8, 8, &[(1, 1)]).bytes();
+        let good = Spec {
+            application: [b"Exif\0\0", &thumbnail[..]].concat(),
+            ..Spec::flat(64, 48, &luma_420)
+        }
+        .bytes();
+        let mut hostile = Spec::flat(160, 120, &[(1, 1), (1, 1), (2, 1)]);
+        hostile.scans =
+            vec![Scan { data: Data::Bytes(vec![0x55; 900]), ..Scan::sequential(vec![0]) }];
+        let cut = &good[..good.len() - 9];
+        let clip = [&good[..], &hostile.bytes(), &good, cut, &good, b"junk", &good].concat();
+        let path = dir.path().join("clip.mjpeg");
+        fs::write(&path, clip).unwrap();
+        let seen = play(&mut Replay::open(settings(&path)).unwrap(), 20);
+        assert_eq!(seen, [Some(128), None, Some(128), None, Some(128), Some(128)]);
+    }
+
+    #[test]
+    fn replay_applies_camera_view() {
         let dir = tempfile::tempdir().unwrap();
         let photo = dir.path().join("a.jpg");
         write_picture(&photo, 200);
@@ -368,15 +382,15 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_played_is_said() {
+    fn unplayable_path_error_names_cause() {
         let dir = tempfile::tempdir().unwrap();
         for (path, expected) in [
             (dir.path().to_owned(), "no photograph"),
             (dir.path().join("clip.mp4"), "ffmpeg"),
             (dir.path().join("missing"), "missing"),
         ] {
-            let said = Replay::open(settings(&path)).err().unwrap().to_string();
-            assert!(said.contains(expected), "{said}");
+            let message = Replay::open(settings(&path)).err().unwrap().to_string();
+            assert!(message.contains(expected), "{message}");
         }
     }
 }

@@ -1,9 +1,10 @@
-//! How the camera hangs, and what of its picture may be looked at: turned, mirrored, cut to the region of interest, and
-//! blank where the privacy mask lies.
+//! How the camera is mounted, and which part of its picture is used: turned, mirrored, cut to the
+//! region of interest, and blank where the privacy mask lies.
 //!
-//! Everything downstream sees only what comes out of here. The mask and the region are fractions of the upright picture,
-//! so that they stay right at another size and can be read off a snapshot. The region is cut out, not painted around:
-//! the detector then spends all its pixels on it and sees faces farther away.
+//! Everything downstream sees only what comes out of here. The mask and the region are fractions of
+//! the upright picture, so that they stay right at another size and can be read off a snapshot. The
+//! region is cut out, not painted around: the detector then spends all its pixels on it and sees
+//! faces farther away.
 
 use crate::recognise::frame::Luma;
 use crate::recognise::picture::Picture;
@@ -15,7 +16,7 @@ pub struct View {
     pub mirror: bool,
     /// Painted blank.
     pub mask: Vec<Area>,
-    /// What is looked at.
+    /// The part that is used.
     pub region: Area,
 }
 
@@ -34,7 +35,8 @@ pub enum Turn {
     ThreeQuarters,
 }
 
-/// A rectangle in fractions of the picture. Invariant: `0 <= left < right <= 1`, the same from top to bottom.
+/// A rectangle in fractions of the picture. Invariant: `0 <= left < right <= 1`, the same from top
+/// to bottom.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Area {
     left: f32,
@@ -58,8 +60,8 @@ impl Area {
             let from = ((from * all as f32).floor() as usize).min(all.saturating_sub(1));
             (from, ((to * all as f32).ceil() as usize).clamp(from + 1, all.max(from + 1)))
         };
-        let ((left, right), (top, bottom)) =
-            (along(self.left, self.right, width), along(self.top, self.bottom, height));
+        let (left, right) = along(self.left, self.right, width);
+        let (top, bottom) = along(self.top, self.bottom, height);
         Pixels { left, top, right, bottom }
     }
 }
@@ -76,7 +78,8 @@ struct Pixels {
 /// What stands in the place of what must not be seen.
 const BLANK: [u8; 3] = [0; 3];
 
-/// A view of pictures of one size. Knows where in the camera's picture each pixel of the upright one comes from.
+/// A view of pictures of one size. Knows where in the camera's picture each pixel of the upright
+/// one comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     raw: (usize, usize),
@@ -92,8 +95,10 @@ pub struct Layout {
 impl View {
     /// The view of pictures `width` x `height` as the camera gives them.
     pub fn layout(&self, width: usize, height: usize) -> Layout {
-        let (w, h) = (width as isize, height as isize);
-        // Where the upright picture's first pixel comes from, and where one step right and down lead.
+        let w = width as isize;
+        let h = height as isize;
+        // Where the upright picture's first pixel comes from, and where one step right and down
+        // lead.
         let (origin, mut right, down) = match self.turn {
             Turn::None => ((0, 0), (1, 0), (0, 1)),
             Turn::Quarter => ((0, h - 1), (0, -1), (1, 0)),
@@ -108,15 +113,16 @@ impl View {
             };
         let mut origin = origin;
         if self.mirror {
-            origin = along(origin, right, upright_width as isize - 1);
+            origin = step_from(origin, right, upright_width as isize - 1);
             right = (-right.0, -right.1);
         }
         let region = self.region.pixels(upright_width, upright_height);
-        origin = along(along(origin, right, region.left as isize), down, region.top as isize);
+        origin =
+            step_from(step_from(origin, right, region.left as isize), down, region.top as isize);
         let mask = self
             .mask
             .iter()
-            .filter_map(|area| within(area.pixels(upright_width, upright_height), region));
+            .filter_map(|area| clip_area(area.pixels(upright_width, upright_height), region));
         Layout { raw: (width, height), region, mask: mask.collect(), origin, right, down }
     }
 
@@ -137,15 +143,17 @@ impl Layout {
         self.raw
     }
 
-    /// A whole picture as the camera gave it, of the size that this layout is for, made into what may be seen.
+    /// A whole picture as the camera gave it, of the size that this layout is for, made into what
+    /// may be seen.
     pub fn apply(&self, picture: Picture) -> Picture {
         // Nothing turned, mirrored or cut: the usual camera.
         let straight = self.size() == self.raw && self.origin == (0, 0) && self.right == (1, 0);
-        self.masked(if straight { picture } else { self.turned(&picture) }, 1)
+        self.apply_mask(if straight { picture } else { self.turn_picture(&picture) }, 1)
     }
 
-    fn turned(&self, picture: &Picture) -> Picture {
-        let (pixels, pitch) = (picture.rgb().as_chunks::<3>().0, picture.width() as isize);
+    fn turn_picture(&self, picture: &Picture) -> Picture {
+        let pixels = picture.rgb().as_chunks::<3>().0;
+        let pitch = picture.width() as isize;
         let place = |(x, y): (isize, isize)| y * pitch + x;
         let (width, height) = self.size();
         let mut turned: Vec<[u8; 3]> = Vec::with_capacity(width * height);
@@ -165,9 +173,10 @@ impl Layout {
         (width.max(height) / side_px.max(1)).max(1)
     }
 
-    /// The upright, masked picture thinned by `step`: each pixel the mean of `step` by `step` of the source, which are
-    /// given in the camera's own coordinates and in whatever `colour` makes into red, green and blue. A region thinner than
-    /// `step` is thinned less: beside it there is nothing to take the mean of.
+    /// The upright, masked picture thinned by `step`: each pixel the mean of `step` by `step` of
+    /// the source, which are given in the camera's own coordinates and in whatever `colour` makes
+    /// into red, green and blue. A region thinner than `step` is thinned less: beside it there is
+    /// nothing to take the mean of.
     pub fn reduced(
         &self,
         step: usize,
@@ -176,23 +185,24 @@ impl Layout {
     ) -> Picture {
         let (width, height) = self.size();
         let step = step.clamp(1, width.min(height));
-        let (width, height) = (width / step, height / step);
+        let width = width / step;
+        let height = height / step;
         let mut rgb = Vec::with_capacity(width * height);
         for y in 0..height {
-            let row = along(self.origin, self.down, (y * step) as isize);
+            let row = step_from(self.origin, self.down, (y * step) as isize);
             for x in 0..width {
-                rgb.push(colour(self.mean(
-                    along(row, self.right, (x * step) as isize),
+                rgb.push(colour(self.mean_colour(
+                    step_from(row, self.right, (x * step) as isize),
                     step,
                     &source,
                 )));
             }
         }
         let picture = Picture::from_rgb(width, height, rgb.into_flattened());
-        self.masked(picture.expect("three bytes were written for each pixel"), step)
+        self.apply_mask(picture.expect("three bytes were written for each pixel"), step)
     }
 
-    fn mean(
+    fn mean_colour(
         &self,
         corner: (isize, isize),
         step: usize,
@@ -200,11 +210,11 @@ impl Layout {
     ) -> [u8; 3] {
         let mut sums = [0u32; 3];
         for dy in 0..step {
-            let mut at = along(corner, self.down, dy as isize);
+            let mut at = step_from(corner, self.down, dy as isize);
             for _ in 0..step {
                 let [a, b, c] = source(at.0 as usize, at.1 as usize);
                 sums = [sums[0] + u32::from(a), sums[1] + u32::from(b), sums[2] + u32::from(c)];
-                at = along(at, self.right, 1);
+                at = step_from(at, self.right, 1);
             }
         }
         let count = (step * step) as u32;
@@ -212,15 +222,16 @@ impl Layout {
     }
 
     /// Paints the mask on an upright picture thinned by `step`.
-    fn masked(&self, picture: Picture, step: usize) -> Picture {
+    fn apply_mask(&self, picture: Picture, step: usize) -> Picture {
         if self.mask.is_empty() {
             return picture;
         }
-        let (width, height) = (picture.width(), picture.height());
+        let width = picture.width();
+        let height = picture.height();
         let mut rgb = picture.into_rgb();
         for area in &self.mask {
-            let (left, right) =
-                ((area.left / step).min(width), area.right.div_ceil(step).min(width));
+            let left = (area.left / step).min(width);
+            let right = area.right.div_ceil(step).min(width);
             for y in area.top / step..area.bottom.div_ceil(step).min(height) {
                 let row = &mut rgb[(y * width + left) * 3..(y * width + right) * 3];
                 row.as_chunks_mut::<3>().0.fill(BLANK);
@@ -234,17 +245,19 @@ impl Layout {
         let (width, height) = self.size();
         let cell = width.max(height).div_ceil(Luma::SIDE).max(1);
         let step = cell.div_ceil(4);
-        let (columns, rows) = (width.div_ceil(cell), height.div_ceil(cell));
+        let columns = width.div_ceil(cell);
+        let rows = height.div_ceil(cell);
         let mut values = Vec::with_capacity(columns * rows);
         for row in 0..rows {
             let ys = row * cell..((row + 1) * cell).min(height);
             for column in 0..columns {
-                let (mut sum, mut count) = (0u32, 0u32);
+                let mut sum = 0u32;
+                let mut count = 0u32;
                 for y in ys.clone().step_by(step) {
                     for x in (column * cell..((column + 1) * cell).min(width)).step_by(step) {
                         let hidden = self.mask.iter().any(|area| area.holds(x, y));
-                        let at = along(
-                            along(self.origin, self.down, y as isize),
+                        let at = step_from(
+                            step_from(self.origin, self.down, y as isize),
                             self.right,
                             x as isize,
                         );
@@ -270,9 +283,11 @@ impl Pixels {
 }
 
 /// The part of `area` inside `region`, in the region's own pixels.
-fn within(area: Pixels, region: Pixels) -> Option<Pixels> {
-    let (left, right) = (area.left.max(region.left), area.right.min(region.right));
-    let (top, bottom) = (area.top.max(region.top), area.bottom.min(region.bottom));
+fn clip_area(area: Pixels, region: Pixels) -> Option<Pixels> {
+    let left = area.left.max(region.left);
+    let right = area.right.min(region.right);
+    let top = area.top.max(region.top);
+    let bottom = area.bottom.min(region.bottom);
     let moved = |at: usize, by: usize| at.saturating_sub(by);
     (left < right && top < bottom).then(|| Pixels {
         left: moved(left, region.left),
@@ -282,7 +297,7 @@ fn within(area: Pixels, region: Pixels) -> Option<Pixels> {
     })
 }
 
-fn along(from: (isize, isize), step: (isize, isize), times: isize) -> (isize, isize) {
+fn step_from(from: (isize, isize), step: (isize, isize), times: isize) -> (isize, isize) {
     (from.0 + step.0 * times, from.1 + step.1 * times)
 }
 
@@ -305,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_camera_that_hangs_otherwise_gives_an_upright_picture() {
+    fn rotation_and_mirror_give_upright_picture() {
         let view = |turn, mirror| seen(&View { turn, mirror, ..View::default() });
         assert_eq!(view(Turn::None, false).2, [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]);
         assert_eq!(view(Turn::None, true).2, [(2, 0), (1, 0), (0, 0), (2, 1), (1, 1), (0, 1)]);
@@ -325,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_of_looking_masks_the_same_place_of_the_upright_picture() {
+    fn mask_covers_same_area_at_every_rotation() {
         let bright = Picture::plain(640, 480, [200; 3]);
         let mask = vec![Area::new([0.5, 0.0, 1.0, 0.25]).unwrap()];
         for turn in [Turn::None, Turn::Quarter, Turn::Half, Turn::ThreeQuarters] {
@@ -336,7 +351,8 @@ mod tests {
                 let small = layout.reduced(2, |_, _| [200; 3], |colour| colour);
                 for picture in [&full, &small] {
                     let at = |x: f32, y: f32| {
-                        let (x, y) = (picture.width() as f32 * x, picture.height() as f32 * y);
+                        let x = picture.width() as f32 * x;
+                        let y = picture.height() as f32 * y;
                         picture.row(y as usize)[x as usize * 3]
                     };
                     let corners = [
@@ -355,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_region_is_cut_out_and_the_mask_stays_in_place() {
+    fn cropped_region_keeps_mask_in_place() {
         let region = Area::new([0.34, 0.0, 1.0, 1.0]).unwrap();
         let mask = vec![Area::new([0.0, 0.5, 0.5, 1.0]).unwrap()];
         let view = View { mask, region, ..View::default() };
@@ -366,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_thinner_than_the_step_is_looked_at_within_the_picture() {
+    fn thin_region_is_sampled_within_bounds() {
         for (edges, turn) in
             [([0.0, 0.997, 1.0, 1.0], Turn::None), ([0.999, 0.0, 1.0, 1.0], Turn::Quarter)]
         {
@@ -384,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn an_area_outside_the_picture_or_inside_out_is_refused() {
+    fn invalid_area_is_rejected() {
         for wrong in [
             [0.5, 0.0, 0.5, 1.0],
             [0.6, 0.0, 0.5, 1.0],

@@ -1,48 +1,54 @@
-//! `rollcall cameras`: what is connected and what it can, for whoever stands on the ladder. Changes nothing.
+//! `rollcall cameras`: lists the connected cameras and what they can do. Changes nothing.
 
 use std::fmt::Write as _;
 
 use serde_json::json;
 
+use crate::camera::pipe::presets::Preset;
 use crate::camera::v4l2::device::{Control, FrameSizes};
-use crate::camera::v4l2::find::{self, Choice, Described, Mode};
+use crate::camera::v4l2::find::{self, CameraChoice, Described, Mode};
 use crate::cli::table;
-use crate::config::{CameraSettings, Settings};
+use crate::config::Settings;
+use crate::config::camera::CameraSettings;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  rollcall cameras --json")]
 pub struct Args {
-    /// One JSON object
+    /// Print a JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let cameras = find::describe_all();
-    // Without a camera in the configuration the one that "auto" would take is marked.
+    // Without a configured camera, the one that "auto" would choose is marked.
     let choice = match &settings.camera {
         CameraSettings::V4l2(camera) => camera.device.clone(),
-        _ => Choice::First,
+        _ => CameraChoice::First,
     };
     let chosen = choice.resolve().ok().and_then(|path| path.canonicalize().ok());
     let is_chosen = |camera: &Described| chosen.as_ref() == Some(&camera.node);
     if args.json {
         let list: Vec<_> =
-            cameras.iter().map(|camera| as_json(camera, is_chosen(camera))).collect();
+            cameras.iter().map(|camera| json_of(camera, is_chosen(camera))).collect();
         println!("{}", json!({ "cameras": list }));
         return Ok(());
     }
     for camera in &cameras {
-        print!("{}", as_text(camera, is_chosen(camera)));
+        print!("{}", text_of(camera, is_chosen(camera)));
     }
     if cameras.is_empty() {
-        println!("No camera is connected (nothing in /sys/class/video4linux captures).");
+        println!("No camera is connected (/sys/class/video4linux has no capture device).");
+        if let Some(preset) = find::sensor_preset() {
+            println!("There is a sensor on a ribbon cable: {}", preset.advice());
+        }
     } else if let (CameraSettings::V4l2(_), None) = (&settings.camera, &chosen) {
-        println!("None of them is the one that [camera] device names.");
+        println!("[camera] device names none of these cameras.");
     }
     Ok(())
 }
 
-fn as_text(camera: &Described, chosen: bool) -> String {
+fn text_of(camera: &Described, chosen: bool) -> String {
     let mut text = String::new();
     let mark = if chosen { "  ◀ [camera] device" } else { "" };
     let name = if camera.card.is_empty() { "(unknown)" } else { &camera.card };
@@ -55,15 +61,21 @@ fn as_text(camera: &Described, chosen: bool) -> String {
         writeln!(text, "  device = \"{stable}\"").ok();
     }
     if let Some(why) = &camera.unusable {
-        writeln!(text, "  cannot be used: {why}").ok();
+        writeln!(text, "  cannot be used directly: {why}").ok();
+    }
+    if let Some(preset) = camera.preset {
+        writeln!(text, "  used by {}", preset.advice()).ok();
     }
     let modes: Vec<Vec<String>> = camera.modes.iter().flat_map(mode_rows).collect();
     if !modes.is_empty() {
-        text.push_str(&indented(&table::render(&["format", "size", "frames per second"], &modes)));
+        text.push_str(&indent_lines(&table::render(
+            &["format", "size", "frames per second"],
+            &modes,
+        )));
     }
     let controls: Vec<Vec<String>> = camera.controls.iter().map(control_row).collect();
     if !controls.is_empty() {
-        text.push_str(&indented(&table::render(
+        text.push_str(&indent_lines(&table::render(
             &["control", "now", "range", "usual", ""],
             &controls,
         )));
@@ -72,13 +84,13 @@ fn as_text(camera: &Described, chosen: bool) -> String {
     text
 }
 
-fn indented(text: &str) -> String {
+fn indent_lines(text: &str) -> String {
     text.lines().flat_map(|line| ["  ", line, "\n"]).collect()
 }
 
 fn mode_rows(mode: &Mode) -> Vec<Vec<String>> {
     let format =
-        if mode.known { mode.format.clone() } else { format!("{} (not read)", mode.format) };
+        if mode.known { mode.format.clone() } else { format!("{} (not supported)", mode.format) };
     let rates = |rates: &[f32]| {
         rates
             .iter()
@@ -86,10 +98,13 @@ fn mode_rows(mode: &Mode) -> Vec<Vec<String>> {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    mode.sizes.iter().map(|(size, fps)| vec![format.clone(), words_of(*size), rates(fps)]).collect()
+    mode.sizes
+        .iter()
+        .map(|(size, fps)| vec![format.clone(), format_size(*size), rates(fps)])
+        .collect()
 }
 
-fn words_of(size: FrameSizes) -> String {
+fn format_size(size: FrameSizes) -> String {
     match size {
         FrameSizes::Listed(width, height) => format!("{width}x{height}"),
         FrameSizes::Range { least, most } => {
@@ -109,7 +124,7 @@ fn control_row(control: &Control) -> Vec<String> {
     ]
 }
 
-fn as_json(camera: &Described, chosen: bool) -> serde_json::Value {
+fn json_of(camera: &Described, chosen: bool) -> serde_json::Value {
     let sizes = |(size, fps): &(FrameSizes, Vec<f32>)| match size {
         FrameSizes::Listed(width, height) => json!({"width": width, "height": height, "fps": fps}),
         FrameSizes::Range { least, most } => {
@@ -135,6 +150,7 @@ fn as_json(camera: &Described, chosen: bool) -> serde_json::Value {
     json!({
         "node": camera.node, "stable": camera.stable, "card": camera.card, "driver": camera.driver, "bus": camera.bus,
         "chosen": chosen, "unusable": camera.unusable, "modes": modes, "controls": controls,
+        "preset": camera.preset.map(Preset::name), "preset_installed": camera.preset.map(Preset::is_installed),
     })
 }
 
@@ -143,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_camera_is_described_for_people_and_for_programs() {
+    fn camera_listing_has_text_and_json() {
         let control = Control {
             id: 1,
             name: "Gain".into(),
@@ -161,6 +177,7 @@ mod tests {
             driver: "uvcvideo".into(),
             bus: "usb-1".into(),
             unusable: None,
+            preset: None,
             modes: vec![
                 Mode {
                     format: "MJPG".into(),
@@ -175,17 +192,22 @@ mod tests {
             ],
             controls: vec![control],
         };
-        let text = as_text(&camera, true);
+        let text = text_of(&camera, true);
         for part in [
             "/dev/video2  Maker Cam  ◀ [camera] device",
             "device = \"usb-Maker_Cam-video-index0\"",
-            "MJPG             640x480         30 7.5",
-            "H264 (not read)  32x32 to 64x48",
+            "MJPG                  640x480         30 7.5",
+            "H264 (not supported)  32x32 to 64x48",
             "Gain     45   0 to 100 by 5  50     another control sets it",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
-        let json = as_json(&camera, false);
+        assert!(!text.contains("preset"), "{text}");
+        let sensor = Described { preset: Some(Preset::Rpicam), ..camera.clone() };
+        let text = text_of(&sensor, false);
+        assert!(text.contains("preset = \"rpicam\""), "{text}");
+        assert_eq!(json_of(&sensor, false)["preset"], "rpicam");
+        let json = json_of(&camera, false);
         assert_eq!((&json["node"], &json["chosen"]), (&json!("/dev/video2"), &json!(false)));
         assert_eq!(
             json["modes"][0]["sizes"][0],

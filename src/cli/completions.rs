@@ -1,9 +1,11 @@
-//! `rollcall completions`: what a shell needs to complete our commands and flags; packages put it where shells look.
+//! `rollcall completions`: prints the completion script of a shell. Packages install it.
 
 use std::io::{self, Write as _};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  rollcall completions bash > /etc/bash_completion.d/rollcall")]
 pub struct Args {
+    /// The shell
     shell: Shell,
 }
 
@@ -21,7 +23,7 @@ pub fn run(args: &Args, mut command: clap::Command) -> anyhow::Result<()> {
         Shell::Zsh => Of::Zsh,
         Shell::Fish => Of::Fish,
     };
-    // Into memory first: the generator panics when its output goes away, and `| head` is no mistake.
+    // Into memory first: the generator panics on a closed pipe, which `| head` makes.
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut command, "rollcall", &mut text);
     match io::stdout().write_all(&text) {
@@ -37,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_shell_has_its_own() {
+    fn completions_exist_for_every_shell() {
         for shell in Shell::value_variants() {
             run(&Args { shell: *shell }, crate::cli::command()).unwrap();
         }

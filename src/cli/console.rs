@@ -1,4 +1,4 @@
-//! A small MQTT client for the command line: sends one command to a daemon and waits for its answer.
+//! A small MQTT client for the command line: sends commands to a daemon and waits for the replies.
 
 use std::time::Duration;
 
@@ -7,14 +7,18 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use crate::app;
+use crate::app::links;
 use crate::cli::sign;
 use crate::config::Settings;
-use crate::mqtt::link::{self, Link, LinkEvent, Message};
+use crate::keys::signer::SigningKey;
+use crate::mqtt::event::LinkEvent;
+use crate::mqtt::link;
+use crate::mqtt::link::Link;
+use crate::mqtt::message::Message;
 use crate::mqtt::topics::Topics;
-use crate::record::signer::SigningKey;
 
-/// Runs `work` with a connection to the configured broker, subscribed to `topics` below the device's own.
+/// Runs `work` with a connection to the configured broker, subscribed to `topics` below the
+/// device's own.
 pub fn with_console<T>(
     settings: &Settings,
     subscriptions: &[&str],
@@ -23,14 +27,17 @@ pub fn with_console<T>(
     let mqtt =
         settings.mqtt.as_ref().context("no broker is configured: see [mqtt] in config.toml")?;
     let topics = Topics::new(&settings.site, &settings.device)?;
-    let mut link = app::serve::link_settings(mqtt, &topics);
-    // A random name, so that two consoles never push each other off; nothing is kept for it.
+    let mut link = links::link_settings(mqtt, &topics);
+    // A random client id, so that the broker never disconnects one console for another. The
+    // session is not persistent.
     link.client_id = format!("rollcall-console-{}", Uuid::now_v7().simple());
     link.persistent = false;
     link.status_topic = topics.below(&format!("console/{}", link.client_id));
     link.packet_bytes_max_out = link.packet_bytes_max_in;
+    // Its commands are answered, which is proof enough.
+    link.probe_topic = None;
     link.subscriptions = subscriptions.iter().map(|part| topics.below(part)).collect();
-    let signer = sign::signer(settings)?;
+    let signer = sign::load_signer(settings)?;
     let audience = topics.audiences()[0].clone();
     let (link, driver, events) = link::open(link)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -49,7 +56,7 @@ pub fn with_console<T>(
     })
 }
 
-/// Of a signed command: its answer is waited for.
+/// The lifetime of a signed command, whose reply is awaited.
 const LIFETIME: Duration = Duration::from_mins(5);
 
 pub struct Console {
@@ -58,12 +65,12 @@ pub struct Console {
     base: String,
     audience: String,
     signer: Option<SigningKey>,
-    /// Messages that arrived while another was waited for.
+    /// Messages that arrived while another was awaited.
     waiting: Vec<(String, Vec<u8>)>,
 }
 
 impl Console {
-    /// Sends a command and waits for its answer. The subscription must cover `reply/+`.
+    /// Sends a command and waits for its reply. The subscription must cover `reply/+`.
     pub async fn request(
         &mut self,
         verb: &str,
@@ -73,7 +80,7 @@ impl Console {
         self.request_as(&Uuid::now_v7().simple().to_string(), verb, body, patience).await
     }
 
-    /// The same by a request id of the caller's.
+    /// Does the same with a given request id.
     pub async fn request_as(
         &mut self,
         request_id: &str,
@@ -82,10 +89,10 @@ impl Console {
         patience: Duration,
     ) -> anyhow::Result<Value> {
         self.send(request_id, verb, body, patience).await?;
-        self.answer(request_id, patience).await
+        self.wait_for_reply(request_id, patience).await
     }
 
-    /// Sends a command and does not wait for its answer: the broker has it.
+    /// Sends a command and returns when the broker has acknowledged it.
     pub async fn send(
         &mut self,
         request_id: &str,
@@ -97,7 +104,9 @@ impl Console {
         body["request_id"] = request_id.into();
         let topic = format!("{}/command/{verb}", self.base);
         let payload = match &self.signer {
-            Some(key) => sign::token(key, &self.audience, verb, body, LIFETIME)?.into_bytes(),
+            Some(key) => {
+                sign::sign_command(key, &self.audience, verb, body, LIFETIME)?.into_bytes()
+            }
             None => serde_json::to_vec(&body)?,
         };
         let message = Message { topic, payload, retain: false };
@@ -108,13 +117,17 @@ impl Console {
         Ok(())
     }
 
-    /// The answer to a command that was sent, whether others came before it or not.
-    pub async fn answer(&mut self, request_id: &str, patience: Duration) -> anyhow::Result<Value> {
+    /// Waits for the reply to a command that was sent.
+    pub async fn wait_for_reply(
+        &mut self,
+        request_id: &str,
+        patience: Duration,
+    ) -> anyhow::Result<Value> {
         let wanted = format!("reply/{request_id}");
         let (_, payload) = self
             .next(patience, |part, _| part == wanted)
             .await
-            .context("no answer from the daemon")?;
+            .context("no reply from the daemon")?;
         Ok(serde_json::from_slice(&payload)?)
     }
 
@@ -125,8 +138,8 @@ impl Console {
         Ok(())
     }
 
-    /// The next message that `wanted` accepts, by its topic below the device's own and its payload. Others are kept for
-    /// later calls.
+    /// The next message that `wanted` accepts, by its topic below the device's own and its payload.
+    /// Keeps others for later calls.
     pub async fn next(
         &mut self,
         patience: Duration,
@@ -137,7 +150,13 @@ impl Console {
         }
         let receive = async {
             while let Some(event) = self.events.recv().await {
-                let LinkEvent::Inbound(inbound) = event else { continue };
+                let inbound = match event {
+                    LinkEvent::Inbound(inbound) => inbound,
+                    LinkEvent::SubscriptionRefused { filter } => {
+                        bail!("the broker rejects the subscription to {filter}: check its ACL")
+                    }
+                    _ => continue,
+                };
                 let part = inbound
                     .topic
                     .strip_prefix(&self.base)
@@ -155,12 +174,7 @@ impl Console {
         };
         match tokio::time::timeout(patience, receive).await {
             Ok(received) => received,
-            Err(_) => bail!("nothing came within {patience:?}"),
+            Err(_) => bail!("no message arrived within {patience:?}"),
         }
-    }
-
-    /// Everything that came and was not asked for yet.
-    pub fn take_waiting(&mut self) -> Vec<(String, Vec<u8>)> {
-        std::mem::take(&mut self.waiting)
     }
 }

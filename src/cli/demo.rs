@@ -1,5 +1,6 @@
-//! `rollcall demo`: the main job before one's eyes. A real daemon with its embedded broker and a replay camera; two people
-//! are enrolled by MQTT, visitors pass, and what was recorded and published is shown and checked.
+//! `rollcall demo`: an end-to-end demo. It runs a real daemon with its embedded broker and a replay
+//! camera, enrols two people by MQTT, lets visitors pass, and shows and checks what was recorded and
+//! published.
 
 use std::fs;
 use std::net::TcpListener;
@@ -19,24 +20,25 @@ use crate::clock::Stopwatch;
 use crate::config;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  rollcall demo --keep")]
 pub struct Args {
     /// The photographs that `models/fetch.sh photos` fetched
     #[arg(long, default_value = ".cache/photos")]
     photos: PathBuf,
-    /// Folder of the networks
+    /// Folder of the model files
     #[arg(long, default_value = "models")]
     models: PathBuf,
-    /// Keep the daemon running afterwards, to play with
+    /// Keep the daemon running afterwards, to try it out
     #[arg(long)]
     keep: bool,
 }
 
-/// Who is enrolled, and from which photograph.
+/// The people who are enrolled: id, name and photograph.
 const ENROLLED: [(&str, &str, &str); 2] =
     [("barack", "Barack Obama", "obama.jpg"), ("joe", "Joe Biden", "biden.jpg")];
 
-/// Who passes: other photographs of one, the same photograph of the other (the package holds only one), a stranger, and
-/// the first once more, who must not be recorded again.
+/// The visitors: one person in another photograph, the other in the same (the package holds only
+/// one), a stranger, and the first person again, who must not be recorded twice.
 const VISITORS: [(&str, &str); 5] = [
     ("obama2.jpg", "Barack Obama (another photograph)"),
     ("biden.jpg", "Joe Biden (the same photograph: there is only one)"),
@@ -62,43 +64,44 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .with_context(|| format!("{} is missing", args.models.display()))?;
     let scratch = Scratch::new_in(&std::env::temp_dir(), "demo")?;
     let folder = scratch.path();
-    let [mqtt_port, websocket_port] = free_ports()?;
+    let ports = free_ports()?;
     let path = folder.join("config.toml");
-    fs::write(&path, configuration(&models, mqtt_port, websocket_port))?;
+    fs::write(&path, configuration(&models, &ports))?;
     set_scene(folder, "file,show_ms,gap_ms\n-,500,0\n")?;
-    let settings = config::load(Some(&path), &std::collections::BTreeMap::new())?;
+    let settings = config::load::load(Some(&path), &std::collections::BTreeMap::new())?;
 
     println!(
-        "rollcall demo: a daemon with its own broker and a replay camera, in {}\n",
+        "rollcall demo: a daemon with an embedded broker and a replay camera, in {}\n",
         folder.display()
     );
-    let mut daemon = Daemon::start(&path, &folder.join("daemon.log"))?;
-    daemon.wait_until_listening(mqtt_port)?;
+    let mut daemon = DaemonProcess::start(&path, &folder.join("daemon.log"))?;
+    end_on_signals(daemon.child.id(), folder.to_owned())?;
+    daemon.wait_until_listening(ports.mqtt)?;
     let topics = ["reply/+", "event/+", "status", "health"];
     let outcome = with_console(&settings, &topics, async |console| {
         let report = play(console, folder, &photos).await?;
         if args.keep {
-            keep(folder, &path, mqtt_port, websocket_port).await;
+            print_what_to_try(folder, &path, &ports);
+            // Until a signal ends the process.
+            std::future::pending::<()>().await;
         }
         Ok(report)
     });
-    let report = outcome.with_context(|| daemon.last_words())?;
-    daemon.stop(args.keep)?;
+    let report = outcome.with_context(|| daemon.last_log_lines())?;
+    daemon.stop()?;
     report.check()?;
-    if !args.keep {
-        look_further();
-    }
+    print_next_steps();
     Ok(())
 }
 
-/// What the demo saw.
-struct Report {
+/// What the demo received.
+struct DemoReport {
     attendance: Vec<Value>,
     unknown: usize,
-    owed: u64,
+    pending: u64,
 }
 
-impl Report {
+impl DemoReport {
     fn check(&self) -> anyhow::Result<()> {
         let mut who: Vec<_> =
             self.attendance.iter().filter_map(|event| event["subject"]["id"].as_str()).collect();
@@ -108,15 +111,15 @@ impl Report {
             "expected one attendance of each enrolled person, found {who:?}"
         );
         ensure!(self.unknown >= 1, "the stranger was not noticed");
-        ensure!(self.owed == 0, "{} messages were not acknowledged by the broker", self.owed);
+        ensure!(self.pending == 0, "{} messages were not acknowledged by the broker", self.pending);
         println!(
-            "\nEverything was as expected: each enrolled person once, the stranger as nobody."
+            "\nEverything was as expected: each enrolled person once, the stranger as unknown."
         );
         Ok(())
     }
 }
 
-async fn play(console: &mut Console, folder: &Path, photos: &Path) -> anyhow::Result<Report> {
+async fn play(console: &mut Console, folder: &Path, photos: &Path) -> anyhow::Result<DemoReport> {
     console
         .next(PATIENCE, |part, payload| part == "status" && payload == b"online")
         .await
@@ -130,8 +133,8 @@ async fn play(console: &mut Console, folder: &Path, photos: &Path) -> anyhow::Re
     set_scene(folder, &VISITORS.map(line).join("\n"))?;
     let (attendance, unknown) = watch_visitors(console).await?;
     show_attendance(&attendance);
-    let owed = show_delivery(console, attendance.len() + unknown).await?;
-    Ok(Report { attendance, unknown, owed })
+    let pending = show_delivery(console, attendance.len() + unknown).await?;
+    Ok(DemoReport { attendance, unknown, pending })
 }
 
 async fn enrol(console: &mut Console, photos: &Path) -> anyhow::Result<()> {
@@ -142,18 +145,18 @@ async fn enrol(console: &mut Console, photos: &Path) -> anyhow::Result<()> {
         let image = base64::engine::general_purpose::STANDARD.encode(photograph);
         let watch = Stopwatch::start();
         let body = json!({"subject": {"id": id, "name": name}, "images": [image]});
-        let answer = console.request("enrol", body, PATIENCE).await?;
-        ensure!(answer["ok"] == true, "{name} was refused: {}", answer["error"]["message"]);
+        let reply = console.request("enrol", body, PATIENCE).await?;
+        ensure!(reply["ok"] == true, "{name} was rejected: {}", reply["error"]["message"]);
         println!(
-            "  {name:14} from {file:10} → {} reference, answered in {:.0} ms",
-            answer["references"],
+            "  {name:14} from {file:10} → {} reference, reply after {:.0} ms",
+            reply["references"],
             watch.elapsed_ms()
         );
     }
     Ok(())
 }
 
-/// Until both were recorded and the stranger was noticed, or the scene has been played twice.
+/// Waits until both people were recorded and the stranger was noticed, or for two rounds.
 async fn watch_visitors(console: &mut Console) -> anyhow::Result<(Vec<Value>, usize)> {
     println!("\nVisitors pass the camera:");
     for (_, who) in VISITORS {
@@ -163,8 +166,9 @@ async fn watch_visitors(console: &mut Console) -> anyhow::Result<(Vec<Value>, us
     let bar = ProgressBar::new(round.as_millis() as u64);
     bar.set_style(ProgressStyle::with_template("  {bar:40} {elapsed}").expect("a valid template"));
     let watch = Stopwatch::start();
-    let (mut attendance, mut unknown) = (Vec::new(), 0);
-    // One whole round even when everybody was seen early: the second passing of the first must bring nothing.
+    let mut attendance = Vec::new();
+    let mut unknown = 0;
+    // At least one whole round: the first person passes twice and must be recorded once.
     while watch.elapsed() < round
         || (attendance.len() < 2 || unknown == 0) && watch.elapsed() < round * 2
     {
@@ -207,26 +211,62 @@ fn show_attendance(attendance: &[Value]) {
 
 async fn show_delivery(console: &mut Console, seen: usize) -> anyhow::Result<u64> {
     let watch = Stopwatch::start();
-    let mut owed = u64::MAX;
+    let mut pending = u64::MAX;
     // The last acknowledgement may still be on its way.
-    while owed > 0 && watch.elapsed() < PATIENCE {
-        let answer = console.request("sync", json!({}), PATIENCE).await?;
-        owed = answer["owed"][0]["rows"].as_u64().unwrap_or(u64::MAX);
+    while pending > 0 && watch.elapsed() < PATIENCE {
+        let reply = console.request("sync", json!({}), PATIENCE).await?;
+        pending = reply["owed"][0]["rows"].as_u64().unwrap_or(u64::MAX);
     }
     println!(
-        "\nEvents received here: {seen} (and {} enrolments); still owed to the broker: {owed}",
+        "\nEvents received here: {seen} (and {} enrolments); still pending for the broker: {pending}",
         ENROLLED.len()
     );
     let of_venue = console.request("attendance", json!({"venue": "main"}), PATIENCE).await?;
     let count = of_venue["attendance"].as_array().map_or(0, Vec::len);
-    println!("The device's own record, asked by the MQTT command `attendance`: {count} entries");
-    Ok(owed)
+    println!("The device's own record, by the MQTT command `attendance`: {count} entries");
+    Ok(pending)
 }
 
-async fn keep(folder: &Path, config: &Path, mqtt_port: u16, websocket_port: u16) {
+/// Ends the daemon and removes the folder when a signal ends this process.
+fn end_on_signals(daemon: u32, folder: PathBuf) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let wait = async {
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut quit = signal(SignalKind::quit())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            _ = hangup.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = quit.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        std::io::Result::Ok(())
+    };
+    let end = move || {
+        if runtime.block_on(wait).is_err() {
+            return;
+        }
+        if let Some(pid) = i32::try_from(daemon).ok().and_then(rustix::process::Pid::from_raw) {
+            // Ctrl-C has reached it too; a second signal ends it at once.
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+            rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).ok();
+        }
+        fs::remove_dir_all(&folder).ok();
+        std::process::exit(130);
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(end)?;
+    Ok(())
+}
+
+fn print_what_to_try(folder: &Path, config: &Path, ports: &Ports) {
+    let Ports { mqtt: mqtt_port, websocket: websocket_port, http: http_port } = ports;
     let path = config.display();
-    println!("\nThe daemon goes on. In another terminal:");
-    println!("  mosquitto_sub -p {mqtt_port} -v -t 'rollcall/#'          # everything it says");
+    println!("\nThe daemon keeps running. Open in a browser:  http://127.0.0.1:{http_port}/");
+    println!("There, *People* enrols you from a photo of yours, and *Today* shows who passed.");
+    println!("Or in another terminal:");
+    println!("  mosquitto_sub -p {mqtt_port} -v -t 'rollcall/+/+/event/+'   # what it publishes");
     println!(
         "  mosquitto_pub -p {mqtt_port} -t rollcall/demo/door-1/command/subjects -m '{{\"request_id\":\"r1\"}}'"
     );
@@ -235,54 +275,64 @@ async fn keep(folder: &Path, config: &Path, mqtt_port: u16, websocket_port: u16)
     println!("  {program} --config {path} attendance");
     println!("  {program} --config {path} enrol --id me --name 'My Name' PHOTO.jpg");
     println!("  MQTT over WebSocket: ws://127.0.0.1:{websocket_port}");
-    println!("  its log: {}", folder.join("daemon.log").display());
-    println!("Ctrl-C ends it.");
-    let interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt());
-    if let Ok(mut interrupt) = interrupt {
-        interrupt.recv().await;
-    }
+    println!("  log file: {}", folder.join("daemon.log").display());
+    println!("Ctrl-C stops it and removes its folder.");
 }
 
-fn look_further() {
-    println!("\nTo look further:");
-    println!("  make demo KEEP=1        keeps the daemon running, to publish and subscribe to");
+fn print_next_steps() {
+    println!("\nNext steps:");
     println!(
-        "  rollcall --help         all commands; `rollcall doctor` says what this machine lacks"
+        "  make demo KEEP=1        keeps the daemon running, to try it out, with its local web page"
     );
+    println!("  rollcall --help         all commands; `rollcall doctor` checks this machine");
     println!(
         "  config.toml             every setting with its meaning; docs/wire.md every message"
     );
 }
 
-fn configuration(models: &Path, mqtt_port: u16, websocket_port: u16) -> String {
+fn configuration(models: &Path, ports: &Ports) -> String {
+    let Ports { mqtt, websocket, http } = ports;
     let models = toml::Value::from(models.display().to_string());
     format!(
         "[device]\nsite = \"demo\"\nname = \"door-1\"\n\
          [camera]\nsource = \"replay\"\npath = \"scene.csv\"\nrepeat = true\n\
          [recognition]\nmodels = {models}\n\
-         [broker]\nenabled = true\nlisten = \"127.0.0.1:{mqtt_port}\"\nwebsocket = \"127.0.0.1:{websocket_port}\"\n"
+         [http]\nlisten = \"127.0.0.1:{http}\"\n\
+         [broker]\nenabled = true\nlisten = \"127.0.0.1:{mqtt}\"\nwebsocket = \"127.0.0.1:{websocket}\"\n"
     )
 }
 
-/// Two ports that nobody listens on at this moment.
-fn free_ports() -> anyhow::Result<[u16; 2]> {
-    let (one, two) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-    Ok([one.local_addr()?.port(), two.local_addr()?.port()])
+/// Where the daemon listens on this machine.
+struct Ports {
+    mqtt: u16,
+    websocket: u16,
+    http: u16,
 }
 
-/// What the camera sees from the next round on. Replaced in one step, as the daemon may be reading it.
+/// Returns ports that are free at this moment.
+fn free_ports() -> anyhow::Result<Ports> {
+    let held = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0"));
+    let [mqtt, websocket, http] = held.each_ref().map(|it| match it {
+        Ok(listener) => listener.local_addr().map(|it| it.port()),
+        Err(error) => Err(error.kind().into()),
+    });
+    Ok(Ports { mqtt: mqtt?, websocket: websocket?, http: http? })
+}
+
+/// Sets what the camera shows from the next round on. Replaces the file in one step, as the daemon
+/// may be reading it.
 fn set_scene(folder: &Path, list: &str) -> anyhow::Result<()> {
     fs::write(folder.join("scene.new"), list)?;
     Ok(fs::rename(folder.join("scene.new"), folder.join("scene.csv"))?)
 }
 
-/// The daemon, as its own process, exactly as a user starts it.
-struct Daemon {
+/// The daemon as a process of its own, started as a user starts it.
+struct DaemonProcess {
     child: Child,
     log: PathBuf,
 }
 
-impl Daemon {
+impl DaemonProcess {
     fn start(config: &Path, log: &Path) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?;
         let log_file = fs::File::create(log)?;
@@ -300,35 +350,32 @@ impl Daemon {
         let watch = Stopwatch::start();
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             if self.child.try_wait()?.is_some() || watch.elapsed() > PATIENCE {
-                bail!("the daemon did not start: {}", self.last_words());
+                bail!("the daemon did not start: {}", self.last_log_lines());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     }
 
-    fn last_words(&self) -> String {
+    fn last_log_lines(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().rev().take(5).collect();
         format!(
-            "the daemon's last words: {}",
+            "the daemon's last log lines: {}",
             lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
         )
     }
 
-    /// Ctrl-C has reached the daemon too (`asked`); a second signal would end it at once.
-    fn stop(mut self, asked: bool) -> anyhow::Result<()> {
-        if !asked {
-            let pid = rustix::process::Pid::from_child(&self.child);
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        }
+    fn stop(mut self) -> anyhow::Result<()> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         let status = self.child.wait()?;
-        ensure!(status.success(), "the daemon ended with {status}: {}", self.last_words());
+        ensure!(status.success(), "the daemon ended with {status}: {}", self.last_log_lines());
         Ok(())
     }
 }
 
-impl Drop for Daemon {
+impl Drop for DaemonProcess {
     fn drop(&mut self) {
         // Already gone after a clean stop.
         self.child.kill().ok();

@@ -1,47 +1,55 @@
-//! `rollcall erasures` and `rollcall verify-receipt`: who was erased here, and is it true?
+//! `rollcall erasures` and `rollcall verify-receipt`: lists the erasures of this device, and checks
+//! a receipt.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::app;
-use crate::cli::table;
+use crate::app::open;
+use crate::cli::table::{self, JsonArray};
 use crate::clock::rfc3339;
 use crate::config::Settings;
-use crate::record::authority::PublicKey;
-use crate::record::receipt::Receipt;
-use crate::record::signer::SigningKey;
-use crate::record::store::{Left, StoredErasure};
+use crate::keys::jws::PublicKey;
+use crate::keys::receipt::Receipt;
+use crate::keys::signer::SigningKey;
+use crate::store::{Left, Reader, StoredErasure};
 
-/// More than anybody asks to be erased at one door.
-const LISTED_MAX: u32 = 100_000;
+/// Erasures read at a time.
+const PAGE: u32 = 500;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  rollcall erasures --json")]
 pub struct Args {
-    /// One JSON array
+    /// Print a JSON array
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
-    let erasures = app::open_reader(settings)?.erasures(LISTED_MAX)?;
+    let reader = open::open_reader(settings)?;
     let has_mongo = settings.mongo.is_some();
     if args.json {
-        let entry = |it: &StoredErasure| {
-            serde_json::json!({
+        let mut array = JsonArray::default();
+        each_erasure(&reader, &mut |it| {
+            array.print(&serde_json::json!({
                 "subject_id": it.subject_id, "request_id": it.request_id, "asked_at": rfc3339(it.asked_ms),
                 "references": it.references, "events": it.events, "receipt": it.receipt,
                 "waits_for": waits_for(it, has_mongo),
-            })
-        };
-        println!("{}", erasures.iter().map(entry).collect::<serde_json::Value>());
+                "reason": it.reason, "events_kept": it.events_kept,
+            }));
+        })?;
+        array.end();
         return Ok(());
     }
     let row = |it: &StoredErasure| {
         let state =
             waits_for(it, has_mongo).map_or("complete".into(), |what| format!("waits for {what}"));
-        let request_id = it.request_id.clone().unwrap_or_else(|| "another door".into());
+        let request_id = match (&it.request_id, it.reason) {
+            (Some(request_id), _) => request_id.clone(),
+            (None, Some(reason)) => reason.as_str().into(),
+            (None, None) => "another door".into(),
+        };
         let counts = [it.references.to_string(), it.events.to_string()];
         [
             vec![it.subject_id.to_string(), rfc3339(it.asked_ms), request_id],
@@ -50,30 +58,44 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
         ]
         .concat()
     };
-    let rows: Vec<_> = erasures.iter().map(row).collect();
-    print!(
-        "{}",
-        table::render(&["subject", "asked at", "request", "templates", "events", "state"], &rows)
-    );
+    let heading = ["subject", "asked at", "request", "templates", "events", "state"];
+    let rows = |visit: &mut dyn FnMut(Vec<String>)| each_erasure(&reader, &mut |it| visit(row(it)));
+    if table::print(&heading, &rows)? == 0 {
+        print!("{}", table::render(&heading, &[]));
+    }
     Ok(())
 }
 
-/// What keeps the receipt from being made.
+/// Shows all erasures, newest first.
+fn each_erasure(reader: &Reader, visit: &mut dyn FnMut(&StoredErasure)) -> anyhow::Result<()> {
+    let mut before = i64::MAX;
+    loop {
+        let page = reader.erasures(before, PAGE)?;
+        let Some(last) = page.last() else { return Ok(()) };
+        before = last.row;
+        page.iter().for_each(&mut *visit);
+    }
+}
+
+/// Returns what the receipt is waiting for.
 fn waits_for(it: &StoredErasure, has_mongo: bool) -> Option<&'static str> {
     if it.receipt.is_some() {
         return None;
     }
     Some(match it.left {
-        Some(Left::Mongo) if !has_mongo => "MongoDB, which [mongo] does not name any more",
+        Some(Left::Mongo) if !has_mongo => "MongoDB, which [mongo] no longer names",
         Some(Left::Mongo) => "MongoDB",
-        Some(Left::Scrub) => "the database, which is to be written anew",
+        Some(Left::Scrub) => "rewriting of the database",
         None => "the daemon",
     })
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  rollcall verify-receipt receipt.jws --key \"$(rollcall keys device)\""
+)]
 pub struct VerifyArgs {
-    /// The device's public key, `device_key` in its health [default: that of this device]
+    /// The public key of the device, `device_key` in its health [default: that of this device]
     #[arg(long, value_parser = |text: &str| PublicKey::parse(text).map_err(|e| e.to_string()))]
     key: Option<PublicKey>,
     /// The receipt as it was published: a file, or - for standard input
@@ -98,6 +120,6 @@ pub fn verify(
     }
     let receipt = Receipt::verify(&token, &key)?;
     println!("{}", serde_json::to_string_pretty(&receipt)?);
-    eprintln!("good: signed by {key}");
+    eprintln!("valid: signed by {key}");
     Ok(())
 }

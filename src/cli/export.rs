@@ -1,29 +1,31 @@
-//! `rollcall export`: who is enrolled, in one sealed file, for another device or for safe keeping.
+//! `rollcall export`: writes the gallery into one sealed file, for another device or as a copy.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
-use crate::app;
+use crate::app::exit;
 use crate::cli::progress;
 use crate::clock::{Clock, SystemClock, rfc3339};
 use crate::config::Settings;
-use crate::recognise::face::SubjectId;
-use crate::record::export::{Header, Writing};
-use crate::record::seal::SharedKey;
-use crate::record::store::{Enrolled, StoreError};
+use crate::ids::SubjectId;
+use crate::keys::seal::SharedKey;
+use crate::keys::secret_file::credentials_dir;
+use crate::store::{Reader, Store, StoreError};
+use crate::wire::export::{ExportHeader, ExportWriter};
 
-/// Write who is enrolled into one sealed file; works beside a running daemon
+/// Writes the enrolled people into one sealed file; works beside a running daemon
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  rollcall export gallery.rollcall --key-file transfer.key")]
 pub struct Args {
-    /// The file to make
+    /// The file to write
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The key to seal it with: 32 random bytes that only you can read (`rollcall keys site FILE` makes one)
+    /// The key to seal it with: 32 random bytes that only you can read (`rollcall keys site FILE`
+    /// makes such a file)
     #[arg(long, value_name = "FILE")]
     key_file: PathBuf,
     /// Only these subjects; may be given again
@@ -39,24 +41,29 @@ const PAGE: u32 = 500;
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let key = SharedKey::load(&args.key_file, false)?;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
-    let enrolled =
-        Enrolled::open(&settings.state_dir, app::credentials_dir().as_deref(), Arc::clone(&clock));
-    let enrolled = enrolled.map_err(app::storage)?;
-    let count = if args.subject.is_empty() { enrolled.count()? } else { args.subject.len() as u64 };
+    let clock = SystemClock::new(settings.trust);
+    let enrolled = Store::open_moment(&settings.state_dir, credentials_dir().as_deref());
+    let enrolled = enrolled.map_err(exit::storage)?;
+    let count =
+        if args.subject.is_empty() { enrolled.subject_count()? } else { args.subject.len() as u64 };
     let created_at = rfc3339(clock.now().wall_ms);
-    let header =
-        Header::new(created_at, &settings.site, &settings.device, count, &enrolled.embedders()?);
-    let partial = Partial::new(&args.file)?;
-    let mut writing = Writing::begin(BufWriter::new(partial.open()?), &key, &header)?;
+    let header = ExportHeader::new(
+        created_at,
+        &settings.site,
+        &settings.device,
+        count,
+        &enrolled.embedders()?,
+    );
+    let partial = PartialFile::new(&args.file)?;
+    let mut writing = ExportWriter::begin(BufWriter::new(partial.open()?), &key, &header)?;
     let bar = progress::bar(count, "subjects");
     let mut unreadable = 0;
-    each(&enrolled, &args.subject, |id| {
+    visit_subjects(&enrolled, &args.subject, |id| {
         match enrolled.portable(id)? {
             Some(portable) => {
-                writing.subject(&portable).with_context(|| format!("cannot export {id}"))?
+                writing.subject(&portable).with_context(|| format!("cannot export {id}"))?;
             }
-            // Altered on the disk, or too new to be there: said below.
+            // Altered on disk, or enrolled a moment ago: reported below.
             None => unreadable += 1,
         }
         bar.inc(1);
@@ -83,21 +90,22 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     }
     if unreadable > 0 {
         bail!(
-            "{unreadable} subjects have references that do not open, and are not in it: enrol them again"
+            "{unreadable} subjects were not exported, because their references (face samples) cannot be \
+             decrypted: enrol these people again"
         );
     }
     Ok(())
 }
 
-fn each(
-    enrolled: &Enrolled,
+fn visit_subjects(
+    enrolled: &Reader,
     wanted: &[SubjectId],
     mut visit: impl FnMut(&SubjectId) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     for id in wanted {
-        // A withdrawal is no subject to be exported.
+        // A tombstone is no subject to export.
         if enrolled.portable(id)?.is_none_or(|it| it.is_withdrawn()) {
-            return Err(app::storage(StoreError::UnknownSubject { id: id.clone() }));
+            return Err(exit::storage(StoreError::UnknownSubject { id: id.clone() }));
         }
         visit(id)?;
     }
@@ -115,19 +123,17 @@ fn each(
     }
 }
 
-/// A file that is there whole or not at all, for its owner only.
-struct Partial<'a> {
+/// A file that is written completely or not at all, and that only its owner can read.
+struct PartialFile<'a> {
     path: PathBuf,
     place: &'a Path,
 }
 
-impl<'a> Partial<'a> {
+impl<'a> PartialFile<'a> {
     fn new(place: &'a Path) -> anyhow::Result<Self> {
-        let Some(name) = place.file_name() else {
-            bail!("{} is no name for a file", place.display())
-        };
+        let Some(name) = place.file_name() else { bail!("{} is not a file name", place.display()) };
         if place.exists() {
-            bail!("{} is there already, and is never written over", place.display());
+            bail!("{} exists already and is never overwritten", place.display());
         }
         Ok(Self {
             path: place.with_file_name(format!(".{}.partial", name.to_string_lossy())),
@@ -136,7 +142,7 @@ impl<'a> Partial<'a> {
     }
 
     fn open(&self) -> anyhow::Result<File> {
-        // What one that was cut off left.
+        // An interrupted export may have left one.
         fs::remove_file(&self.path).ok();
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path);
         file.with_context(|| format!("cannot write {}", self.path.display()))
@@ -146,7 +152,7 @@ impl<'a> Partial<'a> {
         let mut link = || {
             file.flush()?;
             file.sync_all()?;
-            // `rename` would replace what has come to be there meanwhile.
+            // `rename` would replace a file made meanwhile.
             fs::hard_link(&self.path, self.place)?;
             File::open(
                 self.place
@@ -160,7 +166,7 @@ impl<'a> Partial<'a> {
     }
 }
 
-impl Drop for Partial<'_> {
+impl Drop for PartialFile<'_> {
     fn drop(&mut self) {
         fs::remove_file(&self.path).ok();
     }

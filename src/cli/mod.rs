@@ -1,37 +1,40 @@
-//! The command line: one file a subcommand. Errors end here, in words that say what to do next.
+//! The command line: one file for each subcommand. Errors are printed here, with what to do next.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "this is where the program talks to people"
+    reason = "the command line prints to the terminal"
 )]
 
 pub mod attendance;
 pub mod backup;
-pub mod bench;
-pub mod calibrate;
 pub mod cameras;
-mod canvas;
+pub mod command;
 pub mod completions;
+mod consent;
 pub mod console;
 pub mod demo;
 pub mod doctor;
 pub mod erasures;
-pub mod evaluate;
 pub mod export;
 pub mod import;
 pub mod keys;
+pub mod measure;
+mod panic_hook;
 pub mod people;
-pub mod plot;
+mod photograph;
 mod progress;
 pub mod prune;
 pub mod recognise;
 pub mod restore;
 mod scratch;
+pub mod settings;
 pub mod setup;
 pub mod sign;
 pub mod snapshot;
+pub mod status;
 pub mod sync;
 pub mod table;
+pub mod venue;
 pub mod watch;
 
 use std::path::{Path, PathBuf};
@@ -40,57 +43,73 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::app::{self, Failure, RunOptions, exit};
+use crate::app;
+use crate::app::daemon::RunOptions;
+use crate::app::exit;
+use crate::app::exit::Failure;
+use crate::app::pipeline::capture::open_camera;
+use crate::cli::measure::{bench, calibrate, evaluate};
 use crate::clock::{Clock, SystemClock};
+use crate::config::Settings;
 use crate::config::raw::RawLevel;
-use crate::config::{self, Settings};
-use crate::record::event::{Body, Camera, CameraState, NewEvent};
-use crate::record::store::{SinkName, Store, StoreError, StoreOptions};
+use crate::error_chain::error_chain;
+use crate::store::{SinkName, Store, StoreError, StoreOptions};
 use crate::vision;
+use crate::wire::event::{Body, Camera, CameraState, NewEvent};
 
-/// An attendance terminal in a box: recognises the faces that pass its camera, on the device, and records who was there,
-/// once, with the right time, never lost.
+/// An attendance terminal: recognises the faces that pass its camera, on the device, and records who
+/// was there, once, with the right time, and without loss.
 ///
-/// First steps: `make demo` in a source tree shows it at work. `rollcall doctor` says what a device still lacks.
-/// `rollcall run` is the daemon. People are enrolled by MQTT, or with `rollcall enrol`.
+/// First steps: `rollcall setup` configures a device, `rollcall doctor` checks what it still lacks,
+/// `rollcall run` is the daemon. People are enrolled with `rollcall enrol`, on the page or by MQTT. In
+/// a source tree, `make demo` shows an end-to-end demo.
 #[derive(Debug, Parser)]
 #[command(name = "rollcall", version, max_term_width = 100)]
 struct Cli {
-    /// The configuration [default: $ROLLCALL_CONFIG, ./config.toml, /etc/rollcall/config.toml, else built-in defaults]
+    /// The configuration file [default: $ROLLCALL_CONFIG, ./config.toml, /etc/rollcall/config.toml, else
+    /// built-in defaults]
     #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// The daemon: watch, recognise, record, publish
+enum CliCommand {
+    /// Run the daemon: watch, recognise, record, publish
+    #[command(after_help = "Example:\n  rollcall run --config /etc/rollcall/config.toml")]
     Run {
         /// Stop when a replay has ended and everything is delivered
         #[arg(long)]
         until_replay_ends: bool,
     },
-    /// See the main job at work: daemon, broker, enrolment by MQTT, visitors before a replay camera
+    /// Run an end-to-end demo: daemon, broker, enrolment by MQTT, visitors before a replay camera
     Demo(demo::Args),
     /// Check the configuration without starting anything
+    #[command(after_help = "Example:\n  rollcall check-config --show")]
     CheckConfig {
         /// Print the settings that result
         #[arg(long)]
         show: bool,
     },
-    /// The networks
+    /// Check the model files
     Models {
         #[command(subcommand)]
         command: ModelsCommand,
     },
-    /// Say who is in photographs; records nothing
+    /// Identify the people in photographs; records nothing
     Recognise(recognise::Args),
     /// Enrol a person from photographs (through the daemon when it is running)
     Enrol(people::EnrolArgs),
-    /// Enrol many people from a folder of photographs, or take in a gallery from a sealed file
+    /// Remove a person, or erase all that is stored of them
+    Withdraw(people::WithdrawArgs),
+    /// Record, renew or withdraw the consent of an enrolled person
+    Consent(consent::Args),
+    /// Give a person another name
+    Rename(people::RenameArgs),
+    /// Enrol many people from a folder of photographs, or import a gallery from a sealed file
     Import(import::Args),
-    /// Write who is enrolled into one sealed file
+    /// Write the enrolled people into one sealed file
     Export(export::Args),
     /// List who is enrolled
     Subjects(people::SubjectsArgs),
@@ -98,46 +117,50 @@ enum Command {
     Attendance(attendance::Args),
     /// List the venues that this device records for, with their sessions
     Venues(attendance::VenuesArgs),
-    /// Delete old events that owe nothing; the daemon does it by itself with [storage] keep_days
+    /// Put and delete venues
+    Venue {
+        #[command(subcommand)]
+        command: venue::VenueCommand,
+    },
+    /// Show how the device is and what is pending
+    Status(status::Args),
+    /// Delete old, delivered events; the daemon does it by itself with [storage] keep_days
     Prune(prune::Args),
-    /// Copy everything this device knows into a folder, while the daemon goes on
+    /// Copy everything this device knows into a folder, while the daemon runs
     Backup(backup::Args),
     /// Make a state directory from a backup
     Restore(restore::Args),
-    /// Deliver now what is owed to broker and MongoDB, or tell what is owed
+    /// Deliver what is pending for broker and MongoDB now, or show what is pending
     Sync(sync::Args),
-    /// Make, show and change keys: the site's, a signer's, the device's, that of the templates
+    /// Make, show and change keys: of the site, of signers, of the device, of the templates
     Keys {
         #[command(subcommand)]
-        command: keys::Command,
+        command: keys::KeysCommand,
     },
-    /// Make a signed command, to be published by any MQTT client
+    /// Print a signed command, which any MQTT client can publish
     Sign(sign::Args),
-    /// List who was erased here, with the receipts
+    /// List the erasures of this device, with their receipts
     Erasures(erasures::Args),
     /// Check the receipt of an erasure
     VerifyReceipt(erasures::VerifyArgs),
-    /// Live in the terminal: what the running daemon sees and decides
+    /// Show live in the terminal what the running daemon detects and decides
     Watch(watch::Args),
-    /// One annotated picture from the running daemon, for setting up the camera
+    /// Write one picture from the running daemon, to set up the camera
     Snapshot(snapshot::Args),
     /// Measure accuracy on labelled photographs
     Evaluate(evaluate::Args),
-    /// Compare the people enrolled here with each other: which threshold, who looks alike
+    /// Compare the enrolled people with each other: which threshold fits, who looks alike
     Calibrate(calibrate::Args),
     /// Measure speed and memory on this device
     Bench(bench::Args),
     /// List the cameras that are connected, with their formats, sizes, rates and controls
     Cameras(cameras::Args),
-    /// Set this device up: asks, checks each part as it goes, writes the configuration, starts the service
+    /// Set this device up: ask, check each part, write the configuration, start the service
     Setup(Box<setup::Args>),
-    /// Look at everything the daemon needs, and say what is wrong and what to do
+    /// Check everything the daemon needs, and report what is wrong and what to do
     Doctor(doctor::Args),
-    /// What a shell needs to complete commands and flags, on standard output
+    /// Print the completion script of a shell
     Completions(completions::Args),
-    /// Photographs of many people, for measuring; see docs/performance.md
-    #[command(hide = true)]
-    BenchPeople(bench::people::Args),
     /// The embedded broker's own process; started by `run`
     #[command(hide = true)]
     BrokerChild,
@@ -145,27 +168,29 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ModelsCommand {
-    /// Check that every network file is there and is the one the manifest describes
+    /// Check that every model file is there and is the one the manifest describes
+    #[command(after_help = "Example:\n  rollcall models verify")]
     Verify {
         #[arg(long)]
         json: bool,
     },
 }
 
-/// Parses the arguments, runs the subcommand, and turns its outcome into the exit code of the contract.
+/// Parses the arguments, runs the subcommand, and returns its exit code.
 pub fn main() -> ExitCode {
+    panic_hook::install(!cfg!(debug_assertions));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no mistakes.
-            let mistake = error.use_stderr();
+            // Help and version are no errors.
+            let is_error = error.use_stderr();
             error.print().ok();
-            return if mistake { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+            return if is_error { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    if let Command::BrokerChild = cli.command {
-        log_to_stderr(RawLevel::Error);
-        eprintln!("rollcall: {:#}", anyhow::Error::new(crate::mqtt::broker::serve_as_child()));
+    if let CliCommand::BrokerChild = cli.command {
+        log_to_stderr(RawLevel::Warn);
+        eprintln!("rollcall: {}", error_chain(&crate::broker::process::serve_as_child()));
         return ExitCode::FAILURE;
     }
     match dispatch(cli) {
@@ -185,60 +210,69 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
     let named = cli.config.or_else(|| std::env::var_os("ROLLCALL_CONFIG").map(PathBuf::from));
-    let path = named.clone().or_else(usual_config);
-    let settings = || load(path.as_deref());
+    let path = named.clone().or_else(default_config);
+    let settings = || settings::load(path.as_deref());
     match cli.command {
-        // Not the one in the working directory, which may be a source tree's.
-        Command::Setup(args) => setup::run(&args, named.as_deref()),
-        Command::Run { until_replay_ends } => {
+        // Not the file in the working directory, which may be a source tree.
+        CliCommand::Setup(args) => setup::run(&args, named.as_deref()),
+        CliCommand::Run { until_replay_ends } => {
             let settings = settings()?;
             log_to_stderr(settings.level);
-            report_panics();
             app::run(settings, RunOptions { until_replay_ends })
         }
-        Command::Demo(args) => demo::run(&args),
-        Command::CheckConfig { show } => check_config(path.as_deref(), show),
-        Command::Models { command: ModelsCommand::Verify { json } } => {
+        CliCommand::Demo(args) => demo::run(&args),
+        CliCommand::CheckConfig { show } => check_config(path.as_deref(), show),
+        CliCommand::Models { command: ModelsCommand::Verify { json } } => {
             verify_models(&settings()?, json)
         }
-        Command::Recognise(args) => recognise::run(&args, &settings()?),
-        Command::Enrol(args) => people::enrol(&args, &settings()?),
-        Command::Import(args) => {
+        CliCommand::Recognise(args) => recognise::run(&args, &settings()?),
+        CliCommand::Enrol(args) => people::enrol(&args, &settings()?),
+        CliCommand::Withdraw(args) => people::withdraw(&args, &settings()?),
+        CliCommand::Consent(args) => {
+            let settings = settings()?;
+            let now_ms = SystemClock::new(settings.trust).now().wall_ms;
+            consent::run(&args, &settings, now_ms)
+        }
+        CliCommand::Rename(args) => people::rename(&args, &settings()?),
+        CliCommand::Import(args) => {
             log_to_stderr(RawLevel::Warn);
             import::run(&args, &settings()?)
         }
-        Command::Export(args) => export::run(&args, &settings()?),
-        Command::Subjects(args) => people::subjects(&args, &settings()?),
-        Command::Attendance(args) => attendance::run(&args, &settings()?),
-        Command::Venues(args) => attendance::venues(&args, &settings()?),
-        Command::Prune(args) => prune::run(&args, &settings()?),
-        Command::Backup(args) => backup::run(&args, &settings()?),
-        Command::Restore(args) => restore::run(&args, &settings()?),
-        Command::Sync(args) => sync::run(&args, &settings()?),
-        Command::Keys { command } => keys::run(&command, settings),
-        Command::Sign(args) => sign::run(&args),
-        Command::Erasures(args) => erasures::run(&args, &settings()?),
-        Command::VerifyReceipt(args) => erasures::verify(&args, settings),
-        Command::Watch(args) => watch::run(&args, &settings()?),
-        Command::Snapshot(args) => snapshot::run(&args, &settings()?),
-        Command::Evaluate(args) => {
+        CliCommand::Export(args) => export::run(&args, &settings()?),
+        CliCommand::Subjects(args) => people::subjects(&args, &settings()?),
+        CliCommand::Attendance(args) => attendance::run(&args, &settings()?),
+        CliCommand::Venues(args) => attendance::venues(&args, &settings()?),
+        CliCommand::Venue { command } => venue::run(&command, &settings()?),
+        CliCommand::Status(args) => status::run(&args, &settings()?),
+        CliCommand::Prune(args) => prune::run(&args, &settings()?),
+        CliCommand::Backup(args) => backup::run(&args, &settings()?),
+        CliCommand::Restore(args) => restore::run(&args, &settings()?),
+        CliCommand::Sync(args) => sync::run(&args, &settings()?),
+        CliCommand::Keys { command } => keys::run(&command, settings),
+        CliCommand::Sign(args) => sign::run(&args),
+        CliCommand::Erasures(args) => erasures::run(&args, &settings()?),
+        CliCommand::VerifyReceipt(args) => erasures::verify(&args, settings),
+        CliCommand::Watch(args) => watch::run(&args, &settings()?),
+        CliCommand::Snapshot(args) => snapshot::run(&args, &settings()?),
+        CliCommand::Evaluate(args) => {
             let settings = settings()?;
             let pad = settings.recognition.pad();
-            evaluate::run(&args, &settings.vision, pad, |spec| settings.recognition.threshold(spec))
+            let recognition = &settings.recognition;
+            let rule = |spec: &vision::manifest::TemplateSpec| recognition.threshold(spec);
+            evaluate::run(&args, &settings.vision, pad, rule, |spec| recognition.live(spec))
         }
-        Command::Calibrate(args) => calibrate::run(&args, &settings()?),
-        Command::Bench(args) => bench(&args, &settings()?),
-        Command::BenchPeople(args) => bench::people::run(&args),
-        Command::Cameras(args) => cameras::run(&args, &settings()?),
-        Command::Completions(args) => completions::run(&args, command()),
-        Command::Doctor(args) => doctor::run(&args, path.as_deref()),
-        Command::BrokerChild => unreachable!("handled before"),
+        CliCommand::Calibrate(args) => calibrate::run(&args, &settings()?),
+        CliCommand::Bench(args) => run_bench(&args, &settings()?),
+        CliCommand::Cameras(args) => cameras::run(&args, &settings()?),
+        CliCommand::Completions(args) => completions::run(&args, command()),
+        CliCommand::Doctor(args) => doctor::run(&args, path.as_deref()),
+        CliCommand::BrokerChild => unreachable!("handled before"),
     }
 }
 
-/// The bench itself knows no store: it is given one commit to repeat, here that of an attendance.
-fn bench(args: &bench::Args, settings: &Settings) -> anyhow::Result<()> {
-    // Beside the state directory, so that the same disk is measured.
+/// Runs the bench with one commit to repeat, because it does not know the store.
+fn run_bench(args: &bench::Args, settings: &Settings) -> anyhow::Result<()> {
+    // Beside the state directory, to measure the same disk.
     let parent = settings.state_dir.parent().filter(|path| path.is_dir()).unwrap_or(Path::new("."));
     let folder = scratch::Scratch::new_in(parent, "bench")?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
@@ -258,27 +292,24 @@ fn bench(args: &bench::Args, settings: &Settings) -> anyhow::Result<()> {
     bench::run(args, &settings.vision, Some(&mut commit))
 }
 
-fn usual_config() -> Option<PathBuf> {
+fn default_config() -> Option<PathBuf> {
     ["config.toml", "/etc/rollcall/config.toml"]
         .into_iter()
         .map(PathBuf::from)
         .find(|path| path.is_file())
 }
 
-/// The settings, or the exit code 78 with key and reason.
-pub fn load(path: Option<&Path>) -> anyhow::Result<Settings> {
-    let failed = |error: config::ConfigError| Failure {
+fn check_config(path: Option<&Path>, show: bool) -> anyhow::Result<()> {
+    let settings = settings::load(path)?;
+    // What the daemon opens at its start besides.
+    verify_model_files(&settings)?;
+    open_camera(&settings.camera).map_err(|error| Failure {
         code: exit::CONFIG,
         what: "the configuration cannot be used",
         source: error.into(),
-    };
-    Ok(config::load(path, &config::environment()).map_err(failed)?)
-}
-
-fn check_config(path: Option<&Path>, show: bool) -> anyhow::Result<()> {
-    let settings = load(path)?;
+    })?;
     let which = path.map_or("the built-in defaults".into(), |path| path.display().to_string());
-    println!("{which}: good");
+    println!("{which}: valid");
     for warning in &settings.warnings {
         println!("warning: {warning}");
     }
@@ -288,13 +319,16 @@ fn check_config(path: Option<&Path>, show: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn verify_models(settings: &Settings, json: bool) -> anyhow::Result<()> {
-    let failed = |error: vision::manifest::ModelError| Failure {
+fn verify_model_files(settings: &Settings) -> Result<Vec<(String, u64)>, Failure> {
+    vision::verify(&settings.vision.models).map_err(|error| Failure {
         code: exit::MODEL,
-        what: "the networks are not as they should be",
+        what: "the model files are not as they should be",
         source: error.into(),
-    };
-    let files = vision::verify(&settings.vision.models).map_err(failed)?;
+    })
+}
+
+fn verify_models(settings: &Settings, json: bool) -> anyhow::Result<()> {
+    let files = verify_model_files(settings)?;
     if json {
         let list: Vec<_> = files
             .iter()
@@ -309,7 +343,7 @@ fn verify_models(settings: &Settings, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Logs go to standard error, where systemd's journal takes them. Nothing below `warn` from the libraries.
+/// Sends logs to standard error, which systemd's journal records. Libraries log `warn` and above.
 fn log_to_stderr(level: RawLevel) {
     use tracing_subscriber::filter::{LevelFilter, Targets};
     use tracing_subscriber::layer::SubscriberExt;
@@ -320,32 +354,19 @@ fn log_to_stderr(level: RawLevel) {
         RawLevel::Info => LevelFilter::INFO,
         RawLevel::Debug => LevelFilter::DEBUG,
     };
-    // rumqttd calls each connection an error; rumqttc and ort tell at `info` what we tell ourselves.
-    let targets = Targets::new()
-        .with_target("rollcall", own)
-        .with_target(crate::mqtt::broker::LOG_TARGET, LevelFilter::OFF)
-        .with_default(LevelFilter::WARN.min(own));
+    // rumqttc and ort log at `info` what is logged here.
+    let targets =
+        Targets::new().with_target("rollcall", own).with_default(LevelFilter::WARN.min(own));
     let to_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(to_terminal)
         .with_target(false);
-    // A second call, in a test, finds one installed already.
+    // In a test a second call finds a subscriber installed.
     tracing_subscriber::registry().with(layer).with(targets).try_init().ok();
 }
 
-/// A panic is a mistake of ours: it is logged, and the release build aborts, so that systemd starts a whole daemon.
-fn report_panics() {
-    std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map_or_else(String::new, ToString::to_string);
-        let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
-        // The payload is not logged: it may quote data.
-        tracing::error!(place, thread, "panic");
-        eprintln!("rollcall: panic at {place} in thread {thread}");
-    }));
-}
-
-/// The commands as clap knows them, for the test that compares README with them.
+/// Returns the commands as clap has them, for completions and tests.
 pub fn command() -> clap::Command {
     Cli::command()
 }

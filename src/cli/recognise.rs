@@ -1,39 +1,43 @@
-//! `rollcall recognise`: who is in these photographs? For trying things; records nothing, and runs beside the daemon.
+//! `rollcall recognise`: identifies the people in photographs. Records nothing, and works beside the
+//! daemon.
 
 use std::path::PathBuf;
 
-use crate::app;
+use crate::app::exit;
+use crate::app::open;
+use crate::cli::photograph::{self, FILE_LIMITS};
 use crate::config::Settings;
 use crate::recognise::decision::{self, Decision};
 use crate::recognise::engine::FaceEngine;
 use crate::recognise::gallery::Gallery;
 use crate::recognise::picture::Picture;
 use crate::recognise::still;
-use crate::record::store::DATABASE;
+use crate::store::DATABASE;
 use crate::vision::Vision;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  rollcall recognise visitors/*.jpg")]
 pub struct Args {
-    /// JPEG, PNG or WebP
+    /// Photographs: JPEG, PNG or WebP
     #[arg(required = true)]
     images: Vec<PathBuf>,
-    /// One JSON object a line
+    /// Print one JSON object per photograph
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
-    let mut vision = app::load_vision(settings)?;
-    let gallery = gallery(settings, &vision)?;
+    let mut vision = open::load_vision(settings)?;
+    let gallery = open_gallery(settings, &vision)?;
     let mut unreadable = 0;
     for path in &args.images {
         let file = path.display().to_string();
-        match look(&mut vision, &gallery, settings, path) {
+        match recognise_faces(&mut vision, &gallery, settings, path) {
             Ok(faces) if args.json => {
-                println!("{}", serde_json::json!({"file": file, "faces": faces}))
+                println!("{}", serde_json::json!({"file": file, "faces": faces}));
             }
             Ok(faces) if faces.is_empty() => println!("{file}: no face"),
-            Ok(faces) => faces.iter().for_each(|face| println!("{file}: {}", sentence(face))),
+            Ok(faces) => faces.iter().for_each(|face| println!("{file}: {}", describe_face(face))),
             Err(error) => {
                 unreadable += 1;
                 eprintln!("{file}: {error:#}");
@@ -48,27 +52,29 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nobody enrolled yet is a gallery without anybody.
-fn gallery(settings: &Settings, vision: &Vision) -> anyhow::Result<Gallery> {
+/// Returns the gallery, which is empty where there is no database yet.
+fn open_gallery(settings: &Settings, vision: &Vision) -> anyhow::Result<Gallery> {
     if !settings.state_dir.join(DATABASE).is_file() {
         return Ok(Gallery::new(vision.dimension()));
     }
-    let reader = app::open_reader(settings)?;
-    app::read_gallery(&reader, &vision.embedder(), vision.dimension()).map_err(app::storage)
+    let reader = open::open_reader(settings)?;
+    open::read_gallery(&reader, &vision.embedder(), vision.dimension()).map_err(exit::storage)
 }
 
-fn look(
+fn recognise_faces(
     vision: &mut Vision,
     gallery: &Gallery,
     settings: &Settings,
     path: &std::path::Path,
 ) -> anyhow::Result<Vec<serde_json::Value>> {
-    let picture = Picture::decode(&std::fs::read(path)?, settings.recognition.picture())?;
+    let photograph = photograph::read_file(path).map_err(anyhow::Error::msg)?;
+    let picture = Picture::decode(&photograph, FILE_LIMITS)?;
+    drop(photograph);
     let rules = settings.recognition.decision(&vision.template_spec());
     let mut faces = Vec::new();
     for found in still::faces(vision, &picture)? {
         let Some(template) = still::template(vision, &found.sample)? else { continue };
-        let outline = found.detection.bounding_box;
+        let outline = found.detection.bounding_box.scaled(picture.reduction() as f32);
         let shape = [outline.left, outline.top, outline.right, outline.bottom].map(f32::round);
         faces.push(match decision::decide_still(&template, gallery, &rules) {
             Decision::Identified(it) => serde_json::json!({
@@ -84,7 +90,7 @@ fn look(
     Ok(faces)
 }
 
-fn sentence(face: &serde_json::Value) -> String {
+fn describe_face(face: &serde_json::Value) -> String {
     let score =
         face["score"].as_f64().map_or("no score".into(), |score| format!("score {score:.3}"));
     let threshold = face["threshold"].as_f64().unwrap_or_default();

@@ -1,22 +1,24 @@
-//! `rollcall restore`: a backup becomes a state directory again, whole or not at all.
+//! `rollcall restore`: makes a state directory from a backup, completely or not at all.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::app;
-use crate::cli::backup::manifest::{Held, Manifest};
-use crate::cli::backup::partial::{self, Partial};
-use crate::cli::backup::{MARGIN_BYTES, mib};
+use crate::app::exit;
+use crate::bounded_file;
+use crate::cli::backup::manifest::{BackupContents, Manifest};
+use crate::cli::backup::partial::{self, PartialFolder};
+use crate::cli::backup::{MARGIN_BYTES, format_mib};
 use crate::cli::progress;
 use crate::config::Settings;
-use crate::record::seal::{KEY_FILE, SealKey};
-use crate::record::store::backup::{contents, free_bytes};
+use crate::keys::seal::{KEY_FILE, SealKey};
+use crate::store::backup::{contents, free_bytes};
 
-/// A state directory from a backup: checked before and after, and there whole or not at all
+/// Makes a state directory from a backup, verified before and after, completely or not at all
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  rollcall restore /media/usb/door-1 --to /var/lib/rollcall")]
 pub struct Args {
     /// The folder that `rollcall backup` made
     #[arg(value_name = "SRC")]
@@ -27,7 +29,7 @@ pub struct Args {
     /// The key, where the backup has none: the file rollcall.key of the device
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Go on without the key: the daemon gets it as a credential of systemd's
+    /// Restore without the key: the daemon gets it as a systemd credential
     #[arg(long, conflicts_with = "key")]
     without_keys: bool,
     /// Print the manifest as JSON
@@ -40,7 +42,8 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     if !partial::is_free(to)? {
         let to = to.display();
         bail!(
-            "{to} is there already, and is never written over: stop the daemon and `mv {to} {to}.before`, or name another with --to"
+            "{to} exists already and is never overwritten: stop the daemon and `mv {to} {to}.before`, or \
+             name another directory with --to"
         );
     }
     let manifest = Manifest::read(&args.src)?;
@@ -50,18 +53,19 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
         && manifest.contents.references > 0
     {
         bail!(
-            "the backup has no key: bring it with --key FILE (the {KEY_FILE} of the device), or say --without-keys if systemd passes it"
+            "the backup has no key: add --key FILE (the {KEY_FILE} of the device), or --without-keys if \
+             systemd passes it"
         );
     }
     manifest.check_files(&args.src)?;
-    let partial = Partial::new(to)?;
+    let partial = PartialFolder::new(to)?;
     let bytes = manifest.files.iter().map(|it| it.bytes).sum::<u64>() + MARGIN_BYTES;
     if let Some(free) = free_bytes(partial.parent()).filter(|free| *free < bytes) {
         bail!(
-            "{} has {} free, the restored state needs {}",
+            "{} has {} free, but the restored state needs {}",
             partial.parent().display(),
-            mib(free),
-            mib(bytes)
+            format_mib(free),
+            format_mib(bytes)
         );
     }
     let bar = progress::bar(manifest.files.len() as u64, "files");
@@ -73,39 +77,44 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
         copy(key, &partial, KEY_FILE)?;
     }
     bar.finish_and_clear();
-    check(&manifest, &partial, args.key.is_some())?;
-    give_away(to, partial.path())?;
+    check_restored(&manifest, &partial, args.key.is_some())?;
+    change_owner(to, partial.path())?;
     partial.finish()?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&manifest)?);
     } else {
-        tell(to, &manifest, settings);
+        print_result(to, &manifest, settings);
     }
     Ok(())
 }
 
-fn copy(from: &Path, partial: &Partial, name: &str) -> anyhow::Result<()> {
-    let mut file = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
+fn copy(from: &Path, partial: &PartialFolder, name: &str) -> anyhow::Result<()> {
+    let mut file =
+        bounded_file::open(from).with_context(|| format!("cannot read {}", from.display()))?;
     partial.write(name, &mut file).map(drop)
 }
 
-/// That what was written is what was backed up: bytes, and what they mean.
-fn check(manifest: &Manifest, partial: &Partial, own_key: bool) -> anyhow::Result<()> {
+/// Checks that what was written is what was backed up: the bytes, and the content of the database.
+fn check_restored(
+    manifest: &Manifest,
+    partial: &PartialFolder,
+    own_key: bool,
+) -> anyhow::Result<()> {
     if !own_key {
         manifest.check_files(partial.path())?;
     }
     let key = SealKey::load(partial.path(), None)?;
-    let found = contents(partial.path(), key.as_ref()).map_err(app::storage)?;
-    let found = Held::of(&found, key.is_some());
+    let found = contents(partial.path(), key.as_ref()).map_err(exit::storage)?;
+    let found = BackupContents::of(&found, key.is_some());
     ensure!(
-        manifest.contents.is_in(&found),
-        "what the backup holds is not what it says: {found:?}"
+        manifest.contents.matches(&found),
+        "the backup does not hold what its manifest states: {found:?}"
     );
     Ok(())
 }
 
-/// Root restores for the daemon's user: whose the (empty) state directory is.
-fn give_away(to: &Path, made: &Path) -> anyhow::Result<()> {
+/// Gives the files to the owner of the (empty) state directory when root restores.
+fn change_owner(to: &Path, made: &Path) -> anyhow::Result<()> {
     let Ok(place) = fs::metadata(to) else { return Ok(()) };
     if !rustix::process::geteuid().is_root() || place.uid() == 0 {
         return Ok(());
@@ -118,24 +127,28 @@ fn give_away(to: &Path, made: &Path) -> anyhow::Result<()> {
     chown(made, Some(place.uid()), Some(place.gid())).with_context(failed)
 }
 
-fn tell(to: &Path, manifest: &Manifest, settings: &Settings) {
+fn print_result(to: &Path, manifest: &Manifest, settings: &Settings) {
     let held = &manifest.contents;
     println!(
-        "{}: as it was on {}: {} subjects, {} events up to seq {}, {} rows owed; verified",
+        "{}: as of {}: {} people, {} events up to seq {}, {} messages pending; verified",
         to.display(),
         manifest.created_at,
         held.subjects,
         held.events,
         held.newest_seq,
-        held.owed_rows()
+        held.pending_rows()
     );
     println!(
-        "- Never let two devices run from one backup: both would give out the same seq, and push each other off the broker."
+        "- Never run two devices from one backup: both would use the same seq, and the broker would disconnect one \
+         for the other."
     );
-    println!("- Whoever was withdrawn since then is enrolled again: withdraw them again.");
+    println!(
+        "- People removed (withdrawn) after the backup are enrolled again: remove them again."
+    );
     if (&manifest.site, &manifest.device) != (&settings.site, &settings.device) {
         println!(
-            "- It was of {}/{}, and the configuration here says {}/{}: events that are still owed go out under the new name.",
+            "- It is a backup of {}/{}, and the configuration here names {}/{}: pending events are delivered under the \
+             new name.",
             manifest.site, manifest.device, settings.site, settings.device
         );
     }

@@ -1,4 +1,4 @@
-//! A folder of a command's own, removed at its end.
+//! A temporary folder that is removed at the end.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use anyhow::Context;
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// A new folder in the system's own for such.
+    /// Makes a folder in the system's temporary folder.
     pub fn new(what: &str) -> anyhow::Result<Self> {
         Self::new_in(&std::env::temp_dir(), what)
     }
 
-    /// A new folder in `parent`, readable by nobody else.
+    /// Makes a folder in `parent` that nobody else can read.
     pub fn new_in(parent: &Path, what: &str) -> anyhow::Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
         let path = parent.join(format!("rollcall-{what}-{}", uuid::Uuid::now_v7().simple()));
@@ -31,7 +31,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed is left to the system's own cleaning of its temporary folder.
+        // The system cleans its temporary folder of what cannot be removed here.
         fs::remove_dir_all(&self.0).ok();
     }
 }

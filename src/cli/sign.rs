@@ -1,4 +1,4 @@
-//! `rollcall sign`: a signed command for scripts, to be published by any MQTT client.
+//! `rollcall sign`: prints a signed command for scripts, which any MQTT client can publish.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -11,23 +11,26 @@ use uuid::Uuid;
 
 use crate::clock::{Clock as _, SystemClock, Trust};
 use crate::config::Settings;
-use crate::recognise::face::check_id;
-use crate::record::authority::{COMMAND, Claims, LIFETIME_MAX_S};
-use crate::record::command::{self, Limits};
-use crate::record::signer::SigningKey;
+use crate::ids::check_id;
+use crate::keys::jws::{COMMAND, Claims, LIFETIME_MAX_S};
+use crate::keys::signer::SigningKey;
+use crate::wire::command;
+use crate::wire::command::{Limits, Received};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  rollcall sign --key office.pem --aud hq/door-1 sync | \
+                  mosquitto_pub -s -t rollcall/hq/door-1/command/sync")]
 pub struct Args {
     /// The private key, as `rollcall keys signer FILE` makes it
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// For whom: SITE/DEVICE, or SITE/all for every device of a site
+    /// The audience: SITE/DEVICE, or SITE/all for every device of a site
     #[arg(long, value_name = "SITE/DEVICE")]
     aud: String,
-    /// How long it is good for, at most a day
+    /// How long it is valid, at most a day
     #[arg(long, default_value = "5m", value_parser = humantime_serde::re::humantime::parse_duration)]
     lifetime: Duration,
-    /// Adds a photograph: to `images` of an enrol, as `image` of recognise and attend
+    /// Add a photograph: to `images` of enrol, as `image` of recognise and attend
     #[arg(long, value_name = "PHOTO")]
     image: Vec<PathBuf>,
     /// The command: enrol, withdraw, sync, …
@@ -56,7 +59,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         body["request_id"] = Uuid::now_v7().simple().to_string().into();
         eprintln!("request_id {}", body["request_id"].as_str().unwrap_or_default());
     }
-    let token = token(&key, &args.aud, &args.verb, body, args.lifetime)?;
+    let token = sign_command(&key, &args.aud, &args.verb, body, args.lifetime)?;
     println!("{token}");
     Ok(())
 }
@@ -86,8 +89,8 @@ fn add_image(body: &mut Value, verb: &str, image: String) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// A command as a compact JWS. A mistake in it is told here, and not by the device.
-pub fn token(
+/// Returns a command as a compact JWS. Checks it first, so that no device rejects it later.
+pub fn sign_command(
     key: &SigningKey,
     aud: &str,
     verb: &str,
@@ -109,23 +112,25 @@ pub fn token(
         image_bytes: usize::MAX,
         ..Limits::default()
     };
-    if let Err(refusal) = command::parse_signed(verb, false, text.as_bytes(), &limits, now_ms) {
-        bail!("no device would take this command: {}", refusal.message);
+    let received = Received::by_mqtt(verb, text.as_bytes(), false).signed();
+    if let Err(rejection) = command::parse(received, &limits, now_ms) {
+        bail!("every device would reject this command: {}", rejection.message);
     }
-    let (iat, jti) = (now_ms.div_euclid(1000), Uuid::now_v7().simple().to_string());
+    let iat = now_ms.div_euclid(1000);
+    let jti = Uuid::now_v7().simple().to_string();
     let cmd = serde_json::value::RawValue::from_string(text)?;
     let claims = Claims { iat, exp: iat + seconds, jti, aud: aud.to_owned(), cmd: &cmd };
     Ok(key.sign(COMMAND, &serde_json::to_vec(&claims)?))
 }
 
-/// What the command line signs with, where its device wants it.
-pub fn signer(settings: &Settings) -> anyhow::Result<Option<SigningKey>> {
+/// Returns the key with which the command line signs, where the device requires signed commands.
+pub fn load_signer(settings: &Settings) -> anyhow::Result<Option<SigningKey>> {
     let commands = &settings.commands;
     let Some(path) = &commands.signing_key else {
         ensure!(
             commands.trusted_keys.is_empty(),
-            "this device takes signed commands only, and there is no key to sign with: set [commands] signing_key_file, \
-             or use `rollcall sign`"
+            "this device accepts signed commands only, and there is no key to sign with: set [commands] \
+             signing_key_file, or use `rollcall sign`"
         );
         return Ok(None);
     };
@@ -133,7 +138,7 @@ pub fn signer(settings: &Settings) -> anyhow::Result<Option<SigningKey>> {
     let trusted = commands.trusted_keys.is_empty() || commands.trusted_keys.contains(key.public());
     ensure!(
         trusted,
-        "the key {} is none of [commands] trusted_keys: add {}",
+        "the key {} is not among [commands] trusted_keys: add {}",
         path.display(),
         key.public()
     );

@@ -1,72 +1,74 @@
-//! `rollcall snapshot`: one annotated picture from the running daemon, for setting up the camera.
+//! `rollcall snapshot`: writes one picture from the running daemon, with boxes around the faces,
+//! to set up the camera.
 //!
-//! The only way in which a picture leaves the daemon, so it asks first, the daemon logs it, `[privacy] snapshot = false`
-//! forbids it, and the file is for its owner only.
+//! This is the only command with which a picture leaves the daemon. So it asks for confirmation,
+//! the daemon logs it, `[privacy] snapshot = false` forbids it, and only the owner can read the
+//! file.
 
-use std::fs::OpenOptions;
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Cursor, IsTerminal as _, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
+use image::codecs::jpeg::JpegEncoder;
+use image::{Rgb, RgbImage};
 
-use crate::app::scene::{FaceView, View};
-use crate::app::watch::{Question, SnapshotHead};
-use crate::cli::canvas::{Canvas, Colour};
-use crate::cli::watch::{ask, describe, read_line};
+use crate::app::preview_socket::{PreviewRequest, SnapshotHeader};
+use crate::app::state::preview::PreviewFace;
+use crate::cli::watch::{ask_daemon, describe_face, read_line};
 use crate::config::Settings;
-use crate::recognise::picture::Picture;
 
-/// One picture with boxes, landmarks and decisions drawn in, for setting up the camera; asks first
+/// Writes one picture with boxes around the faces, to set up the camera; asks first
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  sudo -u rollcall rollcall snapshot --annotated /tmp/door.jpg")]
 pub struct Args {
-    /// Where to write it (JPEG)
+    /// Where to write the picture (JPEG)
     #[arg(long, value_name = "JPG")]
     annotated: PathBuf,
-    /// Write who was recognised into the picture, not only that somebody was
+    /// Print who was recognised, not only that somebody was
     #[arg(long)]
     names: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
-    /// Write over a file that is there
+    /// Overwrite an existing file
     #[arg(long)]
     force: bool,
 }
 
-/// Larger than any camera's picture.
+/// Larger than the picture of any camera.
 const BYTES_MAX: usize = 256 << 20;
-
-const GREEN: Colour = [60, 220, 90];
-const RED: Colour = [240, 70, 60];
-const AMBER: Colour = [250, 190, 40];
-const BLUE: Colour = [90, 170, 255];
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let path = &args.annotated;
     ensure!(
         args.force || !path.exists(),
-        "{} is there already; --force writes over it",
+        "{} exists already; --force overwrites it",
         path.display()
     );
     if !args.yes {
         confirm()?;
     }
-    let mut answer = ask(settings, Question::Snapshot { names: args.names })?;
-    let Some(head) = read_line::<SnapshotHead>(&mut answer)? else {
+    let mut reply = ask_daemon(settings, &PreviewRequest::Snapshot { names: args.names })?;
+    let Some(head) = read_line::<SnapshotHeader>(&mut reply)? else {
         bail!("the daemon has stopped");
     };
-    let (width, height) = (head.view.width, head.view.height);
-    ensure!(head.bytes <= BYTES_MAX, "the daemon announces {} bytes", head.bytes);
+    ensure!(head.bytes <= BYTES_MAX, "the daemon announces a picture of {} bytes", head.bytes);
     let mut rgb = vec![0; head.bytes];
-    answer.read_exact(&mut rgb).context("the daemon hung up before the picture was whole")?;
-    let picture = Picture::from_rgb(width, height, rgb)
-        .context("the daemon sent another picture than it announced")?;
-    let annotated = annotate(picture, &head.view);
-    write(args, &encode(&annotated)?)?;
-    println!("{}: {width} x {height}, {} faces", path.display(), head.view.faces.len());
-    for face in &head.view.faces {
-        println!("  {}", describe(face));
+    reply.read_exact(&mut rgb).context("the daemon disconnected before the picture's end")?;
+    let view = head.view;
+    let mut picture = RgbImage::from_raw(view.width as u32, view.height as u32, rgb)
+        .context("the daemon sent fewer pixels than it announced")?;
+    for face in &view.faces {
+        draw_box(&mut picture, face.outline.map(|it| it as i32), box_colour(face).1);
+    }
+    let mut jpeg = Cursor::new(Vec::new());
+    picture.write_with_encoder(JpegEncoder::new_with_quality(&mut jpeg, 90))?;
+    write_for_owner(args, jpeg.get_ref())?;
+    println!("{}: {} x {}, {} faces", path.display(), view.width, view.height, view.faces.len());
+    for face in &view.faces {
+        println!("  {} box: {}", box_colour(face).0, describe_face(face));
     }
     Ok(())
 }
@@ -74,70 +76,55 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
 fn confirm() -> anyhow::Result<()> {
     ensure!(
         io::stdin().is_terminal(),
-        "a snapshot is a picture of whoever stands there: confirm with --yes"
+        "a snapshot shows the people before the camera: confirm with --yes"
     );
     print!(
-        "A picture of whoever stands before the camera will be written to a file, and the daemon logs that. Go on? [y/N] "
+        "A picture of the people before the camera will be written to a file, and the daemon logs \
+         this. Continue? [y/N] "
     );
     io::stdout().flush()?;
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
-    ensure!(["y", "yes"].contains(&line.trim().to_lowercase().as_str()), "nothing was taken");
+    ensure!(["y", "yes"].contains(&line.trim().to_lowercase().as_str()), "no picture was taken");
     Ok(())
 }
 
-fn annotate(picture: Picture, view: &View) -> Picture {
-    let mut canvas = Canvas::new(picture);
-    for face in &view.faces {
-        let colour = colour(face);
-        let [left, top, right, bottom] = face.outline.map(|value| value as i32);
-        canvas.outline(left, top, right, bottom, colour);
-        for [x, y] in face.landmarks {
-            canvas.dot(x as i32, y as i32, BLUE);
+/// Draws an outline two pixels thick; what lies outside the picture is left out.
+fn draw_box(picture: &mut RgbImage, outline: [i32; 4], colour: Rgb<u8>) {
+    let [left, top, right, bottom] = outline;
+    let edges = [
+        (left, top, right, top.saturating_add(1)),
+        (left, bottom.saturating_sub(1), right, bottom),
+        (left, top, left.saturating_add(1), bottom),
+        (right.saturating_sub(1), top, right, bottom),
+    ];
+    let width = picture.width() as i32;
+    let height = picture.height() as i32;
+    for (left, top, right, bottom) in edges {
+        for y in top.max(0)..=bottom.min(height - 1) {
+            for x in left.max(0)..=right.min(width - 1) {
+                picture.put_pixel(x as u32, y as u32, colour);
+            }
         }
-        let who = face.subject_id.as_deref().unwrap_or(&face.decision);
-        let score = face.score.map_or(String::new(), |score| format!(" {score:.2}"));
-        canvas.text(left, bottom + 3, &format!("{} {who}{score}", face.track), colour);
-        let more =
-            [face.flaw.as_deref(), (face.presentation != "unjudged").then_some(&face.presentation)];
-        let more: Vec<&str> = more.into_iter().flatten().collect();
-        canvas.text(left, bottom + 13, &more.join(" "), colour);
     }
-    let (at, look) = (view.at.as_deref().unwrap_or(""), &view.attention);
-    canvas.text(4, 4, &format!("{at} {look}"), AMBER);
-    canvas.into_picture()
 }
 
-fn colour(face: &FaceView) -> Colour {
+fn box_colour(face: &PreviewFace) -> (&'static str, Rgb<u8>) {
     match (face.presentation.as_str(), face.decision.as_str()) {
-        ("attack", _) => RED,
-        (_, "identified") => GREEN,
-        (_, "unknown") => BLUE,
-        _ => AMBER,
+        ("attack", _) => ("red", Rgb([240, 70, 60])),
+        (_, "identified") => ("green", Rgb([60, 220, 90])),
+        (_, "unknown") => ("blue", Rgb([90, 170, 255])),
+        _ => ("amber", Rgb([250, 190, 40])),
     }
 }
 
-fn encode(picture: &Picture) -> anyhow::Result<Vec<u8>> {
-    let mut out = io::Cursor::new(Vec::new());
-    let (width, height) = (picture.width() as u32, picture.height() as u32);
-    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, 90);
-    image::ImageEncoder::write_image(
-        encoder,
-        picture.rgb(),
-        width,
-        height,
-        image::ExtendedColorType::Rgb8,
-    )?;
-    Ok(out.into_inner())
-}
-
-/// For the owner only, from the first byte on.
-fn write(args: &Args, bytes: &[u8]) -> anyhow::Result<()> {
+/// Writes the file so that only its owner can read it, from the first byte on.
+fn write_for_owner(args: &Args, bytes: &[u8]) -> anyhow::Result<()> {
     let path = &args.annotated;
     let failed = || format!("cannot write {}", path.display());
     if args.force && path.exists() {
-        // A file of ours with another mode, or a link to somewhere else, must not take the picture.
-        std::fs::remove_file(path).with_context(failed)?;
+        // An existing file may have another mode, or be a link to somewhere else.
+        fs::remove_file(path).with_context(failed)?;
     }
     let mut file = OpenOptions::new()
         .write(true)
@@ -146,4 +133,18 @@ fn write(args: &Args, bytes: &[u8]) -> anyhow::Result<()> {
         .open(path)
         .with_context(failed)?;
     file.write_all(bytes).with_context(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn box_beyond_the_picture_is_cut() {
+        let mut picture = RgbImage::new(8, 8);
+        draw_box(&mut picture, [-1000, 3, 5, i32::MAX], Rgb([255; 3]));
+        let drawn = picture.pixels().filter(|it| it.0 == [255; 3]).count();
+        // The upper edge is six wide and two high, the right one two wide down to the border.
+        assert_eq!(drawn, 6 * 2 + 2 * 3);
+    }
 }

@@ -1,47 +1,51 @@
-//! `rollcall watch`: what the running daemon sees and decides, live in a terminal, without a picture.
+//! `rollcall watch`: shows live in a terminal what the running daemon detects and decides, without a
+//! picture.
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use crate::app::scene::{FaceView, View};
-use crate::app::watch::{Question, Refused, SOCKET};
+use crate::app::preview_socket::{PreviewRejection, PreviewRequest, SOCKET};
+use crate::app::state::preview::{PreviewFace, PreviewMessage};
 use crate::config::Settings;
 
-/// Live in the terminal: what the running daemon sees and decides; stores and sends no picture
+/// Shows live what the running daemon detects and decides; stores and sends no picture
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  sudo -u rollcall rollcall watch --names")]
 pub struct Args {
     /// Show who was recognised, not only that somebody was
     #[arg(long)]
     names: bool,
-    /// One line of JSON for each frame
+    /// Print one line of JSON for each frame
     #[arg(long)]
     json: bool,
-    /// Stop after so many frames
+    /// Stop after this many frames
     #[arg(long, value_name = "N")]
     frames: Option<u64>,
 }
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
-    let mut answer = ask(settings, Question::Watch { names: args.names })?;
+    let mut reply = ask_daemon(settings, &PreviewRequest::Watch { names: args.names })?;
     let terminal = io::stdout().is_terminal();
     let mut shown = 0;
     while args.frames.is_none_or(|most| shown < most) {
-        let Some(view) = read_line::<View>(&mut answer)? else {
+        let Some(view) = read_line::<PreviewMessage>(&mut reply)? else {
             bail!("the daemon has stopped");
         };
         let text = if args.json {
             serde_json::to_string(&view)? + "\n"
         } else {
             let home = if terminal { "\x1b[H\x1b[J" } else { "" };
-            format!("{home}{}", screen(&view))
+            format!("{home}{}", render_screen(&view))
         };
         let written = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
         match written {
-            // `rollcall watch --json | head` is no mistake.
+            // `rollcall watch --json | head` is no error.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             other => other.context("cannot write")?,
         }
@@ -50,8 +54,24 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks the running daemon.
-pub fn ask(settings: &Settings, question: Question) -> anyhow::Result<BufReader<UnixStream>> {
+/// A daemon that hangs must not hang whoever asks it.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Returns the daemon's newest health message (docs/wire.md); `None` where no daemon answers.
+pub fn request_health(settings: &Settings) -> Option<Value> {
+    let mut answer = ask_daemon(settings, &PreviewRequest::Health).ok()?;
+    answer.get_ref().set_read_timeout(Some(HEALTH_TIMEOUT)).ok()?;
+    let mut line = String::new();
+    answer.read_line(&mut line).ok()?;
+    // An older daemon that does not know the question is at least known to run.
+    Some(serde_json::from_str(&line).unwrap_or(Value::Null))
+}
+
+/// Sends a request to the running daemon.
+pub fn ask_daemon(
+    settings: &Settings,
+    request: &PreviewRequest,
+) -> anyhow::Result<BufReader<UnixStream>> {
     let path = settings.state_dir.join(SOCKET);
     let mut stream = match UnixStream::connect(&path) {
         Ok(stream) => stream,
@@ -61,47 +81,44 @@ pub fn ask(settings: &Settings, question: Question) -> anyhow::Result<BufReader<
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
             ) =>
         {
-            bail!(
-                "no daemon runs here (nobody answers at {}): start `rollcall run`",
-                path.display()
-            );
+            bail!("no daemon runs here ({} does not answer): start `rollcall run`", path.display());
         }
         Err(error) => {
             return Err(error).with_context(|| {
                 format!(
-                    "cannot ask the daemon at {} (only its own user and root may)",
+                    "cannot connect to the daemon at {} (only its own user and root may)",
                     path.display()
                 )
             });
         }
     };
-    let mut line = serde_json::to_vec(&question)?;
+    let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
-    stream.write_all(&line).context("the daemon does not listen")?;
+    stream.write_all(&line).context("the daemon does not accept the request")?;
     Ok(BufReader::new(stream))
 }
 
-/// The next message; `None` when the daemon has hung up. A refusal is an error.
+/// Returns the next message, or `None` when the daemon has disconnected. A rejection is an error.
 pub fn read_line<T: DeserializeOwned>(
-    answer: &mut BufReader<UnixStream>,
+    reply: &mut BufReader<UnixStream>,
 ) -> anyhow::Result<Option<T>> {
     let mut line = String::new();
-    if answer.read_line(&mut line).context("the daemon has gone")? == 0 {
+    if reply.read_line(&mut line).context("the daemon has disconnected")? == 0 {
         return Ok(None);
     }
-    if let Ok(refused) = serde_json::from_str::<Refused>(&line) {
+    if let Ok(refused) = serde_json::from_str::<PreviewRejection>(&line) {
         bail!("{}", refused.error);
     }
     let message = serde_json::from_str(&line);
     message.map(Some).context(
-        "the daemon says something that this program does not know: are they of one version?",
+        "the message of the daemon is not known here: do daemon and program have the same version?",
     )
 }
 
-/// Columns of the raster; a character is about twice as high as wide.
+/// The width of the drawing. A character is about twice as high as wide.
 const COLUMNS: usize = 64;
 
-fn screen(view: &View) -> String {
+fn render_screen(view: &PreviewMessage) -> String {
     let counts = &view.counts;
     let mut text = format!(
         "camera {}  {}x{}  frame {}  {}\n",
@@ -112,13 +129,13 @@ fn screen(view: &View) -> String {
         view.at.as_deref().unwrap_or("-"),
     );
     let pace = if view.pace_step == 0 {
-        "full pace".into()
+        "full speed".into()
     } else {
         format!("slowed, step {}", view.pace_step)
     };
     let celsius =
         view.cpu_celsius.map_or("no temperature".into(), |celsius| format!("{celsius:.0} °C"));
-    put(&mut text, format_args!("looking: {}  {pace}  {celsius}", view.attention));
+    put(&mut text, format_args!("attention: {}  {pace}  {celsius}", view.attention));
     put(
         &mut text,
         format_args!(
@@ -133,9 +150,9 @@ fn screen(view: &View) -> String {
             counts.identified, counts.recorded, counts.unknown, counts.attacks, counts.too_far
         ),
     );
-    text.push_str(&raster(view));
+    text.push_str(&draw_faces(view));
     for (index, face) in view.faces.iter().enumerate() {
-        put(&mut text, format_args!("{} {}", mark(index), describe(face)));
+        put(&mut text, format_args!("{} {}", face_letter(index), describe_face(face)));
     }
     text
 }
@@ -144,16 +161,16 @@ fn put(text: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(text, "{line}").expect("writing to a string cannot fail");
 }
 
-/// Each face's letter: A to Z, then `#`.
-fn mark(index: usize) -> char {
+/// Returns the letter of a face: A to Z, then `#`.
+fn face_letter(index: usize) -> char {
     u8::try_from(index)
         .ok()
         .filter(|index| *index < 26)
         .map_or('#', |index| char::from(b'A' + index))
 }
 
-/// Boxes where the faces are, drawn with their letters in a frame.
-fn raster(view: &View) -> String {
+/// Draws the box of each face with its letter.
+fn draw_faces(view: &PreviewMessage) -> String {
     if view.width == 0 || view.height == 0 {
         return String::new();
     }
@@ -164,12 +181,14 @@ fn raster(view: &View) -> String {
     };
     for (index, face) in view.faces.iter().enumerate() {
         let [left, top, right, bottom] = face.outline;
-        let (left, right) = (place(left, view.width, COLUMNS), place(right, view.width, COLUMNS));
-        let (top, bottom) = (place(top, view.height, rows), place(bottom, view.height, rows));
+        let left = place(left, view.width, COLUMNS);
+        let right = place(right, view.width, COLUMNS);
+        let top = place(top, view.height, rows);
+        let bottom = place(bottom, view.height, rows);
         for (y, row) in cells.iter_mut().enumerate().take(bottom + 1).skip(top) {
             for (x, cell) in row.iter_mut().enumerate().take(right + 1).skip(left) {
                 if y == top || y == bottom || x == left || x == right {
-                    *cell = mark(index);
+                    *cell = face_letter(index);
                 }
             }
         }
@@ -179,8 +198,8 @@ fn raster(view: &View) -> String {
     edge.clone() + &lines.collect::<String>() + &edge
 }
 
-/// One face in a line; also the legend of a snapshot.
-pub fn describe(face: &FaceView) -> String {
+/// Describes a face in one line; also for the legend of a snapshot.
+pub fn describe_face(face: &PreviewFace) -> String {
     let name = face.name.as_deref().filter(|name| Some(*name) != face.subject_id.as_deref());
     let who = match (&face.subject_id, name) {
         (Some(id), Some(name)) => format!(" {id} ({name})"),
@@ -202,8 +221,8 @@ pub fn describe(face: &FaceView) -> String {
 mod tests {
     use super::*;
 
-    fn view() -> View {
-        let face = FaceView {
+    fn view() -> PreviewMessage {
+        let face = PreviewFace {
             track: 7,
             outline: [-20.0, 120.0, 320.0, 900.0],
             landmarks: [[0.0; 2]; 5],
@@ -218,7 +237,7 @@ mod tests {
             liveness: Some(0.97),
             presentation: "live".into(),
         };
-        View {
+        PreviewMessage {
             frame: Some(41),
             at: Some("2026-11-23T07:58:03.412Z".into()),
             width: 640,
@@ -228,13 +247,13 @@ mod tests {
             camera: "streaming".into(),
             pace_step: 0,
             cpu_celsius: None,
-            counts: crate::app::scene::Counts::default(),
+            counts: crate::app::state::preview::PreviewCounts::default(),
         }
     }
 
     #[test]
-    fn a_screen_shows_where_and_what() {
-        let text = screen(&view());
+    fn watch_screen_shows_faces_and_boxes() {
+        let text = render_screen(&view());
         assert!(
             text.contains(
                 "A track 7: identified joe (Joe), score 0.61 of 0.50, 2 samples, detected 0.91, blurred, live (0.97)"
@@ -253,7 +272,7 @@ mod tests {
 
     #[test]
     fn without_frames_the_state_is_shown() {
-        let text = screen(&View {
+        let text = render_screen(&PreviewMessage {
             frame: None,
             at: None,
             width: 0,

@@ -1,22 +1,29 @@
 //! The section `[http]`.
 
-use std::fs;
 use std::path::Path;
 
-use super::raw::RawConfig;
-use super::{ConfigError, count, is_open_to_others, path, value};
-use crate::http::{HttpSettings, Token};
+use crate::config::checks::{
+    ConfigError, find_credential, invalid, read_credential, read_secret, resolve_path, within,
+};
+use crate::config::raw::RawConfig;
+use crate::http::HttpSettings;
+use crate::http::token::Token;
 
 /// systemd's name for the token.
-const CREDENTIAL: &str = "rollcall-http.token";
-/// What stands around an image in a request.
+const TOKEN_CREDENTIAL: &str = "rollcall-http.token";
+/// Bytes around an image in a request.
 const AROUND_BYTES: usize = 64 << 10;
 
-pub(super) fn http(raw: &RawConfig, folder: &Path) -> Result<Option<HttpSettings>, ConfigError> {
+pub(super) fn check_http(
+    raw: &RawConfig,
+    folder: &Path,
+) -> Result<Option<HttpSettings>, ConfigError> {
     let it = &raw.http;
     if it.listen.is_empty() {
-        if !it.token_file.as_os_str().is_empty() || !it.cors_origins.is_empty() {
-            return Err(value(
+        let has_token =
+            !it.token_file.as_os_str().is_empty() || !it.reader_token_file.as_os_str().is_empty();
+        if has_token || !it.cors_origins.is_empty() {
+            return Err(invalid(
                 "[http] listen",
                 "is empty, so that the section\'s other keys would not be used",
             ));
@@ -24,14 +31,15 @@ pub(super) fn http(raw: &RawConfig, folder: &Path) -> Result<Option<HttpSettings
         return Ok(None);
     }
     let wrong = |_| {
-        value("[http] listen", format!("= {:?} is no address like \"127.0.0.1:8080\"", it.listen))
+        invalid("[http] listen", format!("= {:?} is no address like \"127.0.0.1:8080\"", it.listen))
     };
     let listen: std::net::SocketAddr = it.listen.parse().map_err(wrong)?;
-    let token = token(raw, folder)?;
+    let token = read_token(raw, folder)?;
+    let reader_token = read_reader_token(raw, folder, token.as_ref())?;
     if token.is_none() && !listen.ip().is_loopback() {
         let why =
             format!("= {:?} is reached from other machines: that takes a token_file", it.listen);
-        return Err(value("[http] listen", why));
+        return Err(invalid("[http] listen", why));
     }
     for origin in &it.cors_origins {
         let host = origin
@@ -44,16 +52,17 @@ pub(super) fn http(raw: &RawConfig, folder: &Path) -> Result<Option<HttpSettings
         if host.is_empty() || !host.chars().all(plain) {
             let why =
                 format!("has {origin:?}, which is no origin like \"https://office.example.net\"");
-            return Err(value("[http] cors_origins", why));
+            return Err(invalid("[http] cors_origins", why));
         }
     }
     Ok(Some(HttpSettings {
         listen,
         token,
+        reader_token,
         origins: it.cors_origins.clone(),
-        connections_max: count("[http] connections_max", it.connections_max, 10, 10_000)?,
-        requests_max: count("[http] requests_max", it.requests_max, 1, 64)?,
-        per_minute_max: count("[http] per_minute_max", it.per_minute_max as usize, 1, 1_000_000)?
+        connections_max: within("[http] connections_max", it.connections_max, 10, 10_000)?,
+        requests_max: within("[http] requests_max", it.requests_max, 1, 64)?,
+        per_minute_max: within("[http] per_minute_max", it.per_minute_max as usize, 1, 1_000_000)?
             as u32,
         // An image in base64, or a whole command.
         body_bytes_max: raw
@@ -63,27 +72,45 @@ pub(super) fn http(raw: &RawConfig, folder: &Path) -> Result<Option<HttpSettings
     }))
 }
 
-fn token(raw: &RawConfig, folder: &Path) -> Result<Option<Token>, ConfigError> {
-    let credential =
-        std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| Path::new(&dir).join(CREDENTIAL));
-    let file = match path(folder, &raw.http.token_file) {
-        Some(file) if is_open_to_others(&file) => {
-            let why = format!("{} may be read by others: chmod 600 it", file.display());
-            return Err(value("[http] token_file", why));
+/// The second token, which opens less; it takes the first.
+fn read_reader_token(
+    raw: &RawConfig,
+    folder: &Path,
+    token: Option<&Token>,
+) -> Result<Option<Token>, ConfigError> {
+    const KEY: &str = "[http] reader_token_file";
+    let Some(file) = resolve_path(folder, &raw.http.reader_token_file) else {
+        return Ok(None);
+    };
+    let text = read_secret(KEY, &file)?;
+    let why = |weak| invalid(KEY, format!("{} {weak}", file.display()));
+    let reader = Token::new(text.trim()).map_err(why)?;
+    match token {
+        None => Err(invalid(
+            KEY,
+            "takes a token_file beside it: without one everybody here may do everything",
+        )),
+        Some(token) if token.matches(text.trim().as_bytes()) => {
+            Err(invalid(KEY, "has the token of token_file, which opens everything"))
         }
-        Some(file) => file,
-        None => match credential.filter(|path| path.is_file()) {
-            Some(file) => file,
+        Some(_) => Ok(Some(reader)),
+    }
+}
+
+fn read_token(raw: &RawConfig, folder: &Path) -> Result<Option<Token>, ConfigError> {
+    let (file, text) = match resolve_path(folder, &raw.http.token_file) {
+        Some(file) => {
+            let text = read_secret("[http] token_file", &file)?;
+            (file, text)
+        }
+        None => match find_credential(TOKEN_CREDENTIAL) {
+            Some(file) => {
+                let text = read_credential("[http] token_file", &file)?;
+                (file, text)
+            }
             None => return Ok(None),
         },
     };
-    let text = fs::read_to_string(&file)
-        .map_err(|source| ConfigError::Read { path: file.clone(), source })?;
-    let why = || {
-        value(
-            "[http] token_file",
-            format!("{} needs 16 visible characters or more", file.display()),
-        )
-    };
-    Token::new(text.trim()).ok_or_else(why).map(Some)
+    let why = |weak| invalid("[http] token_file", format!("{} {weak}", file.display()));
+    Token::new(text.trim()).map(Some).map_err(why)
 }

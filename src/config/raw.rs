@@ -1,4 +1,5 @@
-//! config.toml as it is written: every key with its default. Nothing is checked here but names and types.
+//! config.toml as it is written: every key with its default. Nothing is checked here but names and
+//! types.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,6 +67,22 @@ pub enum RawSource {
     None,
     Replay,
     V4l2,
+    Pipe,
+    Http,
+}
+
+/// Ready commands for `source = "pipe"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RawPreset {
+    #[default]
+    #[serde(rename = "")]
+    None,
+    #[serde(rename = "rpicam")]
+    Rpicam,
+    #[serde(rename = "rtsp")]
+    Rtsp,
+    #[serde(rename = "gstreamer")]
+    Gstreamer,
 }
 
 /// Pixel formats of a camera, by their usual names.
@@ -77,7 +94,11 @@ pub enum RawFormat {
     Mjpg,
     Yuyv,
     Nv12,
+    I420,
     Grey,
+    Y8i,
+    Y10,
+    Y12,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,8 +125,14 @@ pub struct RawCamera {
     pub format: RawFormat,
     pub width: usize,
     pub height: usize,
+    pub stride: usize,
     #[serde(with = "humantime_serde")]
     pub stall_after: Duration,
+    pub preset: RawPreset,
+    pub command: Vec<String>,
+    pub decoder: String,
+    pub url: String,
+    pub url_file: PathBuf,
     pub rotate: u32,
     pub mirror: bool,
     /// Left, top, right, bottom in fractions of the picture.
@@ -133,7 +160,13 @@ impl Default for RawCamera {
             format: RawFormat::Auto,
             width: 640,
             height: 480,
+            stride: 0,
             stall_after: Duration::from_secs(4),
+            preset: RawPreset::None,
+            command: Vec::new(),
+            decoder: String::new(),
+            url: String::new(),
+            url_file: PathBuf::new(),
             rotate: 0,
             mirror: false,
             mask: Vec::new(),
@@ -278,6 +311,15 @@ pub struct RawEnrolment {
     pub duplicate_margin: f32,
     pub look_alike_margin: f32,
     pub references_max: usize,
+    pub consent: RawConsent,
+}
+
+/// Whether an enrolment must state the person's consent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawConsent {
+    Optional,
+    Required,
 }
 
 impl Default for RawEnrolment {
@@ -293,6 +335,7 @@ impl Default for RawEnrolment {
             duplicate_margin: 0.10,
             look_alike_margin: 0.05,
             references_max: 10,
+            consent: RawConsent::Optional,
         }
     }
 }
@@ -371,6 +414,7 @@ pub struct RawMqtt {
     pub keep_alive: Duration,
     pub window: u16,
     pub packet_bytes_max: usize,
+    pub version: String,
     pub tls: bool,
     pub ca_file: PathBuf,
     pub client_cert_file: PathBuf,
@@ -397,6 +441,7 @@ impl Default for RawMqtt {
             keep_alive: Duration::from_secs(30),
             window: 32,
             packet_bytes_max: 8 << 20,
+            version: "auto".into(),
             tls: false,
             ca_file: PathBuf::new(),
             client_cert_file: PathBuf::new(),
@@ -446,6 +491,7 @@ pub struct RawMongo {
     pub uri: String,
     pub uri_file: PathBuf,
     pub database: String,
+    pub venues_collection: String,
     pub tls: bool,
     pub ca_file: PathBuf,
     #[serde(with = "humantime_serde")]
@@ -464,7 +510,8 @@ impl Default for RawMongo {
         Self {
             uri: String::new(),
             uri_file: PathBuf::new(),
-            database: "rollcall".into(),
+            database: String::new(),
+            venues_collection: "venues".into(),
             tls: false,
             ca_file: PathBuf::new(),
             timeout: Duration::from_secs(10),
@@ -495,6 +542,7 @@ pub struct RawFleet {
 pub struct RawHttp {
     pub listen: String,
     pub token_file: PathBuf,
+    pub reader_token_file: PathBuf,
     pub cors_origins: Vec<String>,
     pub connections_max: usize,
     pub requests_max: usize,
@@ -506,6 +554,7 @@ impl Default for RawHttp {
         Self {
             listen: String::new(),
             token_file: PathBuf::new(),
+            reader_token_file: PathBuf::new(),
             cors_origins: Vec::new(),
             connections_max: 64,
             requests_max: 4,

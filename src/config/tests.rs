@@ -1,25 +1,29 @@
+use std::collections::BTreeMap;
+use std::fs;
+
 use super::*;
+use crate::config::load::{load, parse};
 
 fn shipped() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config.toml")).unwrap()
 }
 
 fn set(text: &str) -> Result<Settings, ConfigError> {
-    check(&parse(text, Path::new("config.toml"), &BTreeMap::new())?, Path::new("/etc/rollcall"))
+    check(&parse(text, &BTreeMap::new())?, Path::new("/etc/rollcall"))
 }
 
 fn overridden(name: &str, value: &str) -> Result<RawConfig, ConfigError> {
-    parse("", Path::new("config.toml"), &BTreeMap::from([(name.into(), value.into())]))
+    parse("", &BTreeMap::from([(name.into(), value.into())]))
 }
 
 #[test]
-fn the_shipped_file_is_exactly_the_defaults() {
-    let raw = parse(&shipped(), Path::new("config.toml"), &BTreeMap::new()).unwrap();
+fn shipped_file_equals_defaults() {
+    let raw = parse(&shipped(), &BTreeMap::new()).unwrap();
     assert_eq!(raw, RawConfig::default());
 }
 
 #[test]
-fn the_shipped_file_shows_every_key() {
+fn shipped_file_shows_every_key() {
     let written: toml::Table = toml::from_str(&shipped()).unwrap();
     let known = toml::Table::try_from(RawConfig::default()).unwrap();
     for (section, keys) in &known {
@@ -31,7 +35,7 @@ fn the_shipped_file_shows_every_key() {
 }
 
 #[test]
-fn what_is_wrong_is_refused_by_name() {
+fn invalid_key_or_value_is_named() {
     for (text, named) in [
         ("[recognition]\nthresold = 0.4", "thresold"),
         ("[recogniton]", "recogniton"),
@@ -44,7 +48,7 @@ fn what_is_wrong_is_refused_by_name() {
         ("[recognition]\nrecheck_after = \"1h\"", "[recognition] recheck_after"),
         ("[recognition]\nprecision = \"int4\"", "int4"),
         ("[camera]\nfps = 0", "[camera] fps"),
-        ("[camera]\nshow = \"soon\"", "soon"),
+        ("[camera]\nshow = \"soon\"", "(show): invalid value"),
         ("[camera]\nsource = \"replay\"", "[camera] path"),
         ("[device]\nsite = \"a/b\"", "[device] site"),
         ("[device]\nname = \"a#\"", "[device] name"),
@@ -95,13 +99,13 @@ fn what_is_wrong_is_refused_by_name() {
         ("[http]\nlisten = \"127.0.0.1:0\"\nrequests_max = 0", "[http] requests_max"),
         ("[commands]\nimage_bytes_max = 1", "[commands] image_bytes_max"),
     ] {
-        let said = set(text).expect_err(text).to_string();
-        assert!(said.contains(named), "{text}: {said}");
+        let message = set(text).expect_err(text).to_string();
+        assert!(message.contains(named), "{text}: {message}");
     }
 }
 
 #[test]
-fn a_venue_has_sessions_in_its_time_zone() {
+fn venue_table_reads_sessions_and_zone() {
     let text = |late: &str, zone: &str| {
         format!(
             "[[venue]]\nid = \"main\"\n{zone}direction = \"alternate\"\n[[venue.session]]\nid = \"night\"\n\
@@ -126,7 +130,7 @@ fn a_venue_has_sessions_in_its_time_zone() {
 }
 
 #[test]
-fn the_example_of_the_shipped_file_is_right() {
+fn shipped_venue_example_is_valid() {
     let shipped = shipped();
     let example = shipped
         .lines()
@@ -138,7 +142,7 @@ fn the_example_of_the_shipped_file_is_right() {
 }
 
 #[test]
-fn the_environment_overrides_by_section_and_key() {
+fn environment_overrides_configuration_keys() {
     assert_eq!(overridden("ROLLCALL_MQTT_HOST", "broker").unwrap().mqtt.host, "broker");
     assert_eq!(overridden("ROLLCALL_MQTT_PORT", "1999").unwrap().mqtt.port, 1999);
     assert_eq!(
@@ -163,7 +167,7 @@ fn paths_are_relative_to_the_file() {
 }
 
 #[test]
-fn the_embedded_broker_is_where_the_link_goes() {
+fn link_uses_embedded_broker_port() {
     let settings = set("[broker]\nenabled = true\nlisten = \"127.0.0.1:2883\"").unwrap();
     assert_eq!(settings.mqtt.unwrap().port, 2883);
     assert!(set("").unwrap().mqtt.is_none());
@@ -171,7 +175,7 @@ fn the_embedded_broker_is_where_the_link_goes() {
 
 #[cfg(feature = "mongo")]
 #[test]
-fn the_uri_of_mongodb_is_kept_where_others_cannot_read_it() {
+fn mongo_uri_secret_must_be_private() {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str, mode| {
@@ -195,10 +199,46 @@ fn the_uri_of_mongodb_is_kept_where_others_cannot_read_it() {
 }
 
 #[test]
-fn the_packaged_configuration_is_good_and_names_the_places_of_the_package() {
+fn packaged_configuration_is_valid() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("cross/debian/config.toml");
     let settings = load(Some(&file), &BTreeMap::new()).unwrap();
     assert_eq!(settings.state_dir, Path::new("/var/lib/rollcall"));
     assert_eq!(settings.vision.models, Path::new("/usr/share/rollcall/models"));
     assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+}
+
+#[test]
+fn errors_do_not_show_values() {
+    const SECRET: &str = "hunter2-s3cret";
+    for text in [
+        "[mqtt]\npassword = hunter2-s3cret\n",
+        "[mqtt]\npassword = \"hunter2-s3cret\n",
+        "[mqtt]\npassword = 'hunter2-s3cret\n",
+        "[mqtt]\npassword = \"hunter2-s3cret\" x\n",
+        "[mqtt]\npassword = \"hunter2-s3cret\\q\"\n",
+        "[mqtt]\npassword \"hunter2-s3cret\"\n",
+        "[mqtt]\npassword: hunter2-s3cret\n",
+        "[mqtt]\npassword = [\"hunter2-s3cret\"]\n",
+        "[mqtt]\npassword = { a = \"hunter2-s3cret\" }\n",
+        "[mqtt]\nport = \"hunter2-s3cret\"\n",
+        "[mqtt]\ntls = \"hunter2-s3cret, expected a\"\n",
+        "[mqtt]\nkeep_alive = \"hunter2-s3cret\"\n",
+        "[camera]\nformat = \"hunter2-s3cret\"\n",
+        "[mqtt]\npassword = \"a\"\npassword = \"hunter2-s3cret\"\n",
+        "[mongo]\nuri = \"mongodb://u:hunter2-s3cret@h\n",
+        "[mongo]\nuris = \"mongodb://u:hunter2-s3cret@h\"\n",
+        "hunter2-s3cret\n",
+    ] {
+        let error = parse(text, &BTreeMap::new()).unwrap_err();
+        let said = crate::error_chain::error_chain(&error);
+        assert!(!said.contains("hunter2") && !said.contains(SECRET), "{text}: {said}");
+        assert!(said.contains("line "), "{text}: {said}");
+    }
+    let error = parse("[mqtt]\npassword = 12345678\n", &BTreeMap::new());
+    let said = error.unwrap_err().to_string();
+    let expected = "line 2, column 12 (password): invalid type: integer, expected a string";
+    assert!(said.ends_with(expected), "{said}");
+    // An unknown key is named.
+    let error = parse("[mqtt]\nhots = \"b\"\n", &BTreeMap::new()).unwrap_err();
+    assert!(error.to_string().contains("hots"), "{error}");
 }

@@ -1,6 +1,8 @@
-//! Samples of the next person who is alone before the camera: good ones, of one face, apart in time.
+//! Samples of the next person who is alone before the camera: good ones, of one face, apart in
+//! time.
 //!
-//! Only computes; the inference thread shows it frames, and whoever asked says when it has taken too long.
+//! Only computes. The inference thread supplies the frames, and the command handler ends it when it
+//! takes too long.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,14 +10,15 @@ use std::time::Duration;
 use super::{EnrolSettings, Judged};
 use crate::clock::Stamp;
 use crate::recognise::face::Template;
-use crate::recognise::live::Sight;
+use crate::recognise::live::FaceObservation;
 use crate::recognise::pad::{PadMode, PadSettings, Presentation};
 use crate::recognise::quality::{self, Quality};
+use crate::recognise::stance::Stance;
 
 /// Samples closer together show the same light and the same pose.
 const APART: Duration = Duration::from_millis(300);
 
-/// How many frames were of no use, and why: told when nobody could be enrolled in time.
+/// The number of unusable frames by reason, reported when nobody could be enrolled in time.
 pub type Tally = BTreeMap<&'static str, u32>;
 
 #[derive(Debug)]
@@ -47,36 +50,36 @@ impl Gathering {
         &self.tally
     }
 
-    /// The face of this frame to look at closely, if there is one. `faces` is how many the frame has, `sights` those that
-    /// are followed.
-    pub fn regard<'a>(
+    /// Returns the face of this frame to sample, if there is one. `faces` is how many the frame
+    /// has, `observations` those that are followed.
+    pub fn select_face<'a>(
         &mut self,
         faces: usize,
-        sights: &'a [Sight],
+        observations: &'a [FaceObservation],
         now: &Stamp,
-    ) -> Option<&'a Sight> {
-        let sight = match (faces, sights) {
-            (0, _) | (_, []) => return self.of_no_use("no_face"),
-            (1, [sight]) => sight,
-            _ => return self.of_no_use("several_faces"),
+    ) -> Option<&'a FaceObservation> {
+        let observation = match (faces, observations) {
+            (0, _) | (_, []) => return self.count_unusable("no_face"),
+            (1, [observation]) => observation,
+            _ => return self.count_unusable("several_faces"),
         };
-        if self.track != Some(sight.track_id) {
+        if self.track != Some(observation.track_id) {
             // Somebody else: what was gathered is not theirs.
-            self.begin_again();
-            (self.track, self.mixed) = (Some(sight.track_id), false);
+            self.restart();
+            (self.track, self.mixed) = (Some(observation.track_id), false);
         }
-        if self.pad.mode != PadMode::Off && sight.presentation == Presentation::Attack {
-            self.begin_again();
-            return self.of_no_use("attack");
+        if self.pad.mode != PadMode::Off && observation.presentation == Presentation::Attack {
+            self.restart();
+            return self.count_unusable("attack");
         }
         let soon = self.last.is_some_and(|last| now.since(&last) < APART);
-        (!soon && self.samples.len() < self.wanted).then_some(sight)
+        (!soon && self.samples.len() < self.wanted).then_some(observation)
     }
 
     /// What the sample is worth; `false` if its template need not be made.
-    pub fn is_good(&mut self, quality: &Quality, settings: &EnrolSettings) -> bool {
-        match settings.reference.flaw(quality) {
-            Some(flaw) => self.of_no_use::<()>(flaw.as_str()).is_some(),
+    pub fn is_good(&mut self, stance: Stance, quality: &Quality, settings: &EnrolSettings) -> bool {
+        match settings.reference.flaw_of(quality, stance < Stance::REFERENCE_MIN) {
+            Some(flaw) => self.count_unusable::<()>(flaw.as_str()).is_some(),
             None => true,
         }
     }
@@ -92,18 +95,23 @@ impl Gathering {
             |(earlier, _): &(Template, f32)| earlier.compare(&template) < settings.same_person_min;
         if self.samples.iter().any(is_other) {
             self.mixed = true;
-            self.begin_again();
+            self.restart();
         }
         self.samples.push((template, quality::rank(quality)));
         self.last = Some(*now);
     }
 
-    /// The samples, when there are enough of a face that is found live, or that is too small for that to be told.
-    pub fn finished(&mut self, sight: &Sight, eye_distance_px: f32) -> Option<Vec<Judged>> {
+    /// Returns the samples when there are enough of a face that was found live, or is too small to
+    /// be judged.
+    pub fn finished(
+        &mut self,
+        observation: &FaceObservation,
+        eye_distance_px: f32,
+    ) -> Option<Vec<Judged>> {
         if self.samples.len() < self.wanted {
             return None;
         }
-        let judged = match (self.pad.mode, sight.presentation) {
+        let judged = match (self.pad.mode, observation.presentation) {
             (PadMode::Off, _) | (_, Presentation::Live) if !self.mixed => true,
             (PadMode::Flag, Presentation::Unjudged) => {
                 eye_distance_px < self.pad.eye_distance_px_min
@@ -111,24 +119,24 @@ impl Gathering {
             _ => false,
         };
         if !judged {
-            return self.of_no_use("not_live");
+            return self.count_unusable("not_live");
         }
         let accepted = |(template, quality)| Judged::Accepted { template, quality };
         Some(std::mem::take(&mut self.samples).into_iter().map(accepted).collect())
     }
 
-    fn begin_again(&mut self) {
+    fn restart(&mut self) {
         (self.samples, self.last) = (Vec::new(), None);
     }
 
-    fn of_no_use<T>(&mut self, why: &'static str) -> Option<T> {
+    fn count_unusable<T>(&mut self, why: &'static str) -> Option<T> {
         *self.tally.entry(why).or_default() += 1;
         None
     }
 }
 
 /// `several_faces in 12 frames, no_face in 3`, the most frequent first.
-pub fn told(tally: &Tally) -> String {
+pub fn format_tally(tally: &Tally) -> String {
     let mut reasons: Vec<_> = tally.iter().collect();
     reasons.sort_by(|a, b| b.1.cmp(a.1));
     let reason = |(why, frames): (&&str, &u32)| format!("{why} in {frames} frames");
@@ -145,11 +153,12 @@ mod tests {
         PadSettings { mode, threshold: 0.4, samples: 2, eye_distance_px_min: 16.0 }
     }
 
-    fn sight(track_id: u64, presentation: Presentation) -> Sight {
-        Sight {
+    fn observation(track_id: u64, presentation: Presentation) -> FaceObservation {
+        FaceObservation {
             track_id,
             bounding_box: BoundingBox::default(),
             landmarks: Landmarks::default(),
+            detected: Landmarks::default(),
             confidence: 0.9,
             decision: Decision::Undecided,
             samples: 0,
@@ -199,47 +208,54 @@ mod tests {
     }
 
     #[test]
-    fn one_person_alone_is_gathered_and_nobody_else_mixed_in() {
-        let (mut gathering, settings) = (Gathering::new(2, pad(PadMode::Flag)), settings());
-        let (ann, bob) = (sight(1, Presentation::Live), sight(2, Presentation::Live));
+    fn enrolment_gathers_one_person_alone() {
+        let mut gathering = Gathering::new(2, pad(PadMode::Flag));
+        let settings = settings();
+        let ann = observation(1, Presentation::Live);
+        let bob = observation(2, Presentation::Live);
         assert!(
-            gathering.regard(0, std::slice::from_ref(&ann), &at(0)).is_none(),
-            "the sight is of an earlier frame"
+            gathering.select_face(0, std::slice::from_ref(&ann), &at(0)).is_none(),
+            "the observation is of an earlier frame"
         );
-        assert!(gathering.regard(2, &[ann.clone(), bob.clone()], &at(10)).is_none());
-        assert!(gathering.regard(1, std::slice::from_ref(&ann), &at(20)).is_some());
-        assert!(!gathering.is_good(&Quality { luma: 10.0, ..GOOD }, &settings));
-        assert!(gathering.is_good(&GOOD, &settings));
+        assert!(gathering.select_face(2, &[ann.clone(), bob.clone()], &at(10)).is_none());
+        assert!(gathering.select_face(1, std::slice::from_ref(&ann), &at(20)).is_some());
+        assert!(!gathering.is_good(Stance::SURE, &Quality { luma: 10.0, ..GOOD }, &settings));
+        assert!(!gathering.is_good(Stance::PROBE_MIN, &GOOD, &settings));
+        assert!(gathering.is_good(Stance::SURE, &GOOD, &settings));
         gathering.add(template(1.0, 0.0), &GOOD, &settings, &at(20));
         assert!(gathering.finished(&ann, 40.0).is_none());
-        assert!(gathering.regard(1, std::slice::from_ref(&ann), &at(100)).is_none(), "too soon");
+        assert!(
+            gathering.select_face(1, std::slice::from_ref(&ann), &at(100)).is_none(),
+            "too soon"
+        );
         // Another track: what there was is not theirs.
-        assert!(gathering.regard(1, std::slice::from_ref(&bob), &at(400)).is_some());
+        assert!(gathering.select_face(1, std::slice::from_ref(&bob), &at(400)).is_some());
         gathering.add(template(0.0, 1.0), &GOOD, &settings, &at(400));
         assert!(gathering.finished(&bob, 40.0).is_none());
-        assert!(gathering.regard(1, std::slice::from_ref(&bob), &at(800)).is_some());
+        assert!(gathering.select_face(1, std::slice::from_ref(&bob), &at(800)).is_some());
         gathering.add(template(0.1, 1.0), &GOOD, &settings, &at(800));
         assert_eq!(gathering.finished(&bob, 40.0).unwrap().len(), 2);
         assert_eq!(
-            told(gathering.tally()),
-            "dark in 1 frames, no_face in 1 frames, several_faces in 1 frames"
+            format_tally(gathering.tally()),
+            "dark in 1 frames, no_face in 1 frames, several_faces in 1 frames, turned in 1 frames"
         );
     }
 
     #[test]
-    fn a_verdict_is_not_believed_of_a_track_that_two_faces_shared() {
-        let (mut gathering, settings) = (Gathering::new(2, pad(PadMode::Enforce)), settings());
+    fn pad_verdict_needs_single_face_track() {
+        let mut gathering = Gathering::new(2, pad(PadMode::Enforce));
+        let settings = settings();
         for (track, believed) in [(1, false), (2, true)] {
-            let sight = sight(track, Presentation::Live);
+            let observation = observation(track, Presentation::Live);
             let faces =
                 if believed { [(1.0, 0.0); 3] } else { [(1.0, 0.0), (0.0, 1.0), (0.0, 1.0)] };
             for (at, (x, y)) in faces.into_iter().enumerate() {
                 let now = at_of(track, at);
-                if gathering.regard(1, std::slice::from_ref(&sight), &now).is_some() {
+                if gathering.select_face(1, std::slice::from_ref(&observation), &now).is_some() {
                     gathering.add(template(x, y), &GOOD, &settings, &now);
                 }
             }
-            assert_eq!(gathering.finished(&sight, 40.0).is_some(), believed);
+            assert_eq!(gathering.finished(&observation, 40.0).is_some(), believed);
         }
     }
 
@@ -248,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_is_not_enrolled() {
+    fn presentation_attack_is_not_enrolled() {
         let settings = settings();
         for (mode, presentation, eyes, expected) in [
             (PadMode::Off, Presentation::Unjudged, 40.0, true),
@@ -259,17 +275,19 @@ mod tests {
             (PadMode::Enforce, Presentation::Live, 40.0, true),
         ] {
             let mut gathering = Gathering::new(1, pad(mode));
-            let sight = sight(1, presentation);
-            assert!(gathering.regard(1, std::slice::from_ref(&sight), &at(0)).is_some());
+            let observation = observation(1, presentation);
+            assert!(gathering.select_face(1, std::slice::from_ref(&observation), &at(0)).is_some());
             gathering.add(template(1.0, 0.0), &GOOD, &settings, &at(0));
             assert_eq!(
-                gathering.finished(&sight, eyes).is_some(),
+                gathering.finished(&observation, eyes).is_some(),
                 expected,
                 "{mode:?} {presentation:?} {eyes}"
             );
         }
         let mut gathering = Gathering::new(1, pad(PadMode::Flag));
-        assert!(gathering.regard(1, &[sight(1, Presentation::Attack)], &at(0)).is_none());
+        assert!(
+            gathering.select_face(1, &[observation(1, Presentation::Attack)], &at(0)).is_none()
+        );
         assert_eq!(gathering.tally().get("attack"), Some(&1));
     }
 }

@@ -1,14 +1,17 @@
-//! Which references a subject keeps when there are more than it may have: good ones that differ from one another.
+//! Which references a subject keeps when there are more than it may have: good ones that differ
+//! from one another.
 //!
-//! Two photographs of one second say no more than one; what a reference adds is light, pose and years that the others lack.
+//! Two photographs of one second are worth no more than one; what a reference adds is light, pose and
+//! years that the others lack.
 
 use crate::recognise::face::Template;
 
 /// Even the poorest sample that passed the gates counts for something when it is unlike all others.
 const QUALITY_MIN: f32 = 0.05;
 
-/// The places of those to keep, at most `most`, in their order: the best of all first, then again and again the one with the
-/// largest product of quality (0.0..=1.0) and distance (one less the cosine) to the nearest of those kept.
+/// The places of those to keep, at most `most`, in their order: the best of all first, then again
+/// and again the one with the largest product of quality (0.0..=1.0) and distance (one less the
+/// cosine) to the nearest of those kept.
 pub fn choose(candidates: &[(&Template, f32)], most: usize) -> Vec<usize> {
     if candidates.len() <= most {
         return (0..candidates.len()).collect();
@@ -45,9 +48,11 @@ mod tests {
     }
 
     #[test]
-    fn the_best_are_kept_and_the_most_different() {
-        let (front, nearly, left, right) =
-            ([1.0, 0.0, 0.0], [1.0, 0.05, 0.0], [0.8, 0.6, 0.0], [0.8, 0.0, 0.6]);
+    fn best_and_most_different_references_are_kept() {
+        let front = [1.0, 0.0, 0.0];
+        let nearly = [1.0, 0.05, 0.0];
+        let left = [0.8, 0.6, 0.0];
+        let right = [0.8, 0.0, 0.6];
         check(&[(front, 0.5), (nearly, 0.9)], 2, &[0, 1]);
         check(&[(front, 0.5), (nearly, 0.9), (left, 0.4)], 2, &[1, 2]);
         check(&[(front, 0.9), (nearly, 0.9), (left, 0.4), (right, 0.4)], 3, &[0, 2, 3]);

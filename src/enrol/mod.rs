@@ -1,17 +1,20 @@
-//! From photographs to references: each judged with a reason, and the face compared with everybody already enrolled.
+//! From photographs to references: each judged with a reason, and the face compared with everybody
+//! already enrolled.
 //!
-//! Only computes; `record` stores what comes out. A photograph is decoded, looked at and forgotten here.
+//! Only computes; `record` stores what comes out. A photograph is decoded, judged and dropped here.
 
 pub mod camera;
 pub mod choose;
 
+use crate::ids::SubjectId;
 use crate::recognise::decision::ThresholdRule;
 use crate::recognise::engine::{EngineError, FaceEngine};
-use crate::recognise::face::{SubjectId, Template};
+use crate::recognise::face::Template;
 use crate::recognise::gallery::Gallery;
 use crate::recognise::picture::{Picture, PictureLimits};
 use crate::recognise::quality::{self, Flaw, QualityBounds};
-use crate::recognise::still::{self, Found};
+use crate::recognise::stance::Stance;
+use crate::recognise::still::{self, FoundFace};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EnrolSettings {
@@ -19,9 +22,11 @@ pub struct EnrolSettings {
     pub reference: QualityBounds,
     /// Score with the subject's other photographs below which one shows another person.
     pub same_person_min: f32,
-    /// How far above the identification threshold another subject's score must lie to be called a duplicate.
+    /// How far above the identification threshold another subject's score must lie to be called a
+    /// duplicate.
     pub duplicate_margin: f32,
-    /// How far below the identification threshold another subject's score may lie to be told as a look-alike's.
+    /// How far below the identification threshold another subject's score may lie and still be reported as a
+    /// look-alike's.
     pub look_alike_margin: f32,
     /// References a subject keeps at most, of this embedder.
     pub references_max: usize,
@@ -43,7 +48,7 @@ pub enum Reason {
 #[derive(Clone, Debug)]
 pub enum Judged {
     Accepted { template: Template, quality: f32 },
-    Refused(Reason),
+    Rejected(Reason),
 }
 
 /// What became of an enrolment.
@@ -53,27 +58,28 @@ pub struct Judgement {
     pub photographs: Vec<Judged>,
     /// Another subject who already has this face.
     pub duplicate_of: Option<SubjectId>,
-    /// Other subjects near the threshold or above, the most alike first: they may be taken for one another.
+    /// Other subjects near the threshold or above, the most alike first: they may be taken for one
+    /// another.
     pub look_alikes: Vec<(SubjectId, f32)>,
     /// References the subject keeps at most.
     pub references_max: usize,
 }
 
-/// Look-alikes told at most.
+/// Look-alikes reported at most.
 const LOOK_ALIKES_MAX: usize = 5;
 
 impl Judgement {
     pub fn accepted(&self) -> impl Iterator<Item = (&Template, f32)> {
         self.photographs.iter().filter_map(|judged| match judged {
             Judged::Accepted { template, quality } => Some((template, *quality)),
-            Judged::Refused(_) => None,
+            Judged::Rejected(_) => None,
         })
     }
 }
 
-/// Another face is a passer-by's when it has less than this share of the main one's prominence (size, less the further
-/// from the centre). Two people side by side have about the same; of those behind somebody in a press photograph
-/// (faces-open) the largest has 0.46.
+/// Another face is a passer-by's when it has less than this share of the main one's prominence
+/// (size, less the further from the centre). Two people side by side have about the same; of those
+/// behind somebody in a press photograph (faces-open) the largest has 0.46.
 const BYSTANDER_PROMINENCE: f32 = 0.5;
 
 /// Judges the photographs of one subject.
@@ -90,8 +96,8 @@ pub fn judge<'a>(
     Ok(conclude(judged.collect::<Result<_, _>>()?, gallery, subject, replace, settings))
 }
 
-/// What the photographs, each judged by itself, say together. An addition must show whom the subject's references show;
-/// with `replace` they are given up, and say nothing.
+/// Combines photographs that were each judged alone. Added photographs must show the same person as
+/// the subject's references; with `replace` the references are dropped and not compared.
 pub fn conclude(
     mut judged: Vec<Judged>,
     gallery: &Gallery,
@@ -106,9 +112,9 @@ pub fn conclude(
     let threshold = settings.threshold.at(gallery.subjects()).value();
     let accepted = judged.iter().filter_map(|judged| match judged {
         Judged::Accepted { template, .. } => Some(template),
-        Judged::Refused(_) => None,
+        Judged::Rejected(_) => None,
     });
-    // A duplicate is found even where it is told sooner than a look-alike.
+    // Duplicates must be found even if their threshold is below that of look-alikes.
     let floor = threshold + settings.duplicate_margin.min(-settings.look_alike_margin);
     let mut look_alikes: Vec<(SubjectId, f32)> = Vec::new();
     for other in accepted.flat_map(|it| gallery.alike(it, floor, subject)) {
@@ -136,7 +142,7 @@ pub fn judge_photograph(
     photograph: &[u8],
     settings: &EnrolSettings,
 ) -> Result<Judged, EngineError> {
-    let refused = |reason| Ok(Judged::Refused(reason));
+    let refused = |reason| Ok(Judged::Rejected(reason));
     let picture = match Picture::decode(photograph, settings.picture) {
         Ok(picture) => picture,
         Err(error) => return refused(Reason::DecodeError(error.to_string())),
@@ -145,13 +151,13 @@ pub fn judge_photograph(
     let Some(main) = faces.first() else {
         return refused(Reason::NoFace);
     };
-    let prominence = |found: &Found| still::prominence(&found.detection, &picture);
-    let rival = |other: &Found| prominence(other) > BYSTANDER_PROMINENCE * prominence(main);
+    let prominence = |found: &FoundFace| still::prominence(&found.detection, &picture);
+    let rival = |other: &FoundFace| prominence(other) > BYSTANDER_PROMINENCE * prominence(main);
     if faces[1..].iter().any(rival) {
         return refused(Reason::SeveralFaces);
     }
     let quality = quality::measure(&main.sample);
-    if let Some(flaw) = settings.reference.flaw(&quality) {
+    if let Some(flaw) = settings.reference.flaw_of(&quality, main.stance < Stance::REFERENCE_MIN) {
         return refused(Reason::Flaw(flaw));
     }
     match still::template(engine, &main.sample)? {
@@ -171,32 +177,32 @@ fn refuse_strangers(
         if let Judged::Accepted { template, .. } = judged
             && gallery.own_score(template, subject).is_some_and(|score| score < same_person_min)
         {
-            *judged = Judged::Refused(Reason::OtherPerson);
+            *judged = Judged::Rejected(Reason::OtherPerson);
         }
     }
 }
 
-/// Keeps the largest group that agrees with one of its members, and refuses the others.
+/// Keeps the largest group that agrees with one of its members, and rejects the others.
 fn refuse_other_persons(judged: &mut [Judged], same_person_min: f32) {
     let templates: Vec<(usize, Template)> = judged
         .iter()
         .enumerate()
         .filter_map(|(index, judged)| match judged {
             Judged::Accepted { template, .. } => Some((index, template.clone())),
-            Judged::Refused(_) => None,
+            Judged::Rejected(_) => None,
         })
         .collect();
     let agrees = |a: &Template, b: &Template| a.compare(b) >= same_person_min;
     let followers = |(_, middle): &&(usize, Template)| {
         templates.iter().filter(|(_, t)| agrees(middle, t)).count()
     };
-    // The first of equals, so that the first photograph says who is meant when two disagree.
+    // The first of equals, so that the first photograph decides when two disagree.
     let Some((_, middle)) = templates.iter().rev().max_by_key(followers) else {
         return;
     };
     for (index, template) in &templates {
         if !agrees(middle, template) {
-            judged[*index] = Judged::Refused(Reason::OtherPerson);
+            judged[*index] = Judged::Rejected(Reason::OtherPerson);
         }
     }
 }
@@ -216,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_photograph_of_somebody_else_is_refused() {
+    fn photograph_of_another_person_is_rejected() {
         check(
             &mut [accepted(1.0, 0.0), accepted(0.9, 0.1), accepted(0.0, 1.0)],
             &[true, true, false],
@@ -226,7 +232,7 @@ mod tests {
             &[false, true, true],
         );
         check(&mut [accepted(1.0, 0.0), accepted(0.0, 1.0)], &[true, false]);
-        check(&mut [Judged::Refused(Reason::NoFace), accepted(0.0, 1.0)], &[false, true]);
+        check(&mut [Judged::Rejected(Reason::NoFace), accepted(0.0, 1.0)], &[false, true]);
         check(&mut [], &[]);
     }
 }

@@ -1,82 +1,69 @@
-//! The HTTP server: listening, and everything that a stranger may try before a route is reached.
+//! The HTTP server: the listener, and every check before a route is reached.
 //!
-//! Invariants: beyond loopback nothing is served without a token (`config` refuses to start). Memory is bounded: a place
-//! is taken before a body is read, bodies, heads and connections have limits, and who is slow in sending or reading is cut
-//! off. Without a token only pages of origins that are allowed, and names of this machine, are served: a page open in a
-//! browser here must not reach us unasked. Nothing of a request is logged.
+//! Invariants: beyond loopback nothing is served without a token (`config` refuses to start).
+//! Memory is bounded: a permit is taken before a body is read; bodies, heads and connections have
+//! limits; a client that sends or reads slowly is disconnected, and a connection ends with its reply.
+//! Without a token only the names of this machine and pages of allowed origins are served, so that a
+//! page in a local browser cannot use the device unnoticed. Nothing of a request is logged.
 //!
-//! Not here: what the routes do (`app::http`).
+//! Elsewhere: what the routes do (`app::http`).
 
 pub mod guard;
 pub mod page;
+pub mod places;
+pub mod token;
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-/// A request's head: this long to come, and so large at most. A connection without a request is kept as long.
-const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+use crate::http::places::{Peer, Place, Places, Stage};
+use crate::http::token::Token;
+
+/// The head of a request must arrive within this time. A guess.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const HEAD_BYTES_MAX: usize = 16 << 10;
-/// Who takes nothing of an answer for so long is let go.
-const WRITE_PATIENCE: Duration = Duration::from_secs(10);
-/// After a failure to accept (out of descriptors).
+/// A client that reads nothing for this long is disconnected. A guess.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How requests begin that have places of their own.
+const LANE_STARTS: [&[u8]; 2] = [b"GET /healthz", b"GET /metrics"];
+/// How often a connection asks for a place: others may have become slow meanwhile.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// The pause after a failure to accept, for example for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
     pub listen: SocketAddr,
     pub token: Option<Token>,
+    /// Of who may read the record and change nothing.
+    pub reader_token: Option<Token>,
     /// Origins of pages that may use the routes, as browsers write them: `https://host:port`.
     pub origins: Vec<String>,
     pub connections_max: usize,
-    /// Requests with a body at once.
+    /// The most requests with a body at a time.
     pub requests_max: usize,
     pub per_minute_max: u32,
     pub body_bytes_max: usize,
 }
 
-/// The digest of the secret that a client must show.
-#[derive(Clone)]
-pub struct Token([u8; 32]);
-
-impl Token {
-    /// Of at least 16 visible ASCII characters, since it travels in a header.
-    pub fn new(text: &str) -> Option<Self> {
-        let fits = text.len() >= 16 && text.bytes().all(|it| it.is_ascii_graphic());
-        fits.then(|| Self(Sha256::digest(text).into()))
-    }
-
-    /// Takes the same time whatever is shown.
-    pub fn is(&self, shown: &[u8]) -> bool {
-        let shown: [u8; 32] = Sha256::digest(shown).into();
-        self.0.ct_eq(&shown).into()
-    }
-}
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Token(…)")
-    }
-}
-
-/// What went wrong, as every route says it.
-pub fn refusal(status: StatusCode, message: &str) -> Response {
+/// Returns an error response, in the form that all routes share.
+pub fn error_response(status: StatusCode, message: &str) -> Response {
     let mut response = (status, axum::Json(json!({"error": message}))).into_response();
     if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -87,89 +74,115 @@ pub fn refusal(status: StatusCode, message: &str) -> Response {
     response
 }
 
-/// Browsers are told who may call from elsewhere.
-pub fn cors(origins: &[String]) -> CorsLayer {
+/// Allows pages of the configured origins to use the routes.
+pub fn cors_layer(origins: &[String]) -> CorsLayer {
     let origins: Vec<HeaderValue> = origins.iter().filter_map(|it| it.parse().ok()).collect();
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods([Method::GET, Method::POST])
         .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION])
+        .expose_headers([HeaderName::from_static("rollcall-unreadable")])
 }
 
-/// Serves until `stop`; then what is under way is finished.
+/// Serves until `stop`, then finishes the requests in progress.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     connections_max: usize,
     mut stop: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(connections_max));
+    let places = Places::new(connections_max);
     let mut serving = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &places) => accepted,
-            // How a connection ended does not matter.
+            accepted = listener.accept() => accepted,
+            // The outcome of a connection does not matter.
             Some(_) = serving.join_next() => continue,
             _ = stop.wait_for(|it| *it) => break,
         };
         match accepted {
-            Some((stream, place)) => {
-                serving.spawn(connection(stream, place, router.clone(), stop.clone()));
+            Ok((stream, address)) => {
+                let peer = Peer::new(address.ip());
+                let place = places.enter(peer);
+                let router = router.clone();
+                serving.spawn(serve_connection(stream, peer, place, router, stop.clone()));
             }
-            None => tokio::time::sleep(ACCEPT_PAUSE).await,
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
     drop(listener);
     while serving.join_next().await.is_some() {}
 }
 
-/// Beyond the limit connections wait with the kernel.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
-    let (stream, _) = listener.accept().await.ok()?;
-    Some((stream, place))
+/// Waits for a request to begin, and then for a place. Returns false if the connection is to be
+/// closed instead.
+async fn wait_for_place(
+    stream: &TcpStream,
+    place: &mut Place,
+    stop: &mut watch::Receiver<bool>,
+) -> bool {
+    let mut start = [0; 12];
+    let begun = tokio::select! {
+        peeked = stream.peek(&mut start) => peeked.unwrap_or_default(),
+        () = place.closed() => 0,
+        () = tokio::time::sleep(HEAD_TIMEOUT) => 0,
+        _ = stop.wait_for(|it| *it) => 0,
+    };
+    if begun == 0 {
+        return false;
+    }
+    let in_lane = LANE_STARTS.contains(&&start[..begun]);
+    loop {
+        place.ask(in_lane);
+        match place.stage() {
+            Stage::Served | Stage::InLane => return true,
+            Stage::Closed => return false,
+            Stage::Waiting => {}
+        }
+        tokio::select! {
+            () = place.changed() => {}
+            () = tokio::time::sleep(ASK_AGAIN) => {}
+            _ = stop.wait_for(|it| *it) => return false,
+        }
+    }
 }
 
-async fn connection(
+async fn serve_connection(
     stream: TcpStream,
-    place: OwnedSemaphorePermit,
+    peer: Peer,
+    mut place: Place,
     router: Router,
     mut stop: watch::Receiver<bool>,
 ) {
+    if !wait_for_place(&stream, &mut place, &mut stop).await {
+        return;
+    }
     let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(WRITE_PATIENCE));
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let on_request = place.on_request();
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        on_request();
+        request.extensions_mut().insert(peer);
+        router.call(request)
+    });
     let mut served = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_PATIENCE)
+            .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router))
+            // One request a connection: an idle one would hold a place.
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(Box::pin(stream)), service)
     );
-    // An error is a client that hung up, was too slow, or spoke no HTTP; hyper has answered where it could.
+    // An error is a client that disconnected, was too slow, or sent no HTTP. hyper has replied where
+    // it could.
     tokio::select! {
         ended = served.as_mut() => drop(ended),
+        () = place.closed() => {}
         () = async { drop(stop.wait_for(|it| *it).await) } => {
             served.as_mut().graceful_shutdown();
             served.await.ok();
         }
-    }
-    drop(place);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_is_long_and_itself_only() {
-        assert!(Token::new("short").is_none());
-        assert!(Token::new("with a blank in it").is_none());
-        let token = Token::new("0123456789abcdef").unwrap();
-        assert!(token.is(b"0123456789abcdef"));
-        assert!(!token.is(b"0123456789abcdeF") && !token.is(b""));
-        assert_eq!(format!("{token:?}"), "Token(…)");
     }
 }

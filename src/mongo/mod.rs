@@ -1,26 +1,27 @@
-//! MongoDB: the shared record of all doors (`docs/wire.md`, *MongoDB*).
+//! MongoDB: the shared record of all devices (`docs/wire.md`, *MongoDB*).
 //!
-//! Invariants: a row is answered `Acknowledged` only when a majority of the servers has what it stands for, journaled.
-//! Every write may be repeated at any time and changes nothing the second time. Every call to the server ends within a
-//! time of our own, as the driver knows no limit for an answer. Nothing is buried because of what can be put right on
-//! the server's side (a password, a role, a full disk): only what it will never take.
+//! Invariants: a row is `Acknowledged` only when a majority of the servers has what it stands for,
+//! journaled. Every write may be repeated at any time and changes nothing the second time. Every
+//! call to the server ends within a timeout of our own, because the driver has none for a reply.
+//! Nothing is dead-lettered because of what can be corrected on the server's side (a password, a
+//! role, a full disk): only what the server will never accept.
 //!
-//! Not relied upon: `Client::bulk_write` (servers before 8.0 have none), transactions, the server's clock.
+//! Not used: `Client::bulk_write` (servers before 8.0 have none), transactions, the server's clock.
 
-mod devices;
-mod documents;
-mod doors;
-mod examine;
-mod fault;
-mod gallery;
-mod link;
-mod settings;
-mod sink;
+mod types;
 
-pub use devices::{DeviceNote, Gap};
-pub use documents::VenueNote;
-pub use examine::{Examined, examine};
-pub use gallery::{Listed, ListedPage, SealedAccount};
-pub use link::MongoLink;
-pub use settings::{MongoSettings, SettingsError, UriSource, settings_from};
-pub use sink::{MongoSink, Venues, WINDOW_MAX};
+pub use types::{
+    CoverageGap, DeviceRecord, Examined, LegacyVenue, ListedRecord, MongoFlaw, RecordPage,
+    SettingsError, StoredRecord, UriSource, VenueRecord, Venues, WINDOW_MAX,
+};
+
+#[cfg(not(feature = "mongo"))]
+mod disabled;
+#[cfg(not(feature = "mongo"))]
+pub use disabled::{MongoLink, MongoSettings, MongoSink, examine, settings_from};
+
+/// One switch for the driver and all that uses it.
+#[cfg(feature = "mongo")]
+mod driver;
+#[cfg(feature = "mongo")]
+pub use driver::{MongoLink, MongoSettings, MongoSink, examine, settings_from};

@@ -1,4 +1,5 @@
-//! From a picture and landmarks to a sample: the face turned upright, scaled and cut to the size the embedder wants.
+//! From a picture and landmarks to a sample: the face turned upright, scaled and cut to the size
+//! the embedder wants.
 
 use crate::recognise::face::{Landmarks, Point};
 use crate::recognise::picture::Picture;
@@ -6,8 +7,8 @@ use crate::recognise::picture::Picture;
 /// Side of a sample in pixels.
 pub const SAMPLE_SIDE: usize = 112;
 
-/// Where the five landmarks come to lie in a sample of 112 x 112: the reference points of ArcFace (Deng et al., CVPR
-/// 2019), for which both embedders were trained.
+/// Where the five landmarks come to lie in a sample of 112 x 112: the reference points of ArcFace
+/// (Deng et al., CVPR 2019), for which both embedders were trained.
 pub const REFERENCE_POINTS: [Point; 5] = [
     Point { x: 38.2946, y: 51.6963 },
     Point { x: 73.5318, y: 51.5014 },
@@ -20,7 +21,8 @@ pub const REFERENCE_POINTS: [Point; 5] = [
 #[derive(Clone, Debug)]
 pub struct Sample {
     pub picture: Picture,
-    /// The landmarks in the sample's own pixels: how far they lie off the reference points tells the pose.
+    /// The landmarks in the sample's own pixels. Their distance from the reference points shows the
+    /// pose.
     pub landmarks: Landmarks,
     /// Pixels between the eyes in the picture it was cut from.
     pub eye_distance_px: f32,
@@ -38,7 +40,8 @@ impl Sample {
     }
 }
 
-/// Rotation, uniform scale and shift, no reflection: `x' = a·x − b·y + shift_x`, `y' = b·x + a·y + shift_y`.
+/// Rotation, uniform scale and shift, no reflection: `x' = a·x − b·y + shift_x`, `y' = b·x + a·y +
+/// shift_y`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Similarity {
     a: f64,
@@ -48,24 +51,30 @@ pub struct Similarity {
 }
 
 impl Similarity {
-    /// The least-squares fit of `from` onto `to` (Umeyama, PAMI 1991; in the plane it has this closed form). `None` when
-    /// the points coincide or are not finite.
+    /// The least-squares fit of `from` onto `to` (Umeyama, PAMI 1991; in the plane it has this
+    /// closed form). `None` when the points coincide or are not finite.
     pub fn fit(from: &[Point; 5], to: &[Point; 5]) -> Option<Self> {
         let mean = |points: &[Point; 5]| {
             let sum =
                 points.iter().fold((0.0, 0.0), |s, p| (s.0 + f64::from(p.x), s.1 + f64::from(p.y)));
             (sum.0 / 5.0, sum.1 / 5.0)
         };
-        let (from_mean, to_mean) = (mean(from), mean(to));
-        let (mut along, mut across, mut spread) = (0.0, 0.0, 0.0);
+        let from_mean = mean(from);
+        let to_mean = mean(to);
+        let mut along = 0.0;
+        let mut across = 0.0;
+        let mut spread = 0.0;
         for (p, q) in from.iter().zip(to) {
-            let (px, py) = (f64::from(p.x) - from_mean.0, f64::from(p.y) - from_mean.1);
-            let (qx, qy) = (f64::from(q.x) - to_mean.0, f64::from(q.y) - to_mean.1);
+            let px = f64::from(p.x) - from_mean.0;
+            let py = f64::from(p.y) - from_mean.1;
+            let qx = f64::from(q.x) - to_mean.0;
+            let qy = f64::from(q.y) - to_mean.1;
             along += px * qx + py * qy;
             across += px * qy - py * qx;
             spread += px * px + py * py;
         }
-        let (a, b) = (along / spread, across / spread);
+        let a = along / spread;
+        let b = across / spread;
         let shift_x = to_mean.0 - a * from_mean.0 + b * from_mean.1;
         let shift_y = to_mean.1 - b * from_mean.0 - a * from_mean.1;
         let usable = a.hypot(b) > 1e-9 && shift_x.is_finite() && shift_y.is_finite();
@@ -73,7 +82,8 @@ impl Similarity {
     }
 
     pub fn apply(&self, p: Point) -> Point {
-        let (x, y) = (f64::from(p.x), f64::from(p.y));
+        let x = f64::from(p.x);
+        let y = f64::from(p.y);
         Point {
             x: (self.a * x - self.b * y + self.shift_x) as f32,
             y: (self.b * x + self.a * y + self.shift_y) as f32,
@@ -82,7 +92,8 @@ impl Similarity {
 
     fn inverse(&self) -> Self {
         let square = self.a * self.a + self.b * self.b;
-        let (a, b) = (self.a / square, -self.b / square);
+        let a = self.a / square;
+        let b = -self.b / square;
         Self {
             a,
             b,
@@ -95,7 +106,7 @@ impl Similarity {
 /// Cuts the sample. `None` when the landmarks do not span a face.
 pub fn align(picture: &Picture, landmarks: &Landmarks) -> Option<Sample> {
     let onto_sample = Similarity::fit(&landmarks.points(), &REFERENCE_POINTS)?;
-    let sample = warp(picture, onto_sample.inverse());
+    let sample = warp_sample(picture, onto_sample.inverse());
     Some(Sample {
         picture: sample,
         landmarks: Landmarks::from_points(landmarks.points().map(|p| onto_sample.apply(p))),
@@ -104,16 +115,17 @@ pub fn align(picture: &Picture, landmarks: &Landmarks) -> Option<Sample> {
 }
 
 /// Bilinear, black outside the picture.
-fn warp(picture: &Picture, to_picture: Similarity) -> Picture {
+fn warp_sample(picture: &Picture, to_picture: Similarity) -> Picture {
     let mut rgb = vec![0u8; SAMPLE_SIDE * SAMPLE_SIDE * 3];
     for (row, line) in rgb.chunks_exact_mut(SAMPLE_SIDE * 3).enumerate() {
         let y = row as f64;
-        let (from_x, from_y) =
-            (to_picture.shift_x - to_picture.b * y, to_picture.shift_y + to_picture.a * y);
+        let from_x = to_picture.shift_x - to_picture.b * y;
+        let from_y = to_picture.shift_y + to_picture.a * y;
         for (column, pixel) in line.chunks_exact_mut(3).enumerate() {
             let x = column as f64;
-            let (u, v) = ((to_picture.a * x + from_x) as f32, (to_picture.b * x + from_y) as f32);
-            pixel.copy_from_slice(&between(picture, u, v));
+            let u = (to_picture.a * x + from_x) as f32;
+            let v = (to_picture.b * x + from_y) as f32;
+            pixel.copy_from_slice(&interpolate_pixel(picture, u, v));
         }
     }
     Picture::from_rgb(SAMPLE_SIDE, SAMPLE_SIDE, rgb)
@@ -122,11 +134,15 @@ fn warp(picture: &Picture, to_picture: Similarity) -> Picture {
 
 /// The colour at a place between four pixels.
 #[inline]
-fn between(picture: &Picture, u: f32, v: f32) -> [u8; 3] {
-    let (width, height) = (picture.width() as i32, picture.height() as i32);
-    // The cast saturates: a place far outside, or none at all (NaN), has black neighbours only or is clamped to an edge.
-    let (left, top) = (floor(u), floor(v));
-    let (du, dv) = (u - left as f32, v - top as f32);
+fn interpolate_pixel(picture: &Picture, u: f32, v: f32) -> [u8; 3] {
+    let width = picture.width() as i32;
+    let height = picture.height() as i32;
+    // The cast saturates: a place far outside, or none at all (NaN), has black neighbours only or
+    // is clamped to an edge.
+    let left = floor(u);
+    let top = floor(v);
+    let du = u - left as f32;
+    let dv = v - top as f32;
     let mut sum = [0.5f32; 3];
     if left >= 0 && top >= 0 && left < width - 1 && top < height - 1 {
         let at = (top as usize * picture.width() + left as usize) * 3;
@@ -138,16 +154,15 @@ fn between(picture: &Picture, u: f32, v: f32) -> [u8; 3] {
                 let here = f32::from(row[channel]);
                 here + du * (f32::from(row[channel + 3]) - here)
             };
-            let (above, below) = (across(upper), across(lower));
+            let above = across(upper);
+            let below = across(lower);
             *total += above + dv * (below - above);
         }
     } else {
         let weights = [(1.0 - du) * (1.0 - dv), du * (1.0 - dv), (1.0 - du) * dv, du * dv];
         for (corner, weight) in weights.into_iter().enumerate() {
-            let (x, y) = (
-                left.saturating_add((corner & 1) as i32),
-                top.saturating_add((corner >> 1) as i32),
-            );
+            let x = left.saturating_add((corner & 1) as i32);
+            let y = top.saturating_add((corner >> 1) as i32);
             if (0..width).contains(&x) && (0..height).contains(&y) {
                 let colour = picture.clamped(x as isize, y as isize);
                 sum.iter_mut()
@@ -159,7 +174,8 @@ fn between(picture: &Picture, u: f32, v: f32) -> [u8; 3] {
     sum.map(|value| value as u8)
 }
 
-/// `f32::floor` is a function call on processors without SSE 4.1 as a given; this is two instructions.
+/// `f32::floor` is a function call on processors without SSE 4.1 as a given; this is two
+/// instructions.
 #[inline]
 fn floor(value: f32) -> i32 {
     let cut = value as i32;
@@ -172,7 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn landmarks_at_the_reference_points_leave_the_picture_as_it_is() {
+    fn reference_landmarks_leave_picture_unchanged() {
         let rgb = (0..112 * 112 * 3).map(|n| (n % 251) as u8).collect();
         let picture = Picture::from_rgb(112, 112, rgb).unwrap();
         let sample = align(&picture, &Landmarks::from_points(REFERENCE_POINTS)).unwrap();
@@ -180,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn points_that_coincide_are_no_face() {
+    fn coincident_landmarks_give_no_sample() {
         let picture = Picture::plain(10, 10, [9; 3]);
         assert!(align(&picture, &Landmarks::default()).is_none());
         let nan = Point { x: f32::NAN, y: 0.0 };
@@ -189,7 +205,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_fit_finds_the_similarity_that_was_applied(
+        fn fit_recovers_the_applied_similarity(
             scale in 0.1f64..10.0, turn in -3.1f64..3.1, shift_x in -500.0f64..500.0, shift_y in -500.0f64..500.0,
         ) {
             let truth = Similarity { a: scale * turn.cos(), b: scale * turn.sin(), shift_x, shift_y };

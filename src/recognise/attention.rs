@@ -1,9 +1,10 @@
-//! How closely to look: which frames the detector sees, and which are not even decoded.
+//! Decides which frames the detector runs on, and which are not even decoded.
 //!
-//! While nobody is there and nothing changes, a frame costs its coarse brightness only (`change`), and the detector looks
-//! now and then for whom the change detector missed. From the first change on, and while a face is being decided upon,
-//! every frame is looked at. Faces that are all decided upon in a scene that stands still (a person who waits, a poster)
-//! are looked at just often enough to stay followed. A hot processor lowers the pace of all of it.
+//! In an empty scene without change, a frame costs its coarse brightness only (`change`), and the
+//! detector runs now and then to find what the change detector missed. From the first change on,
+//! and while a track is undecided, it runs on every frame. Decided faces in a scene without movement
+//! (a person who waits, a poster) are detected just often enough to keep their tracks. A hot
+//! processor slows all of this down.
 
 use std::time::Duration;
 
@@ -16,113 +17,117 @@ use crate::recognise::picture::DecodeError;
 pub struct PaceSettings {
     /// Least time between two frames whose brightness is compared while nobody is there.
     pub idle_every: Duration,
-    /// A track that is not looked at for this long ends: however slow the pace, it is not slower than half of this.
+    /// A track without a detection for this long ends, so detections are never further apart than
+    /// half of this.
     pub lost_after: Duration,
 }
 
-/// After a change every frame is looked at for this long: who comes in takes a moment to face the camera.
+/// After a change the detector runs on every frame for this long: a person who comes in takes a
+/// moment to face the camera.
 const AWAKE_FOR: Duration = Duration::from_secs(1);
-/// The detector looks at a scene in which nothing changed this often.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How often faces that are all decided upon are looked at while nothing moves.
-const SETTLED_EVERY: Duration = Duration::from_millis(400);
-/// A frame that comes a little early is not put off until the next: timestamps jitter.
+/// How often the detector runs on a scene without change.
+const IDLE_DETECT_INTERVAL: Duration = Duration::from_secs(2);
+/// How often decided faces are detected while nothing moves.
+const SETTLED_DETECT_INTERVAL: Duration = Duration::from_millis(400);
+/// Frames may come this much early and still count as due: timestamps jitter.
 const JITTER: Duration = Duration::from_millis(10);
 
-/// Who is before the camera.
+/// The faces before the camera.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     Nobody,
-    /// Faces, each of them decided upon.
+    /// Faces, each with a decision.
     Settled,
-    /// A face that is to be decided upon.
+    /// At least one undecided face.
     Deciding,
 }
 
-/// What a frame is worth.
+/// What is done with a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Attention {
+pub enum FrameAction {
     /// Not even decoded.
-    Passed,
-    /// Compared with the background: nothing to see.
-    Still,
+    Skip,
+    /// Compared with the background only.
+    CompareOnly,
     /// Shown to the detector.
     #[default]
-    Full,
+    Detect,
 }
 
-impl Attention {
+impl FrameAction {
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Passed => "passed",
-            Self::Still => "still",
-            Self::Full => "full",
+            Self::Skip => "passed",
+            Self::CompareOnly => "still",
+            Self::Detect => "full",
         }
     }
 }
 
 #[derive(Debug)]
-pub struct Watcher {
+pub struct FrameScheduler {
     settings: PaceSettings,
     change: ChangeDetector,
     awake_until: Option<Stamp>,
-    glanced: Option<Stamp>,
-    looked: Option<Stamp>,
-    /// The frame was shown to the detector unseen: its brightness costs little once it is decoded.
-    glance_due: bool,
+    compared_at: Option<Stamp>,
+    detected_at: Option<Stamp>,
+    /// The frame goes to the detector in any case. Its brightness is compared afterwards, when it is
+    /// decoded and so costs little.
+    luma_due: bool,
 }
 
-impl Watcher {
+impl FrameScheduler {
     pub fn new(settings: PaceSettings) -> Self {
         Self {
             settings,
             change: ChangeDetector::default(),
             awake_until: None,
-            glanced: None,
-            looked: None,
-            glance_due: false,
+            compared_at: None,
+            detected_at: None,
+            luma_due: false,
         }
     }
 
-    /// Decides on the frame. `slowed` is the least time between two frames that are looked at at all.
-    pub fn regard(
+    /// Decides what is done with the frame. `slowed` is the least time between two frames that are
+    /// not skipped.
+    pub fn decide_action(
         &mut self,
         frame: &Frame,
         presence: Presence,
         slowed: Duration,
-    ) -> Result<Attention, DecodeError> {
+    ) -> Result<FrameAction, DecodeError> {
         let now = frame.media();
         let slowed = slowed.min(self.settings.lost_after / 2);
         let sure = presence == Presence::Deciding || self.is_awake(&now);
         let idle = presence == Presence::Nobody && !sure;
         let pause = if idle { slowed.max(self.settings.idle_every) } else { slowed };
-        if !is_due(self.glanced, &now, pause) {
-            return Ok(Attention::Passed);
+        if !is_due(self.compared_at, &now, pause) {
+            return Ok(FrameAction::Skip);
         }
-        self.glanced = Some(now);
-        self.glance_due = sure;
+        self.compared_at = Some(now);
+        self.luma_due = sure;
         if !sure {
-            self.glance(frame)?;
+            self.compare_luma(frame)?;
             let every = match presence {
-                Presence::Settled => SETTLED_EVERY.min(self.settings.lost_after / 2),
-                Presence::Deciding | Presence::Nobody => LOOK_EVERY,
+                Presence::Settled => SETTLED_DETECT_INTERVAL.min(self.settings.lost_after / 2),
+                Presence::Deciding | Presence::Nobody => IDLE_DETECT_INTERVAL,
             };
-            if !self.is_awake(&now) && !is_due(self.looked, &now, every) {
-                return Ok(Attention::Still);
+            if !self.is_awake(&now) && !is_due(self.detected_at, &now, every) {
+                return Ok(FrameAction::CompareOnly);
             }
         }
-        self.looked = Some(now);
-        Ok(Attention::Full)
+        self.detected_at = Some(now);
+        Ok(FrameAction::Detect)
     }
 
-    /// To be told when the detector has seen the frame, and so decoded it.
-    pub fn seen(&mut self, frame: &Frame) -> Result<(), DecodeError> {
-        if std::mem::take(&mut self.glance_due) { self.glance(frame) } else { Ok(()) }
+    /// Compares the frame's brightness if that is still due; called after the detector has run.
+    pub fn note_decoded(&mut self, frame: &Frame) -> Result<(), DecodeError> {
+        if std::mem::take(&mut self.luma_due) { self.compare_luma(frame) } else { Ok(()) }
     }
 
-    fn glance(&mut self, frame: &Frame) -> Result<(), DecodeError> {
+    fn compare_luma(&mut self, frame: &Frame) -> Result<(), DecodeError> {
         let now = frame.media();
-        if self.change.look(&frame.pixels.luma()?, &now) {
+        if self.change.has_changed(&frame.pixels.luma()?, &now) {
             self.awake_until = Some(later(now, AWAKE_FOR));
         }
         Ok(())
@@ -133,7 +138,8 @@ impl Watcher {
     }
 }
 
-/// Whether so much time has passed; also when the source's time has gone back, as a replay's does that begins again.
+/// Returns whether `every` has passed since `last`, or the source's time has gone back, as that of a
+/// replay does when it begins again.
 fn is_due(last: Option<Stamp>, now: &Stamp, every: Duration) -> bool {
     last.is_none_or(|last| {
         now.boottime_ms < last.boottime_ms || now.since(&last) + JITTER.min(every / 4) >= every
@@ -151,9 +157,10 @@ mod tests {
     use super::*;
     use crate::recognise::picture::Picture;
 
-    fn watcher(idle_ms: u64) -> Watcher {
-        let (idle_every, lost_after) = (Duration::from_millis(idle_ms), Duration::from_millis(700));
-        Watcher::new(PaceSettings { idle_every, lost_after })
+    fn scheduler(idle_ms: u64) -> FrameScheduler {
+        let idle_every = Duration::from_millis(idle_ms);
+        let lost_after = Duration::from_millis(700);
+        FrameScheduler::new(PaceSettings { idle_every, lost_after })
     }
 
     fn frame(ms: u64, shade: u8) -> Frame {
@@ -168,9 +175,9 @@ mod tests {
         }
     }
 
-    /// How many of the frames from `from` to `to` seconds, `fps` a second, are looked at and how.
+    /// Counts the actions on the frames from `from` to `to` seconds at `fps` a second.
     fn count(
-        watcher: &mut Watcher,
+        scheduler: &mut FrameScheduler,
         (from, to): (u64, u64),
         fps: u64,
         shade: u8,
@@ -180,47 +187,49 @@ mod tests {
         let mut counts = [0; 3];
         for n in from * fps..to * fps {
             let frame = frame(n * 1000 / fps, shade);
-            let attention =
-                watcher.regard(&frame, presence, Duration::from_millis(slowed)).unwrap();
-            if attention == Attention::Full {
-                watcher.seen(&frame).unwrap();
+            let action =
+                scheduler.decide_action(&frame, presence, Duration::from_millis(slowed)).unwrap();
+            if action == FrameAction::Detect {
+                scheduler.note_decoded(&frame).unwrap();
             }
-            counts[attention as usize] += 1;
+            counts[action as usize] += 1;
         }
         counts
     }
 
     #[test]
-    fn a_still_scene_is_looked_at_now_and_then_and_a_change_at_once() {
-        let mut watcher = watcher(100);
-        count(&mut watcher, (0, 10), 10, 60, Presence::Nobody, 0);
-        let [passed, still, full] = count(&mut watcher, (10, 30), 10, 60, Presence::Nobody, 0);
-        assert_eq!((passed, still, full), (0, 190, 10));
+    fn still_scene_is_analysed_rarely() {
+        let mut scheduler = scheduler(100);
+        count(&mut scheduler, (0, 10), 10, 60, Presence::Nobody, 0);
+        let [skipped, compared, detected] =
+            count(&mut scheduler, (10, 30), 10, 60, Presence::Nobody, 0);
+        assert_eq!((skipped, compared, detected), (0, 190, 10));
         // From the change on each frame, for a second.
-        assert_eq!(count(&mut watcher, (30, 31), 10, 200, Presence::Nobody, 0), [0, 0, 10]);
+        assert_eq!(count(&mut scheduler, (30, 31), 10, 200, Presence::Nobody, 0), [0, 0, 10]);
     }
 
     #[test]
-    fn a_fast_camera_is_not_decoded_more_often_than_the_idle_pace() {
-        let mut watcher = watcher(100);
-        count(&mut watcher, (0, 10), 30, 60, Presence::Nobody, 0);
-        let [passed, still, full] = count(&mut watcher, (10, 20), 30, 60, Presence::Nobody, 0);
-        assert_eq!((passed, still + full), (200, 100));
-        assert_eq!(count(&mut watcher, (20, 21), 30, 60, Presence::Deciding, 0), [0, 0, 30]);
+    fn idle_rate_limits_fast_camera_decoding() {
+        let mut scheduler = scheduler(100);
+        count(&mut scheduler, (0, 10), 30, 60, Presence::Nobody, 0);
+        let [skipped, compared, detected] =
+            count(&mut scheduler, (10, 20), 30, 60, Presence::Nobody, 0);
+        assert_eq!((skipped, compared + detected), (200, 100));
+        assert_eq!(count(&mut scheduler, (20, 21), 30, 60, Presence::Deciding, 0), [0, 0, 30]);
     }
 
     #[test]
-    fn faces_that_are_decided_upon_are_followed_at_ease() {
-        let mut watcher = watcher(100);
-        count(&mut watcher, (0, 10), 10, 60, Presence::Deciding, 0);
-        assert_eq!(count(&mut watcher, (10, 18), 10, 60, Presence::Settled, 0)[2], 20);
+    fn settled_faces_are_analysed_less_often() {
+        let mut scheduler = scheduler(100);
+        count(&mut scheduler, (0, 10), 10, 60, Presence::Deciding, 0);
+        assert_eq!(count(&mut scheduler, (10, 18), 10, 60, Presence::Settled, 0)[2], 20);
     }
 
     #[test]
-    fn a_hot_processor_slows_everything_but_not_so_that_tracks_are_lost() {
-        let mut watcher = watcher(100);
-        count(&mut watcher, (0, 10), 10, 60, Presence::Deciding, 200);
-        assert_eq!(count(&mut watcher, (10, 20), 10, 60, Presence::Deciding, 200), [50, 0, 50]);
-        assert_eq!(count(&mut watcher, (20, 28), 20, 60, Presence::Deciding, 10_000)[2], 23);
+    fn hot_processor_slows_but_keeps_tracks() {
+        let mut scheduler = scheduler(100);
+        count(&mut scheduler, (0, 10), 10, 60, Presence::Deciding, 200);
+        assert_eq!(count(&mut scheduler, (10, 20), 10, 60, Presence::Deciding, 200), [50, 0, 50]);
+        assert_eq!(count(&mut scheduler, (20, 28), 20, 60, Presence::Deciding, 10_000)[2], 23);
     }
 }

@@ -1,27 +1,32 @@
-//! Has anything changed before the camera? Asked of each frame's coarse brightness, before the detector is.
+//! Change detection on the coarse brightness of each frame.
 //!
-//! A cell has changed when it differs from its background by more than its own noise explains. What the whole picture
-//! does at once (lamps that flicker, the exposure, daylight) is taken out first; what a cell does slowly becomes its
-//! background. When in doubt something has changed: a look for nothing costs milliseconds, a person overlooked is not
-//! recorded.
+//! A cell has changed when it differs from its background by more than its own noise explains.
+//! Changes of the whole picture (flickering lamps, exposure, daylight) are removed first; slow
+//! changes of a cell become its background. In doubt a frame counts as changed: a detection for
+//! nothing costs milliseconds, but a person who is missed is not recorded.
 
 use std::time::Duration;
 
 use crate::clock::Stamp;
 use crate::recognise::frame::Luma;
 
-/// A cell's mean differs from the background by at least this when somebody is there, even dark on dark.
+/// A cell's mean differs from the background by at least this when somebody is there, even dark on
+/// dark.
 const STEP_MIN: f32 = 7.0;
-/// So many mean deviations of a cell's own noise are nothing new (of a normal distribution, one in 20,000).
+/// So many mean deviations of a cell's own noise are nothing new (of a normal distribution, one in
+/// 20,000).
 const NOISE_FACTOR: f32 = 5.0;
-/// A face that is large enough to be recognised covers at least two by two cells, and its body more.
+/// A face that is large enough to be recognised covers at least two by two cells, and its body
+/// more.
 const CELLS_MIN: usize = 3;
-/// The whole picture brighter or darker by more than this at once is a lamp switched, or a lens covered: worth a look.
+/// The whole picture brighter or darker by more than this at once is a lamp switched, or a lens
+/// covered: worth a detection.
 const GAIN_MAX: f32 = 1.25;
-/// How quickly the background follows a cell that has not changed, and one that has: a chair that was moved is part of
-/// the scene after some seconds, and a person who stands still is followed as a face by then.
-const FOLLOWS: Duration = Duration::from_secs(2);
-const ABSORBS: Duration = Duration::from_secs(8);
+/// How quickly the background follows a cell that has not changed, and one that has: a chair that
+/// was moved is part of the scene after some seconds, and a person who stands still is followed as
+/// a face by then.
+const FOLLOW_TIME: Duration = Duration::from_secs(2);
+const ABSORB_TIME: Duration = Duration::from_secs(8);
 
 /// The background that frames are compared with.
 #[derive(Debug, Default)]
@@ -34,15 +39,16 @@ pub struct ChangeDetector {
 }
 
 impl ChangeDetector {
-    /// Whether something changed since the frames before; the first frame always has.
-    pub fn look(&mut self, luma: &Luma, now: &Stamp) -> bool {
+    /// Returns whether the frame differs from the frames before it. The first frame always does.
+    pub fn has_changed(&mut self, luma: &Luma, now: &Stamp) -> bool {
         let elapsed = self.last.replace(*now).map(|last| now.since(&last));
-        let (Some(elapsed), true) = (elapsed, self.fits(luma)) else {
-            self.begin(luma);
+        let (Some(elapsed), true) = (elapsed, self.fits_size(luma)) else {
+            self.reset_background(luma);
             return true;
         };
-        let gain = self.gain(luma);
-        let (follow, absorb) = (share(elapsed, FOLLOWS), share(elapsed, ABSORBS));
+        let gain = self.median_gain(luma);
+        let follow = elapsed_share(elapsed, FOLLOW_TIME);
+        let absorb = elapsed_share(elapsed, ABSORB_TIME);
         let mut changed = 0;
         let cells = self.background.iter_mut().zip(&mut self.noise).zip(luma.values());
         for ((background, noise), value) in cells {
@@ -58,19 +64,20 @@ impl ChangeDetector {
         changed >= CELLS_MIN || !(GAIN_MAX.recip()..=GAIN_MAX).contains(&gain)
     }
 
-    fn fits(&self, luma: &Luma) -> bool {
+    fn fits_size(&self, luma: &Luma) -> bool {
         self.width == luma.width() && self.background.len() == luma.values().len()
     }
 
-    fn begin(&mut self, luma: &Luma) {
+    fn reset_background(&mut self, luma: &Luma) {
         self.width = luma.width();
         self.background = luma.values().iter().map(|value| f32::from(*value)).collect();
         self.noise = vec![0.0; self.background.len()];
     }
 
-    /// By how much the picture as a whole is brighter than its background: the median over the cells, which a person
-    /// does not move unless they fill half of it, and then the edges of what they cover do differ.
-    fn gain(&self, luma: &Luma) -> f32 {
+    /// By how much the picture as a whole is brighter than its background: the median over the
+    /// cells, which a person does not move unless they fill half of it, and then the edges of what
+    /// they cover do differ.
+    fn median_gain(&self, luma: &Luma) -> f32 {
         let cells = self.background.iter().zip(luma.values());
         // Black and white cells do not follow the light.
         let within =
@@ -85,7 +92,7 @@ impl ChangeDetector {
     }
 }
 
-fn share(elapsed: Duration, within: Duration) -> f32 {
+fn elapsed_share(elapsed: Duration, within: Duration) -> f32 {
     (elapsed.as_secs_f32() / within.as_secs_f32()).min(1.0)
 }
 
@@ -100,7 +107,8 @@ mod tests {
         Stamp { wall_ms: 0, boottime_ms: ms, trusted: true }
     }
 
-    /// A wall that is brighter to the right, times `gain`, with noise of a cell's mean, and `square` cells of a person.
+    /// A wall that is brighter to the right, times `gain`, with noise of a cell's mean, and
+    /// `square` cells of a person.
     fn scene(frame: u64, gain: f32, noise: f32, person: Option<(usize, usize, f32)>) -> Luma {
         let mut state = frame.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         let mut random = || {
@@ -110,7 +118,8 @@ mod tests {
             (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
         };
         let values = (0..WIDTH * HEIGHT).map(|n| {
-            let (x, y) = (n % WIDTH, n / WIDTH);
+            let x = n % WIDTH;
+            let y = n / WIDTH;
             let there = person.filter(|(left, side, _)| {
                 (*left..left + side).contains(&x) && (20..20 + side).contains(&y)
             });
@@ -123,11 +132,11 @@ mod tests {
     /// The frames, of so many at ten a second, in which something had changed.
     fn changes(frames: u64, scene: impl Fn(u64) -> Luma) -> Vec<u64> {
         let mut detector = ChangeDetector::default();
-        (0..frames).filter(|frame| detector.look(&scene(*frame), &at(frame * 100))).collect()
+        (0..frames).filter(|frame| detector.has_changed(&scene(*frame), &at(frame * 100))).collect()
     }
 
     #[test]
-    fn a_still_scene_is_looked_at_once() {
+    fn still_scene_reports_one_change() {
         assert_eq!(changes(600, |frame| scene(frame, 1.0, 1.5, None)), [0]);
     }
 
@@ -140,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_is_noticed_in_the_first_frame() {
+    fn person_is_noticed_in_first_frame() {
         for (side, shade) in [(2, 140.0), (5, 20.0), (30, 90.0), (30, 160.0)] {
             let coming = |frame| scene(frame, 1.0, 1.5, (frame >= 50).then_some((10, side, shade)));
             let changes = changes(52, coming);
@@ -149,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lamp_switched_is_noticed_and_got_used_to() {
+    fn switched_lamp_is_noticed_then_absorbed() {
         let switched = |frame| scene(frame, if frame >= 50 { 1.6 } else { 1.0 }, 1.0, None);
         let changes = changes(300, switched);
         assert_eq!(changes[1], 50);
@@ -157,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_becomes_part_of_the_scene() {
+    fn lasting_object_becomes_background() {
         let chair = |frame| scene(frame, 1.0, 1.0, (frame >= 50).then_some((30, 8, 200.0)));
         let changes = changes(600, chair);
         assert_eq!(changes[1], 50);
@@ -165,10 +174,10 @@ mod tests {
     }
 
     #[test]
-    fn another_size_of_picture_begins_anew() {
+    fn changed_picture_size_restarts_detection() {
         let mut detector = ChangeDetector::default();
-        detector.look(&scene(0, 1.0, 0.0, None), &at(0));
-        assert!(detector.look(&Luma::from_rows(4, vec![9; 12]).unwrap(), &at(100)));
-        assert!(!detector.look(&Luma::from_rows(4, vec![9; 12]).unwrap(), &at(200)));
+        detector.has_changed(&scene(0, 1.0, 0.0, None), &at(0));
+        assert!(detector.has_changed(&Luma::from_rows(4, vec![9; 12]).unwrap(), &at(100)));
+        assert!(!detector.has_changed(&Luma::from_rows(4, vec![9; 12]).unwrap(), &at(200)));
     }
 }

@@ -7,9 +7,10 @@ use crate::recognise::gallery::{Gallery, Subject};
 
 /// How the threshold follows the gallery's size.
 ///
-/// Per comparison a stranger's score passes the threshold with probability FMR; against N subjects with about
-/// `1 − (1 − FMR)^N` (FPIR). The tail of the impostor scores falls off exponentially, so for the same FPIR the threshold
-/// rises by a constant for each tenfold gallery, and by the same constant for each tenth of the target FPIR.
+/// Per comparison a stranger's score passes the threshold with probability FMR; against N subjects
+/// with about `1 − (1 − FMR)^N` (FPIR). The tail of the impostor scores falls off exponentially, so
+/// for the same FPIR the threshold rises by a constant for each tenfold gallery, and by the same
+/// constant for each tenth of the target FPIR.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ThresholdRule {
     /// The threshold at FPIR 1 % with `subjects` enrolled, as measured (manifest).
@@ -43,7 +44,7 @@ pub struct DecisionSettings {
     pub samples_min: usize,
     /// With a score this far above the threshold one sample less is enough.
     pub early_margin: f32,
-    /// Least distance to the second-best subject: look-alikes are not told apart by noise.
+    /// Least distance to the second-best subject, so that noise does not decide between look-alikes.
     pub margin_min: f32,
     /// Good samples without a match after which a face is a stranger's.
     pub unknown_samples: usize,
@@ -145,7 +146,8 @@ impl Evidence {
     }
 }
 
-/// One picture is all there is (a command's image): the same threshold and margin, but a single sample decides.
+/// One picture is all there is (a command's image): the same threshold and margin, but a single
+/// sample decides.
 pub fn decide_still(probe: &Template, gallery: &Gallery, settings: &DecisionSettings) -> Decision {
     let threshold = settings.threshold.at(gallery.subjects());
     let found = gallery.search(probe);
@@ -172,7 +174,7 @@ pub fn decide_still(probe: &Template, gallery: &Gallery, settings: &DecisionSett
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recognise::face::{Name, SubjectId};
+    use crate::ids::{Name, SubjectId};
 
     fn rule(fixed: Option<f32>) -> ThresholdRule {
         let fixed = fixed.and_then(Threshold::new);
@@ -189,7 +191,8 @@ mod tests {
         }
     }
 
-    /// Two subjects on the first two axes of a plane: a probe's score with each is simply its coordinate.
+    /// Two subjects on the first two axes of a plane: a probe's score with each is simply its
+    /// coordinate.
     fn gallery() -> Gallery {
         let axis = |x, y| Template::normalised(vec![x, y, 0.0]).unwrap();
         let subject =
@@ -207,12 +210,12 @@ mod tests {
         for (a, b) in samples {
             evidence.add(probe(*a, *b));
         }
-        let said = match evidence.decide(&gallery(), &settings()) {
+        let message = match evidence.decide(&gallery(), &settings()) {
             Decision::Identified(it) => it.subject.id.to_string(),
             Decision::Unknown { .. } => "unknown".into(),
             Decision::Undecided => "undecided".into(),
         };
-        assert_eq!(said, expected, "{samples:?}");
+        assert_eq!(message, expected, "{samples:?}");
     }
 
     #[test]
@@ -225,11 +228,12 @@ mod tests {
         check(&[(0.39, 0.1); 4], "undecided");
         check(&[(0.39, 0.1); 5], "unknown");
         check(&[(0.50, 0.49); 5], "undecided"); // look-alikes stay undecided
-        check(&[(0.1, 0.7), (0.7, 0.1), (0.7, 0.1)], "undecided"); // a sample that clearly says another
+        // a sample that clearly matches another
+        check(&[(0.1, 0.7), (0.7, 0.1), (0.7, 0.1)], "undecided");
     }
 
     #[test]
-    fn the_threshold_rises_with_the_gallery_and_with_caution() {
+    fn threshold_depends_on_gallery_and_fpir() {
         let at = |subjects, fpir| ThresholdRule { fpir, ..rule(None) }.at(subjects).value();
         assert!((at(144, 0.01) - 0.43).abs() < 1e-6);
         assert!((at(1440, 0.01) - 0.485).abs() < 1e-6);

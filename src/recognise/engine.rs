@@ -1,60 +1,66 @@
-//! The port to the networks: what recognition asks of them. `vision` implements it with ONNX Runtime, tests by a script.
+//! The port to the models. `vision` implements it with ONNX Runtime, tests with a script.
 
 use crate::recognise::align::Sample;
 use crate::recognise::face::{Detection, ModelDigest, Template};
 use crate::recognise::picture::Picture;
 
-/// A network that fails on one frame may work on the next; one that fails always shows in health.
+/// An inference failed. The next frame may work; lasting failures show in the health message.
 #[derive(Debug, thiserror::Error)]
-#[error("the {network} network failed")]
+#[error("the {model} model failed")]
 pub struct EngineError {
-    pub network: String,
+    pub model: String,
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// How far the detector looks: the longer side of the picture it is shown, in pixels.
+/// Size of the detector's input: the longer side of the picture that it is given.
 ///
-/// At 320 a face must take up about 3 % of the picture's longer side to be found; at 640 half of that, at four times
-/// the cost.
+/// At 320 a face must take up about 3 % of the picture's longer side to be found; at 640 half of
+/// that, at four times the cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    Near,
-    Far,
+pub enum DetectorInput {
+    Small,
+    Large,
 }
 
-impl Reach {
+impl DetectorInput {
     pub fn side_px(self) -> usize {
         match self {
-            Self::Near => 320,
-            Self::Far => 640,
+            Self::Small => 320,
+            Self::Large => 640,
         }
     }
 }
 
-/// Detector, landmark refiner, embedder and PAD behind one door.
+/// Detector, landmark refiner, embedder and PAD model.
 pub trait FaceEngine: Send {
-    /// All faces of the picture in its own pixels, most confident first, with the detector's landmarks.
-    fn detect(&mut self, picture: &Picture, reach: Reach) -> Result<Vec<Detection>, EngineError>;
+    /// Returns all faces in pixels of the picture, the most confident first, with the detector's
+    /// landmarks.
+    fn detect(
+        &mut self,
+        picture: &Picture,
+        input: DetectorInput,
+    ) -> Result<Vec<Detection>, EngineError>;
 
-    /// The same detection with landmarks refined on the full-resolution picture.
+    /// Returns the detection with landmarks refined on the full-resolution picture.
     fn refine(
         &mut self,
         picture: &Picture,
         detection: &Detection,
     ) -> Result<Detection, EngineError>;
 
-    /// The template of a sample; `None` when the network's output cannot be normalised.
+    /// Returns the template of a sample; `None` when the model's output cannot be normalised.
     fn template(&mut self, sample: &Sample) -> Result<Option<Template>, EngineError>;
 
-    /// How live the face looks, 0.0 (surely an attack) to 1.0; `None` when no PAD network is loaded.
+    /// Returns the PAD score, 0.0 (surely an attack) to 1.0 (live); `None` when no PAD model is
+    /// loaded.
     fn liveness(
         &mut self,
         picture: &Picture,
         detection: &Detection,
     ) -> Result<Option<f32>, EngineError>;
 
-    /// Which embedder makes the templates.
+    /// The digest of the embedder.
     fn embedder(&self) -> ModelDigest;
     /// Elements of a template.
     fn dimension(&self) -> usize;

@@ -1,26 +1,29 @@
-//! What a whole picture is like, whoever is in it: for whoever sets a camera up, and never for a decision.
+//! Exposure of a whole picture, for setting up a camera, and never for a
+//! decision.
 
 use serde::{Deserialize, Serialize};
 
 use crate::recognise::picture::Picture;
 
-/// Measured on the picture's brightness (BT.601), made small so that noise of the sensor does not count.
+/// Measured on the picture's brightness (BT.601), made small so that noise of the sensor does not
+/// count.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Exposure {
     /// Mean, 0 to 255.
     pub luma: f32,
     /// From the dark parts to the bright ones (first and last percentile).
     pub range: f32,
-    /// The steepest edges, as a share of `range` from one cell to the next: about 0.5 where something is in focus.
+    /// The steepest edges, as a share of `range` from one cell to the next: about 0.5 where
+    /// something is in focus.
     pub sharpness: f32,
 }
 
 /// What is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unfit {
+pub enum ExposureFlaw {
     Dark,
     Bright,
-    /// Nothing can be told apart: a covered or fogged lens, or a bare wall.
+    /// There is no contrast: a covered or fogged lens, or a bare wall.
     Blank,
     Blurred,
 }
@@ -30,8 +33,9 @@ const SIDE: usize = 160;
 const LUMA_MIN: f32 = 25.0;
 const LUMA_MAX: f32 = 225.0;
 const RANGE_MIN: f32 = 16.0;
-/// Measured on a hundred photographs of 640 pixels with a sensor's noise (first and last percentile): as they are 0.36 to
-/// 0.78; blurred by 4 pixels 0.17 to 0.35, by 8 pixels 0.10 to 0.21, by 16 pixels 0.06 to 0.11.
+/// Measured on a hundred photographs of 640 pixels with a sensor's noise (first and last
+/// percentile): as they are 0.36 to 0.78; blurred by 4 pixels 0.17 to 0.35, by 8 pixels 0.10 to
+/// 0.21, by 16 pixels 0.06 to 0.11.
 const SHARPNESS_MIN: f32 = 0.16;
 
 impl Exposure {
@@ -45,15 +49,15 @@ impl Exposure {
         Self { luma, range, sharpness: cells.steepest() / range.max(1.0) }
     }
 
-    pub fn unfit(&self) -> Option<Unfit> {
+    pub fn unfit(&self) -> Option<ExposureFlaw> {
         if self.luma < LUMA_MIN {
-            Some(Unfit::Dark)
+            Some(ExposureFlaw::Dark)
         } else if self.luma > LUMA_MAX {
-            Some(Unfit::Bright)
+            Some(ExposureFlaw::Bright)
         } else if self.range < RANGE_MIN {
-            Some(Unfit::Blank)
+            Some(ExposureFlaw::Blank)
         } else if self.sharpness < SHARPNESS_MIN {
-            Some(Unfit::Blurred)
+            Some(ExposureFlaw::Blurred)
         } else {
             None
         }
@@ -82,8 +86,10 @@ impl Cells {
 /// Means of squares of pixels; what is over at the right and below is left out.
 fn cells(picture: &Picture) -> Cells {
     let side = picture.width().max(picture.height()).div_ceil(SIDE).max(1);
-    let (side_x, side_y) = (side.min(picture.width()), side.min(picture.height()));
-    let (width, height) = (picture.width() / side_x, picture.height() / side_y);
+    let side_x = side.min(picture.width());
+    let side_y = side.min(picture.height());
+    let width = picture.width() / side_x;
+    let height = picture.height() / side_y;
     let mut values = Vec::with_capacity(width * height);
     for row in 0..height {
         for column in 0..width {
@@ -120,14 +126,14 @@ mod tests {
     }
 
     #[test]
-    fn each_way_of_being_unfit_is_told_apart() {
+    fn unfit_exposures_are_distinguished() {
         for (low, high, wide, expected) in [
             (60, 200, 1, None),
             (60, 200, 8, None),
-            (60, 200, 160, Some(Unfit::Blurred)),
-            (5, 40, 1, Some(Unfit::Dark)),
-            (220, 250, 1, Some(Unfit::Bright)),
-            (100, 110, 1, Some(Unfit::Blank)),
+            (60, 200, 160, Some(ExposureFlaw::Blurred)),
+            (5, 40, 1, Some(ExposureFlaw::Dark)),
+            (220, 250, 1, Some(ExposureFlaw::Bright)),
+            (100, 110, 1, Some(ExposureFlaw::Blank)),
         ] {
             let exposure = edge(low, high, wide);
             assert_eq!(exposure.unfit(), expected, "{low} to {high} within {wide}: {exposure:?}");
@@ -135,10 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_of_any_size_has_one() {
+    fn exposure_works_for_any_size() {
         for (width, height) in [(1, 1), (1, 900), (900, 1), (161, 7)] {
             let exposure = Exposure::of(&Picture::plain(width, height, [118; 3]));
-            assert_eq!(exposure.unfit(), Some(Unfit::Blank), "{width} x {height}: {exposure:?}");
+            assert_eq!(
+                exposure.unfit(),
+                Some(ExposureFlaw::Blank),
+                "{width} x {height}: {exposure:?}"
+            );
         }
     }
 }

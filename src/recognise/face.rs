@@ -1,12 +1,12 @@
 //! The values of the recognition pipeline: where a face is, who a subject is, what a template is.
 //!
-//! Each is made by a checking constructor and cannot be wrong afterwards: a check at the door beats checks in each room.
+//! Each is made by a checking constructor and cannot be wrong afterwards: a check at the door beats
+//! checks in each room.
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize};
-
-/// A point in pixels of the full-resolution frame, origin at the top left, pixel centres at whole numbers.
+/// A point in pixels of the full-resolution frame, origin at the top left, pixel centres at whole
+/// numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Point {
     pub x: f32,
@@ -42,6 +42,13 @@ impl BoundingBox {
         Point { x: f32::midpoint(self.left, self.right), y: f32::midpoint(self.top, self.bottom) }
     }
 
+    /// The same box in a picture `by` times as wide and high.
+    #[must_use]
+    pub fn scaled(&self, by: f32) -> Self {
+        let Self { left, top, right, bottom } = self;
+        Self { left: left * by, top: top * by, right: right * by, bottom: bottom * by }
+    }
+
     /// Intersection over union, 0.0..=1.0; 0.0 when either box is empty.
     pub fn overlap(&self, other: &Self) -> f32 {
         let width = (self.right.min(other.right) - self.left.max(other.left)).max(0.0);
@@ -52,7 +59,8 @@ impl BoundingBox {
     }
 }
 
-/// The five points by which a face is aligned, in this order; *left* and *right* as seen in the image.
+/// The five points by which a face is aligned, in this order; *left* and *right* as seen in the
+/// image.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Landmarks {
     pub left_eye: Point,
@@ -82,7 +90,7 @@ impl Landmarks {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Detection {
     pub bounding_box: BoundingBox,
-    /// The detector's own figure, 0.0..=1.0; says nothing about who it is.
+    /// Detection confidence, 0.0..=1.0.
     pub confidence: f32,
     pub landmarks: Landmarks,
 }
@@ -95,98 +103,12 @@ impl Detection {
             y: (it.y + 0.5).mul_add(y, -0.5),
         };
         let BoundingBox { left, top, right, bottom } = self.bounding_box;
-        let (start, end) = (point(Point { x: left, y: top }), point(Point { x: right, y: bottom }));
+        let start = point(Point { x: left, y: top });
+        let end = point(Point { x: right, y: bottom });
         self.bounding_box =
             BoundingBox { left: start.x, top: start.y, right: end.x, bottom: end.y };
         self.landmarks = Landmarks::from_points(self.landmarks.points().map(point));
     }
-}
-
-/// A subject's id: `[A-Za-z0-9._-]{1,64}`, so that it can stand in a topic, a file name or a column.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(transparent)]
-pub struct SubjectId(Box<str>);
-
-impl SubjectId {
-    pub fn new(id: &str) -> Result<Self, IdError> {
-        check_id(id)?;
-        Ok(Self(id.into()))
-    }
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for SubjectId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for SubjectId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let id = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        Self::new(&id).map_err(serde::de::Error::custom)
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an id is 1 to 64 of the characters A-Z a-z 0-9 . _ - ({why})")]
-pub struct IdError {
-    why: String,
-}
-
-/// The rule for every id of the project (subjects, venues, sites, devices, requests).
-pub fn check_id(id: &str) -> Result<(), IdError> {
-    let fault = |why: String| Err(IdError { why });
-    if id.is_empty() {
-        return fault("it is empty".into());
-    }
-    if id.len() > 64 {
-        return fault(format!("it has {} bytes", id.len()));
-    }
-    match id.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))) {
-        Some(other) => fault(format!("it has a {other:?}")),
-        None => Ok(()),
-    }
-}
-
-/// A person's name: free text of 1 to 200 characters without control characters. Never part of a topic, never logged.
-#[derive(Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Name(Box<str>);
-
-impl Name {
-    pub fn new(name: &str) -> Result<Self, NameError> {
-        let name = name.trim();
-        let length = name.chars().count();
-        if length == 0 || length > 200 || name.chars().any(char::is_control) {
-            return Err(NameError { length });
-        }
-        Ok(Self(name.into()))
-    }
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Name(…)")
-    }
-}
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        Self::new(&name).map_err(serde::de::Error::custom)
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a name is 1 to 200 characters without control characters (this one has {length})")]
-pub struct NameError {
-    length: usize,
 }
 
 /// The SHA-256 of an embedder's file. Templates of different embedders are never compared.
@@ -218,12 +140,13 @@ impl fmt::Debug for ModelDigest {
     }
 }
 
-/// A face template: the embedder's vector for one sample. Invariant: unit length, every element finite.
+/// A face template: the embedder's vector for one sample. Invariant: unit length, every element
+/// finite.
 #[derive(Clone, PartialEq)]
 pub struct Template(Box<[f32]>);
 
 impl Template {
-    /// `None` when the network's output cannot be normalised (empty, zero, NaN or infinite).
+    /// `None` when the model's output cannot be normalised (empty, zero, NaN or infinite).
     pub fn normalised(mut raw: Vec<f32>) -> Option<Self> {
         // In f64, because squares of small f32 values underflow.
         let norm = raw.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
@@ -236,16 +159,17 @@ impl Template {
         Some(Self(raw.into_boxed_slice()))
     }
 
-    /// A template that was one before: taken bit by bit, since normalising it once more may move its last bits, and doors
-    /// that share a template must hold the same. `None` for what is not of unit length.
+    /// A template that was one before: taken bit by bit, since normalising it once more may move
+    /// its last bits, and doors that share a template must hold the same. `None` for what is not of
+    /// unit length.
     pub fn restored(raw: Vec<f32>) -> Option<Self> {
         let norm = raw.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
         // What rounding to f32 leaves of a unit vector is far nearer to 1.
         ((norm - 1.0).abs() < 1e-4).then(|| Self(raw.into_boxed_slice()))
     }
 
-    /// The normalised mean of several templates of one face: less noise than any one of them. `None` without any, or
-    /// when they cancel out.
+    /// The normalised mean of several templates of one face: less noise than any one of them.
+    /// `None` without any, or when they cancel out.
     pub fn mean<'a>(templates: impl IntoIterator<Item = &'a Template>) -> Option<Self> {
         let mut templates = templates.into_iter();
         let mut sum = templates.next()?.0.to_vec();
@@ -264,8 +188,8 @@ impl Template {
         &self.0
     }
 
-    /// Comparison score: the cosine of the two templates, -1.0..=1.0, higher is more alike. Both must come from the
-    /// same embedder.
+    /// Comparison score: the cosine of the two templates, -1.0..=1.0, higher is more alike. Both
+    /// must come from the same embedder.
     pub fn compare(&self, other: &Self) -> f32 {
         debug_assert_eq!(self.dimension(), other.dimension());
         self.0.iter().zip(&other.0).map(|(a, b)| a * b).sum()
@@ -297,10 +221,11 @@ impl Threshold {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Name, SubjectId};
     use proptest::prelude::*;
 
     #[test]
-    fn an_id_fits_into_a_topic() {
+    fn subject_id_fits_into_a_topic() {
         for good in ["a", "jdoe", "A.b_c-9", &"x".repeat(64)] {
             assert!(SubjectId::new(good).is_ok(), "{good}");
         }
@@ -321,14 +246,14 @@ mod tests {
     }
 
     #[test]
-    fn debug_output_tells_nobody_anything() {
+    fn debug_output_has_no_personal_data() {
         assert_eq!(format!("{:?}", Name::new("Jane").unwrap()), "Name(…)");
         assert_eq!(format!("{:?}", Template::normalised(vec![1.0; 4]).unwrap()), "Template(4-d)");
     }
 
     proptest! {
         #[test]
-        fn a_template_has_unit_length_or_is_refused(raw in proptest::collection::vec(-1e3f32..1e3, 0..64)) {
+        fn template_is_normalised_or_rejected(raw in proptest::collection::vec(-1e3f32..1e3, 0..64)) {
             if let Some(template) = Template::normalised(raw) {
                 let norm: f32 = template.as_slice().iter().map(|x| x * x).sum();
                 prop_assert!((norm - 1.0).abs() < 1e-4);

@@ -8,8 +8,9 @@ use std::time::Duration;
 use crate::clock::Stamp;
 use crate::recognise::picture::{DecodeError, Picture};
 
-/// The pixels of a frame, decoded no further than somebody asks for: most frames show nobody, and a frame that is
-/// replaced in the slot is never decoded at all. All three views are upright, and what the privacy mask covers is blank.
+/// The pixels of a frame, decoded no further than needed: most frames show nobody, and a
+/// frame that is replaced in the slot is never decoded at all. All three views are upright, and
+/// what the privacy mask covers is blank.
 pub trait Pixels: fmt::Debug + Send + Sync {
     /// Width and height of the full picture.
     fn size(&self) -> (usize, usize);
@@ -17,7 +18,8 @@ pub trait Pixels: fmt::Debug + Send + Sync {
     /// Brightness on a coarse grid of the whole picture: for noticing that something changed.
     fn luma(&self) -> Result<Luma, DecodeError>;
 
-    /// The whole picture, its longer side at least `side_px` where the camera gives that many: for the detector.
+    /// The whole picture, its longer side at least `side_px` where the camera gives that many: for
+    /// the detector.
     fn reduced(&self, side_px: usize) -> Result<Cow<'_, Picture>, DecodeError>;
 
     /// The picture as it was taken: for the face.
@@ -42,7 +44,8 @@ impl Pixels for Picture {
     }
 }
 
-/// Brightness (BT.601, 0..=255) on a coarse grid, row by row. Invariant: `values.len() == width * height`.
+/// Brightness (BT.601, 0..=255) on a coarse grid, row by row. Invariant: `values.len() == width *
+/// height`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Luma {
     width: usize,
@@ -50,8 +53,8 @@ pub struct Luma {
 }
 
 impl Luma {
-    /// The longer side of the grid. At 80 a face that is large enough to be recognised covers at least two by two cells
-    /// of a picture 640 wide.
+    /// The longer side of the grid. At 80 a face that is large enough to be recognised covers at
+    /// least two by two cells of a picture 640 wide.
     pub const SIDE: usize = 80;
 
     /// `None` when the values are not whole rows.
@@ -64,7 +67,8 @@ impl Luma {
     pub fn of(picture: &Picture) -> Self {
         let longer = picture.width().max(picture.height());
         let cell = longer.div_ceil(Self::SIDE).max(1);
-        let (width, height) = (picture.width().div_ceil(cell), picture.height().div_ceil(cell));
+        let width = picture.width().div_ceil(cell);
+        let height = picture.height().div_ceil(cell);
         let mut values = Vec::with_capacity(width * height);
         for y in 0..height {
             for x in 0..width {
@@ -88,8 +92,10 @@ impl Luma {
 /// Mean brightness of four by four pixels spread over a cell.
 fn cell_mean(picture: &Picture, left: usize, top: usize, cell: usize) -> u8 {
     let step = cell.div_ceil(4);
-    let (right, bottom) = ((left + cell).min(picture.width()), (top + cell).min(picture.height()));
-    let (mut sum, mut count) = (0u32, 0u32);
+    let right = (left + cell).min(picture.width());
+    let bottom = (top + cell).min(picture.height());
+    let mut sum = 0u32;
+    let mut count = 0u32;
     for y in (top..bottom).step_by(step) {
         let row = picture.row(y);
         for x in (left..right).step_by(step) {
@@ -110,8 +116,8 @@ pub struct Frame {
     pub seq: u64,
     /// When it was taken, for the record.
     pub taken: Stamp,
-    /// The source's own time, by which faces are followed: that of the boot clock for a camera, that of the recording
-    /// for a replay, which may run faster.
+    /// The source's own time, by which faces are followed: that of the boot clock for a camera,
+    /// that of the recording for a replay, which may run faster.
     pub media_ms: u64,
     pub pixels: Arc<dyn Pixels>,
 }
@@ -123,9 +129,10 @@ impl Frame {
     }
 }
 
-/// The slot between the camera and the networks: one value, overwritten.
+/// The slot between the camera and the models: one value, overwritten.
 ///
-/// A new frame replaces one not yet taken: live video is worth its age, and a queue only stores age.
+/// A new frame replaces one not yet taken: live video is worth its age, and a queue only stores
+/// age.
 pub struct Latest<T> {
     slot: Mutex<Slot<T>>,
     changed: Condvar,
@@ -159,8 +166,8 @@ impl<T> Latest<T> {
         replaced
     }
 
-    /// Waits for at most `patience` until the value was taken; `true` when the slot is free. For a replay at the pace of
-    /// the networks, so that each frame is seen.
+    /// Waits for at most `patience` until the value was taken; `true` when the slot is free. For a
+    /// replay at the pace of the models, so that each frame is seen.
     pub fn wait_free(&self, patience: Duration) -> bool {
         let slot = self.lock();
         let (slot, _) = self
@@ -170,7 +177,8 @@ impl<T> Latest<T> {
         slot.value.is_none()
     }
 
-    /// Takes the newest value, waiting for at most `patience`; `None` when there was none, or the slot is closed.
+    /// Takes the newest value, waiting for at most `patience`; `None` when there was none, or the
+    /// slot is closed.
     pub fn take(&self, patience: Duration) -> Option<T> {
         let slot = self.lock();
         let (mut slot, _) = self
@@ -203,8 +211,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_coarse_grid_shows_where_it_is_bright() {
-        let (width, height) = (640, 480);
+    fn luma_grid_locates_bright_areas() {
+        let width = 640;
+        let height = 480;
         let bright = |x: usize, y: usize| x >= 320 && y < 240;
         let rgb = (0..width * height)
             .flat_map(|at| [if bright(at % width, at / width) { 255 } else { 0 }; 3])
@@ -219,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_or_odd_picture_has_a_grid_too() {
+    fn luma_grid_exists_for_odd_sizes() {
         for (width, height) in [(1, 1), (7, 3), (81, 1), (1, 200), (1279, 719)] {
             let luma = Luma::of(&Picture::plain(width, height, [9; 3]));
             assert!(luma.width().max(luma.height()) <= Luma::SIDE);
@@ -228,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_frame_replaces_one_not_taken() {
+    fn newer_frame_replaces_waiting_one() {
         let slot = Latest::default();
         assert_eq!(slot.put(1), 0);
         assert_eq!(slot.put(2), 1);
@@ -237,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patient_source_loses_no_frame() {
+    fn waiting_source_loses_no_frame() {
         let slot = Latest::default();
         let put = |n| {
             assert!(slot.wait_free(Duration::from_secs(5)));

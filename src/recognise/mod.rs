@@ -1,6 +1,12 @@
-//! Frame → faces → tracks → decision. Only computes: no clock, file, database or socket (`tests/tidy.rs` checks).
+//! Frame → faces → tracks → decision. Only computes: no clock, file, database or socket
+//! (`tests/tidy.rs` checks).
+
+pub mod guarded;
+pub mod jpeg;
 
 pub mod picture;
+
+pub mod decode;
 
 pub mod frame;
 
@@ -11,6 +17,8 @@ pub mod align;
 pub mod exposure;
 
 pub mod quality;
+
+pub mod stance;
 
 pub mod gallery;
 

@@ -1,10 +1,11 @@
-//! Presentation attack detection over a track: from the network's figure for single frames to a verdict.
+//! Presentation attack detection over a track: from the model's scores of single frames to a
+//! verdict.
 //!
-//! The network's figures lie near 0 or near 1 for most faces, so two frames that agree are a verdict; where they do not,
-//! the median of more frames is. A verdict stands for the rest of the track: who holds up a picture does not get as many
-//! tries as they have frames. A face too small to be judged is neither live nor an attack.
+//! Most scores are near 0 or near 1, so two frames that agree are a verdict; otherwise the median
+//! of more frames is. A verdict holds for the rest of the track, so that an attacker does not get a
+//! new attempt with each frame. A face too small to be judged is neither live nor an attack.
 
-/// What the device does about attacks.
+/// How the device responds to attacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PadMode {
     Off,
@@ -17,7 +18,7 @@ pub enum PadMode {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PadSettings {
     pub mode: PadMode,
-    /// Least figure of a live face, 0.0..=1.0.
+    /// Least score of a live face, 0.0..=1.0.
     pub threshold: f32,
     /// Frames that must agree; where they do not, the median of twice as many and one decides.
     pub samples: usize,
@@ -25,9 +26,10 @@ pub struct PadSettings {
     pub eye_distance_px_min: f32,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Presentation {
-    /// Not enough was seen yet, or the face is too small, or nobody asks.
+    /// There are too few scores yet, or the face is too small, or PAD is off.
     #[default]
     Unjudged,
     Live,
@@ -36,15 +38,11 @@ pub enum Presentation {
 
 impl Presentation {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unjudged => "unjudged",
-            Self::Live => "live",
-            Self::Attack => "attack",
-        }
+        self.into()
     }
 }
 
-/// The figures of one track and what they came to.
+/// The PAD scores of one track and their verdict.
 #[derive(Clone, Debug, Default)]
 pub struct Liveness {
     scores: Vec<f32>,
@@ -52,7 +50,7 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    /// Takes the next frame's figure; after the verdict nothing changes it.
+    /// Adds the score of the next frame. A verdict never changes.
     pub fn add(&mut self, score: f32, settings: &PadSettings) {
         if self.verdict != Presentation::Unjudged {
             return;
@@ -72,7 +70,7 @@ impl Liveness {
         self.verdict
     }
 
-    /// Each frame's figure, in their order.
+    /// The score of each frame, in their order.
     pub fn scores(&self) -> &[f32] {
         &self.scores
     }
@@ -109,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_needs_frames_that_agree() {
+    fn pad_verdict_needs_agreeing_frames() {
         check(&[], Presentation::Unjudged);
         check(&[0.9], Presentation::Unjudged);
         check(&[0.9, 0.15], Presentation::Live); // equality counts as live
@@ -121,13 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_stands() {
+    fn pad_verdict_is_final() {
         check(&[0.01, 0.01, 0.9, 0.9, 0.9, 0.9, 0.9], Presentation::Attack);
         check(&[0.9, 0.9, 0.01, 0.01, 0.01], Presentation::Live);
     }
 
     #[test]
-    fn the_median_is_rather_too_low() {
+    fn median_takes_the_lower_value() {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[0.9, 0.1]), Some(0.1));
         assert_eq!(median(&[0.9, 0.1, 0.5]), Some(0.5));

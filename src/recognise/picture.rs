@@ -1,16 +1,12 @@
-//! A still picture or a frame as pixels, decoded from bytes that nobody vouches for.
+//! A still picture or a frame as pixels, and what is accepted of untrusted bytes (`decode`).
 //!
-//! Invariant: `rgb.len() == width * height * 3`, both sides at least 1. Everything is refused before memory is taken:
-//! the size that a file claims is checked before it is decoded. Pictures live in memory only and are never written.
+//! Invariant: `rgb.len() == width * height * 3`, both sides at least 1. Pictures live in memory only
+//! and are never written.
 
 use std::fmt;
-use std::io::Cursor;
+use std::ops::Range;
 
-use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
+use crate::recognise::jpeg::segments::JpegFault;
 
 /// Pixels as 8-bit RGB, row by row, three bytes a pixel.
 #[derive(Clone, PartialEq, Eq)]
@@ -18,6 +14,9 @@ pub struct Picture {
     width: usize,
     height: usize,
     rgb: Vec<u8>,
+    /// How many times wider and higher the file's picture is: a large one is made smaller while it
+    /// is decoded.
+    reduction: usize,
 }
 
 /// What is accepted before anything is decoded.
@@ -29,27 +28,55 @@ pub struct PictureLimits {
 
 impl Default for PictureLimits {
     fn default() -> Self {
-        // 4 MiB holds any photograph of a face; 25 megapixels is 75 MB decoded, what a Raspberry Pi can spare for a moment.
+        // 4 MiB holds any photograph of a face. Above 12.6 megapixels a picture is made smaller while
+        // it is decoded; 25 are what a Raspberry Pi reads in about a second.
         Self { bytes: 4 << 20, pixels: 25_000_000 }
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    #[error("the picture has {bytes} bytes; at most {limit} are accepted")]
+    #[error("the picture has {bytes} bytes; at most {limit} are accepted: {MAKE_SMALLER}")]
     TooManyBytes { bytes: usize, limit: usize },
     #[error(
-        "the picture claims {width} x {height} pixels; at most {limit} in all and {SIDE_MAX} a side are accepted"
+        "the picture claims {width} x {height} pixels; at most {limit} in all and {SIDE_MAX} a side are accepted: \
+         {MAKE_SMALLER}"
     )]
     TooManyPixels { width: usize, height: usize, limit: usize },
     #[error(
-        "HEIC is not supported: send JPEG, PNG or WebP (phones can export JPEG as \"most compatible\")"
+        "a {kind} of {width} x {height} pixels takes too much memory to decode: save it anew as an ordinary JPEG, or \
+         with fewer pixels"
+    )]
+    TooMuchMemory { kind: &'static str, width: usize, height: usize },
+    #[error(
+        "HEIC is not supported: save it as JPEG, PNG or WebP (phones can export JPEG as \"most compatible\")"
     )]
     Heic,
+    #[error("{0} is not supported: save it as JPEG, PNG or WebP")]
+    OtherFormat(&'static str),
+    #[error("it is empty")]
+    Empty,
     #[error("not a picture: it begins like neither JPEG, PNG nor WebP")]
     UnknownFormat,
     #[error("the {format} is damaged: {why}")]
     Damaged { format: &'static str, why: String },
+    #[error(
+        "this kind of {format} is not supported ({why}): save it anew as an ordinary JPEG or as PNG"
+    )]
+    Unsupported { format: &'static str, why: &'static str },
+}
+
+/// The remedy for a picture that is too large.
+const MAKE_SMALLER: &str =
+    "make it smaller, as the page, `rollcall enrol` and `rollcall import` do by themselves";
+
+impl From<JpegFault> for DecodeError {
+    fn from(fault: JpegFault) -> Self {
+        match fault {
+            JpegFault::Damaged(why) => Self::Damaged { format: "JPEG", why: why.to_owned() },
+            JpegFault::Unsupported(why) => Self::Unsupported { format: "JPEG", why },
+        }
+    }
 }
 
 impl Picture {
@@ -57,13 +84,14 @@ impl Picture {
     pub fn from_rgb(width: usize, height: usize, rgb: Vec<u8>) -> Option<Self> {
         let fits =
             width > 0 && height > 0 && width.checked_mul(height)?.checked_mul(3)? == rgb.len();
-        fits.then_some(Self { width, height, rgb })
+        fits.then_some(Self { width, height, rgb, reduction: 1 })
     }
 
     /// A picture of one colour.
     pub fn plain(width: usize, height: usize, colour: [u8; 3]) -> Self {
-        let (width, height) = (width.max(1), height.max(1));
-        Self { width, height, rgb: colour.repeat(width * height) }
+        let width = width.max(1);
+        let height = height.max(1);
+        Self { width, height, rgb: colour.repeat(width * height), reduction: 1 }
     }
 
     pub fn width(&self) -> usize {
@@ -79,6 +107,17 @@ impl Picture {
         self.rgb
     }
 
+    /// How many pixels of the file one pixel is wide and high.
+    pub fn reduction(&self) -> usize {
+        self.reduction
+    }
+
+    /// The same pixels, noted as made of a file's picture that many times as wide and high.
+    #[must_use]
+    pub fn reduced_by(self, reduction: usize) -> Self {
+        Self { reduction, ..self }
+    }
+
     /// One row, three bytes a pixel.
     pub fn row(&self, y: usize) -> &[u8] {
         &self.rgb[y * self.width * 3..(y + 1) * self.width * 3]
@@ -92,18 +131,77 @@ impl Picture {
         [self.rgb[at], self.rgb[at + 1], self.rgb[at + 2]]
     }
 
-    /// Every `step`th pixel of every `step`th row: coarse, but quick, and enough to find a face that fills the picture.
+    /// Every `step`th pixel of every `step`th row: coarse, but quick, and enough to find a face
+    /// that fills the picture.
     #[must_use]
     pub fn thinned(&self, step: usize) -> Self {
-        let (width, height) = (self.width.div_ceil(step), self.height.div_ceil(step));
+        let width = self.width.div_ceil(step);
+        let height = self.height.div_ceil(step);
         let rows = (0..self.height).step_by(step).map(|y| self.row(y));
         let rgb =
             rows.flat_map(|row| row.chunks_exact(3).step_by(step).flatten().copied()).collect();
-        Self { width, height, rgb }
+        Self { width, height, rgb, reduction: self.reduction * step }
     }
 
-    /// The same picture with a black border on every side, `share` of the longer side wide. For photographs that a face
-    /// fills to the edge, in which a detector sees no face.
+    /// The same picture `factor` times smaller, each pixel the mean of a square, in its own memory.
+    #[must_use]
+    pub fn shrunk(mut self, factor: usize) -> Self {
+        if factor <= 1 {
+            return self;
+        }
+        let width = self.width.div_ceil(factor);
+        let height = self.height.div_ceil(factor);
+        for y in 0..height {
+            let rows = y * factor..(y * factor + factor).min(self.height);
+            for x in 0..width {
+                let columns = x * factor..(x * factor + factor).min(self.width);
+                let mean = self.mean(rows.clone(), columns);
+                // Never beyond what has been read: each new pixel stands for `factor` squared.
+                self.rgb[(y * width + x) * 3..][..3].copy_from_slice(&mean);
+            }
+        }
+        self.rgb.truncate(width * height * 3);
+        self.rgb.shrink_to_fit();
+        Self { width, height, rgb: self.rgb, reduction: self.reduction * factor }
+    }
+
+    fn mean(&self, rows: Range<usize>, columns: Range<usize>) -> [u8; 3] {
+        let count = (rows.len() * columns.len()) as u32;
+        let mut sums = [count / 2; 3];
+        for row in rows {
+            let pixels = &self.row(row)[columns.start * 3..columns.end * 3];
+            for pixel in pixels.chunks_exact(3) {
+                sums.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += u32::from(*value));
+            }
+        }
+        sums.map(|sum| (sum / count) as u8)
+    }
+
+    /// The same picture turned clockwise by so many quarters.
+    #[must_use]
+    pub fn turned(&self, quarters: usize) -> Self {
+        let (width, height) = match quarters % 2 {
+            0 => (self.width, self.height),
+            _ => (self.height, self.width),
+        };
+        let mut rgb = vec![0; self.rgb.len()];
+        for (at, pixel) in rgb.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+            let x = at % width;
+            let y = at / width;
+            let (from_x, from_y) = match quarters % 4 {
+                0 => (x, y),
+                1 => (y, self.height - 1 - x),
+                2 => (self.width - 1 - x, self.height - 1 - y),
+                _ => (self.width - 1 - y, x),
+            };
+            let from = (from_y * self.width + from_x) * 3;
+            pixel.copy_from_slice(&self.rgb[from..from + 3]);
+        }
+        Self { width, height, rgb, reduction: self.reduction }
+    }
+
+    /// The same picture with a black border on every side, `share` of the longer side wide. For
+    /// photographs that a face fills to the edge, in which a detector sees no face.
     pub fn with_border(&self, share: f32) -> (Self, usize) {
         let border = (self.width.max(self.height) as f32 * share).round() as usize;
         let mut framed = Self::plain(self.width + 2 * border, self.height + 2 * border, [0; 3]);
@@ -113,21 +211,6 @@ impl Picture {
         }
         (framed, border)
     }
-
-    /// Decodes JPEG, PNG or WebP and turns it upright as its EXIF orientation says.
-    pub fn decode(bytes: &[u8], limits: PictureLimits) -> Result<Self, DecodeError> {
-        if bytes.len() > limits.bytes {
-            return Err(DecodeError::TooManyBytes { bytes: bytes.len(), limit: limits.bytes });
-        }
-        match image::guess_format(bytes) {
-            Ok(ImageFormat::Jpeg) => decode_jpeg(bytes, limits),
-            Ok(format @ (ImageFormat::Png | ImageFormat::WebP)) => {
-                decode_other(bytes, format, limits)
-            }
-            _ if is_heic(bytes) => Err(DecodeError::Heic),
-            _ => Err(DecodeError::UnknownFormat),
-        }
-    }
 }
 
 impl fmt::Debug for Picture {
@@ -136,129 +219,30 @@ impl fmt::Debug for Picture {
     }
 }
 
-/// No camera makes a longer side; a picture of one pixel by millions is an attack on whoever scales it.
-const SIDE_MAX: usize = 16_384;
+/// No camera makes a longer side. A picture of one pixel by millions is an attack on the code that
+/// scales it.
+pub const SIDE_MAX: usize = 16_384;
 
-fn check_pixels(width: usize, height: usize, limits: PictureLimits) -> Result<(), DecodeError> {
-    match width.checked_mul(height) {
-        Some(pixels) if pixels <= limits.pixels && width.max(height) <= SIDE_MAX => Ok(()),
-        _ => Err(DecodeError::TooManyPixels { width, height, limit: limits.pixels }),
+impl PictureLimits {
+    pub fn check_bytes(&self, bytes: usize) -> Result<(), DecodeError> {
+        if bytes > self.bytes {
+            return Err(DecodeError::TooManyBytes { bytes, limit: self.bytes });
+        }
+        Ok(())
     }
-}
 
-fn decode_jpeg(bytes: &[u8], limits: PictureLimits) -> Result<Picture, DecodeError> {
-    let damaged = |why: String| DecodeError::Damaged { format: "JPEG", why };
-    // The decoder's own per-side limits are lifted so that ours, on the product, is the one that speaks.
-    let options = DecoderOptions::default()
-        .jpeg_set_out_colorspace(ColorSpace::RGB)
-        .set_max_width(usize::from(u16::MAX))
-        .set_max_height(usize::from(u16::MAX));
-    let mut decoder = zune_jpeg::JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(|e| damaged(e.to_string()))?;
-    let (width, height) = decoder.dimensions().ok_or_else(|| damaged("it has no size".into()))?;
-    check_pixels(width, height, limits)?;
-    // A cut file decodes to a picture with a grey lower part, which must never become somebody's template.
-    if !bytes.windows(2).rev().take(64 << 10).any(|marker| marker == [0xFF, 0xD9]) {
-        return Err(damaged("it ends too early".into()));
+    /// Checks a size before memory is taken for it.
+    pub fn check_pixels(&self, width: usize, height: usize) -> Result<(), DecodeError> {
+        match width.checked_mul(height) {
+            Some(pixels) if pixels <= self.pixels && width.max(height) <= SIDE_MAX => Ok(()),
+            _ => Err(DecodeError::TooManyPixels { width, height, limit: self.pixels }),
+        }
     }
-    let rgb = decoder.decode().map_err(|e| damaged(e.to_string()))?;
-    let orientation = decoder.exif().and_then(|chunk| Orientation::from_exif_chunk(chunk));
-    let picture = Picture::from_rgb(width, height, rgb)
-        .ok_or_else(|| damaged("it has too few pixels".into()))?;
-    Ok(upright(picture, orientation.unwrap_or(Orientation::NoTransforms)))
-}
-
-fn decode_other(
-    bytes: &[u8],
-    format: ImageFormat,
-    limits: PictureLimits,
-) -> Result<Picture, DecodeError> {
-    let label = if format == ImageFormat::Png { "PNG" } else { "WebP" };
-    let damaged =
-        |why: image::ImageError| DecodeError::Damaged { format: label, why: why.to_string() };
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    let mut bounds = image::Limits::default();
-    bounds.max_alloc = Some(limits.pixels as u64 * 8);
-    reader.limits(bounds);
-    let mut decoder = reader.into_decoder().map_err(damaged)?;
-    let (width, height) = decoder.dimensions();
-    check_pixels(width as usize, height as usize, limits)?;
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let image = DynamicImage::from_decoder(decoder).map_err(damaged)?.into_rgb8();
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    let picture = Picture { width, height, rgb: image.into_raw() };
-    Ok(upright(picture, orientation))
-}
-
-fn upright(picture: Picture, orientation: Orientation) -> Picture {
-    if orientation == Orientation::NoTransforms {
-        return picture;
-    }
-    let (width, height) = (picture.width as u32, picture.height as u32);
-    let buffer = image::RgbImage::from_raw(width, height, picture.rgb)
-        .expect("a picture has three bytes a pixel");
-    let mut image = DynamicImage::ImageRgb8(buffer);
-    image.apply_orientation(orientation);
-    let turned = image.into_rgb8();
-    Picture {
-        width: turned.width() as usize,
-        height: turned.height() as usize,
-        rgb: turned.into_raw(),
-    }
-}
-
-fn is_heic(bytes: &[u8]) -> bool {
-    let brand = bytes.get(4..12).unwrap_or_default();
-    brand.starts_with(b"ftyp")
-        && [&b"heic"[..], b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"heif"]
-            .contains(&&brand[4..])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    fn jpeg(width: u32, height: u32) -> Vec<u8> {
-        let image = image::RgbImage::from_fn(width, height, |x, y| {
-            image::Rgb([(x * 3) as u8, (y * 5) as u8, 77])
-        });
-        let mut out = Cursor::new(Vec::new());
-        image.write_to(&mut out, ImageFormat::Jpeg).unwrap();
-        out.into_inner()
-    }
-
-    /// Writes another size into the frame header, as an attacker would.
-    fn lying(mut jpeg: Vec<u8>, width: u16, height: u16) -> Vec<u8> {
-        let at = jpeg.windows(2).position(|marker| marker == [0xFF, 0xC0]).unwrap();
-        jpeg[at + 5..at + 7].copy_from_slice(&height.to_be_bytes());
-        jpeg[at + 7..at + 9].copy_from_slice(&width.to_be_bytes());
-        jpeg
-    }
-
-    #[test]
-    fn a_good_picture_is_decoded() {
-        let picture = Picture::decode(&jpeg(40, 30), PictureLimits::default()).unwrap();
-        assert_eq!((picture.width(), picture.height(), picture.rgb().len()), (40, 30, 3600));
-    }
-
-    #[test]
-    fn a_picture_that_claims_too_much_is_refused_before_memory_is_taken() {
-        let lie = lying(jpeg(40, 30), 30_000, 30_000);
-        let refused = Picture::decode(&lie, PictureLimits::default()).unwrap_err();
-        assert_eq!(
-            refused,
-            DecodeError::TooManyPixels { width: 30_000, height: 30_000, limit: 25_000_000 }
-        );
-    }
-
-    #[test]
-    fn a_picture_of_one_endless_row_is_refused() {
-        let mut out = Cursor::new(Vec::new());
-        image::GrayImage::new(60_000, 1).write_to(&mut out, ImageFormat::Png).unwrap();
-        let refused = Picture::decode(out.get_ref(), PictureLimits::default()).unwrap_err();
-        assert!(matches!(refused, DecodeError::TooManyPixels { width: 60_000, height: 1, .. }));
-    }
 
     #[test]
     fn thinning_keeps_every_nth_pixel() {
@@ -269,38 +253,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_picture_is_named() {
-        let limits = PictureLimits { bytes: 1000, ..Default::default() };
-        for (bytes, expected) in [
-            (&b"hello"[..], "not a picture"),
-            (b"", "not a picture"),
-            (b"\0\0\0\x18ftypheic....", "HEIC"),
-            (&[0u8; 1001], "1001 bytes"),
+    fn turning_moves_the_first_row() {
+        // a b c
+        // d e f
+        let picture = Picture::from_rgb(3, 2, b"aaabbbcccdddeeefff".to_vec()).unwrap();
+        for (quarters, width, expected) in [
+            (0, 3, "abcdef"),
+            (1, 2, "daebfc"),
+            (2, 3, "fedcba"),
+            (3, 2, "cfbead"),
+            (4, 3, "abcdef"),
         ] {
-            let said = Picture::decode(bytes, limits).unwrap_err().to_string();
-            assert!(said.contains(expected), "{said}");
-        }
-    }
-
-    #[test]
-    fn a_cut_jpeg_is_refused_at_every_length() {
-        let whole = jpeg(64, 64);
-        for length in (0..whole.len() - 2).step_by(7) {
-            assert!(
-                Picture::decode(&whole[..length], PictureLimits::default()).is_err(),
-                "{length}"
-            );
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn damaged_bytes_never_panic(at in 0usize..1000, value: u8, cut in 0usize..1200) {
-            let mut bytes = jpeg(48, 48);
-            let at = at % bytes.len();
-            bytes[at] = value;
-            bytes.truncate(cut.max(4));
-            drop(Picture::decode(&bytes, PictureLimits::default()));
+            let turned = picture.turned(quarters);
+            let letters: Vec<u8> = turned.rgb().iter().step_by(3).copied().collect();
+            assert_eq!((turned.width(), &letters[..]), (width, expected.as_bytes()), "{quarters}");
         }
     }
 }

@@ -1,6 +1,8 @@
-//! Is a sample good enough to become a template? Size, exposure, sharpness and pose, each with a reason.
+//! Is a sample good enough to become a template? Size, exposure, sharpness and pose, each with a
+//! reason.
 //!
-//! Too poor never becomes a template: a bad reference is worse than none, and a bad probe is a stranger.
+//! Too poor never becomes a template: a bad reference is worse than none, and a bad probe is a
+//! stranger.
 
 use crate::recognise::align::{REFERENCE_POINTS, SAMPLE_SIDE, Sample};
 
@@ -11,18 +13,22 @@ pub struct Quality {
     pub eye_distance_px: f32,
     /// Mean luma (BT.601) of the face's inner part, 0..=255.
     pub luma: f32,
-    /// Standard deviation of the Laplacian of the luma over the inner part, divided by the luma's own standard
-    /// deviation: sharpness that does not depend on contrast.
+    /// Standard deviation of the Laplacian of the luma over the inner part, divided by the luma's
+    /// own standard deviation: sharpness that does not depend on contrast.
     pub sharpness: f32,
-    /// How far the nose lies from the middle between the eyes, in eye distances: 0 frontal, about 0.5 at 45°.
+    /// How far the nose lies from the middle between the eyes, in eye distances: 0 frontal, about
+    /// 0.5 at 45°.
     pub yaw: f32,
     /// How far the nose's height between eyes and mouth is from the reference, in eye distances.
     pub pitch: f32,
 }
 
-/// Why a sample was refused: the words of the contract (`docs/wire.md`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// Why a sample was rejected: the words of the contract (`docs/wire.md`).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Flaw {
     TooSmall,
     Dark,
@@ -33,13 +39,7 @@ pub enum Flaw {
 
 impl Flaw {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::TooSmall => "too_small",
-            Self::Dark => "dark",
-            Self::Overexposed => "overexposed",
-            Self::Blurred => "blurred",
-            Self::Turned => "turned",
-        }
+        self.into()
     }
 }
 
@@ -55,6 +55,16 @@ pub struct QualityBounds {
 }
 
 impl QualityBounds {
+    /// The same for a face whose landmarks may be implausible: what was measured by them says
+    /// nothing then, but that it is small.
+    pub fn flaw_of(&self, quality: &Quality, is_implausible: bool) -> Option<Flaw> {
+        match self.flaw(quality) {
+            Some(Flaw::TooSmall) => Some(Flaw::TooSmall),
+            _ if is_implausible => Some(Flaw::Turned),
+            flaw => flaw,
+        }
+    }
+
     /// The first bound that the sample breaks, if any.
     pub fn flaw(&self, quality: &Quality) -> Option<Flaw> {
         if quality.eye_distance_px < self.eye_distance_px_min {
@@ -81,7 +91,9 @@ pub fn measure(sample: &Sample) -> Quality {
     let luma = luma_plane(sample);
     let at = |x: usize, y: usize| luma[y * SAMPLE_SIDE + x];
     let count = (INNER.len() * INNER.len()) as f32;
-    let (mut sum, mut squares, mut edges) = (0.0f32, 0.0f32, 0.0f32);
+    let mut sum = 0.0f32;
+    let mut squares = 0.0f32;
+    let mut edges = 0.0f32;
     for y in INNER.start + 8..INNER.end + 8 {
         for x in INNER {
             let value = at(x, y);
@@ -93,7 +105,7 @@ pub fn measure(sample: &Sample) -> Quality {
     }
     let mean = sum / count;
     let contrast = (squares / count - mean * mean).max(1.0).sqrt();
-    let (yaw, pitch) = pose(sample);
+    let (yaw, pitch) = measure_pose(sample);
     Quality {
         eye_distance_px: sample.eye_distance_px,
         luma: mean,
@@ -103,7 +115,8 @@ pub fn measure(sample: &Sample) -> Quality {
     }
 }
 
-/// One figure to rank samples of a track by: bigger, sharper and more frontal is better; 0.0 is useless.
+/// A number to rank samples of a track by: bigger, sharper and more frontal is better; 0.0 is
+/// useless.
 pub fn rank(quality: &Quality) -> f32 {
     let size = (quality.eye_distance_px / 40.0).min(1.0);
     let frontal = (1.0 - quality.yaw.abs()).max(0.0) * (1.0 - quality.pitch.abs()).max(0.0);
@@ -118,9 +131,9 @@ fn luma_plane(sample: &Sample) -> Vec<f32> {
     sample.picture.rgb().chunks_exact(3).map(weigh).collect()
 }
 
-/// From the aligned landmarks. The fit has removed roll and scale, so what is left of the nose's offset is pose (and a
-/// little anatomy).
-fn pose(sample: &Sample) -> (f32, f32) {
+/// From the aligned landmarks. The fit has removed roll and scale, so what is left of the nose's
+/// offset is pose (and a little anatomy).
+fn measure_pose(sample: &Sample) -> (f32, f32) {
     let marks = &sample.landmarks;
     let eye_distance = marks.eye_distance_px().max(1.0);
     let eyes_x = f32::midpoint(marks.left_eye.x, marks.right_eye.x);
@@ -157,7 +170,8 @@ mod tests {
     fn sample(low: u8, high: u8, square: usize, nose: f32, eye_distance_px: f32) -> Sample {
         let rgb = (0..SAMPLE_SIDE * SAMPLE_SIDE)
             .flat_map(|n| {
-                let (x, y) = (n % SAMPLE_SIDE, n / SAMPLE_SIDE);
+                let x = n % SAMPLE_SIDE;
+                let y = n / SAMPLE_SIDE;
                 [if (x / square + y / square).is_multiple_of(2) { low } else { high }; 3]
             })
             .collect();
@@ -168,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn each_flaw_is_told_apart() {
+    fn quality_flaws_are_distinguished() {
         for (sample, expected) in [
             (sample(90, 150, 6, 0.0, 40.0), None),
             (sample(90, 150, 6, 0.0, 19.0), Some(Flaw::TooSmall)),

@@ -1,7 +1,9 @@
-//! One face over consecutive frames, so that a person is decided upon once and not thirty times a second.
+//! One face over consecutive frames, so that a person is decided upon once and not thirty times a
+//! second.
 //!
-//! Faces are carried from frame to frame by overlap; whether the face in the same place is still the same *person* is
-//! asked of the templates (`live`). A track ends when its face was not seen for a while, and not only because nobody looked.
+//! Faces are carried from frame to frame by overlap; whether the face in the same place is still
+//! the same *person* is asked of the templates (`live`). A track ends when its face was not seen
+//! for a while although the detector ran.
 
 use std::time::Duration;
 
@@ -13,20 +15,21 @@ use crate::recognise::quality::Flaw;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrackSettings {
-    /// A face not seen for this long has left, provided that it was looked for.
+    /// A face not seen for this long has left, provided that the detector ran meanwhile.
     pub lost_after: Duration,
     /// Least overlap (intersection over union) of a face's boxes in consecutive frames.
     pub overlap_min: f32,
 }
 
-/// Looks that must have missed a face before it counts as gone: where frames are further apart than `lost_after`, because
-/// the camera or the processor is slow, a face in each of them is one track all the same.
+/// Detections that must have missed a face before it counts as gone: where frames are further apart than
+/// `lost_after`, because the camera or the processor is slow, a face in each of them is one track
+/// all the same.
 const MISSED_MIN: usize = 2;
-/// A face's boxes of one look and the next overlap by more than this while it stands still.
+/// The boxes of two detections of a face overlap by more than this while it stands still.
 const STEADY_MIN: f32 = 0.7;
-/// After so much longer than `lost_after` a face counts as gone without a look: the camera was away. Longer than the
-/// slowest camera's frames are apart.
-const NOBODY_LOOKED: Duration = Duration::from_secs(30);
+/// After so much longer than `lost_after` a face counts as gone without a detection: the camera was
+/// away. Longer than the slowest camera's frames are apart.
+const NO_DETECTION_MAX: Duration = Duration::from_secs(30);
 
 /// A face being followed.
 #[derive(Debug)]
@@ -34,30 +37,33 @@ pub struct Track {
     pub id: u64,
     pub first_seen: Stamp,
     pub last_seen: Stamp,
-    /// Looks since then that did not find it.
+    /// Detections since then that did not find it.
     pub missed: usize,
-    /// The face jumped, or was missed by a look, since the last template: it may be another person's.
+    /// The face jumped, or a detection missed it, since the last template: it may be another
+    /// person's.
     pub doubtful: bool,
     /// When such a doubt about a decided face was last found to be for nothing.
     pub doubt_cleared: Option<Stamp>,
     pub bounding_box: BoundingBox,
     pub landmarks: Landmarks,
+    /// As the detector found them, not refined.
+    pub detected: Landmarks,
     pub confidence: f32,
     pub evidence: Evidence,
     /// Templates made for it, more than `evidence` keeps.
     pub templates: usize,
     pub decision: Decision,
-    /// The decision was not told yet: it waits until the face is found live.
-    pub untold: bool,
-    /// When the last template was made; a decided track is looked at again now and then.
+    /// The decision is not reported yet: it waits until the face is found live.
+    pub unreported: bool,
+    /// When the last template was made. A decided track is compared again now and then.
     pub last_template: Option<Stamp>,
     /// Rank of the best sample that became a template (`quality::rank`).
     pub best_rank: f32,
     /// What was wrong with the last sample.
     pub flaw: Option<Flaw>,
     pub liveness: Liveness,
-    /// An attack is told once.
-    pub attack_told: bool,
+    /// An attack is reported once.
+    pub attack_reported: bool,
 }
 
 #[derive(Debug)]
@@ -82,13 +88,13 @@ impl Tracker {
         let is_lost = |track: &mut Track| {
             let unseen = now.since(&track.last_seen);
             unseen >= lost_after
-                && (track.missed >= MISSED_MIN || unseen >= lost_after + NOBODY_LOOKED)
+                && (track.missed >= MISSED_MIN || unseen >= lost_after + NO_DETECTION_MAX)
         };
         self.tracks.extract_if(.., is_lost).collect()
     }
 
-    /// Finds for each detection its track, greedily by overlap, and begins tracks for those without. The answer has one
-    /// index into [`Self::tracks`] for each detection, in their order.
+    /// Finds for each detection its track, greedily by overlap, and begins tracks for those
+    /// without. The answer has one index into [`Self::tracks`] for each detection, in their order.
     pub fn follow(&mut self, detections: &[Detection], now: &Stamp) -> Vec<usize> {
         let mut pairs: Vec<(f32, usize, usize)> = Vec::new();
         for (d, detection) in detections.iter().enumerate() {
@@ -119,6 +125,7 @@ impl Tracker {
             let track = &mut self.tracks[index];
             track.bounding_box = detection.bounding_box;
             track.landmarks = detection.landmarks;
+            track.detected = detection.landmarks;
             track.confidence = detection.confidence;
             track.last_seen = *now;
             indices.push(index);
@@ -130,7 +137,8 @@ impl Tracker {
         &mut self.tracks[index]
     }
 
-    /// The face in this place has become another person's: hands over the old track and begins a new one in its stead.
+    /// The face in this place has become another person's: hands over the old track and begins a
+    /// new one in its stead.
     pub fn restart(&mut self, index: usize, now: &Stamp) -> Track {
         let bounding_box = self.tracks[index].bounding_box;
         let begun = self.begin(now);
@@ -148,16 +156,17 @@ impl Tracker {
             doubt_cleared: None,
             bounding_box: BoundingBox::default(),
             landmarks: Landmarks::default(),
+            detected: Landmarks::default(),
             confidence: 0.0,
             evidence: Evidence::default(),
             templates: 0,
             decision: Decision::Undecided,
-            untold: false,
+            unreported: false,
             last_template: None,
             best_rank: 0.0,
             flaw: None,
             liveness: Liveness::default(),
-            attack_told: false,
+            attack_reported: false,
         });
         self.next_id += 1;
         self.tracks.len() - 1
@@ -183,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_face_keeps_its_track_while_it_moves() {
+    fn moving_face_keeps_its_track() {
         let mut tracker = tracker();
         for step in 0..10u64 {
             let faces = [face(step as f32 * 20.0), face(600.0 - step as f32 * 20.0)];
@@ -193,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_face_that_left_and_one_in_another_place_are_other_tracks() {
+    fn distant_or_returned_face_gets_new_track() {
         let mut tracker = tracker();
         tracker.follow(&[face(0.0)], &at(0));
         tracker.follow(&[face(300.0)], &at(40));
@@ -206,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_face_in_each_of_few_frames_is_one_track_until_it_was_looked_for() {
+    fn track_survives_low_frame_rate() {
         let mut tracker = tracker();
         for second in 0..5 {
             assert_eq!(tracker.end_lost(&at(second * 1000)).len(), 0);
@@ -214,13 +223,13 @@ mod tests {
             assert_eq!(tracker.tracks()[indices[0]].id, 1);
         }
         tracker.follow(&[], &at(5000));
-        assert_eq!(tracker.end_lost(&at(6000)).len(), 0, "one look may miss a face");
+        assert_eq!(tracker.end_lost(&at(6000)).len(), 0, "one detection may miss a face");
         tracker.follow(&[], &at(6000));
         assert_eq!(tracker.end_lost(&at(6500)).len(), 1);
     }
 
     #[test]
-    fn a_track_does_not_outlive_a_camera_that_was_away() {
+    fn track_ends_after_long_camera_outage() {
         let mut tracker = tracker();
         tracker.follow(&[face(0.0)], &at(0));
         assert_eq!(tracker.end_lost(&at(30_499)).len(), 0);
@@ -228,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn another_person_in_the_same_place_begins_anew() {
+    fn restarted_track_gets_new_id() {
         let mut tracker = tracker();
         tracker.follow(&[face(0.0), face(300.0)], &at(0));
         let old = tracker.restart(0, &at(40));

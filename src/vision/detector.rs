@@ -3,36 +3,38 @@
 use crate::recognise::engine::EngineError;
 use crate::recognise::face::{BoundingBox, Detection, Landmarks, Point};
 use crate::recognise::picture::Picture;
-use crate::vision::network::Network;
+use crate::vision::model_session::ModelSession;
 use crate::vision::resample::{Mode, resample};
 
 /// Detections below this are never reported; callers ask for more.
 const CONFIDENCE_FLOOR: f32 = 0.5;
-/// Of two boxes that overlap by more than this, the less confident is dropped (YuNet's own evaluation uses 0.3 to 0.45).
+/// Of two boxes that overlap by more than this, the less confident is dropped (YuNet's own
+/// evaluation uses 0.3 to 0.45).
 const OVERLAP_MAX: f32 = 0.3;
 /// Faces in one picture; a crowd beyond that is cut, the least confident first.
 const FACES_MAX: usize = 64;
 const STRIDES: [usize; 3] = [8, 16, 32];
 
 pub(crate) struct Detector {
-    network: Network,
+    model: ModelSession,
 }
 
 impl Detector {
-    pub(crate) fn new(network: Network) -> Self {
-        Self { network }
+    pub(crate) fn new(model: ModelSession) -> Self {
+        Self { model }
     }
 
-    pub(crate) fn network(&self) -> &Network {
-        &self.network
+    pub(crate) fn model(&self) -> &ModelSession {
+        &self.model
     }
 
     pub(crate) fn exercise(&mut self) -> Result<(), EngineError> {
-        self.network.exercise()
+        self.model.exercise()
     }
 
-    /// The picture is shrunk or enlarged so that its longer side is `side` pixels, and padded with black to multiples of
-    /// 32 on the right and below. The canvas is a square of `side`, as it was when accuracy was measured.
+    /// The picture is shrunk or enlarged so that its longer side is `side` pixels, and padded with
+    /// black to multiples of 32 on the right and below. The canvas is a square of `side`, as it was
+    /// when accuracy was measured.
     pub(crate) fn detect(
         &mut self,
         picture: &Picture,
@@ -42,20 +44,25 @@ impl Detector {
             (side as f32 / picture.width() as f32).min(side as f32 / picture.height() as f32);
         let scaled =
             |length: usize| ((length as f32 * ratio).round_ties_even() as usize).clamp(1, side);
-        let (width, height) = (scaled(picture.width()), scaled(picture.height()));
+        let width = scaled(picture.width());
+        let height = scaled(picture.height());
         let mode = if ratio < 1.0 { Mode::Area } else { Mode::Linear };
         let pixels = resample(picture, width, height, mode);
-        let outputs = self.network.run_sized(&pixels, width, height, side, side)?;
+        let outputs = self.model.run_sized(&pixels, width, height, side, side)?;
         let mut faces = Vec::new();
         for (level, stride) in STRIDES.into_iter().enumerate() {
             let of = |kind: usize| outputs[kind * 3 + level].as_slice();
             read_level(stride, side / stride, [of(0), of(1), of(2), of(3)], &mut faces);
         }
-        Ok(suppress(faces).into_iter().map(|face| rescaled(&face, 1.0 / ratio)).collect())
+        Ok(suppress_overlaps(faces)
+            .into_iter()
+            .map(|face| rescale_detection(&face, 1.0 / ratio))
+            .collect())
     }
 }
 
-/// One stride's grid: for each cell class and object confidence, box (centre offset and log size) and five landmarks.
+/// One stride's grid: for each cell class and object confidence, box (centre offset and log size)
+/// and five landmarks.
 fn read_level(
     stride: usize,
     columns: usize,
@@ -68,15 +75,17 @@ fn read_level(
         if confidence.is_nan() || confidence <= CONFIDENCE_FLOOR {
             continue;
         }
-        let (column, row) = ((index % columns) as f32, (index / columns) as f32);
+        let column = (index % columns) as f32;
+        let row = (index / columns) as f32;
         let (Some(cell), Some(marks)) =
             (boxes.get(index * 4..index * 4 + 4), points.get(index * 10..index * 10 + 10))
         else {
             continue;
         };
-        let (x, y) = ((column + cell[0]) * stride, (row + cell[1]) * stride);
-        let (half_width, half_height) =
-            (cell[2].exp() * stride / 2.0, cell[3].exp() * stride / 2.0);
+        let x = (column + cell[0]) * stride;
+        let y = (row + cell[1]) * stride;
+        let half_width = cell[2].exp() * stride / 2.0;
+        let half_height = cell[3].exp() * stride / 2.0;
         let mark = |n: usize| Point {
             x: (marks[2 * n] + column) * stride,
             y: (marks[2 * n + 1] + row) * stride,
@@ -97,7 +106,7 @@ fn read_level(
 }
 
 /// Greedy non-maximum suppression, most confident first.
-fn suppress(mut faces: Vec<Detection>) -> Vec<Detection> {
+fn suppress_overlaps(mut faces: Vec<Detection>) -> Vec<Detection> {
     faces.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
     let mut kept: Vec<Detection> = Vec::new();
     for face in faces {
@@ -112,15 +121,9 @@ fn suppress(mut faces: Vec<Detection>) -> Vec<Detection> {
     kept
 }
 
-fn rescaled(face: &Detection, by: f32) -> Detection {
-    let outline = &face.bounding_box;
+fn rescale_detection(face: &Detection, by: f32) -> Detection {
     Detection {
-        bounding_box: BoundingBox {
-            left: outline.left * by,
-            top: outline.top * by,
-            right: outline.right * by,
-            bottom: outline.bottom * by,
-        },
+        bounding_box: face.bounding_box.scaled(by),
         confidence: face.confidence,
         landmarks: Landmarks::from_points(
             face.landmarks.points().map(|p| Point { x: p.x * by, y: p.y * by }),
@@ -138,15 +141,16 @@ mod tests {
     }
 
     #[test]
-    fn of_overlapping_boxes_the_most_confident_stays() {
-        let kept = suppress(vec![face(0.0, 0.7), face(2.0, 0.9), face(50.0, 0.6)]);
+    fn most_confident_overlapping_box_stays() {
+        let kept = suppress_overlaps(vec![face(0.0, 0.7), face(2.0, 0.9), face(50.0, 0.6)]);
         assert_eq!(kept.iter().map(|f| f.confidence).collect::<Vec<_>>(), [0.9, 0.6]);
     }
 
     #[test]
-    fn a_network_gone_mad_gives_no_faces() {
+    fn invalid_model_output_gives_no_faces() {
         let mut faces = Vec::new();
-        let (nan, infinite) = (vec![f32::NAN; 4], vec![f32::INFINITY; 40]);
+        let nan = vec![f32::NAN; 4];
+        let infinite = vec![f32::INFINITY; 40];
         read_level(8, 2, [&nan, &nan, &infinite, &infinite], &mut faces);
         read_level(8, 2, [&[1.0; 4], &[1.0; 4], &infinite, &infinite], &mut faces);
         read_level(8, 2, [&[1.0; 4], &[1.0; 4], &[], &[]], &mut faces);

@@ -1,15 +1,18 @@
-//! `models/manifest.toml`: which network files there are, how each is fed, and its digest.
+//! `models/manifest.toml`: which model files there are, how each is fed, and its digest.
 //!
-//! A file whose SHA-256 is not the manifest's is refused: the threshold, the preprocessing and every stored template
-//! belong to exactly that file.
+//! A file whose SHA-256 is not the manifest's is rejected: the threshold, the preprocessing and
+//! every stored template belong to exactly that file.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::bounded_file;
 use crate::recognise::face::ModelDigest;
+
+/// The largest model in use, an fp32 twin, has some 200 MB.
+const MODEL_BYTES_MAX: u64 = 1 << 30;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -45,7 +48,7 @@ pub enum ModelError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error("the network in {path} cannot be loaded")]
+    #[error("the model in {path} cannot be loaded")]
     Session {
         path: PathBuf,
         #[source]
@@ -142,7 +145,7 @@ pub struct TemplateSpec {
     pub threshold_per_decade: f32,
 }
 
-/// The same network in fp32, made on request for measurements.
+/// The same model in fp32, made on request for measurements.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Twin {
@@ -255,7 +258,7 @@ impl Manifest {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
-    fs::read(path).map_err(|source| match source.kind() {
+    bounded_file::read(path, MODEL_BYTES_MAX).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => ModelError::Missing { path: path.to_owned() },
         _ => ModelError::Read { path: path.to_owned(), source },
     })
@@ -264,13 +267,14 @@ fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn shipped() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("models")
     }
 
     #[test]
-    fn every_shipped_file_is_the_one_described() {
+    fn shipped_models_match_the_manifest() {
         let manifest = Manifest::read(&shipped()).unwrap();
         for model in &manifest.models {
             manifest.load(model, Precision::Int8).unwrap();
@@ -281,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_or_missing_file_is_refused_by_name() {
+    fn changed_or_missing_model_is_named() {
         let dir = tempfile::tempdir().unwrap();
         fs::copy(shipped().join("manifest.toml"), dir.path().join("manifest.toml")).unwrap();
         let manifest = Manifest::read(dir.path()).unwrap();

@@ -1,13 +1,14 @@
-//! The networks: detector, landmark refiner, embedder and PAD, run by ONNX Runtime. Implements `FaceEngine`.
+//! The models: detector, landmark refiner, embedder and PAD, run by ONNX Runtime. Implements
+//! `FaceEngine`.
 //!
-//! Each network is fed exactly as its manifest entry says; nothing about a particular network stands in the code but the
-//! layout of its outputs. Buffers are reused from call to call.
+//! The manifest determines the input of each model; the code knows only the layout of its outputs. Buffers are reused from call to call.
 //!
-//! Agreement with the reference pipeline (boxes within a pixel, templates with cosine ≥ 0.999) is `tests/agreement.rs`.
+//! Agreement with the reference pipeline (boxes within a pixel, templates with cosine ≥ 0.999) is
+//! `tests/recognition/agreement.rs`.
 
 pub mod detector;
 pub mod manifest;
-mod network;
+mod model_session;
 mod resample;
 pub mod runtime;
 mod smooth;
@@ -16,16 +17,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::recognise::align::{SAMPLE_SIDE, Sample};
-use crate::recognise::engine::{EngineError, FaceEngine, Reach};
+use crate::recognise::engine::{DetectorInput, EngineError, FaceEngine};
 use crate::recognise::face::{BoundingBox, Detection, Landmarks, ModelDigest, Point, Template};
 use crate::recognise::picture::Picture;
 use crate::vision::detector::Detector;
 use crate::vision::manifest::{Manifest, ModelError, Precision, Role, TemplateSpec};
-use crate::vision::network::Network;
+use crate::vision::model_session::ModelSession;
 use crate::vision::resample::{Mode, crop, resample};
 use crate::vision::smooth::smoothed;
 
-/// Which networks to load and how to run them.
+/// Which models to load and how to run them.
 #[derive(Clone, Debug)]
 pub struct VisionSettings {
     pub models: PathBuf,
@@ -35,15 +36,15 @@ pub struct VisionSettings {
     pub precision: Precision,
     /// Threads for one inference.
     pub threads: usize,
-    /// Whether to load the PAD network.
+    /// Whether to load the PAD model.
     pub pad: bool,
 }
 
 pub struct Vision {
     detector: Detector,
-    refiner: Network,
-    embedder: Network,
-    pad: Option<Network>,
+    refiner: ModelSession,
+    embedder: ModelSession,
+    pad: Option<ModelSession>,
     template: TemplateSpec,
 }
 
@@ -55,7 +56,7 @@ impl Vision {
             let model = manifest.model(role, name)?;
             let (path, bytes, digest) = manifest.load(model, settings.precision)?;
             let session = runtime::session(environment, &path, &bytes, settings.threads)?;
-            Ok(Network::new(session, model, digest))
+            Ok(ModelSession::new(session, model, digest))
         };
         let template = manifest.model(Role::Embedder, Some(&settings.embedder))?.template;
         Ok(Self {
@@ -67,10 +68,10 @@ impl Vision {
         })
     }
 
-    /// One inference of one network on a grey input of its own size: for measuring what it costs alone. Does nothing
-    /// when the network is not loaded.
+    /// One inference of one model on a grey input of its own size: for measuring what it costs
+    /// alone. Does nothing when the model is not loaded.
     pub fn exercise(&mut self, role: Role) -> Result<(), EngineError> {
-        let network = match role {
+        let model = match role {
             Role::Detector => return self.detector.exercise(),
             Role::Refiner => &mut self.refiner,
             Role::Embedder => &mut self.embedder,
@@ -79,17 +80,17 @@ impl Vision {
                 None => return Ok(()),
             },
         };
-        network.exercise()
+        model.exercise()
     }
 
-    /// The digest of each loaded network's file, by its name in the manifest.
+    /// The digest of each loaded model's file, by its name in the manifest.
     pub fn digests(&self) -> BTreeMap<String, String> {
-        let networks =
-            [self.detector.network(), &self.refiner, &self.embedder].into_iter().chain(&self.pad);
-        networks.map(|network| (network.name().to_owned(), network.digest().to_string())).collect()
+        let models =
+            [self.detector.model(), &self.refiner, &self.embedder].into_iter().chain(&self.pad);
+        models.map(|model| (model.name().to_owned(), model.digest().to_string())).collect()
     }
 
-    /// What the manifest says of the embedder's templates.
+    /// The embedder's entry in the manifest.
     pub fn template_spec(&self) -> TemplateSpec {
         self.template
     }
@@ -102,7 +103,8 @@ pub fn embedder_digest(settings: &VisionSettings) -> Result<ModelDigest, ModelEr
     manifest.load(model, settings.precision).map(|(_, _, digest)| digest)
 }
 
-/// What `rollcall models verify` and `doctor` do: every file there and as described, the library loadable.
+/// What `rollcall models verify` and `doctor` do: every file there and as described, the library
+/// loadable.
 pub fn verify(models: &Path) -> Result<Vec<(String, u64)>, ModelError> {
     let manifest = Manifest::read(models)?;
     let check = |model: &manifest::Model| {
@@ -113,20 +115,28 @@ pub fn verify(models: &Path) -> Result<Vec<(String, u64)>, ModelError> {
 }
 
 impl FaceEngine for Vision {
-    fn detect(&mut self, picture: &Picture, reach: Reach) -> Result<Vec<Detection>, EngineError> {
-        self.detector.detect(picture, reach.side_px())
+    fn detect(
+        &mut self,
+        picture: &Picture,
+        input: DetectorInput,
+    ) -> Result<Vec<Detection>, EngineError> {
+        self.detector.detect(picture, input.side_px())
     }
 
-    /// 68 points (300-W order) relative to the detector's box; of those, the five that alignment wants.
+    /// 68 points (300-W order) relative to the detector's box; of those, the five that alignment
+    /// wants.
     fn refine(
         &mut self,
         picture: &Picture,
         detection: &Detection,
     ) -> Result<Detection, EngineError> {
-        let outline = whole_pixels(&detection.bounding_box);
-        let (left, top) = (outline.left as isize, outline.top as isize);
-        let (width, height) = (outline.width(), outline.height());
-        let (widest, highest) = (picture.width() as f32 * 2.0, picture.height() as f32 * 2.0);
+        let outline = round_to_pixels(&detection.bounding_box);
+        let left = outline.left as isize;
+        let top = outline.top as isize;
+        let width = outline.width();
+        let height = outline.height();
+        let widest = picture.width() as f32 * 2.0;
+        let highest = picture.height() as f32 * 2.0;
         if width < 2.0 || height < 2.0 || width > widest || height > highest {
             return Ok(*detection);
         }
@@ -137,7 +147,8 @@ impl FaceEngine for Vision {
         let pixels = resample(&part, to_width, to_height, mode);
         let points = self.refiner.run(&pixels)?;
         let point = |index: usize| {
-            let (x, y) = (points[2 * index], points[2 * index + 1]);
+            let x = points[2 * index];
+            let y = points[2 * index + 1];
             Point { x: outline.left + x * width, y: outline.top + y * height }
         };
         let mean = |indices: &[usize]| {
@@ -164,7 +175,8 @@ impl FaceEngine for Vision {
         Ok(Template::normalised(self.embedder.run(&pixels)?))
     }
 
-    /// MiniFASNet's way: the box enlarged 2.7 times, kept inside the picture, grain taken out; softmax of three, the first is *live*.
+    /// MiniFASNet's way: the box enlarged 2.7 times, kept inside the picture, grain taken out;
+    /// softmax of three, the first is *live*.
     fn liveness(
         &mut self,
         picture: &Picture,
@@ -173,8 +185,9 @@ impl FaceEngine for Vision {
         let Some(pad) = &mut self.pad else {
             return Ok(None);
         };
-        let outline = enlarged(&detection.bounding_box, 2.7, picture);
-        let (width, height) = (outline.width() as usize + 1, outline.height() as usize + 1);
+        let outline = enlarge_box(&detection.bounding_box, 2.7, picture);
+        let width = outline.width() as usize + 1;
+        let height = outline.height() as usize + 1;
         let part = crop(picture, outline.left as isize, outline.top as isize, width, height);
         let (to_width, to_height) = pad.input_size();
         let pixels = resample(&part, to_width, to_height, Mode::Linear);
@@ -196,7 +209,7 @@ impl FaceEngine for Vision {
     }
 }
 
-fn whole_pixels(outline: &BoundingBox) -> BoundingBox {
+fn round_to_pixels(outline: &BoundingBox) -> BoundingBox {
     BoundingBox {
         left: outline.left.round_ties_even(),
         top: outline.top.round_ties_even(),
@@ -206,13 +219,15 @@ fn whole_pixels(outline: &BoundingBox) -> BoundingBox {
 }
 
 /// The box enlarged about its centre as far as the picture allows, shifted inside, in whole pixels.
-fn enlarged(outline: &BoundingBox, by: f32, picture: &Picture) -> BoundingBox {
-    let (right_edge, bottom_edge) = (picture.width() as f32 - 1.0, picture.height() as f32 - 1.0);
+fn enlarge_box(outline: &BoundingBox, by: f32, picture: &Picture) -> BoundingBox {
+    let right_edge = picture.width() as f32 - 1.0;
+    let bottom_edge = picture.height() as f32 - 1.0;
     let by = by
         .min(right_edge / outline.width().max(1.0))
         .min(bottom_edge / outline.height().max(1.0))
         .max(0.0);
-    let (half_width, half_height) = (outline.width() * by / 2.0, outline.height() * by / 2.0);
+    let half_width = outline.width() * by / 2.0;
+    let half_height = outline.height() * by / 2.0;
     let centre = outline.centre();
     let fit = |low: f32, high: f32, edge: f32| {
         let shift = (-low).max(0.0) - (high - edge).max(0.0);

@@ -1,4 +1,4 @@
-//! One network: a session, its input layout, and reused buffers.
+//! One model: a session, its input layout, and reused buffers.
 
 use ort::session::Session;
 use ort::value::TensorRef;
@@ -7,7 +7,7 @@ use crate::recognise::engine::EngineError;
 use crate::recognise::face::ModelDigest;
 use crate::vision::manifest::{Channels, Model};
 
-pub(crate) struct Network {
+pub(crate) struct ModelSession {
     name: String,
     session: Session,
     input: String,
@@ -21,7 +21,7 @@ pub(crate) struct Network {
     planes: Vec<f32>,
 }
 
-impl Network {
+impl ModelSession {
     pub(crate) fn new(session: Session, model: &Model, digest: ModelDigest) -> Self {
         Self {
             name: model.name.clone(),
@@ -38,7 +38,7 @@ impl Network {
         }
     }
 
-    /// Width and height that the network wants.
+    /// Width and height that the model wants.
     pub(crate) fn input_size(&self) -> (usize, usize) {
         (self.width, self.height)
     }
@@ -51,22 +51,23 @@ impl Network {
         self.digest
     }
 
-    /// The first output for a picture of the network's own size, given as interleaved RGB, 0..=255.
+    /// The first output for a picture of the model's own size, given as interleaved RGB, 0..=255.
     pub(crate) fn run(&mut self, rgb: &[f32]) -> Result<Vec<f32>, EngineError> {
-        let (width, height) = (self.width, self.height);
+        let width = self.width;
+        let height = self.height;
         let outputs = self.run_sized(rgb, width, height, width, height)?;
         Ok(outputs.into_iter().next().unwrap_or_default())
     }
 
-    /// One inference on a grainy picture of the network's own size.
+    /// One inference on a grainy picture of the model's own size.
     pub(crate) fn exercise(&mut self) -> Result<(), EngineError> {
         let grain: Vec<f32> =
             (0..self.width * self.height * 3).map(|n| (n * 7919 % 251) as f32).collect();
         self.run(&grain).map(drop)
     }
 
-    /// All outputs, in the manifest's order, for a picture of `width` x `height` put at the top left of a canvas of
-    /// `canvas_width` x `canvas_height` that is otherwise black.
+    /// All outputs, in the manifest's order, for a picture of `width` x `height` put at the top
+    /// left of a canvas of `canvas_width` x `canvas_height` that is otherwise black.
     pub(crate) fn run_sized(
         &mut self,
         rgb: &[f32],
@@ -85,18 +86,16 @@ impl Network {
             self.fill_row(row, at, width, plane);
         }
         let shape = [1, planes, canvas_height, canvas_width];
-        let failed = |source: ort::Error| EngineError {
-            network: self.name.clone(),
-            source: Box::new(source),
-        };
+        let failed =
+            |source: ort::Error| EngineError { model: self.name.clone(), source: Box::new(source) };
         let tensor = TensorRef::from_array_view((shape, self.planes.as_slice())).map_err(failed)?;
         let results =
             self.session.run(ort::inputs![self.input.as_str() => tensor]).map_err(failed)?;
         let mut outputs = Vec::with_capacity(self.outputs.len());
         for name in &self.outputs {
             let Some(value) = results.get(name) else {
-                let missing = format!("the network has no output {name}");
-                return Err(EngineError { network: self.name.clone(), source: missing.into() });
+                let missing = format!("the model has no output {name}");
+                return Err(EngineError { model: self.name.clone(), source: missing.into() });
             };
             let (_, values) = value.try_extract_tensor::<f32>().map_err(failed)?;
             outputs.push(values.to_vec());
@@ -105,7 +104,8 @@ impl Network {
     }
 
     fn fill_row(&mut self, row: &[f32], at: usize, width: usize, plane: usize) {
-        let (mean, factor) = (self.mean, self.factor);
+        let mean = self.mean;
+        let factor = self.factor;
         match self.channels {
             Channels::Gray => {
                 let line = &mut self.planes[at..at + width];
@@ -119,7 +119,8 @@ impl Network {
             Channels::Rgb | Channels::Bgr => {
                 let (first, rest) = self.planes.split_at_mut(plane);
                 let (second, third) = rest.split_at_mut(plane);
-                let (mut red, mut blue) = (&mut first[at..at + width], &mut third[at..at + width]);
+                let mut red = &mut first[at..at + width];
+                let mut blue = &mut third[at..at + width];
                 if self.channels == Channels::Bgr {
                     std::mem::swap(&mut red, &mut blue);
                 }

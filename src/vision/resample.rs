@@ -1,7 +1,8 @@
-//! Scaling a picture for a network, with the weights of the reference pipeline (OpenCV's area and linear modes), because
-//! the networks' accuracy was measured with those.
+//! Scaling a picture for a model, with the weights of the reference pipeline (OpenCV's area and
+//! linear modes), because the models' accuracy was measured with those.
 //!
-//! Separable: first down the columns, whose inner loop runs along whole rows and vectorises, then along the rows.
+//! Separable: first down the columns, whose inner loop runs along whole rows and vectorises, then
+//! along the rows.
 
 use crate::recognise::picture::Picture;
 
@@ -12,7 +13,8 @@ pub enum Mode {
     Area,
     /// Between the nearest two, centre to centre: for making larger.
     Linear,
-    /// OpenCV's `INTER_AREA` when it makes larger: like the nearest pixel, with the seam between two interpolated.
+    /// OpenCV's `INTER_AREA` when it makes larger: like the nearest pixel, with the seam between
+    /// two interpolated.
     AreaEnlarging,
 }
 
@@ -55,7 +57,8 @@ impl Taps {
 }
 
 fn area(index: usize, scale: f64, from: usize) -> (usize, Vec<f32>) {
-    let (begin, end) = (index as f64 * scale, ((index + 1) as f64 * scale).min(from as f64));
+    let begin = index as f64 * scale;
+    let end = ((index + 1) as f64 * scale).min(from as f64);
     let first = begin.floor() as usize;
     let last = ((end - 1e-9).ceil() as usize).max(first + 1);
     let width = end - begin;
@@ -115,14 +118,16 @@ fn mix_columns(mixed: &[f32], columns: &Taps, line: &mut [f32]) {
             sum[1] += weight * old[1];
             sum[2] += weight * old[2];
         }
-        // What is here lies in 0.5..=255.5, where the cast cuts as `trunc` does, and is one instruction instead of a call.
+        // What is here lies in 0.5..=255.5, where the cast cuts as `trunc` does, and is one
+        // instruction instead of a call.
         pixel.copy_from_slice(&sum.map(|value| f32::from(value as u8)));
     }
 }
 
 /// The part of a picture between whole pixels; outside the picture its edge is repeated.
 pub fn crop(picture: &Picture, left: isize, top: isize, width: usize, height: usize) -> Picture {
-    let (width, height) = (width.max(1), height.max(1));
+    let width = width.max(1);
+    let height = height.max(1);
     let mut rgb = Vec::with_capacity(width * height * 3);
     for y in top..top + height as isize {
         let inside = left >= 0
@@ -155,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_weights_are_those_of_the_reference() {
+    fn resampling_matches_opencv() {
         // Expected values: OpenCV 4 resize() of the same ramps.
         assert_eq!(row(&resample(&ramp(6, 2), 3, 1, Mode::Area), 3), [5.0, 25.0, 45.0]);
         assert_eq!(row(&resample(&ramp(5, 5), 2, 2, Mode::Area), 2), [8.0, 32.0]);
@@ -170,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_size_changes_nothing() {
+    fn resampling_to_same_size_changes_nothing() {
         let picture = ramp(7, 5);
         let expected: Vec<f32> = picture.rgb().iter().map(|v| f32::from(*v)).collect();
         for mode in [Mode::Area, Mode::Linear, Mode::AreaEnlarging] {
@@ -193,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crop_beyond_the_edge_repeats_it() {
+    fn crop_beyond_edge_repeats_pixels() {
         let part = crop(&ramp(4, 4), -1, 3, 3, 2);
         assert_eq!(part.rgb()[..9], [0, 30, 7, 0, 30, 7, 10, 30, 7]);
         assert_eq!(part.row(1), part.row(0));

@@ -1,4 +1,5 @@
-//! ONNX Runtime: found, loaded once, version-checked; and the options with which every network runs.
+//! ONNX Runtime: found, loaded once, version-checked; and the options with which every model
+//! runs.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -7,9 +8,14 @@ use ort::environment::Environment;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
+use crate::bounded_file;
 use crate::vision::manifest::ModelError;
 
-/// The version that `models/fetch.sh` pins, that everything was measured with, and that packages carry.
+/// ONNX Runtime has some 20 MB.
+const LIBRARY_BYTES_MAX: u64 = 256 << 20;
+
+/// The version that `models/fetch.sh` pins, that everything was measured with, and that packages
+/// carry.
 pub const PINNED_VERSION: &str = "1.32.0";
 
 static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
@@ -17,25 +23,27 @@ static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
 /// Read by ONNX Runtime when it is loaded.
 const NO_TELEMETRY: &str = "ORT_DISABLE_TELEMETRY";
 
-/// ONNX Runtime 1.32 tells its maker of every process that loads it: it keeps a device id and what it is going to tell
-/// below `~/.cache/Microsoft`, and sends it to mobile.events.data.microsoft.com. The call that turns this off comes after
-/// the first report; only this variable, set before the library is loaded, keeps it silent.
+/// ONNX Runtime 1.32 reports every process that loads it to its maker: it keeps a device id and the
+/// pending reports below `~/.cache/Microsoft`, and sends it to
+/// mobile.events.data.microsoft.com. The call that turns this off comes after the first report;
+/// only this variable, set before the library is loaded, keeps it silent.
 ///
-/// To be called first thing in `main`. Tests and benches have the variable from `.cargo/config.toml`.
+/// To be called first thing in `main`. Tests and benches have the variable from
+/// `.cargo/config.toml`.
 pub fn forbid_telemetry() {
     #[expect(
         unsafe_code,
         clippy::disallowed_methods,
-        reason = "a C library can be told by the environment only"
+        reason = "a C library is configured by the environment only"
     )]
-    // SAFETY: `main` calls this before there is a second thread that could read the environment meanwhile.
+    // SAFETY: `main` calls this before there is a second thread that could read the environment
+    // meanwhile.
     unsafe {
         std::env::set_var(NO_TELEMETRY, "1");
     }
 }
 
-/// Where the library may lie, in the order in which it is looked for: as configured, as the environment says, beside an
-/// installed package, and where `make setup` puts it in a source tree.
+/// Where the library is searched for, in this order: as configured, by the environment, beside an installed package, and where `make setup` puts it in a source tree.
 pub fn candidates(configured: Option<&Path>, models: &Path) -> Vec<PathBuf> {
     if let Some(path) = configured {
         return vec![path.to_owned()];
@@ -45,7 +53,7 @@ pub fn candidates(configured: Option<&Path>, models: &Path) -> Vec<PathBuf> {
     places.push(PathBuf::from("/usr/lib/rollcall/libonnxruntime.so"));
     let fetched =
         Path::new(".cache/onnxruntime").join(std::env::consts::ARCH).join("libonnxruntime.so");
-    // Beside the networks, not below the working directory: that may be writable for others.
+    // Beside the models, not below the working directory: that may be writable for others.
     places.push(models.join("..").join(fetched));
     places
 }
@@ -65,7 +73,7 @@ pub fn load(configured: Option<&Path>, models: &Path) -> Result<&'static Environ
         path: path.clone(),
         source,
     };
-    // `ort` checks the library's version and refuses one that lacks what it needs.
+    // `ort` checks the library's version and rejects one that lacks what it needs.
     let builder = ort::init_from(&absolute).map_err(|e| unusable(Box::new(e)))?;
     let environment = builder
         .with_name("rollcall")
@@ -75,14 +83,14 @@ pub fn load(configured: Option<&Path>, models: &Path) -> Result<&'static Environ
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
-/// A session over a network in memory.
+/// A session over a model in memory.
 pub fn session(
     environment: &Environment,
     path: &Path,
-    network: &[u8],
+    model: &[u8],
     threads: usize,
 ) -> Result<Session, ModelError> {
-    open(environment, network, threads)
+    open(environment, model, threads)
         .map_err(|source| ModelError::Session { path: path.to_owned(), source: Box::new(source) })
 }
 
@@ -90,23 +98,25 @@ pub fn session(
     clippy::result_large_err,
     reason = "the error of ort's builder carries the builder; made once at start"
 )]
-fn open(environment: &Environment, network: &[u8], threads: usize) -> ort::Result<Session> {
+fn open(environment: &Environment, model: &[u8], threads: usize) -> ort::Result<Session> {
     let mut builder = Session::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::All)
         .and_then(|it| it.with_intra_threads(threads))
         .and_then(|it| it.with_inter_threads(1))
-        // Spinning threads burn a Raspberry Pi's battery and heat between frames, and win nothing at this pace.
+        // Spinning threads burn a Raspberry Pi's battery and heat between frames, and win nothing
+        // at this pace.
         .and_then(|it| it.with_intra_op_spinning(false))
         .and_then(SessionBuilder::with_flush_to_zero)
         .map_err(ort::Error::<()>::from)?;
     if int8_saturates() {
         builder = builder.with_precise_qmm().map_err(ort::Error::<()>::from)?;
     }
-    builder.commit_from_memory(network)
+    builder.commit_from_memory(model)
 }
 
-/// x86 without VNNI multiplies int8 through 16-bit sums that saturate: cosine of a template to float .979 instead of .993.
-/// ONNX Runtime has a precise way, which costs a quarter of the embedder's time; ARM needs neither (`models/README.md`).
+/// x86 without VNNI multiplies int8 through 16-bit sums that saturate: cosine of a template to
+/// float .979 instead of .993. ONNX Runtime has a precise way, which costs a quarter of the
+/// embedder's time; ARM needs neither (`models/README.md`).
 fn int8_saturates() -> bool {
     #[cfg(target_arch = "x86_64")]
     return !(std::is_x86_feature_detected!("avx512vnni")
@@ -115,11 +125,12 @@ fn int8_saturates() -> bool {
     false
 }
 
-/// Whether the library that would be loaded is of the pinned version, by the version of its symbols; `None` when there is no
-/// library. An older one than the crate needs is refused by [`load`]; any other works, but was not measured.
+/// Whether the library that would be loaded is of the pinned version, by the version of its
+/// symbols; `None` when there is no library. An older one than the crate needs is refused by
+/// [`load`]; any other works, but was not measured.
 pub fn is_pinned(configured: Option<&Path>, models: &Path) -> Option<bool> {
     let path = candidates(configured, models).into_iter().find(|path| path.is_file())?;
-    let library = std::fs::read(path).ok()?;
+    let library = bounded_file::read(&path, LIBRARY_BYTES_MAX).ok()?;
     let version = format!("VERS_{PINNED_VERSION}\0");
     Some(library.windows(version.len()).any(|bytes| bytes == version.as_bytes()))
 }

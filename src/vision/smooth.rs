@@ -1,9 +1,10 @@
-//! Grain taken out of a face before it is judged live or not: a bilateral filter, which evens out what differs little
-//! and leaves edges as they are.
+//! Grain taken out of a face before it is judged live or not: a bilateral filter, which evens out
+//! what differs little and leaves edges as they are.
 //!
-//! The attack network was trained on clean photographs and takes a sensor's grain for a print's: at its own threshold it
-//! refuses 25 in 100 live photographs to which grain of two brightness steps is added, and 5 when the crop is smoothed
-//! first, while prints stay as easy to tell (`docs/performance.md`).
+//! The attack model was trained on clean photographs and takes a sensor's grain for a print's: at
+//! its own threshold it refuses 25 in 100 live photographs to which grain of two brightness steps
+//! is added, and 5 when the crop is smoothed first, while prints stay as easy to detect
+//! (`docs/performance.md`).
 
 /// Five by five pixels.
 const REACH: isize = 2;
@@ -26,9 +27,11 @@ pub(crate) fn smoothed(rgb: &[f32], width: usize, height: usize) -> Vec<f32> {
     for y in 0..height as isize {
         for x in 0..width as isize {
             let here = pixel(rgb, width, x, y);
-            let (mut sum, mut weights) = ([0.0f32; 3], 0.0f32);
+            let mut sum = [0.0f32; 3];
+            let mut weights = 0.0f32;
             for (dx, dy, in_space) in &neighbours {
-                let (x, y) = (x + dx, y + dy);
+                let x = x + dx;
+                let y = y + dy;
                 if !(0..width as isize).contains(&x) || !(0..height as isize).contains(&y) {
                     continue;
                 }
@@ -61,8 +64,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grain_goes_and_edges_stay() {
-        let (width, height) = (32, 16);
+    fn smoothing_removes_grain_and_keeps_edges() {
+        let width = 32;
+        let height = 16;
         let grain = |n: usize| (n * 7919 % 5) as f32 - 2.0;
         let scene = |n: usize| if n % width < 16 { 80.0 } else { 160.0 };
         let rgb: Vec<f32> = (0..width * height)
@@ -80,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn an_even_picture_is_left_as_it_is() {
+    fn smoothing_leaves_even_picture_unchanged() {
         let smooth = smoothed(&[17.0; 5 * 3 * 3], 5, 3);
         assert!(smooth.iter().all(|value| (value - 17.0).abs() < 1e-4));
     }

@@ -6,8 +6,8 @@ cat /tmp/log &
 exec 3> /tmp/log
 webcam=
 if [ -e /sys/devices/platform/vhci_hcd.0 ]; then
-    vcam --ctl /run/vcam --fps 5 --serial 0042 --product "Door camera" \
-        --mjpg 640x480:/img/empty.jpg --yuyv 640x480:/img/first.yuyv > /tmp/log 2>&1 &
+    mkfifo /run/webcam
+    webcam /run/webcam "Door camera" 0042 /img/empty.jpg /img/first.yuyv > /tmp/log 2>&1 &
     webcam=$!
 fi
 # What udev does elsewhere: a name that stays, whatever number the camera comes back with.
@@ -28,9 +28,9 @@ mkfifo /tmp/never
 exec 4<> /tmp/never
 nc "$HOST" "$PORT" <&4 | while read -r word rest; do
     case $word in
-    vcam)
+    webcam)
         echo "VM tells the webcam: $rest"
-        echo "$rest" > /run/vcam
+        echo "$rest" > /run/webcam
         ;;
     start)
         # shellcheck disable=SC2086 # settings without blanks, one word each

@@ -1,25 +1,14 @@
-//! `rollcall backup` and `restore`: a copy taken under load goes on elsewhere as if nothing had happened; a restore is
-//! whole or not there, and never over something.
+//! `rollcall backup` and `restore`: a copy taken under load goes on elsewhere as if nothing had
+//! happened; a restore is whole or not there, and never over something.
 //!
-//! By hand, more of it: `E2E_EVENTS=20000 E2E_VISITS=300 E2E_KILLS=20 cargo nextest run --test backup --no-capture`
+//! By hand, more of it: `E2E_EVENTS=20000 E2E_VISITS=300 E2E_KILLS=20 cargo nextest run --test cli
+//! backup:: --no-capture`
 
-#![cfg(feature = "mongo")]
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/door.rs"]
-mod door;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mongod.rs"]
-mod mongod;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
+use crate::support::door;
+use crate::support::faces;
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -28,14 +17,15 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::Client;
-use daemon::{Home, scaled, until};
-use faces::{Faces, enrolment};
-use mongod::Mongod;
-use mosquitto::Mosquitto;
+use crate::support::client::Client;
+use crate::support::daemon::{Home, scaled, until};
+use crate::support::faces::{Faces, enrolment};
+use crate::support::mongod::Mongod;
+use crate::support::mosquitto::Mosquitto;
 use rollcall::clock::{Clock as _, SimulatedClock, Stopwatch, SystemClock, Trust};
-use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
-use rollcall::record::store::{NewReference, SinkName, Store, StoreOptions};
+use rollcall::ids::{Name, SubjectId};
+use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::store::{NewReference, SinkName, Store, StoreOptions};
 use serde_json::{Value, json};
 
 fn home(broker: &Mosquitto, server: &Mongod) -> Home {
@@ -76,7 +66,7 @@ fn enrol(state: &Path) {
         template,
         quality: 0.5,
     };
-    let write = move |tx: &mut rollcall::record::store::Tx<'_>| {
+    let write = move |tx: &mut rollcall::store::Tx<'_>| {
         tx.put_subject(&id, &Name::new("Jane").unwrap())?;
         tx.add_references(std::slice::from_ref(&reference))
     };
@@ -143,8 +133,9 @@ fn visit_and_copy(
 }
 
 #[test]
-fn a_backup_taken_under_load_goes_on_elsewhere() {
-    let (recorded, visits) = (scaled("E2E_EVENTS", 1_000), scaled("E2E_VISITS", 40));
+fn backup_under_load_restores_on_another_device() {
+    let recorded = scaled("E2E_EVENTS", 1_000);
+    let visits = scaled("E2E_VISITS", 40);
     let mut broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let mut server = Mongod::start();
@@ -159,8 +150,9 @@ fn a_backup_taken_under_load_goes_on_elsewhere() {
     let image = faces::base64(&person.enrol[0]);
     let copies = visit_and_copy(&mut broker, &client, &first, &image, visits);
     client.await_replies(visits + 1);
-    let told = client.await_health("the gallery", |it| it["gallery"]["references"] != 0)["gallery"]
-        .clone();
+    let reported =
+        client.await_health("the gallery", |it| it["gallery"]["references"] != 0)["gallery"]
+            .clone();
 
     // The broker goes away for good, the last is recorded, then the device dies.
     broker.stop();
@@ -175,7 +167,7 @@ fn a_backup_taken_under_load_goes_on_elsewhere() {
         manifest["contents"]["owed"]["mongo"].as_u64().unwrap() >= recorded as u64,
         "{manifest}"
     );
-    assert_eq!(manifest["contents"]["galleries"][0]["digest"], told["digest"]);
+    assert_eq!(manifest["contents"]["galleries"][0]["digest"], reported["digest"]);
     daemon.kill();
 
     for name in &copies {
@@ -202,13 +194,13 @@ fn a_backup_taken_under_load_goes_on_elsewhere() {
     });
     assert_eq!(
         (&health["gallery"]["digest"], &health["gallery"]["references"]),
-        (&told["digest"], &told["references"])
+        (&reported["digest"], &reported["references"])
     );
     let answer = client.request("recognise", "who", json!({"image": image}));
     assert_eq!(answer["names"], json!([person.id]), "the templates open: {answer}");
     assert!(daemon.terminate().success());
-    let heard = client.check_events(&second);
-    let attended: BTreeSet<_> = heard
+    let received = client.check_events(&second);
+    let attended: BTreeSet<_> = received
         .values()
         .filter(|it| it["kind"] == "attendance")
         .map(|it| it["event_id"].as_str().unwrap().to_owned())
@@ -220,7 +212,7 @@ fn a_backup_taken_under_load_goes_on_elsewhere() {
 }
 
 #[test]
-fn what_is_not_whole_or_in_the_way_is_refused() {
+fn damaged_or_conflicting_backup_is_rejected() {
     let home = Home::new(1, "");
     enrol(&home.state());
     fs::write(home.state().join("other.key"), [1; 32]).unwrap();
@@ -233,11 +225,13 @@ fn what_is_not_whole_or_in_the_way_is_refused() {
         assert!(!output.status.success() && text.contains(why), "{args:?}: {text}");
     };
     let path = |name: &str| home.path(name).to_str().unwrap().to_owned();
-    let (good, elsewhere, bare) = (path("good"), path("elsewhere"), path("bare"));
+    let good = path("good");
+    let elsewhere = path("elsewhere");
+    let bare = path("bare");
     assert!(home.path("good").join("other.key").is_file());
-    refused(&["backup", &good], "is there already");
-    refused(&["restore", &good], "is there already, and is never written over");
-    refused(&["restore", &path("tmp"), "--to", &elsewhere], "is no backup of rollcall's");
+    refused(&["backup", &good], "exists already");
+    refused(&["restore", &good], "exists already and is never overwritten");
+    refused(&["restore", &path("tmp"), "--to", &elsewhere], "is not a backup of rollcall");
 
     // Without keys.
     assert!(home.output(&["backup", &bare, "--without-keys"]).status.success());
@@ -281,7 +275,8 @@ fn what_is_not_whole_or_in_the_way_is_refused() {
     assert!(!left, "nothing half is left behind");
 }
 
-/// The command, where no file may become larger than a megabyte or two: a write fails as on a full disk.
+/// The command, where no file may become larger than a megabyte or two: a write fails as on a full
+/// disk.
 fn on_a_full_disk(home: &Home, args: &[&str]) -> Output {
     let usual = home.command(args);
     let mut limited = Command::new("sh");
@@ -293,7 +288,7 @@ fn on_a_full_disk(home: &Home, args: &[&str]) -> Output {
 }
 
 #[test]
-fn a_disk_that_runs_full_leaves_nothing_half_behind() {
+fn full_disk_leaves_no_partial_backup() {
     let home = Home::new(1, "");
     record(&home.state(), 6_000);
     let names = || {
@@ -320,11 +315,12 @@ fn a_disk_that_runs_full_leaves_nothing_half_behind() {
 }
 
 #[test]
-fn a_restore_that_is_killed_leaves_no_half_state() {
+fn killed_restore_leaves_no_partial_state() {
     let home = Home::new(1, "");
     record(&home.state(), scaled("E2E_EVENTS", 3_000));
     backup(&home, "copy");
-    let (from, to) = (home.path("copy"), home.path("to"));
+    let from = home.path("copy");
+    let to = home.path("to");
     let args = ["restore", from.to_str().unwrap(), "--to", to.to_str().unwrap()];
     let partial = home.path(".to.partial");
     for kill in 0..scaled("E2E_KILLS", 4) {

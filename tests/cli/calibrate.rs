@@ -1,20 +1,18 @@
-//! `rollcall calibrate` on a gallery whose truth is known: the figures are right, the double and the look-alikes are
-//! found, and the report has nothing in it that it should not have.
+//! `rollcall calibrate` on a gallery whose truth is known: the figures are right, the double and
+//! the look-alikes are found, and the report has nothing in it that it should not have.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
-
-#[path = "support/daemon.rs"]
-mod daemon;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
-use daemon::Home;
+use crate::support::daemon::Home;
 use rollcall::clock::SimulatedClock;
+use rollcall::ids::{Name, SubjectId};
 use rollcall::recognise::engine::FaceEngine as _;
-use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
-use rollcall::record::store::{NewReference, SinkName, Store, StoreOptions};
+use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::store::{NewReference, SinkName, Store, StoreOptions};
 use rollcall::{app, cli};
 use serde_json::Value;
 
@@ -47,11 +45,12 @@ impl Noise {
 }
 
 fn embedder(home: &Home) -> ModelDigest {
-    let settings = cli::load(Some(&home.path("config.toml"))).unwrap();
-    app::load_vision(&settings).unwrap().embedder()
+    let settings = cli::settings::load(Some(&home.path("config.toml"))).unwrap();
+    app::open::load_vision(&settings).unwrap().embedder()
 }
 
-/// `count` subjects, every other one with two references; `p0001` is `p0000` again, `p0003` looks like `p0002`.
+/// `count` subjects, every other one with two references; `p0001` is `p0000` again, `p0003` looks
+/// like `p0002`.
 fn enrol(home: &Home, count: usize) {
     let embedder = embedder(home);
     let clock = Arc::new(SimulatedClock::at(1_795_420_683_412));
@@ -75,7 +74,7 @@ fn enrol(home: &Home, count: usize) {
         bases.push(base);
         all.push((id, templates));
     }
-    let write = move |tx: &mut rollcall::record::store::Tx<'_>| {
+    let write = move |tx: &mut rollcall::store::Tx<'_>| {
         for (id, templates) in &all {
             tx.put_subject(id, &Name::new("Secret Name").unwrap())?;
             let reference = |template: &Template| NewReference {
@@ -93,7 +92,7 @@ fn enrol(home: &Home, count: usize) {
 }
 
 #[test]
-fn the_figures_are_those_of_the_gallery() {
+fn calibration_report_matches_the_gallery() {
     let home = Home::new(1, "");
     enrol(&home, 240);
     let html = home.path("report.html");
@@ -124,7 +123,8 @@ fn the_figures_are_those_of_the_gallery() {
     );
     assert_eq!(suggested["method"], "tail");
 
-    // Another target changes what is suggested, not what is in force; a threshold set by hand is told as one.
+    // Another target changes what is suggested, not what is in force; a threshold set by hand is
+    // told as one.
     let loose = home.json(&["calibrate", "--json", "--fpir", "0.2"]);
     assert_eq!(loose["threshold"], report["threshold"]);
     assert!(
@@ -163,11 +163,11 @@ fn the_figures_are_those_of_the_gallery() {
 }
 
 #[test]
-fn of_too_few_nothing_is_claimed() {
+fn small_gallery_gives_no_suggestion() {
     let home = Home::new(1, "");
     enrol(&home, 12);
     let report = home.json(&["calibrate", "--json"]);
     assert_eq!(report["suggested"], Value::Null);
     let output = home.output(&["calibrate"]);
-    assert!(String::from_utf8(output.stdout).unwrap().contains("too few to tell"));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("subjects are needed"));
 }

@@ -1,19 +1,15 @@
-//! `rollcall doctor` beside real brokers, with real faults: each is told in words, with what it means and what to do.
+//! `rollcall doctor` beside real brokers, with real faults: each is told in words, with what it
+//! means and what to do.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
-
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use daemon::{Home, until};
-use mosquitto::{Mosquitto, free_port};
+use crate::support::daemon::{Home, until};
+use crate::support::mosquitto::{Mosquitto, free_port};
 use serde_json::Value;
 
 /// A port that nobody serves: most of these need no broker.
@@ -88,7 +84,7 @@ fn tls_broker(san: &str, expired: bool) -> Mosquitto {
 }
 
 #[test]
-fn a_broker_that_does_not_take_us_is_told_by_its_reason() {
+fn doctor_explains_broker_refusal() {
     let broker = Mosquitto::start_with(|dir| {
         let mut passwd = Command::new("mosquitto_passwd");
         passwd.args(["-b", "-c", "passwd", "door-1", "s3cret"]).current_dir(dir);
@@ -102,9 +98,9 @@ fn a_broker_that_does_not_take_us_is_told_by_its_reason() {
         &with(broker.port(), &format!("{user}\"guess\"\n")),
         "broker",
         "fault",
-        &["does not let us in", "setup"],
+        &["does not let this device in", "setup"],
     );
-    check(&with(broker.port(), "tls = true\n"), "broker", "fault", &["does not speak TLS", "8883"]);
+    check(&with(broker.port(), "tls = true\n"), "broker", "fault", &["does not use TLS", "8883"]);
     check(
         &with(free_port(), ""),
         "broker",
@@ -118,7 +114,7 @@ fn a_broker_that_does_not_take_us_is_told_by_its_reason() {
 }
 
 #[test]
-fn a_certificate_that_does_not_fit_is_told_by_its_reason() {
+fn doctor_explains_certificate_errors() {
     let check_with = |broker: &Mosquitto, ca: &str, state: &str, parts: &[&str]| {
         let ca = broker.path(ca);
         check(
@@ -130,7 +126,7 @@ fn a_certificate_that_does_not_fit_is_told_by_its_reason() {
     };
     let good = tls_broker("IP:127.0.0.1", false);
     check_with(&good, "ca.pem", "good", &["over TLS"]);
-    check_with(&good, "other.pem", "fault", &["authority that we do not know", "ca_file"]);
+    check_with(&good, "other.pem", "fault", &["unknown authority", "ca_file"]);
     check(
         &Home::new(good.port(), ""),
         "broker",
@@ -151,7 +147,8 @@ fn a_certificate_that_does_not_fit_is_told_by_its_reason() {
     );
 }
 
-/// A photograph of 640 by 480, made here: squares of 80 pixels, `low` and `high` bright, blurred by so many pixels.
+/// A photograph of 640 by 480, made here: squares of 80 pixels, `low` and `high` bright, blurred by
+/// so many pixels.
 fn photograph(home: &Home, name: &str, (low, high): (u8, u8), blur: u32) -> PathBuf {
     let square = |x: u32, y: u32| if (x / 80 + y / 80).is_multiple_of(2) { low } else { high };
     let picture = image::ImageBuffer::from_fn(640, 480, |x, y| image::Luma([square(x, y)]));
@@ -162,13 +159,13 @@ fn photograph(home: &Home, name: &str, (low, high): (u8, u8), blur: u32) -> Path
 }
 
 #[test]
-fn light_and_lens_are_judged_by_the_picture() {
+fn doctor_judges_light_and_sharpness() {
     let home = Home::new(NO_BROKER, "");
     for (name, bright, blur, part) in [
-        ("good.png", (60, 200), 0, "a replay stands in"),
+        ("good.png", (60, 200), 0, "a replay is configured"),
         ("dark.png", (0, 20), 0, "is dark"),
         ("bright.png", (230, 254), 0, "too bright"),
-        ("covered.png", (100, 104), 0, "nothing can be told apart"),
+        ("covered.png", (100, 104), 0, "shows nothing"),
         ("blurred.png", (60, 200), 12, "is blurred"),
     ] {
         let path = photograph(&home, name, bright, blur);
@@ -180,7 +177,7 @@ fn light_and_lens_are_judged_by_the_picture() {
 }
 
 #[test]
-fn a_running_daemon_is_asked_what_only_it_knows() {
+fn doctor_asks_the_running_daemon() {
     let home = Home::new(NO_BROKER, "");
     check(&home, "service", "warning", &["no daemon runs", "nobody is recorded"]);
     let dark = photograph(&home, "dark.png", (0, 20), 0);
@@ -206,7 +203,7 @@ fn a_running_daemon_is_asked_what_only_it_knows() {
 }
 
 #[test]
-fn what_keeps_the_daemon_from_starting_is_explained() {
+fn doctor_explains_failed_start() {
     let home = Home::new(NO_BROKER, "[camera]\nsorce = \"v4l2\"\n");
     check(&home, "configuration", "fault", &["sorce", "check-config"]);
     home.configure(NO_BROKER, "password_file = \"nowhere\"\nuser = \"u\"\n");
@@ -222,21 +219,21 @@ fn what_keeps_the_daemon_from_starting_is_explained() {
 }
 
 #[test]
-fn the_key_and_the_database_are_looked_after() {
+fn doctor_checks_key_and_database() {
     let home = Home::new(NO_BROKER, "");
     // The first of all makes database and key.
     let photograph = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/photos/biden.jpg");
     let enrolled =
         home.output(&["enrol", "--id", "joe", "--name", "Joe", photograph.to_str().unwrap()]);
     assert!(enrolled.status.success(), "{enrolled:?}");
-    check(&home, "storage", "good", &["1 subjects"]);
+    check(&home, "storage", "good", &["1 people"]);
     check(&home, "people", "good", &["all 1"]);
     let key = home.state().join("rollcall.key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     check(&home, "storage", "fault", &["may be read by others", "keys rotate"]);
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(&key, [7; 32]).unwrap();
-    check(&home, "storage", "fault", &["not the one", "backup", "attendance recorded is whole"]);
+    check(&home, "storage", "fault", &["not the one", "backup", "recorded attendance is intact"]);
     fs::remove_file(&key).unwrap();
     check(&home, "storage", "fault", &["is missing", "backup"]);
     let database = home.state().join("rollcall.db");
@@ -257,7 +254,7 @@ fn the_key_and_the_database_are_looked_after() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_told() {
+fn doctor_reports_taken_port() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let home = Home::new(NO_BROKER, &format!("[http]\nlisten = \"{address}\"\n"));
@@ -275,7 +272,7 @@ fn a_port_that_is_taken_is_told() {
 }
 
 #[test]
-fn for_people_it_is_text() {
+fn doctor_prints_text_for_people() {
     let home = Home::new(NO_BROKER, "");
     let output = home.output(&["doctor"]);
     let text = String::from_utf8_lossy(&output.stdout);

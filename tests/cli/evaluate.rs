@@ -1,13 +1,14 @@
-//! The arithmetic of `rollcall evaluate` against figures worked out by hand, and one small measurement end to end.
+//! The arithmetic of `rollcall evaluate` against figures worked out by hand, and one small
+//! measurement end to end.
 #![expect(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
 #![expect(clippy::float_cmp, reason = "thresholds are neighbours of scores, to the bit")]
-#![expect(clippy::print_stdout, reason = "a test that has nothing to measure with says so")]
 
+use crate::support::faces;
 use std::path::{Path, PathBuf};
 
 use clap::Parser as _;
-use rollcall::cli::evaluate::metrics::{NO_SCORE, OpenSet, Search, Verification};
-use rollcall::cli::evaluate::{Args, Test, identify, pairs};
+use rollcall::cli::measure::evaluate::metrics::{NO_SCORE, OpenSet, Search, Verification};
+use rollcall::cli::measure::evaluate::{Args, Test, identify, pairs};
 use rollcall::recognise::decision::ThresholdRule;
 use rollcall::vision::VisionSettings;
 use rollcall::vision::manifest::{Precision, TemplateSpec};
@@ -17,8 +18,9 @@ fn close(found: f64, expected: f64) {
 }
 
 #[test]
-fn error_rates_cross_where_they_were_worked_out_to() {
-    // At a threshold in (0.4, 0.5]: one of four mated below it, one of four non-mated at or above it.
+fn verification_rates_match_hand_calculation() {
+    // At a threshold in (0.4, 0.5]: one of four mated below it, one of four non-mated at or above
+    // it.
     let scores = Verification::new(vec![0.9, 0.8, 0.5, 0.4], vec![0.1, 0.2, 0.3, 0.6]);
     close(scores.eer(), 0.25);
     close(scores.fmr(0.5), 0.25);
@@ -26,7 +28,8 @@ fn error_rates_cross_where_they_were_worked_out_to() {
     // Equality counts as a match.
     close(scores.fmr(0.6), 0.25);
     close(scores.fmr(0.6f32.next_up()), 0.0);
-    // Without a false match only 0.9 and 0.8 are left; with one in four, all but nothing: 0.4 is above 0.3.
+    // Without a false match only 0.9 and 0.8 are left; with one in four, all but nothing: 0.4 is
+    // above 0.3.
     close(scores.tmr_at_fmr(0.01), 0.5);
     close(scores.tmr_at_fmr(0.25), 1.0);
     // At 0.4: all four mated and three of four non-mated right.
@@ -45,7 +48,7 @@ fn well_separated_scores_have_no_errors() {
 }
 
 #[test]
-fn a_failure_to_acquire_is_an_error_at_every_threshold() {
+fn failure_to_acquire_is_always_error() {
     let scores = Verification::new(vec![NO_SCORE, 0.8], vec![NO_SCORE, 0.1]);
     close(scores.fnmr(-0.99), 0.5);
     close(scores.tmr_at_fmr(1.0), 0.5);
@@ -57,7 +60,7 @@ fn a_failure_to_acquire_is_an_error_at_every_threshold() {
 }
 
 #[test]
-fn open_set_rates_are_those_worked_out_by_hand() {
+fn open_set_rates_match_hand_calculation() {
     let own = |score| Some(Search { score, own: true });
     // Of five searches by enrolled people one finds somebody else, however sure.
     let mated = [own(0.9), own(0.7), own(0.5), own(0.3), Some(Search { score: 0.95, own: false })];
@@ -119,82 +122,7 @@ fn slice(list: &Path, to: &Path, keep: impl Fn(&str) -> bool) {
 }
 
 #[test]
-fn a_few_real_people_are_told_apart_whatever_the_number_of_workers() {
-    let faces = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/faces-open");
-    if !faces.is_dir() {
-        println!("nothing to measure with: there is no {}", faces.display());
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let images = faces.to_str().unwrap();
-    let list = dir.path().join("pairs.csv");
-    slice(&faces.join("pairs.csv"), &list, |row| row.matches("az_").count() == 2);
-    let figures: Vec<_> = ["1", "2"]
-        .map(|workers| {
-            let words = [
-                "pairs",
-                "--pairs",
-                list.to_str().unwrap(),
-                "--images",
-                images,
-                "--workers",
-                workers,
-            ];
-            let Test::Pairs(args) = args(&words) else { panic!("these are arguments of pairs") };
-            let report = pairs::evaluate(&args, &vision()).unwrap();
-            assert!(
-                report.pairs >= 10 && report.failure_to_acquire == 0.0 && report.eer < 0.1,
-                "{report:?}"
-            );
-            serde_json::to_value(&report).unwrap()
-        })
-        .to_vec();
-    assert_eq!(figures[0], figures[1]);
-    for key in [
-        "pairs",
-        "failure_to_acquire",
-        "eer",
-        "accuracy_best",
-        "accuracy_shipped",
-        "tmr_at_fmr_1e-2",
-        "tmr_at_fmr_1e-3",
-        "threshold_shipped",
-    ] {
-        assert!(figures[0][key].is_number(), "{key}: {}", figures[0]);
-    }
-
-    let list = dir.path().join("identify.csv");
-    slice(&faces.join("identify.csv"), &list, |row| {
-        row.starts_with("az_")
-            || (row.starts_with("Aa") && row.contains(",impostor,"))
-            || row.starts_with("AJ_")
-    });
-    let words = ["identify", "--protocol", list.to_str().unwrap(), "--images", images];
-    let Test::Identify(args) = args(&words) else { panic!("these are arguments of identify") };
-    let report = identify::evaluate(&args, &vision(), rule).unwrap();
-    assert!(
-        report.gallery_subjects >= 5 && report.impostors >= 2 && report.rank1 > 0.8,
-        "{report:?}"
-    );
-    let json = serde_json::to_value(&report).unwrap();
-    for key in [
-        "gallery_subjects",
-        "references",
-        "probes",
-        "impostors",
-        "rank1",
-        "fnir_at_fpir_1e-2",
-        "fnir_at_fpir_1e-3",
-    ] {
-        assert!(json[key].is_number(), "{key}: {json}");
-    }
-    assert!(
-        json["thresholds"]["shipped"].is_number() && json["thresholds"]["fpir_1e-2"].is_number()
-    );
-}
-
-#[test]
-fn a_list_that_cannot_be_measured_is_refused_with_the_reason() {
+fn invalid_evaluation_list_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let list = dir.path().join("list.csv");
     for (text, expected) in [
@@ -215,5 +143,113 @@ fn a_list_that_cannot_be_measured_is_refused_with_the_reason() {
         };
         let refused = identify::evaluate(&args, &vision(), rule).unwrap_err();
         assert!(format!("{refused:#}").contains(expected), "{refused:#}");
+    }
+}
+
+fn pairs_of(images: &Path, list: &Path, workers: &str) -> pairs::PairsReport {
+    let list = list.to_str().unwrap();
+    let images = images.to_str().unwrap();
+    let words = ["pairs", "--pairs", list, "--images", images, "--workers", workers];
+    let Test::Pairs(args) = args(&words) else { panic!("these are arguments of pairs") };
+    pairs::evaluate(&args, &vision()).unwrap()
+}
+
+/// The same figures, all there, whatever the number of workers.
+fn check_pairs(images: &Path, list: &Path) -> pairs::PairsReport {
+    let report = pairs_of(images, list, "1");
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json, serde_json::to_value(pairs_of(images, list, "2")).unwrap());
+    for key in [
+        "pairs",
+        "failure_to_acquire",
+        "eer",
+        "accuracy_best",
+        "accuracy_shipped",
+        "tmr_at_fmr_1e-2",
+        "tmr_at_fmr_1e-3",
+        "threshold_shipped",
+    ] {
+        assert!(json[key].is_number(), "{key}: {json}");
+    }
+    report
+}
+
+fn check_identify(images: &Path, list: &Path) -> identify::IdentificationReport {
+    let list = list.to_str().unwrap();
+    let images = images.to_str().unwrap();
+    let words = ["identify", "--protocol", list, "--images", images];
+    let Test::Identify(args) = args(&words) else { panic!("these are arguments of identify") };
+    let report = identify::evaluate(&args, &vision(), rule).unwrap();
+    let json = serde_json::to_value(&report).unwrap();
+    for key in [
+        "gallery_subjects",
+        "references",
+        "probes",
+        "impostors",
+        "rank1",
+        "fnir_at_fpir_1e-2",
+        "fnir_at_fpir_1e-3",
+    ] {
+        assert!(json[key].is_number(), "{key}: {json}");
+    }
+    assert!(
+        json["thresholds"]["shipped"].is_number() && json["thresholds"]["fpir_1e-2"].is_number()
+    );
+    report
+}
+
+/// Of the photographs that `make setup` fetches: three pairs of one person, four of two.
+const FETCHED_PAIRS: &str = "file1,file2,same\nobama.jpg,obama2.jpg,1\nobama.jpg,obama3.jpg,1\nobama2.jpg,obama3.jpg,1\n\
+                             obama.jpg,biden.jpg,0\nobama2.jpg,biden.jpg,0\nobama3.jpg,astronaut.png,0\n\
+                             biden.jpg,astronaut.png,0\n";
+const FETCHED_PROTOCOL: &str = "file,identity,role\nobama.jpg,obama,enrol\nbiden.jpg,biden,enrol\n\
+                                obama2.jpg,obama,probe\nobama3.jpg,obama,probe\nastronaut.png,astronaut,impostor\n";
+
+#[test]
+fn people_in_fetched_photographs_are_distinguished() {
+    let dir = tempfile::tempdir().unwrap();
+    let photographs = faces::demo("obama.jpg");
+    let images = photographs.parent().unwrap();
+    let list = dir.path().join("list.csv");
+    std::fs::write(&list, FETCHED_PAIRS).unwrap();
+    let report = check_pairs(images, &list);
+    assert!(
+        report.pairs == 7 && report.failure_to_acquire == 0.0 && report.eer == 0.0,
+        "{report:?}"
+    );
+    std::fs::write(&list, FETCHED_PROTOCOL).unwrap();
+    let report = check_identify(images, &list);
+    assert!(
+        report.gallery_subjects == 2 && report.impostors == 1 && report.rank1 == 1.0,
+        "{report:?}"
+    );
+}
+
+mod needs_photographs {
+    use super::{check_identify, check_pairs, faces, slice};
+
+    #[test]
+    fn sample_of_many_people_is_distinguished() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = faces::required_dir();
+        let list = dir.path().join("pairs.csv");
+        slice(&images.join("pairs.csv"), &list, |row| row.matches("az_").count() == 2);
+        let report = check_pairs(&images, &list);
+        assert!(
+            report.pairs >= 10 && report.failure_to_acquire == 0.0 && report.eer < 0.1,
+            "{report:?}"
+        );
+
+        let list = dir.path().join("identify.csv");
+        slice(&images.join("identify.csv"), &list, |row| {
+            row.starts_with("az_")
+                || (row.starts_with("Aa") && row.contains(",impostor,"))
+                || row.starts_with("AJ_")
+        });
+        let report = check_identify(&images, &list);
+        assert!(
+            report.gallery_subjects >= 5 && report.impostors >= 2 && report.rank1 > 0.8,
+            "{report:?}"
+        );
     }
 }

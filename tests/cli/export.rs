@@ -1,12 +1,10 @@
-//! `rollcall export` and `import` of a sealed gallery: the same references at the other end, bit by bit, once.
+//! `rollcall export` and `import` of a sealed gallery: the same references at the other end, bit by
+//! bit, once.
 //!
-//! By hand, more: `E2E_SUBJECTS=100000 cargo nextest run --test export --no-capture`
+//! By hand, more: `E2E_SUBJECTS=100000 cargo nextest run --test cli export:: --no-capture`
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
-
-#[path = "support/daemon.rs"]
-mod daemon;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,12 +12,13 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 
-use daemon::{Home, scaled, until};
+use crate::support::daemon::{Home, scaled, until};
 use rollcall::clock::{SimulatedClock, Stopwatch};
-use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
-use rollcall::record::portable::Portable;
-use rollcall::record::seal::SharedKey;
-use rollcall::record::store::{Enrolled, NewReference, SinkName, Store, StoreOptions};
+use rollcall::ids::{Name, SubjectId};
+use rollcall::keys::seal::SharedKey;
+use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::store::{NewReference, SinkName, Store, StoreOptions};
+use rollcall::wire::subject::Portable;
 use serde_json::Value;
 
 /// 2026-11-23T07:58:03.412Z
@@ -40,7 +39,7 @@ fn id(number: usize) -> SubjectId {
 fn enrol(store: &Store, numbers: std::ops::Range<usize>) {
     for from in numbers.clone().step_by(1000) {
         let numbers = from..(from + 1000).min(numbers.end);
-        let write = move |tx: &mut rollcall::record::store::Tx<'_>| {
+        let write = move |tx: &mut rollcall::store::Tx<'_>| {
             for number in numbers.clone() {
                 tx.put_subject(
                     &id(number),
@@ -66,7 +65,7 @@ fn enrol(store: &Store, numbers: std::ops::Range<usize>) {
 }
 
 fn everybody(state: &Path) -> Vec<Portable> {
-    let enrolled = Enrolled::open(state, None, Arc::new(SimulatedClock::at(START_MS))).unwrap();
+    let enrolled = Store::open_moment(state, None).unwrap();
     let mut found: Vec<Portable> = Vec::new();
     loop {
         let page = enrolled.subjects(found.last().map(|it| &it.subject_id), 500).unwrap();
@@ -87,25 +86,28 @@ fn refused(output: &Output, why: &str) {
 }
 
 #[test]
-fn a_gallery_moves_bit_by_bit_and_once() {
+fn exported_gallery_is_imported_exactly_once() {
     let count = scaled("E2E_SUBJECTS", 250);
-    let (here, there) = (Home::new(1, ""), Home::new(1, ""));
+    let here = Home::new(1, "");
+    let there = Home::new(1, "");
     let path = |name: &str| here.path(name).to_str().unwrap().to_owned();
-    let (file, key, other_key) = (path("all.rollcall"), path("export.key"), path("other.key"));
+    let file = path("all.rollcall");
+    let key = path("export.key");
+    let other_key = path("other.key");
     SharedKey::create(Path::new(&key)).unwrap();
     SharedKey::create(Path::new(&other_key)).unwrap();
     let open = store(&here.state());
     enrol(&open, 0..count);
     // While the store is in use, as by a daemon.
     let watch = Stopwatch::start();
-    let told = here.json(&["export", &file, "--key-file", &key, "--json"]);
+    let reported = here.json(&["export", &file, "--key-file", &key, "--json"]);
     println!("{count} subjects exported in {:.2} s", watch.elapsed().as_secs_f64());
     assert_eq!(
-        (told["subjects"].as_u64(), &told["unreadable"]),
+        (reported["subjects"].as_u64(), &reported["unreadable"]),
         (Some(count as u64), &Value::from(0))
     );
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    refused(&run(&here, &["export", &file, "--key-file", &key]), "is there already");
+    refused(&run(&here, &["export", &file, "--key-file", &key]), "exists already");
     refused(&run(&here, &["import", &file, "--key-file", &key]), "stop the daemon first");
     refused(
         &run(&here, &["export", &path("x"), "--key-file", &key, "--subject", "nobody"]),
@@ -131,12 +133,12 @@ fn a_gallery_moves_bit_by_bit_and_once() {
 
     let args = ["import", file.as_str(), "--key-file", key.as_str(), "--json"];
     let watch = Stopwatch::start();
-    let told = there.json(&args);
+    let reported = there.json(&args);
     println!("{count} subjects imported in {:.2} s", watch.elapsed().as_secs_f64());
-    assert_eq!(told["taken"], count);
+    assert_eq!(reported["taken"], count);
     assert_eq!(
-        told["references_of_other_embedders"],
-        told["references"]
+        reported["references_of_other_embedders"],
+        reported["references"]
             .as_object()
             .unwrap()
             .values()
@@ -150,11 +152,15 @@ fn a_gallery_moves_bit_by_bit_and_once() {
     );
     let events = there.events().len();
     assert_eq!(events, count, "one event for each");
-    let told = there.json(&args);
-    assert_eq!((&told["taken"], told["same"].as_u64()), (&Value::from(0), Some(count as u64)));
+    let reported = there.json(&args);
+    assert_eq!(
+        (&reported["taken"], reported["same"].as_u64()),
+        (&Value::from(0), Some(count as u64))
+    );
     assert_eq!(there.events().len(), events);
 
-    // Changed there since: the older account does not come back. Changed here since: the newer one goes.
+    // Changed there since: the older account does not come back. Changed here since: the newer one
+    // goes.
     let open = store(&there.state());
     open.write(|tx| tx.rename_subject(&id(1), &Name::new("Renamed There").unwrap())).unwrap();
     open.close().unwrap();
@@ -162,7 +168,8 @@ fn a_gallery_moves_bit_by_bit_and_once() {
     open.write(|tx| tx.rename_subject(&id(2), &Name::new("Renamed Here").unwrap())).unwrap();
     open.close().unwrap();
     let two = path("two.rollcall");
-    let (one, other) = (id(1).to_string(), id(2).to_string());
+    let one = id(1).to_string();
+    let other = id(2).to_string();
     here.json(&[
         "export",
         &two,
@@ -174,8 +181,12 @@ fn a_gallery_moves_bit_by_bit_and_once() {
         "--subject",
         &other,
     ]);
-    let told = there.json(&["import", &two, "--key-file", &key, "--json"]);
-    assert_eq!((&told["taken"], &told["older"]), (&Value::from(1), &Value::from(1)), "{told}");
+    let reported = there.json(&["import", &two, "--key-file", &key, "--json"]);
+    assert_eq!(
+        (&reported["taken"], &reported["older"]),
+        (&Value::from(1), &Value::from(1)),
+        "{reported}"
+    );
     let names = there.json(&["subjects", "--json"]);
     assert_eq!(
         (&names[1]["name"], &names[2]["name"]),
@@ -184,15 +195,18 @@ fn a_gallery_moves_bit_by_bit_and_once() {
 }
 
 #[test]
-fn an_import_that_is_killed_goes_on_where_it_was() {
+fn killed_import_resumes() {
     let count = scaled("E2E_SUBJECTS", 2_000);
-    let (here, there) = (Home::new(1, ""), Home::new(1, ""));
-    let (file, key) = (here.path("all.rollcall"), here.path("export.key"));
+    let here = Home::new(1, "");
+    let there = Home::new(1, "");
+    let file = here.path("all.rollcall");
+    let key = here.path("export.key");
     SharedKey::create(&key).unwrap();
     let open = store(&here.state());
     enrol(&open, 0..count);
     open.close().unwrap();
-    let (file, key) = (file.to_str().unwrap(), key.to_str().unwrap());
+    let file = file.to_str().unwrap();
+    let key = key.to_str().unwrap();
     here.json(&["export", file, "--key-file", key, "--json"]);
     let args = ["import", file, "--key-file", key, "--json"];
     let taken = || {
@@ -210,8 +224,11 @@ fn an_import_that_is_killed_goes_on_where_it_was() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    let told = there.json(&args);
-    assert_eq!(told["taken"].as_u64().unwrap() + told["same"].as_u64().unwrap(), count as u64);
+    let reported = there.json(&args);
+    assert_eq!(
+        reported["taken"].as_u64().unwrap() + reported["same"].as_u64().unwrap(),
+        count as u64
+    );
     assert_eq!(everybody(&there.state()), everybody(&here.state()));
     assert_eq!(there.events().len(), count, "one event for each");
 }

@@ -1,16 +1,9 @@
-//! `rollcall setup` with real brokers and servers: what it asks, checks, writes, and leaves alone when it is broken off.
+//! `rollcall setup` with real brokers and servers: what it asks, checks, writes, and leaves alone
+//! when it is broken off.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/mongod.rs"]
-mod mongod;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-#[path = "support/terminal.rs"]
-mod terminal;
-
+use crate::support::mosquitto;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -18,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use daemon::{Home, scaled, until};
-use mongod::Mongod;
-use mosquitto::{Mosquitto, free_port};
-use terminal::Terminal;
+use crate::support::daemon::{Home, scaled, until};
+use crate::support::mongod::Mongod;
+use crate::support::mosquitto::{Mosquitto, free_port};
+use crate::support::terminal::Terminal;
 
 /// A place for a new configuration, with a provisioning file that makes a photograph the camera.
 struct Unit {
@@ -97,6 +90,12 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
+/// With the models of the source tree: the unit's own have another place.
+fn check_config(home: &Home) -> Output {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    home.finish(home.command(&["check-config"]).env("ROLLCALL_RECOGNITION_MODELS", models))
+}
+
 fn check(output: &Output, code: i32, parts: &[&str]) {
     let said = said(output);
     assert_eq!(output.status.code(), Some(code), "{said}");
@@ -109,7 +108,7 @@ const PLACE: [&str; 8] =
     ["--site", "hq", "--device", "door-1", "--venue", "hall", "--time-zone", "Europe/Berlin"];
 
 #[test]
-fn without_a_terminal_every_missing_answer_is_named() {
+fn setup_without_terminal_names_missing_answer() {
     let unit = Unit::new("");
     let before = unit.files();
     let all: [(&str, &[&str]); 7] = [
@@ -149,6 +148,31 @@ fn without_a_terminal_every_missing_answer_is_named() {
     assert_eq!(unit.files(), before, "nothing was written");
 }
 
+#[test]
+fn url_of_network_camera_is_kept_secret() {
+    let unit = Unit::new("");
+    let more =
+        ["--mqtt-host", "none", "--mongo-uri-file", "none", "--http-listen", "none", "--yes"];
+    let setup = |camera: &[&str]| unit.setup(&[&PLACE[..], camera, &more].concat());
+    check(&setup(&["--camera", "rtsp"]), 64, &["--camera-url-file"]);
+    let url = unit.file("url", "rtsp://admin:hunter2@127.0.0.1:9/stream\n");
+    let output = setup(&["--camera", "rtsp", "--camera-url-file", &url]);
+    // Nothing answers there, with or without ffmpeg.
+    check(&output, 0, &["camera: ", "to do:", "Written"]);
+    assert!(!said(&output).contains("hunter2"), "{}", said(&output));
+    let table = unit.table();
+    assert_eq!(table["camera"]["source"].as_str(), Some("pipe"));
+    assert_eq!(table["camera"]["preset"].as_str(), Some("rtsp"));
+    assert!(!unit.written().contains("hunter2"));
+    let kept = unit.home.path(table["camera"]["url_file"].as_str().unwrap());
+    assert!(fs::read_to_string(&kept).unwrap().contains("hunter2"));
+    assert_eq!(fs::metadata(&kept).unwrap().mode() & 0o777, 0o600);
+    // Another camera needs no URL: it is removed.
+    check(&setup(&["--camera", "none"]), 0, &["Written"]);
+    assert_eq!(unit.table()["camera"]["preset"].as_str(), Some(""));
+    assert!(!kept.exists());
+}
+
 fn with_password(dir: &Path) -> String {
     let mut passwd = Command::new("mosquitto_passwd");
     passwd.args(["-b", "-c", "passwd", "door-1", "s3cret"]).current_dir(dir);
@@ -157,11 +181,12 @@ fn with_password(dir: &Path) -> String {
 }
 
 #[test]
-fn flags_make_a_configuration_that_runs() {
+fn setup_flags_make_working_configuration() {
     let broker = Mosquitto::start_with(with_password);
     let server = Mongod::start();
     let unit = Unit::new("[clock]\ntrust = \"always\"\n");
-    let (right, wrong) = (unit.file("right", "s3cret\n"), unit.file("wrong", "guess\n"));
+    let right = unit.file("right", "s3cret\n");
+    let wrong = unit.file("wrong", "guess\n");
     let uri = unit.file("uri", &format!("{}\n", server.uri()));
     let port = broker.port().to_string();
     let listen = format!("0.0.0.0:{}", mosquitto::free_port());
@@ -186,16 +211,16 @@ fn flags_make_a_configuration_that_runs() {
         )
     };
     let before = unit.files();
-    check(&with(&wrong, &[]), 1, &["does not let us in", "nothing was changed", "--yes"]);
+    check(&with(&wrong, &[]), 1, &["does not let this device in", "nothing was changed", "--yes"]);
     assert_eq!(unit.files(), before);
     let refused = with(&wrong, &["--yes"]);
-    check(&refused, 0, &["does not let us in", "to do:"]);
+    check(&refused, 0, &["does not let this device in", "to do:"]);
     let good = with(&right, &[]);
     check(
         &good,
         0,
         &[
-            "takes us as \"door-1\"",
+            "accepts this device as \"door-1\"",
             "replica set rs0",
             "Written",
             "Next:",
@@ -228,7 +253,7 @@ fn flags_make_a_configuration_that_runs() {
     check(
         &unit.home.output(&["setup", "--yes", "--user", "nobody"]),
         0,
-        &["as it should be: nothing was changed"],
+        &["is up to date: nothing was changed"],
     );
     assert_eq!(unit.written(), written);
     unit.with_models();
@@ -238,7 +263,7 @@ fn flags_make_a_configuration_that_runs() {
 }
 
 #[test]
-fn a_provisioning_file_is_taken_over_and_its_secrets_are_moved() {
+fn setup_applies_provisioning_and_moves_secrets() {
     let broker = Mosquitto::start_with(with_password);
     let port = broker.port();
     let text = format!(
@@ -249,18 +274,24 @@ fn a_provisioning_file_is_taken_over_and_its_secrets_are_moved() {
     let unit = Unit::new(&text);
     let card = unit.home.path("card/rollcall.toml");
     let done = unit.setup(&["--yes"]);
-    check(&done, 0, &["takes us", &format!("{} holds a secret", card.display()), "sudo rm"]);
+    check(
+        &done,
+        0,
+        &["accepts this device", &format!("{} holds a secret", card.display()), "sudo rm"],
+    );
     assert!(!unit.written().contains("s3cret"));
     assert_eq!(fs::read_to_string(unit.home.path("secrets/mqtt_password")).unwrap(), "s3cret");
-    check(&unit.home.output(&["check-config"]), 0, &["good"]);
+    check(&check_config(&unit.home), 0, &["valid"]);
     // The card is as it was: who deletes from it is told, and does it.
     assert!(fs::read_to_string(&card).unwrap().contains("s3cret"));
     unit.provision("[recognition]\nruntime_library = \"/tmp/x.so\"\n");
-    check(&unit.setup(&["--yes"]), 1, &["runtime_library", "package's own"]);
+    check(&unit.setup(&["--yes"]), 1, &["runtime_library", "may not set"]);
+    unit.provision("command = [\"/bin/sh\", \"-c\", \"id\"]\n");
+    check(&unit.setup(&["--yes"]), 1, &["command", "may not set"]);
 }
 
 #[test]
-fn what_is_wrong_is_said_in_words_and_nothing_is_written_without_yes() {
+fn failed_setup_check_writes_nothing() {
     let server = Mongod::start_with_users();
     let port = free_port().to_string();
     let unit = Unit::new("");
@@ -276,7 +307,7 @@ fn what_is_wrong_is_said_in_words_and_nothing_is_written_without_yes() {
     check(
         &with(&["--mqtt-host", "none", "--mongo-uri-file", &uri]),
         1,
-        &["refuses us", "uri_file"],
+        &["refuses access", "uri_file"],
     );
     let uri = unit.file("uri", "mongodb://h/?w=0");
     check(
@@ -301,7 +332,7 @@ fn what_is_wrong_is_said_in_words_and_nothing_is_written_without_yes() {
 }
 
 #[test]
-fn somebody_at_a_terminal_is_asked_and_asked_again() {
+fn setup_asks_at_terminal_until_valid() {
     let broker = Mosquitto::start_with(with_password);
     let unit = Unit::new("");
     let mut terminal = Terminal::run(unit.command(&[]));
@@ -313,13 +344,13 @@ fn somebody_at_a_terminal_is_asked_and_asked_again() {
     terminal.answer("Time zone", "Berlin");
     terminal.wait_for("Europe/Berlin?");
     terminal.answer("Time zone", "Europe/Berlin");
-    terminal.wait_for("a replay stands in");
+    terminal.wait_for("a replay is configured instead of a camera");
     terminal.answer("MQTT broker", "127.0.0.1");
     terminal.answer("TLS", "no");
     terminal.answer("Port [1883]", &broker.port().to_string());
     terminal.answer("User", "door-1");
     terminal.answer_hidden("Password", "guess");
-    terminal.wait_for("does not let us in");
+    terminal.wait_for("does not let this device in");
     terminal.answer("or stop (s)", "a");
     // What was answered is what Enter gives.
     terminal.answer("MQTT broker (name or address; embedded; none) [127.0.0.1]", "");
@@ -327,7 +358,7 @@ fn somebody_at_a_terminal_is_asked_and_asked_again() {
     terminal.answer(&format!("Port [{}]", broker.port()), "");
     terminal.answer("User (or none) [door-1]", "");
     terminal.answer_hidden("Password", "s3cret");
-    terminal.wait_for("takes us");
+    terminal.wait_for("accepts this device");
     terminal.answer_hidden("MongoDB URI", "");
     terminal.answer("HTTP", "");
     assert!(terminal.wait().success(), "{}", terminal.screen());
@@ -361,7 +392,7 @@ fn somebody_at_a_terminal_is_asked_and_asked_again() {
 }
 
 #[test]
-fn broken_off_at_any_question_nothing_is_written() {
+fn interrupted_setup_writes_nothing() {
     let broker = Mosquitto::start_with(with_password);
     let unit = Unit::new("");
     let before = unit.files();
@@ -411,9 +442,10 @@ fn broken_off_at_any_question_nothing_is_written() {
     assert_eq!(unit.files(), before);
 }
 
-/// SIGKILL at any moment: the configuration is the old one or the new one, with the password that belongs to it.
+/// SIGKILL at any moment: the configuration is the old one or the new one, with the password that
+/// belongs to it.
 #[test]
-fn killed_at_any_moment_the_configuration_is_whole() {
+fn killed_setup_leaves_whole_configuration() {
     let unit = Unit::new("");
     fs::write(unit.home.path("card/rollcall.toml"), "[camera]\nsource = \"none\"\n").unwrap();
     let base = [
@@ -440,7 +472,7 @@ fn killed_at_any_moment_the_configuration_is_whole() {
         let password = unit.home.path(table["mqtt"]["password_file"].as_str().unwrap());
         assert_eq!(fs::read_to_string(&password).unwrap(), user, "round {round}");
         assert_eq!(fs::metadata(&password).unwrap().permissions().mode() & 0o777, 0o600);
-        check(&unit.home.output(&["check-config"]), 0, &["good"]);
+        check(&check_config(&unit.home), 0, &["valid"]);
     }
     // What the killed ones left, the next one clears away.
     check(&unit.home.finish(&mut with("four")), 0, &[]);

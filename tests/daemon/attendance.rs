@@ -1,16 +1,7 @@
-//! Attendance from end to end: a venue put by command, visits to its session, the record read back; and visits before
-//! anybody knew the time.
+//! Attendance from end to end: a venue put by command, visits to its session, the record read back;
+//! and visits before anybody knew the time.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
-
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,23 +10,26 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::Client;
-use daemon::{DEVICE, Home, SITE, until};
-use faces::{base64, demo, enrolment};
-use mosquitto::Mosquitto;
-use rollcall::app::mqtt_sink::MqttSink;
-use rollcall::app::recorder::{Visit, record_visit};
-use rollcall::app::upkeep::Upkeep;
-use rollcall::app::venues::VenueBook;
+use crate::support::client::Client;
+use crate::support::daemon::{DEVICE, Home, SITE, until};
+use crate::support::faces::{base64, demo, enrolment};
+use crate::support::mosquitto::Mosquitto;
+use rollcall::app::delivery::mqtt_sink::MqttSink;
+use rollcall::app::maintenance::Maintenance;
+use rollcall::app::pipeline::recorder::{Visit, record_visit};
+use rollcall::app::state::gallery::GalleryCell;
+use rollcall::app::state::venues::VenueRegistry;
 use rollcall::attend::venue::{Door, SessionSpec, Venue, VenueSpec};
 use rollcall::clock::{Clock, SimulatedClock, time_zone};
 use rollcall::health::Health;
-use rollcall::mqtt::link::{self, LinkSettings};
+use rollcall::ids::{Name, Origin, SubjectId};
+use rollcall::mqtt::link;
+use rollcall::mqtt::settings::LinkSettings;
 use rollcall::mqtt::topics::Topics;
-use rollcall::recognise::face::{Name, SubjectId};
-use rollcall::record::event::SubjectRef;
-use rollcall::record::outbox::{RelaySettings, relay};
-use rollcall::record::store::{SinkName, Store, StoreOptions};
+use rollcall::recognise::gallery::Gallery;
+use rollcall::store::relay::{RelaySettings, relay};
+use rollcall::store::{SinkName, Store, StoreOptions};
+use rollcall::wire::event::SubjectRef;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -51,7 +45,7 @@ fn session_that_runs() -> Value {
 }
 
 #[test]
-fn a_venue_put_by_command_has_sessions_at_once_and_after_a_restart() {
+fn venue_put_applies_at_once_and_persists() {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "[[venue]]\nid = \"main\"\n");
@@ -115,14 +109,14 @@ fn a_venue_put_by_command_has_sessions_at_once_and_after_a_restart() {
 fn check_after_restart(client: &Client, home: &Home, visit: &Value, from: &Value, session: &str) {
     let daemon = client.started(home);
     let venues = client.request("venues", "l-1", json!({}));
-    let told: Vec<_> = venues["venues"]
+    let reported: Vec<_> = venues["venues"]
         .as_array()
         .unwrap()
         .iter()
         .map(|it| (&it["venue"], &it["source"], &it["door"]))
         .collect();
     assert_eq!(
-        told,
+        reported,
         [
             (&json!("main"), &json!("config"), &json!(true)),
             (&json!("room-b"), &json!("command"), &json!(false))
@@ -158,8 +152,8 @@ fn check_refusals(client: &Client, venue: &Value) {
         let mut body = venue.clone();
         body[key] = value;
         let answer = client.request("venue_put", id, body);
-        let told = (&answer["error"]["code"], &answer["error"]["field"]);
-        assert_eq!(told, (&json!("bad_value"), &json!(field)), "{answer}");
+        let reported = (&answer["error"]["code"], &answer["error"]["field"]);
+        assert_eq!(reported, (&json!("bad_value"), &json!(field)), "{answer}");
     };
     refused("p-1", "time_zone", "Europe/Atlantis".into(), "time_zone");
     refused("p-2", "time_zone", "../../../etc/passwd".into(), "time_zone");
@@ -184,22 +178,23 @@ fn check_command_line(home: &Home, session: &str) {
     assert!(csv.contains(",obama,'+obama,"), "a name is no formula: {csv}");
     // Two days, whatever day it is there.
     let day = |days: i64| (jiff::Timestamp::now() + jiff::Span::new().hours(24 * days)).to_string();
-    let (from, to) = (day(-1), day(1));
+    let from = day(-1);
+    let to = day(1);
     let summary = ["attendance", "--venue", "room-b", "--summary", "--from", &from, "--to", &to];
     let table = out(&summary);
     assert!(
         table.contains(session) && table.contains("+obama") && table.contains(" late "),
         "{table}"
     );
-    let told = home.json(&[&summary[..], &["--absent", "--json"]].concat());
+    let reported = home.json(&[&summary[..], &["--absent", "--json"]].concat());
     assert_eq!(
-        (told["rows"].as_array().unwrap().len(), told["next_after"].is_null()),
+        (reported["rows"].as_array().unwrap().len(), reported["next_after"].is_null()),
         (2, true),
-        "{told}"
+        "{reported}"
     );
     assert!(
-        told["not_known"].as_array().unwrap().iter().any(|it| it["session"] == session),
-        "{told}"
+        reported["not_known"].as_array().unwrap().iter().any(|it| it["session"] == session),
+        "{reported}"
     );
     let csv = out(&[&summary[..], &["--csv"]].concat());
     assert!(
@@ -220,7 +215,7 @@ fn check_command_line(home: &Home, session: &str) {
 }
 
 #[test]
-fn old_events_are_pruned_when_the_daemon_is_stopped() {
+fn prune_deletes_old_events_while_stopped() {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "[storage]\nkeep_days = 30\n");
@@ -232,7 +227,8 @@ fn old_events_are_pruned_when_the_daemon_is_stopped() {
     client.await_one("the enrolment", |it| it.part == "event/enrolment");
     assert!(daemon.terminate().success());
     let database = || rusqlite::Connection::open(home.state().join("rollcall.db")).unwrap();
-    database().execute("update event set occurred_ms = occurred_ms - 31 * 86400000", []).unwrap();
+    let older = "update event set occurred_ms = occurred_ms - 31 * 86400000; delete from checksum";
+    database().execute_batch(older).unwrap();
     let dry = home.json(&["prune", "--dry-run", "--json"]);
     assert_eq!((&dry["old"], &dry["deleted"], home.events().len()), (&json!(1), &json!(0), 1));
     assert_eq!(home.json(&["prune", "--json", "--days", "40"])["deleted"], 0);
@@ -241,7 +237,7 @@ fn old_events_are_pruned_when_the_daemon_is_stopped() {
 }
 
 #[test]
-fn a_door_knows_when_it_was_watching() {
+fn coverage_is_recorded_while_watching() {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     // Without a camera it watches while it runs.
@@ -275,7 +271,8 @@ fn a_door_knows_when_it_was_watching() {
     assert!(second.0 > first.1 && (500..4_500).contains(&(rows[1].1 - rows[1].0)), "{rows:?}");
 }
 
-/// Shifts the wall clock of a program by the seconds that stand in a file: what a board without a battery does.
+/// Shifts the wall clock of a program by the seconds that stand in a file: what a board without a
+/// battery does.
 const WALL_SHIFT: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -297,7 +294,7 @@ int clock_gettime(clockid_t id, struct timespec *at) {
 "#;
 
 #[test]
-fn the_daemon_itself_starts_in_1970_and_learns_the_time() {
+fn daemon_started_in_1970_corrects_times() {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let mut home = Home::new(broker.port(), "[[venue]]\nid = \"main\"\nre_entry_gap = \"0s\"\n");
@@ -332,11 +329,11 @@ fn the_daemon_itself_starts_in_1970_and_learns_the_time() {
             json!(["B"])
         );
     }
-    let heard = |part: &str| client.heard_on(part);
+    let received = |part: &str| client.received_on(part);
     until("all visits are delivered as they were", || {
-        (heard("event/attendance").len() == 10).then_some(())
+        (received("event/attendance").len() == 10).then_some(())
     });
-    let visits = heard("event/attendance");
+    let visits = received("event/attendance");
     let in_1970 = |event: &Value| event["occurred_at"].as_str().unwrap().starts_with("1970-01-01T");
     assert!(visits.iter().all(|it| it["clock"] == "unsynced" && in_1970(it)), "{visits:#?}");
     assert!(home.json(&["attendance", "--json"]).as_array().unwrap().iter().all(in_1970));
@@ -344,13 +341,13 @@ fn the_daemon_itself_starts_in_1970_and_learns_the_time() {
     let before_ms = jiff::Timestamp::now().as_millisecond();
     set_clock(0);
     // And the enrolment.
-    until("each is corrected", || (heard("event/correction").len() == 11).then_some(()));
+    until("each is corrected", || (received("event/correction").len() == 11).then_some(()));
     assert!(daemon.terminate().success());
     let corrected = home.json(&["attendance", "--json"]);
     for (visit, kept) in visits.iter().zip(corrected.as_array().unwrap()) {
         assert_eq!((&kept["event_id"], &kept["clock"]), (&visit["event_id"], &json!("corrected")));
-        let told = heard("event/correction");
-        let correction = told.iter().find(|it| it["corrects"] == visit["event_id"]).unwrap();
+        let reported = received("event/correction");
+        let correction = reported.iter().find(|it| it["corrects"] == visit["event_id"]).unwrap();
         assert_eq!(
             (&correction["was"], &correction["occurred_at"]),
             (&visit["occurred_at"], &kept["occurred_at"])
@@ -370,7 +367,7 @@ fn the_daemon_itself_starts_in_1970_and_learns_the_time() {
 struct Device {
     store: Store,
     clock: Arc<SimulatedClock>,
-    venues: Arc<VenueBook>,
+    venues: Arc<VenueRegistry>,
     stop: watch::Sender<bool>,
     runtime: tokio::runtime::Runtime,
     dir: tempfile::TempDir,
@@ -384,7 +381,7 @@ impl Device {
         let options = StoreOptions::new(vec![SinkName::MQTT], Arc::clone(&clock) as Arc<dyn Clock>);
         let store = Store::open(dir.path(), options).unwrap().store;
         let door = Door { venue: venue.id.clone(), direction: None, has_camera: false };
-        let venues = Arc::new(VenueBook::new(vec![venue], door, &[]));
+        let venues = Arc::new(VenueRegistry::new(vec![venue], door, &[]));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -397,17 +394,20 @@ impl Device {
             link::open(LinkSettings::new("127.0.0.1", port, "device", topics.status())).unwrap();
         drop(guard);
         let device_clock = || Arc::clone(&clock) as Arc<dyn Clock>;
-        let (site, device, health) =
-            (SITE.to_owned(), DEVICE.to_owned(), Arc::new(Health::default()));
-        let sink = MqttSink { link, topics, site, device, clock: device_clock(), health };
+        let origin = Origin { site: SITE.to_owned(), device: DEVICE.to_owned() };
+        let health = Arc::new(Health::default());
+        let sink = MqttSink { link, topics, origin, clock: device_clock(), health };
         runtime.spawn(driver.drive(stopped.clone()));
         runtime.spawn(async move { while events.recv().await.is_some() {} });
         runtime.spawn(relay(store.clone(), sink, stopped.clone(), RelaySettings::default()));
-        let upkeep = Upkeep {
+        let upkeep = Maintenance {
             store: store.clone(),
             clock: device_clock(),
             venues: Arc::clone(&venues),
             keep_days: None,
+            gallery: Arc::new(GalleryCell::new(Gallery::default())),
+            health: Arc::default(),
+            changed: Arc::default(),
         };
         runtime.spawn(upkeep.run(stopped));
         Self { store, clock, venues, stop, runtime, dir }
@@ -424,7 +424,8 @@ impl Device {
             track_ms: 1,
             latency_ms: 1,
         };
-        let (venue, clock) = (self.venues.door(), Arc::clone(&self.clock));
+        let venue = self.venues.door();
+        let clock = Arc::clone(&self.clock);
         let recorded = self.store.write(move |tx| {
             tx.put_subject(&visit.subject.id, &visit.subject.name)?;
             record_visit(tx, &venue, &visit, clock.now(), clock.as_ref())
@@ -434,7 +435,7 @@ impl Device {
 }
 
 #[test]
-fn visits_of_1970_are_corrected_over_mqtt_when_the_clock_is_set() {
+fn unsynced_visits_are_corrected_over_mqtt() {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let session = SessionSpec {
@@ -456,11 +457,11 @@ fn visits_of_1970_are_corrected_over_mqtt_when_the_clock_is_set() {
         device.sees(&format!("p{person}"));
         device.clock.advance(Duration::from_mins(3));
     }
-    let heard = |part: &str| client.heard_on(part);
+    let received = |part: &str| client.received_on(part);
     until("all visits are delivered as they were", || {
-        (heard("event/attendance").len() == 10).then_some(())
+        (received("event/attendance").len() == 10).then_some(())
     });
-    let visits = heard("event/attendance");
+    let visits = received("event/attendance");
     assert!(visits.iter().all(|it| it["clock"] == "unsynced" && it["session"].is_null()));
     assert!(
         visits.iter().all(|it| it["occurred_at"].as_str().unwrap().starts_with("1970-01-01T00:"))
@@ -468,8 +469,8 @@ fn visits_of_1970_are_corrected_over_mqtt_when_the_clock_is_set() {
     // 09:25 in Berlin: the first passed at five to nine.
     let now_ms = "2026-11-23T08:25:00Z".parse::<jiff::Timestamp>().unwrap().as_millisecond();
     device.clock.set_wall(now_ms, true);
-    until("each is corrected", || (heard("event/correction").len() == 10).then_some(()));
-    let corrections: BTreeMap<String, Value> = heard("event/correction")
+    until("each is corrected", || (received("event/correction").len() == 10).then_some(()));
+    let corrections: BTreeMap<String, Value> = received("event/correction")
         .into_iter()
         .map(|it| (it["corrects"].as_str().unwrap().to_owned(), it))
         .collect();

@@ -1,45 +1,23 @@
-//! The access rules of `docs/mosquitto/rollcall.acl`, with a real mosquitto: a door works under them, and nobody may do what is
-//! not theirs.
+//! The access rules of `docs/mosquitto/rollcall.acl`, with a real mosquitto: a door works under
+//! them, and nobody may do what is not theirs.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
-use daemon::{Home, until};
-use faces::{Faces, enrolment};
-use mosquitto::Mosquitto;
+use crate::support::daemon::{Home, until};
+use crate::support::faces::{Faces, enrolment};
+use crate::support::mosquitto::Mosquitto;
 
 const USERS: [&str; 5] = ["door-1", "door-2", "office", "dashboard", "observer"];
 
 fn broker() -> Mosquitto {
-    Mosquitto::start_with(|dir| {
-        let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/mosquitto/rollcall.acl");
-        // Somebody who sees everything, for the test.
-        let rules = fs::read_to_string(rules).unwrap() + "\nuser observer\ntopic readwrite #\n";
-        let (acl, passwords) = (dir.join("acl"), dir.join("passwords"));
-        fs::write(&acl, rules).unwrap();
-        fs::write(&passwords, "").unwrap();
-        for user in USERS {
-            let made = Command::new("mosquitto_passwd")
-                .arg("-b")
-                .arg(&passwords)
-                .args([user, "secret"])
-                .output()
-                .unwrap();
-            assert!(made.status.success(), "{made:?}");
-        }
-        let (passwords, acl) = (passwords.display(), acl.display());
-        format!("allow_anonymous false\npassword_file {passwords}\nacl_file {acl}\n")
-    })
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/mosquitto/rollcall.acl");
+    // Somebody who sees everything, for the test.
+    let rules = fs::read_to_string(rules).unwrap() + "\nuser observer\ntopic readwrite #\n";
+    Mosquitto::with_rules(&rules, &USERS)
 }
 
 fn publish(broker: &Mosquitto, user: &str, topic: &str, more: &[&str]) {
@@ -47,7 +25,7 @@ fn publish(broker: &Mosquitto, user: &str, topic: &str, more: &[&str]) {
 }
 
 /// What comes, at most for so many seconds.
-fn heard(broker: &Mosquitto, user: &str, topic: &str, more: &[&str]) -> Output {
+fn received(broker: &Mosquitto, user: &str, topic: &str, more: &[&str]) -> Output {
     broker.subscribe(&[&["-u", user, "-P", "secret", "-t", topic], more].concat())
 }
 
@@ -56,7 +34,7 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn nobody_writes_what_is_not_theirs() {
+fn acl_limits_publishing_to_own_topics() {
     let broker = broker();
     let cases = [
         ("door-1", "rollcall/hq/door-1/status", true),
@@ -87,7 +65,7 @@ fn nobody_writes_what_is_not_theirs() {
     // The last, by which the observer knows that all the others have come.
     publish(&broker, "observer", "z/end", &["-r", "-m", "end"]);
     for (at, (user, topic, allowed)) in cases.iter().enumerate() {
-        let seen = text(&heard(
+        let seen = text(&received(
             &broker,
             "observer",
             topic,
@@ -100,7 +78,7 @@ fn nobody_writes_what_is_not_theirs() {
 }
 
 #[test]
-fn nobody_reads_what_is_not_theirs() {
+fn acl_limits_reading_to_own_topics() {
     let broker = broker();
     let topics = [
         "rollcall/hq/door-1/command/enrol",
@@ -128,7 +106,7 @@ fn nobody_reads_what_is_not_theirs() {
     for (user, allowed) in readers {
         // Each asks for everything at once; what is not theirs does not come.
         let all: Vec<&str> = topics.iter().flat_map(|topic| ["-t", *topic]).collect();
-        let seen = heard(&broker, user, "z/none", &[&all[..], &["-W", "1", "-v"]].concat());
+        let seen = received(&broker, user, "z/none", &[&all[..], &["-W", "1", "-v"]].concat());
         let mut seen: Vec<String> = text(&seen)
             .lines()
             .filter_map(|line| line.split_once(' '))
@@ -142,14 +120,14 @@ fn nobody_reads_what_is_not_theirs() {
 }
 
 #[test]
-fn a_door_does_all_its_work_under_the_rules() {
+fn device_works_fully_under_acl() {
     let broker = broker();
     let more = "user = \"door-1\"\npassword = \"secret\"\n[fleet]\nkey_file = \"site.key\"\n";
     let home = Home::new(broker.port(), more);
     let made = home.output(&["keys", "site", home.path("site.key").to_str().unwrap()]);
     assert!(made.status.success(), "{made:?}");
     let daemon = home.start();
-    let status = heard(&broker, "dashboard", "rollcall/hq/door-1/status", &["-C", "1"]);
+    let status = received(&broker, "dashboard", "rollcall/hq/door-1/status", &["-C", "1"]);
     assert_eq!(text(&status), "online");
     let person = Faces::find().people.remove(0);
     let mut command = enrolment("ann", "Ann", &person.enrol[..1]);
@@ -169,7 +147,7 @@ fn a_door_does_all_its_work_under_the_rules() {
         "rollcall/hq/gallery/ann",
         "homeassistant/device/rollcall-hq/door-1/config",
     ] {
-        let seen = heard(&broker, "observer", topic, &["-C", "1", "-W", "30"]);
+        let seen = received(&broker, "observer", topic, &["-C", "1", "-W", "30"]);
         assert!(!text(&seen).is_empty(), "{topic}: {}", home.log());
     }
     // The command line at the door asks the daemon through the same broker, as the same user.

@@ -1,16 +1,14 @@
-//! The daemon and a camera that is not there: a state, not a reason to stop. With a real camera: `make test-camera`.
+//! The daemon and a camera that is not there: a state, not a reason to stop. With a real camera:
+//! `make test-camera`.
 
-#[path = "support/daemon.rs"]
-mod daemon;
-
-use daemon::{Home, until};
+use crate::support::daemon::{Home, until};
 
 /// A port that nobody serves: no broker is needed.
 const NO_BROKER: u16 = 9;
 const ABSENT: &str = "[camera]\nsource = \"v4l2\"\ndevice = \"usb-nothing-of-that-name\"\n[log]\nlevel = \"debug\"\n";
 
 #[test]
-fn a_camera_that_is_not_there_is_waited_for_and_told_once() {
+fn absent_camera_is_retried_and_reported_once() {
     let home = Home::new(NO_BROKER, ABSENT);
     let mut daemon = home.start();
     until("it was tried again and again", || {
@@ -25,7 +23,7 @@ fn a_camera_that_is_not_there_is_waited_for_and_told_once() {
 }
 
 #[test]
-fn cameras_are_listed_even_when_there_are_none() {
+fn camera_list_may_be_empty() {
     let home = Home::new(NO_BROKER, ABSENT);
     let listed = home.json(&["cameras", "--json"]);
     assert!(listed["cameras"].is_array(), "{listed}");
@@ -34,13 +32,13 @@ fn cameras_are_listed_even_when_there_are_none() {
 }
 
 #[test]
-fn doctor_opens_the_camera_and_says_why_it_is_none() {
-    let told = |device: &str| {
+fn doctor_explains_unusable_camera() {
+    let reported = |device: &str| {
         let home =
             Home::new(NO_BROKER, &format!("[camera]\nsource = \"v4l2\"\ndevice = \"{device}\"\n"));
-        let told: serde_json::Value =
+        let reported: serde_json::Value =
             serde_json::from_slice(&home.output(&["doctor", "--json"]).stdout).unwrap();
-        let findings = told["findings"].as_array().unwrap();
+        let findings = reported["findings"].as_array().unwrap();
         findings.iter().find(|finding| finding["part"] == "camera").unwrap().clone()
     };
     let home = Home::new(NO_BROKER, "");
@@ -51,7 +49,7 @@ fn doctor_opens_the_camera_and_says_why_it_is_none() {
         ("/nowhere/video0", "no camera of that name"),
         (locked.to_str().unwrap(), "cannot be used"),
     ] {
-        let finding = told(device);
+        let finding = reported(device);
         assert_eq!(finding["state"], "fault", "{device}: {finding}");
         assert!(finding["words"].as_str().unwrap().contains(why), "{device}: {finding}");
     }

@@ -1,33 +1,27 @@
-//! Nothing is lost and nothing doubled when the daemon is killed, again and again, or the broker is, under load.
+//! Nothing is lost and nothing doubled when the daemon is killed, again and again, or the broker
+//! is, under load.
 //!
-//! Visits come two ways at once: as `attend` commands through the broker, each with a `request_id` of its own, and
-//! before the replay camera. Kills come at random instants of that.
+//! Visits come two ways at once: as `attend` commands through the broker, each with a `request_id`
+//! of its own, and before the replay camera. Kills come at random instants of that.
 //!
 //! By hand, the whole of it (2,000 visits, 20 kills; the broker away for a minute):
-//! `E2E_VISITS=2000 E2E_KILLS=20 E2E_OUTAGE_S=60 cargo nextest run --test daemon_crash --no-capture`
+//! `E2E_VISITS=2000 E2E_KILLS=20 E2E_OUTAGE_S=60 cargo nextest run --test daemon crash::
+//! --no-capture`
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
+use crate::support::daemon;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
-use client::Client;
-use daemon::{Daemon, Home, scaled, until};
-use faces::{Faces, base64, enrolment};
-use mosquitto::Mosquitto;
+use crate::support::client::Client;
+use crate::support::daemon::{Daemon, Home, scaled, until};
+use crate::support::faces::{Faces, base64, enrolment};
+use crate::support::mosquitto::Mosquitto;
 use rollcall::clock::Stopwatch;
 use serde_json::{Value, json};
 
@@ -50,7 +44,8 @@ struct Scene {
     probes: Vec<(String, String)>,
 }
 
-/// Broker and daemon, some people enrolled, and for each a photograph by which the daemon knows them.
+/// Broker and daemon, some people enrolled, and for each a photograph by which the daemon knows
+/// them.
 fn scene() -> (Scene, Daemon) {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
@@ -58,7 +53,8 @@ fn scene() -> (Scene, Daemon) {
     let faces = Faces::find();
     fs::write(home.path("visits.csv"), "-,100,0\n").unwrap();
     let daemon = client.started(&home);
-    let (mut list, mut probes) = (String::new(), Vec::new());
+    let mut list = String::new();
+    let mut probes = Vec::new();
     for person in faces.people {
         if probes.len() == PEOPLE {
             break;
@@ -102,9 +98,9 @@ impl Scene {
     /// The answers to `attend`, by request; a request answered twice got the same answer twice.
     fn answers(&self) -> HashMap<String, Value> {
         let mut answers: HashMap<String, Value> = HashMap::new();
-        for heard in self.client.heard() {
-            if let Some(id) = heard.part.strip_prefix("reply/visit-") {
-                let answer = heard.json();
+        for received in self.client.received() {
+            if let Some(id) = received.part.strip_prefix("reply/visit-") {
+                let answer = received.json();
                 let same = answers
                     .insert(id.to_owned(), answer.clone())
                     .is_none_or(|before| before == answer);
@@ -141,26 +137,27 @@ impl Scene {
     }
 
     /// Rows that the daemon still owes the broker.
-    fn owed(&self) -> u64 {
-        let from = self.client.heard().len();
+    fn pending(&self) -> u64 {
+        let from = self.client.received().len();
         self.client.await_from(from, "health").json()["outbox"][0]["rows"].as_u64().unwrap()
     }
 
     /// What must hold at the end of it all. Gives the figures.
     fn check(&self, daemon: Daemon, visits: usize) {
         assert!(daemon.terminate().success(), "{}", self.home.log());
-        // What the last stop left owed is delivered by the next start; the camera is given nobody any more.
+        // What the last stop left owed is delivered by the next start; the camera is given nobody
+        // any more.
         fs::write(self.home.path("visits.csv"), "-,100,0\n").unwrap();
         let quiet = self.client.started(&self.home);
-        until("nothing is owed any more", || (self.owed() == 0).then_some(()));
+        until("nothing is owed any more", || (self.pending() == 0).then_some(()));
         assert!(quiet.terminate().success());
         let events = self.client.check_events(&self.home);
         let recorded = self.home.json(&["attendance", "--json"]);
         let recorded = recorded.as_array().unwrap();
         let of_event = |event: &Value| event["event_id"].as_str().unwrap().to_owned();
-        let told: Vec<_> =
+        let reported: Vec<_> =
             events.values().filter(|event| event["kind"] == "attendance").map(of_event).collect();
-        assert_eq!(told, recorded.iter().map(of_event).collect::<Vec<_>>());
+        assert_eq!(reported, recorded.iter().map(of_event).collect::<Vec<_>>());
 
         let answers = self.answers();
         assert_eq!(answers.len(), visits, "every request was answered");
@@ -176,7 +173,7 @@ impl Scene {
             assert_eq!(subjects[&event_id], self.probes[number % self.probes.len()].0.as_str());
             assert!(of_visits.insert(event_id), "two visits with one event");
         }
-        let deliveries = self.client.count(|heard| heard.part.starts_with("event/"));
+        let deliveries = self.client.count(|received| received.part.starts_with("event/"));
         println!(
             "{visits} visits by command, {} before the camera, {} events in all, {} delivered more than once",
             recorded.len() - visits,
@@ -202,10 +199,12 @@ fn instants(visits: usize, kills: usize) -> Vec<usize> {
 }
 
 #[test]
-fn a_daemon_killed_again_and_again_loses_and_doubles_nothing() {
-    let (visits, kills) = (scaled("E2E_VISITS", VISITS), scaled("E2E_KILLS", KILLS));
+fn repeated_kills_lose_and_duplicate_nothing() {
+    let visits = scaled("E2E_VISITS", VISITS);
+    let kills = scaled("E2E_KILLS", KILLS);
     let (scene, mut daemon) = scene();
-    let (mut published, watch) = (0, Stopwatch::start());
+    let mut published = 0;
+    let watch = Stopwatch::start();
     let mut seen = BTreeMap::new();
     for instant in instants(visits, kills) {
         scene.keep_busy(&mut published, visits, instant);
@@ -224,8 +223,9 @@ fn a_daemon_killed_again_and_again_loses_and_doubles_nothing() {
 }
 
 #[test]
-fn a_broker_that_is_gone_for_a_while_costs_nothing() {
-    let (visits, outage) = (scaled("E2E_VISITS", VISITS) / 2, scaled("E2E_OUTAGE_S", OUTAGE_S));
+fn broker_outage_loses_nothing() {
+    let visits = scaled("E2E_VISITS", VISITS) / 2;
+    let outage = scaled("E2E_OUTAGE_S", OUTAGE_S);
     let (mut scene, mut daemon) = scene();
     let mut published = 0;
     scene.keep_busy(&mut published, visits, visits / 3);
@@ -238,7 +238,8 @@ fn a_broker_that_is_gone_for_a_while_costs_nothing() {
     println!("recorded while the broker was gone: {}", recorded() - before);
     assert!(daemon.is_alive());
     scene.broker.run();
-    // A broker that is killed may forget what it had acknowledged; whoever got no answer asks again, by the same id.
+    // A broker that is killed may forget what it had acknowledged; whoever got no answer asks
+    // again, by the same id.
     let answers = scene.answers();
     for number in (0..published).filter(|number| !answers.contains_key(&number.to_string())) {
         scene.attend(number);

@@ -1,25 +1,16 @@
-//! Enrolment by a running daemon: from its camera, with more photographs than a subject keeps, and over a change of the
-//! network.
+//! Enrolment by a running daemon: from its camera, with more photographs than a subject keeps, and
+//! over a change of the network.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
-
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
 
 use std::fs;
 use std::path::Path;
 
+use crate::support::client::Client;
+use crate::support::daemon::{Home, until};
+use crate::support::faces::{Faces, Person, enrolment};
+use crate::support::mosquitto::Mosquitto;
 use base64::Engine as _;
-use client::Client;
-use daemon::{Home, until};
-use faces::{Faces, Person, enrolment};
-use mosquitto::Mosquitto;
 use serde_json::{Value, json};
 
 /// One photograph before the camera, over and over, with nothing between.
@@ -56,11 +47,11 @@ fn photographs(person: &Person) -> Vec<&Path> {
 }
 
 fn health(client: &Client) -> Option<Value> {
-    client.heard_on("health").pop()
+    client.received_on("health").pop()
 }
 
 fn reply(client: &Client, request_id: &str) -> Option<Value> {
-    client.heard_on(&format!("reply/{request_id}")).pop()
+    client.received_on(&format!("reply/{request_id}")).pop()
 }
 
 /// Says so anew after each start.
@@ -75,7 +66,7 @@ fn names(answer: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn who_stands_alone_before_the_camera_is_enrolled_while_other_commands_go_on() {
+fn person_before_camera_is_enrolled() {
     let broker = Mosquitto::start();
     let (ann, _) = people();
     let home =
@@ -100,7 +91,7 @@ fn who_stands_alone_before_the_camera_is_enrolled_while_other_commands_go_on() {
 }
 
 #[test]
-fn with_nobody_before_the_camera_the_time_is_up_and_others_are_served_meanwhile() {
+fn camera_enrolment_times_out_without_blocking() {
     let broker = Mosquitto::start();
     let (ann, _) = people();
     let empty = tempfile::tempdir().unwrap();
@@ -124,8 +115,8 @@ fn with_nobody_before_the_camera_the_time_is_up_and_others_are_served_meanwhile(
     // Killed meanwhile: the one who asked is told by the next start, and nothing begins anew.
     daemon.kill();
     daemon = home.start();
-    let told = until("the next start tells", || reply(&client, "cam-1"));
-    assert_eq!(told["error"]["code"], "timed_out", "{told}");
+    let reported = until("the next start tells", || reply(&client, "cam-1"));
+    assert_eq!(reported["error"]["code"], "timed_out", "{reported}");
     until_streaming(&client);
     let late = client.request("enrol_from_camera", "cam-3", wanted("three", 1_000));
     assert_eq!(late["error"]["code"], "timed_out", "{late}");
@@ -134,7 +125,7 @@ fn with_nobody_before_the_camera_the_time_is_up_and_others_are_served_meanwhile(
 }
 
 #[test]
-fn without_a_camera_it_says_so() {
+fn camera_enrolment_without_camera_is_rejected() {
     let broker = Mosquitto::start();
     let home = Home::new(broker.port(), "");
     let _daemon = home.start();
@@ -144,7 +135,7 @@ fn without_a_camera_it_says_so() {
 }
 
 #[test]
-fn a_subject_keeps_no_more_references_than_it_may() {
+fn references_stay_within_their_maximum() {
     let broker = Mosquitto::start();
     let person =
         Faces::find().people.into_iter().max_by_key(|it| it.enrol.len() + it.probes.len()).unwrap();
@@ -177,7 +168,7 @@ fn a_subject_keeps_no_more_references_than_it_may() {
 }
 
 #[test]
-fn after_a_change_of_the_network_people_come_back_one_by_one_and_back_again_is_back_again() {
+fn changed_embedder_outdates_subjects_until_enrolled() {
     let broker = Mosquitto::start();
     let (ann, bob) = people();
     let with = |embedder: &str| recognition(&format!("embedder = \"{embedder}\""));

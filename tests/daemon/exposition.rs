@@ -1,11 +1,10 @@
-//! What `/metrics` says is in order, says nothing of anybody, and has every name that the dashboard and the alerts ask for.
+//! What `/metrics` says is in order, says nothing of anybody, and has every name that the dashboard
+//! and the alerts ask for.
 //!
-//! By hand, with the original besides: `PROMTOOL=/usr/bin/promtool cargo nextest run --test metrics`
+//! By hand, with the original besides: `PROMTOOL=/usr/bin/promtool cargo nextest run --test daemon
+//! exposition::`
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
-
-#[path = "support/exposition.rs"]
-mod exposition;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,16 +12,20 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use exposition::Exposed;
-use rollcall::app::gallery::GalleryCell;
-use rollcall::app::metrics::{Counted, Metrics};
+use crate::support::exposition::Exposed;
+use rollcall::app::monitor::metrics::Metrics;
+use rollcall::app::state::counted::{LatestCounts, PeopleCounts};
+use rollcall::app::state::gallery::GalleryCell;
 use rollcall::clock::{Clock, SimulatedClock};
 use rollcall::health::{CameraHealth, Health, MongoState, Sharing, SharingState};
-use rollcall::recognise::face::{Name, SubjectId, Template};
+use rollcall::ids::{Name, Origin, SubjectId};
+use rollcall::recognise::face::Template;
 use rollcall::recognise::gallery::{Gallery, Subject};
-use rollcall::record::event::{Body, Camera, CameraState, NewEvent};
-use rollcall::record::store::{SinkName, Store, StoreOptions};
+use rollcall::store::{SinkName, Store, StoreOptions};
+use rollcall::wire::command::ErrorCode;
+use rollcall::wire::event::{Body, Camera, CameraState, NewEvent};
 use serde_json::Value;
+use strum::VariantArray as _;
 
 struct Door {
     metrics: Metrics,
@@ -41,11 +44,10 @@ impl Door {
             store: Store::open(dir.path(), options).unwrap().store,
             gallery: Arc::new(GalleryCell::new(Gallery::new(2))),
             clock: shared,
-            counted: Arc::new(Counted::default()),
+            counted: Arc::new(LatestCounts::default()),
             link: None,
             started: clock.now(),
-            site: "hq".into(),
-            device: "door-1".into(),
+            origin: Origin { site: "hq".into(), device: "door-1".into() },
             embedder: "fr_feature".into(),
             precision: "int8".into(),
         };
@@ -53,7 +55,7 @@ impl Door {
     }
 
     fn read(&self) -> Exposed {
-        Exposed::read(&self.metrics.text())
+        Exposed::read(&self.metrics.to_text())
     }
 
     fn health(&self) -> &Health {
@@ -62,13 +64,13 @@ impl Door {
 
     /// As the watermark does every three seconds.
     fn count_owed(&self) {
-        let standing = self.metrics.store.write(|tx| tx.standing()).unwrap();
-        self.metrics.counted.set_standing(&standing);
+        let standing = self.metrics.store.write(|tx| tx.delivery_status()).unwrap();
+        self.metrics.counted.set_delivery_status(&standing);
     }
 }
 
 #[test]
-fn a_door_that_has_done_nothing_yet_is_in_order() {
+fn idle_device_omits_unknown_metrics() {
     let exposed = Door::new().read();
     let build =
         [("version", env!("CARGO_PKG_VERSION")), ("embedder", "fr_feature"), ("precision", "int8")];
@@ -88,24 +90,32 @@ fn a_door_that_has_done_nothing_yet_is_in_order() {
 }
 
 #[test]
-fn figures_arrive_where_they_belong() {
+fn metrics_show_recorded_values() {
     let door = Door::new();
     let health = door.health();
-    health.set_camera(CameraHealth::Lost);
+    health.set_camera_state(CameraHealth::Lost);
     health.set_mongo(MongoState::Refused, 0);
-    health.set_sharing(Sharing { state: SharingState::WrongKey, behind: 3, refused: 4 });
-    health.refused("rate_limited");
-    health.refused("rate_limited");
-    health.answered_http("/metrics", 200);
-    health.answered_http("/metrics", 200);
-    health.answered_http("other", 404);
+    health.set_sharing(Sharing {
+        state: SharingState::WrongKey,
+        behind: 3,
+        refused: 4,
+        pending: 6,
+        unsealed: 7,
+    });
+    health.count_rejection("rate_limited");
+    health.count_rejection("rate_limited");
+    health.count_http_response("/metrics", 200);
+    health.count_http_response("/metrics", 200);
+    health.count_http_response("other", 404);
     health.recorded.add(7);
-    health.pace_step.set(2);
+    health.recognition.pace_step.set(2);
     for ms in [1, 3, 3, 400, 20_000] {
         health.times.detect.observe(Duration::from_millis(ms));
     }
-    health.to_mongo.buried.add(2);
-    door.metrics.counted.set_people(5, 6);
+    health.to_mongo.dead_lettered.add(2);
+    let people = PeopleCounts { outdated: 5, erasures_pending: 6, consents_ending: 8 };
+    door.metrics.counted.set_people(people);
+    health.consents_ended.add(9);
     door.clock.advance(Duration::from_mins(2));
     let exposed = door.read();
     for (name, labels, expected) in [
@@ -115,6 +125,8 @@ fn figures_arrive_where_they_belong() {
         ("rollcall_sharing_state", &[("state", "wrong_key")], 1.0),
         ("rollcall_sharing_behind_subjects", &[], 3.0),
         ("rollcall_sharing_refused_total", &[], 4.0),
+        ("rollcall_sharing_pending_subjects", &[], 6.0),
+        ("rollcall_sharing_unsealed", &[], 7.0),
         ("rollcall_commands_refused_total", &[("reason", "rate_limited")], 2.0),
         ("rollcall_commands_refused_total", &[("reason", "replayed")], 0.0),
         ("rollcall_attendances_recorded_total", &[], 7.0),
@@ -126,6 +138,8 @@ fn figures_arrive_where_they_belong() {
         ("rollcall_deliveries_total", &[("sink", "mongo"), ("outcome", "buried")], 2.0),
         ("rollcall_gallery_outdated_subjects", &[], 5.0),
         ("rollcall_erasures_pending", &[], 6.0),
+        ("rollcall_consents_ending", &[], 8.0),
+        ("rollcall_consents_ended_total", &[], 9.0),
         ("rollcall_uptime_seconds", &[], 120.0),
         ("rollcall_clock_trusted", &[], 1.0),
     ] {
@@ -135,7 +149,7 @@ fn figures_arrive_where_they_belong() {
 }
 
 #[test]
-fn what_is_owed_is_told_with_its_age_as_it_was_last_counted() {
+fn outbox_metrics_show_rows_and_age() {
     let door = Door::new();
     let lost = Camera { state: CameraState::Lost, reason: None, lost_ms: None };
     let event = NewEvent::new(door.clock.now(), Body::Camera(lost));
@@ -146,12 +160,16 @@ fn what_is_owed_is_told_with_its_age_as_it_was_last_counted() {
     door.count_owed();
     assert_eq!(commits(), before + 1, "reading waits for no disk");
     door.clock.advance(Duration::from_secs(90));
-    let (owed, age) = ("rollcall_outbox_rows", "rollcall_outbox_oldest_age_seconds");
+    let pending = "rollcall_outbox_rows";
+    let age = "rollcall_outbox_oldest_age_seconds";
     for sink in ["mqtt", "mongo"] {
         let exposed = door.read();
-        let (owed, age) =
-            (exposed.value(owed, &[("sink", sink)]), exposed.value(age, &[("sink", sink)]));
-        assert!((owed - 1.0).abs() < 1e-9 && (age - 90.0).abs() < 1e-9, "{sink}: {owed}, {age}");
+        let pending = exposed.value(pending, &[("sink", sink)]);
+        let age = exposed.value(age, &[("sink", sink)]);
+        assert!(
+            (pending - 1.0).abs() < 1e-9 && (age - 90.0).abs() < 1e-9,
+            "{sink}: {pending}, {age}"
+        );
     }
     // A scrape asks the store nothing: it answers when the store is gone.
     door.metrics.store.close().unwrap();
@@ -159,20 +177,21 @@ fn what_is_owed_is_told_with_its_age_as_it_was_last_counted() {
 }
 
 #[test]
-fn nobody_can_be_read_out_of_it() {
+fn metrics_contain_no_personal_data() {
     let door = Door::new();
     let subject = Subject {
         id: SubjectId::new("ada-1815").unwrap(),
         name: Name::new("Ada Lovelace").unwrap(),
     };
-    let (id, name) = (subject.id.clone(), subject.name.clone());
+    let id = subject.id.clone();
+    let name = subject.name.clone();
     door.metrics.store.write(move |tx| tx.put_subject(&id, &name)).unwrap();
     let template = Template::normalised(vec![1.0, 0.5]).unwrap();
     door.metrics
         .gallery
         .update(|gallery| gallery.with(subject.clone(), std::slice::from_ref(&template)));
     door.count_owed();
-    let text = door.metrics.text().to_lowercase();
+    let text = door.metrics.to_text().to_lowercase();
     assert!(!text.contains("ada-1815") && !text.contains("lovelace"), "{text}");
     let exposed = door.read();
     assert!(exposed.value("rollcall_gallery_subjects", &[]) > 0.0);
@@ -181,10 +200,10 @@ fn nobody_can_be_read_out_of_it() {
 }
 
 #[test]
-fn a_line_stays_a_line_whatever_the_device_is_called() {
+fn device_name_is_escaped_in_metrics() {
     let mut door = Door::new();
-    door.metrics.device = "a\"} 1\nrollcall_clock_trusted 0\n#".into();
-    let text = door.metrics.text();
+    door.metrics.origin.device = "a\"} 1\nrollcall_clock_trusted 0\n#".into();
+    let text = door.metrics.to_text();
     assert_eq!(text.lines().filter(|line| line.starts_with("rollcall_clock_trusted ")).count(), 1);
     assert!(text.contains("device=\"a\\\"} 1\\nrollcall_clock_trusted 0\\n#\""), "{text}");
 }
@@ -215,7 +234,7 @@ fn queries(dashboard: &Value) -> Vec<String> {
 }
 
 #[test]
-fn the_dashboard_asks_only_for_what_there_is() {
+fn dashboard_queries_only_existing_metrics() {
     let dashboard = std::fs::read_to_string(document("rollcall-dashboard.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
     let exposed = Door::new().read();
@@ -237,7 +256,7 @@ fn the_dashboard_asks_only_for_what_there_is() {
 }
 
 #[test]
-fn the_dashboard_is_one_that_grafana_loads() {
+fn dashboard_is_valid_for_grafana() {
     let dashboard = std::fs::read_to_string(document("rollcall-dashboard.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
     assert!(dashboard["id"].is_null(), "an id belongs to one server");
@@ -253,9 +272,11 @@ fn the_dashboard_is_one_that_grafana_loads() {
         (&variables[0]["name"], &variables[0]["type"]),
         (&"datasource".into(), &"datasource".into())
     );
-    let (mut ids, mut places) = (BTreeSet::new(), Vec::new());
+    let mut ids = BTreeSet::new();
+    let mut places = Vec::new();
     for panel in dashboard["panels"].as_array().unwrap() {
-        let (title, place) = (&panel["title"], &panel["gridPos"]);
+        let title = &panel["title"];
+        let place = &panel["gridPos"];
         assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id stands there twice");
         let [x, y, w, h] = ["x", "y", "w", "h"].map(|key| place[key].as_u64().unwrap());
         assert!(w > 0 && h > 0 && x + w <= 24, "{title}: {place}");
@@ -283,9 +304,9 @@ fn the_dashboard_is_one_that_grafana_loads() {
 }
 
 #[test]
-fn the_alerts_ask_only_for_what_there_is() {
-    let (alerts, exposed) =
-        (std::fs::read_to_string(document("alerts.yml")).unwrap(), Door::new().read());
+fn alerts_query_only_existing_metrics() {
+    let alerts = std::fs::read_to_string(document("alerts.yml")).unwrap();
+    let exposed = Door::new().read();
     let missing: Vec<_> =
         names_in(&alerts).into_iter().filter(|name| !exposed.has_name(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
@@ -293,13 +314,12 @@ fn the_alerts_ask_only_for_what_there_is() {
     let values = exposed_values(&alerts, "state");
     assert!(!values.is_empty());
     for value in values {
-        let known = CameraHealth::ALL.map(CameraHealth::as_str).contains(&value.as_str())
-            || MongoState::ALL.map(MongoState::as_str).contains(&value.as_str())
-            || SharingState::ALL.map(SharingState::as_str).contains(&value.as_str());
+        let known = CameraHealth::VARIANTS.iter().any(|it| it.as_str() == value)
+            || MongoState::VARIANTS.iter().any(|it| it.as_str() == value)
+            || SharingState::VARIANTS.iter().any(|it| it.as_str() == value);
         assert!(known, "there is no state {value}");
     }
-    let known =
-        rollcall::record::command::ErrorCode::ALL.map(rollcall::record::command::ErrorCode::as_str);
+    let known: Vec<_> = ErrorCode::VARIANTS.iter().map(|it| it.as_str()).collect();
     let reasons = exposed_values(&alerts, "reason");
     assert!(
         !reasons.is_empty() && reasons.iter().all(|it| known.contains(&it.as_str())),

@@ -1,36 +1,36 @@
-//! A site's doors and the gallery that they share: real daemons, a real broker with its default limits.
+//! A site's doors and the gallery that they share: real daemons, a real broker with its default
+//! limits.
 //!
-//! By hand, at full size: `E2E_SUBJECTS=10000 cargo nextest run --test daemon_fleet --no-capture`
+//! By hand, at full size: `E2E_SUBJECTS=10000 cargo nextest run --test daemon fleet:: --no-capture`
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
 use std::collections::BTreeSet;
 use std::fs;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::support::daemon::{Daemon, Home, PATIENCE, scaled, until, until_for};
+use crate::support::faces::{base64, demo, enrolment};
+use crate::support::mosquitto::Mosquitto;
+use crate::support::office::{Keys, Office, count, keys};
 use base64::Engine as _;
-use daemon::{Daemon, Home, PATIENCE, scaled, until, until_for};
-use faces::{base64, demo, enrolment};
-use mosquitto::Mosquitto;
 use rollcall::clock::{SimulatedClock, Stopwatch};
-use rollcall::mqtt::link::{self, Link, LinkEvent, LinkSettings, Message};
-use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
-use rollcall::record::seal::SharedKey;
-use rollcall::record::store::{NewReference, Store, StoreOptions};
+use rollcall::ids::{Name, SubjectId};
+use rollcall::keys::seal::SharedKey;
+use rollcall::mqtt::event::LinkEvent;
+use rollcall::mqtt::link;
+use rollcall::mqtt::message::Message;
+use rollcall::mqtt::settings::LinkSettings;
+use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::store::{NewReference, Store, StoreOptions};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-/// Mosquitto with the limits that it has when nobody set any, and without writing all it keeps after each change.
+/// Mosquitto with the limits that it has when nobody set any, and without writing all it keeps
+/// after each change.
 fn usual_broker() -> Mosquitto {
     let limits = "max_inflight_messages 20\nmax_queued_messages 1000\n";
     Mosquitto::start_with(|_| {
@@ -64,108 +64,6 @@ fn listed(broker: &Mosquitto, key: &SharedKey) -> usize {
     String::from_utf8_lossy(&out.stdout).lines().map(on_page).sum()
 }
 
-/// Everything that the doors say: topic and payload.
-type Heard = Vec<(String, Vec<u8>)>;
-
-/// Somebody in an office: commands to any door, and what all of them say.
-struct Office {
-    link: Link,
-    heard: Arc<Mutex<Heard>>,
-    requests: AtomicU32,
-    _stop: watch::Sender<bool>,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Office {
-    fn open(port: u16) -> Self {
-        let mut settings = LinkSettings::new("127.0.0.1", port, "office", "office/status".into());
-        settings.subscriptions =
-            vec!["rollcall/hq/+/health".into(), "rollcall/hq/+/reply/+".into()];
-        settings.packet_bytes_max_out = 64 << 20;
-        settings.retry.shortest = Duration::from_millis(20);
-        settings.retry.longest = Duration::from_millis(200);
-        let (link, driver, mut told) = link::open(settings).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let (stop, asked) = watch::channel(false);
-        let heard: Arc<Mutex<Heard>> = Arc::default();
-        let keep = Arc::clone(&heard);
-        runtime.spawn(async move {
-            while let Some(event) = told.recv().await {
-                if let LinkEvent::Inbound(it) = event {
-                    keep.lock().unwrap().push((it.topic, it.payload));
-                    it.ack.acknowledge();
-                }
-            }
-        });
-        runtime.spawn(driver.drive(asked));
-        Self { link, heard, requests: AtomicU32::new(0), _stop: stop, runtime }
-    }
-
-    fn publish(&self, topic: &str, payload: &[u8], retain: bool) {
-        until("the broker acknowledges", || {
-            let message = Message { topic: topic.into(), payload: payload.to_vec(), retain };
-            self.runtime.block_on(self.link.publish_batch(vec![message]))[0].is_ok().then_some(())
-        });
-    }
-
-    /// Gives the request's id.
-    fn command(&self, door: &str, verb: &str, mut body: Value) -> String {
-        let id = format!("r-{}", self.requests.fetch_add(1, Ordering::Relaxed));
-        body["request_id"] = id.as_str().into();
-        self.publish(
-            &format!("rollcall/hq/{door}/command/{verb}"),
-            &serde_json::to_vec(&body).unwrap(),
-            false,
-        );
-        id
-    }
-
-    fn answer(&self, door: &str, id: &str) -> Value {
-        let topic = format!("rollcall/hq/{door}/reply/{id}");
-        until(&topic, || {
-            let heard = self.heard.lock().unwrap();
-            heard.iter().find(|it| it.0 == topic).map(|it| serde_json::from_slice(&it.1).unwrap())
-        })
-    }
-
-    fn request(&self, door: &str, verb: &str, body: Value) -> Value {
-        let id = self.command(door, verb, body);
-        self.answer(door, &id)
-    }
-
-    fn recognises(&self, door: &str, photograph: &str) -> bool {
-        let said = self.request(door, "recognise", json!({"image": base64(&demo(photograph))}));
-        said["names"].as_array().is_some_and(|names| !names.is_empty())
-    }
-
-    /// The newest vital signs.
-    fn health(&self, door: &str) -> Option<Value> {
-        let topic = format!("rollcall/hq/{door}/health");
-        let heard = self.heard.lock().unwrap();
-        heard.iter().rev().find(|it| it.0 == topic).map(|it| serde_json::from_slice(&it.1).unwrap())
-    }
-
-    fn gallery(&self, door: &str) -> Option<Value> {
-        self.health(door).map(|it| it["gallery"].clone())
-    }
-
-    /// Waits until all of them have so many subjects, and the same.
-    fn until_same(&self, doors: &[&str], subjects: usize) {
-        let what = format!("{doors:?} have the same {subjects} subjects");
-        until_for(PATIENCE * 3, &what, || {
-            let found: Vec<Value> = doors.iter().filter_map(|door| self.gallery(door)).collect();
-            let digests: BTreeSet<_> = found.iter().map(|it| it["digest"].to_string()).collect();
-            let all =
-                found.len() == doors.len() && found.iter().all(|it| it["subjects"] == subjects);
-            (all && digests.len() == 1).then_some(())
-        });
-    }
-}
-
 /// A door of the site, with the key in this file.
 fn door(broker: &Mosquitto, name: &str, key: &SharedKey) -> Home {
     let mut home =
@@ -174,28 +72,12 @@ fn door(broker: &Mosquitto, name: &str, key: &SharedKey) -> Home {
     home
 }
 
-struct Keys {
-    _dir: tempfile::TempDir,
-    site: SharedKey,
-    wrong: SharedKey,
-}
-
-fn keys() -> Keys {
-    let dir = tempfile::tempdir().unwrap();
-    let make = |name: &str| SharedKey::create(&dir.path().join(name)).unwrap();
-    Keys { site: make("site.key"), wrong: make("wrong.key"), _dir: dir }
-}
-
-fn count(home: &Home, sql: &str) -> usize {
-    let database = rusqlite::Connection::open(home.state().join("rollcall.db")).unwrap();
-    database.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap() as usize
-}
-
 const DOORS: [&str; 3] = ["door-1", "door-2", "door-3"];
 
 #[test]
-fn what_one_door_enrols_or_withdraws_all_of_them_know() {
-    let (broker, keys) = (usual_broker(), keys());
+fn enrolments_and_withdrawals_reach_every_device() {
+    let broker = usual_broker();
+    let keys = keys();
     let office = Office::open(broker.port());
     let homes = DOORS.map(|name| door(&broker, name, &keys.site));
     let mut running: Vec<Daemon> = homes[..2].iter().map(Home::start).collect();
@@ -251,8 +133,44 @@ fn what_one_door_enrols_or_withdraws_all_of_them_know() {
 }
 
 #[test]
-fn a_door_with_another_key_learns_nothing_and_says_so_and_spoils_nothing() {
-    let (broker, keys) = (usual_broker(), keys());
+fn consent_is_shared_and_ends_everywhere() {
+    let broker = usual_broker();
+    let keys = keys();
+    let office = Office::open(broker.port());
+    let doors = &DOORS[..2];
+    let homes = [door(&broker, DOORS[0], &keys.site), door(&broker, DOORS[1], &keys.site)];
+    let running: Vec<Daemon> = homes.iter().map(Home::start).collect();
+    let mut enrol = enrolment("biden", "Joe", &[demo("biden.jpg")]);
+    let consent = |until: Option<&str>| {
+        json!({"given_at": "2026-01-02T03:04:05Z", "text_version": "v1", "valid_until": until,
+               "recorded_by": "desk"})
+    };
+    enrol["consent"] = consent(None);
+    assert_eq!(office.request(DOORS[0], "enrol", enrol)["ok"], true);
+    office.until_same(doors, 1);
+    let listed = homes[1].json(&["subjects", "--json"]);
+    assert_eq!(listed[0]["consent"]["text_version"], "v1", "{listed}");
+    // Renewed at the other door, for a moment only.
+    let end = jiff::Timestamp::now() + Duration::from_secs(1);
+    let change = json!({"subject_id": "biden", "consent": consent(Some(&end.to_string()))});
+    assert_eq!(office.request(DOORS[1], "consent", change)["ok"], true);
+    office.until_same(doors, 0);
+    for (name, home) in doors.iter().zip(&homes) {
+        assert!(!office.recognises(name, "biden.jpg"));
+        assert_eq!(count(home, "select count(*) from consent"), 0);
+        assert_eq!(count(home, "select count(*) from reference"), 0);
+    }
+    let ended = "select count(*) from consent_end where reason = 'consent_expired'";
+    assert!(homes.iter().any(|home| count(home, ended) == 1), "whoever was first");
+    for daemon in running {
+        assert!(daemon.terminate().success());
+    }
+}
+
+#[test]
+fn wrong_key_device_learns_and_spoils_nothing() {
+    let broker = usual_broker();
+    let keys = keys();
     let office = Office::open(broker.port());
     let homes = [door(&broker, "door-1", &keys.site), door(&broker, "door-2", &keys.wrong)];
     let first = homes[0].start();
@@ -297,8 +215,9 @@ fn a_door_with_another_key_learns_nothing_and_says_so_and_spoils_nothing() {
 }
 
 #[test]
-fn two_doors_that_enrol_one_id_at_once_end_with_the_same() {
-    let (broker, keys) = (usual_broker(), keys());
+fn concurrent_enrolments_of_one_id_converge() {
+    let broker = usual_broker();
+    let keys = keys();
     let office = Office::open(broker.port());
     let homes = DOORS.map(|name| door(&broker, name, &keys.site));
     let _running = homes.each_ref().map(Home::start);
@@ -306,14 +225,18 @@ fn two_doors_that_enrol_one_id_at_once_end_with_the_same() {
     photograph_of_another["allow_duplicate"] = true.into();
     let first = office.command("door-1", "enrol", enrolment("jane", "A", &[demo("biden.jpg")]));
     let second = office.command("door-2", "enrol", photograph_of_another);
-    office.answer("door-1", &first);
-    office.answer("door-2", &second);
+    office.reply("door-1", &first);
+    office.reply("door-2", &second);
     office.until_same(&DOORS, 1);
     let withdraw = |door: &str| office.request(door, "withdraw", json!({"subject_id": "jane"}));
     assert_eq!(withdraw("door-3")["ok"], true);
     office.until_same(&DOORS, 0);
     // To all of them at once: each makes its own account, and one counts.
-    office.command("all", "enrol", enrolment("jane", "A", &[demo("biden.jpg")]));
+    let all = office.command("all", "enrol", enrolment("jane", "A", &[demo("biden.jpg")]));
+    // A slow one would enrol her again after the withdrawal below.
+    for door in DOORS {
+        office.reply(door, &all);
+    }
     office.until_same(&DOORS, 1);
     let id = "select hex(reference.id) || changed_by from reference join subject on subject.id = subject_id";
     let held = |home: &Home| {
@@ -364,9 +287,10 @@ fn enrol_many(home: &Home, subjects: usize) {
 
 /// More than the broker's queue holds at once, so that subscribing alone does not bring them all.
 #[test]
-fn a_large_gallery_reaches_a_new_door_a_wiped_one_and_a_broker_that_lost_it() {
+fn large_gallery_reaches_new_device_and_broker() {
     let subjects = scaled("E2E_SUBJECTS", 1_500);
-    let (mut broker, keys) = (usual_broker(), keys());
+    let mut broker = usual_broker();
+    let keys = keys();
     let office = Office::open(broker.port());
     let homes = DOORS.map(|name| door(&broker, name, &keys.site));
     let first = homes[0].start();
@@ -410,4 +334,256 @@ fn a_large_gallery_reaches_a_new_door_a_wiped_one_and_a_broker_that_lost_it() {
     fs::remove_dir_all(homes[2].state()).unwrap();
     let _third = homes[2].start();
     office.until_same(&DOORS, subjects + 1);
+}
+
+/// A withdrawal of an earlier time, or whatever else a device once sealed.
+fn retained(broker: &Mosquitto, topic: &str) -> Vec<u8> {
+    let out = broker.subscribe(&["-t", topic, "-C", "1", "-W", "5", "-N"]);
+    out.stdout
+}
+
+/// As large a version as there can be, and nothing sealed.
+fn forged_record() -> Vec<u8> {
+    let version = json!({"withdrawals": u32::MAX, "changes": u32::MAX, "device": "zzz"});
+    serde_json::to_vec(
+        &json!({"schema": 1, "version": version, "withdrawn": false, "sealed": "AAAA"}),
+    )
+    .unwrap()
+}
+
+/// Two devices that know biden and obama, and the office.
+fn two_doors_with_two_people(broker: &Mosquitto, keys: &Keys) -> (Office, [Home; 2], Vec<Daemon>) {
+    let office = Office::open(broker.port());
+    let homes = ["door-1", "door-2"].map(|name| door(broker, name, &keys.site));
+    let running = homes.iter().map(Home::start).collect();
+    for (id, photograph) in [("biden", "biden.jpg"), ("obama", "obama.jpg")] {
+        let reply =
+            office.request("door-1", "enrol", enrolment(id, "Somebody", &[demo(photograph)]));
+        assert_eq!(reply["ok"], true, "{reply}");
+    }
+    office.until_same(&["door-1", "door-2"], 2);
+    (office, homes, running)
+}
+
+fn until_settled(office: &Office, doors: &[&str]) {
+    for door in doors {
+        until(&format!("{door} has nothing pending"), || {
+            office.gallery(door).filter(|it| {
+                it["sharing"]["state"] == "shared"
+                    && it["sharing"]["pending"] == 0
+                    && it["sharing"]["unsealed"] == 0
+            })
+        });
+    }
+}
+
+#[test]
+fn unsealed_record_does_not_block_an_erasure() {
+    let broker = usual_broker();
+    let keys = keys();
+    let (office, homes, running) = two_doors_with_two_people(&broker, &keys);
+    office.publish("rollcall/hq/gallery/biden", &forged_record(), true);
+    let erase = json!({"subject_id": "biden", "erase": true});
+    assert_eq!(office.request("door-1", "withdraw", erase)["ok"], true);
+    office.until_same(&["door-1", "door-2"], 1);
+    assert_eq!(count(&homes[1], "select count(*) from withdrawn where erased"), 1);
+    until_settled(&office, &["door-1", "door-2"]);
+    assert_eq!(count(&homes[0], "select count(*) from outbox where sink = 'gallery'"), 0);
+    drop(running);
+}
+
+/// Somebody writes the topic again for each record that a device publishes.
+#[test]
+fn erasure_stays_pending_while_topic_is_overwritten() {
+    let broker = usual_broker();
+    let keys = keys();
+    let (office, homes, running) = two_doors_with_two_people(&broker, &keys);
+    let [topic, page] = ["rollcall/hq/gallery/biden".to_owned(), page_topic("biden")];
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stranger = {
+        let stop = Arc::clone(&stop);
+        let topics = [topic.clone(), page];
+        let port = broker.port();
+        std::thread::spawn(move || overwrite_until(&stop, port, &topics))
+    };
+    until("it is reported", || {
+        office.gallery("door-1").filter(|it| it["sharing"]["state"] == "blocked")
+    });
+    let erase = json!({"subject_id": "biden", "erase": true});
+    assert_eq!(office.request("door-1", "withdraw", erase)["ok"], true);
+    until("it is pending and reported", || {
+        let sharing = office.gallery("door-1").map(|it| it["sharing"].clone());
+        sharing.filter(|it| it["state"] == "blocked" && it["pending"].as_u64() > Some(0))
+    });
+    until("the row is pending", || {
+        (count(&homes[0], "select count(*) from outbox where sink = 'gallery'") == 1).then_some(())
+    });
+    let report = String::from_utf8(homes[0].output(&["doctor"]).stdout).unwrap();
+    assert!(report.contains("not sealed with the site's key"), "{report}");
+    // Whoever listens received the withdrawal before it was overwritten.
+    office.until_same(&["door-1", "door-2"], 1);
+    stop.store(true, Ordering::Relaxed);
+    let overwritten = stranger.join().unwrap();
+    println!("overwritten {overwritten} times");
+    // The longest pause between two repairs is a minute.
+    for name in ["door-1", "door-2"] {
+        until_for(PATIENCE * 2, "it heals", || {
+            let settled =
+                |it: &Value| it["sharing"]["state"] == "shared" && it["sharing"]["pending"] == 0;
+            office.gallery(name).filter(settled).map(drop)
+        });
+    }
+    until("the row is settled", || {
+        (count(&homes[0], "select count(*) from outbox where sink = 'gallery'") == 0).then_some(())
+    });
+    // One that comes later learns of the withdrawal.
+    let third = door(&broker, "door-3", &keys.site);
+    let _third = third.start();
+    office.until_same(&DOORS, 1);
+    drop(running);
+}
+
+/// Publishes nonsense after each message of somebody else on these topics. Returns how often.
+fn overwrite_until(stop: &std::sync::atomic::AtomicBool, port: u16, topics: &[String; 2]) -> usize {
+    let mut settings = LinkSettings::new("127.0.0.1", port, "stranger", "stranger/status".into());
+    settings.subscriptions = topics.to_vec();
+    let (link, driver, mut events) = link::open(settings).unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (end, asked) = watch::channel(false);
+    runtime.spawn(driver.drive(asked));
+    let count = runtime.block_on(async {
+        let mut count = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let Ok(event) = tokio::time::timeout(Duration::from_millis(50), events.recv()).await
+            else {
+                continue;
+            };
+            let Some(LinkEvent::Inbound(it)) = event else { continue };
+            let is_own = it.payload == b"x";
+            let topic = it.topic.clone();
+            it.ack.acknowledge();
+            if !is_own {
+                count += 1;
+                link.publish_batch(vec![Message { topic, payload: b"x".to_vec(), retain: true }])
+                    .await;
+            }
+        }
+        count
+    });
+    end.send_replace(true);
+    runtime.shutdown_timeout(Duration::from_secs(3));
+    count
+}
+
+fn page_topic(id: &str) -> String {
+    use sha2::Digest as _;
+    format!("rollcall/hq/gallery-index/{:02x}", sha2::Sha256::digest(id.as_bytes())[0])
+}
+
+#[test]
+fn forged_page_is_written_again() {
+    let broker = usual_broker();
+    let keys = keys();
+    let (office, _homes, running) = two_doors_with_two_people(&broker, &keys);
+    until("the index is whole", || (listed(&broker, &keys.site) == 2).then_some(()));
+    until_settled(&office, &["door-1", "door-2"]);
+    let honest = retained(&broker, &page_topic("obama"));
+    for forged in [&b"{\"schema\":1,\"sealed\":\"AAAA\"}"[..], &b""[..], &honest] {
+        // The page of one person, on the topic of another's, too.
+        office.publish(&page_topic("biden"), forged, true);
+    }
+    until("the page is right again", || {
+        let page = retained(&broker, &page_topic("biden"));
+        (page.len() > 60 && page != honest).then_some(())
+    });
+    until("the index is whole", || (listed(&broker, &keys.site) == 2).then_some(()));
+    until_settled(&office, &["door-1", "door-2"]);
+    drop(running);
+}
+
+/// An old record that was sealed opens: it must not take the place of a newer one.
+#[test]
+fn old_sealed_record_does_not_undo_an_erasure() {
+    let broker = usual_broker();
+    let keys = keys();
+    let (office, homes, running) = two_doors_with_two_people(&broker, &keys);
+    until("the index is whole", || (listed(&broker, &keys.site) == 2).then_some(()));
+    let record = "rollcall/hq/gallery/biden";
+    let page = page_topic("biden");
+    let [old_record, old_page] = [retained(&broker, record), retained(&broker, &page)];
+    let erase = json!({"subject_id": "biden", "erase": true});
+    assert_eq!(office.request("door-1", "withdraw", erase)["ok"], true);
+    office.until_same(&["door-1", "door-2"], 1);
+    until("the withdrawal is retained", || (retained(&broker, record) != old_record).then_some(()));
+    // Also under another person's name.
+    office.publish("rollcall/hq/gallery/obama", &old_record, true);
+    office.publish(record, &old_record, true);
+    office.publish(&page, &old_page, true);
+    until("the withdrawal is retained again", || {
+        let now = retained(&broker, record);
+        (!now.is_empty() && now != old_record).then_some(())
+    });
+    until_settled(&office, &["door-1", "door-2"]);
+    // One that comes anew learns of the withdrawal and not of the person.
+    let third = door(&broker, "door-3", &keys.site);
+    let _third = third.start();
+    office.until_same(&DOORS, 1);
+    assert_eq!(count(&third, "select count(*) from withdrawn"), 1);
+    assert_eq!(count(&homes[1], "select count(*) from subject where id = 'biden'"), 0);
+    drop(running);
+}
+
+#[test]
+fn restarted_devices_repair_spoilt_records() {
+    let broker = usual_broker();
+    let keys = keys();
+    let (office, homes, running) = two_doors_with_two_people(&broker, &keys);
+    until_settled(&office, &["door-1", "door-2"]);
+    for daemon in running {
+        assert!(daemon.terminate().success());
+    }
+    // All that the site has is sealed with another key now, as far as anybody can see.
+    let sealed = base64::engine::general_purpose::STANDARD.encode([7; 200]);
+    let version = json!({"withdrawals": 9, "changes": 9, "device": "door-9"});
+    let record =
+        json!({"schema": 1, "version": version, "withdrawn": true, "sealed": sealed}).to_string();
+    let page = json!({"schema": 1, "sealed": sealed}).to_string();
+    for id in ["biden", "obama"] {
+        office.publish(&format!("rollcall/hq/gallery/{id}"), record.as_bytes(), true);
+        office.publish(&page_topic(id), page.as_bytes(), true);
+    }
+    let _running: Vec<Daemon> = homes.iter().map(Home::start).collect();
+    until("the index is whole", || {
+        let sealed =
+            |id: &str| retained(&broker, &format!("rollcall/hq/gallery/{id}")) != record.as_bytes();
+        (sealed("biden") && sealed("obama")).then_some(())
+    });
+    until_settled(&office, &["door-1", "door-2"]);
+}
+
+#[test]
+fn invented_subjects_are_counted_and_bounded() {
+    let broker = usual_broker();
+    let keys = keys();
+    let (office, _homes, running) = two_doors_with_two_people(&broker, &keys);
+    let messages: Vec<Message> = (0..3_000)
+        .map(|number| Message {
+            topic: format!("rollcall/hq/gallery/invented-{number}"),
+            payload: b"x".to_vec(),
+            retain: false,
+        })
+        .collect();
+    let sent = office.runtime.block_on(office.link.publish_batch(messages));
+    assert!(sent.iter().all(Result::is_ok));
+    let sharing = until("they are refused", || {
+        let sharing = office.gallery("door-1")?["sharing"].clone();
+        (sharing["refused"].as_u64() >= Some(2_000)).then_some(sharing)
+    });
+    assert!(sharing["unsealed"].as_u64() <= Some(1_024), "{sharing}");
+    assert_eq!((&sharing["state"], &sharing["pending"]), (&json!("shared"), &json!(0)));
+    let erase = json!({"subject_id": "biden", "erase": true});
+    assert_eq!(office.request("door-1", "withdraw", erase)["ok"], true);
+    office.until_same(&["door-1", "door-2"], 1);
+    drop(running);
 }

@@ -1,124 +1,21 @@
-//! A site's doors and the gallery that they share through MongoDB: real daemons, a real mongod. The broker carries
-//! commands only.
+//! A site's doors and the gallery that they share through MongoDB: real daemons, a real mongod. The
+//! broker carries commands only.
 
-#![cfg(feature = "mongo")]
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mongod.rs"]
-mod mongod;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use daemon::{Home, PATIENCE, until, until_for};
-use faces::{base64, demo, enrolment};
-use mongod::Mongod;
+use crate::support::daemon::{Home, PATIENCE, until, until_for};
+use crate::support::faces::{base64, demo};
+use crate::support::mongod::Mongod;
+use crate::support::mosquitto::Mosquitto;
+use crate::support::office::{Office, count, keys};
 use mongodb::bson::{Document, doc};
-use mosquitto::Mosquitto;
 use rollcall::clock::Stopwatch;
-use rollcall::mqtt::link::{self, Link, LinkEvent, LinkSettings, Message};
-use rollcall::record::seal::SharedKey;
+use rollcall::keys::seal::SharedKey;
 use serde_json::{Value, json};
-use tokio::sync::watch;
-
-/// Everything that the doors say: topic and payload.
-type Heard = Vec<(String, Vec<u8>)>;
-
-/// Somebody in an office: commands to any door, and what all of them say.
-struct Office {
-    link: Link,
-    heard: Arc<Mutex<Heard>>,
-    requests: AtomicU32,
-    _stop: watch::Sender<bool>,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Office {
-    fn open(port: u16) -> Self {
-        let mut settings = LinkSettings::new("127.0.0.1", port, "office", "office/status".into());
-        settings.subscriptions =
-            vec!["rollcall/hq/+/health".into(), "rollcall/hq/+/reply/+".into()];
-        settings.packet_bytes_max_out = 64 << 20;
-        settings.retry.shortest = Duration::from_millis(20);
-        settings.retry.longest = Duration::from_millis(200);
-        let (link, driver, mut told) = link::open(settings).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let (stop, asked) = watch::channel(false);
-        let heard: Arc<Mutex<Heard>> = Arc::default();
-        let keep = Arc::clone(&heard);
-        runtime.spawn(async move {
-            while let Some(event) = told.recv().await {
-                if let LinkEvent::Inbound(it) = event {
-                    keep.lock().unwrap().push((it.topic, it.payload));
-                    it.ack.acknowledge();
-                }
-            }
-        });
-        runtime.spawn(driver.drive(asked));
-        Self { link, heard, requests: AtomicU32::new(0), _stop: stop, runtime }
-    }
-
-    fn request(&self, door: &str, verb: &str, mut body: Value) -> Value {
-        let id = format!("r-{}", self.requests.fetch_add(1, Ordering::Relaxed));
-        body["request_id"] = id.as_str().into();
-        let (topic, payload) =
-            (format!("rollcall/hq/{door}/command/{verb}"), serde_json::to_vec(&body).unwrap());
-        until("the broker acknowledges", || {
-            let message = Message { topic: topic.clone(), payload: payload.clone(), retain: false };
-            self.runtime.block_on(self.link.publish_batch(vec![message]))[0].is_ok().then_some(())
-        });
-        let topic = format!("rollcall/hq/{door}/reply/{id}");
-        until(&topic, || {
-            let heard = self.heard.lock().unwrap();
-            heard.iter().find(|it| it.0 == topic).map(|it| serde_json::from_slice(&it.1).unwrap())
-        })
-    }
-
-    fn enrol(&self, door: &str, id: &str, photograph: &str) {
-        let said =
-            self.request(door, "enrol", enrolment(id, &format!("Name {id}"), &[demo(photograph)]));
-        assert_eq!(said["ok"], true, "{said}");
-    }
-
-    fn withdraw(&self, door: &str, id: &str, erase: bool) {
-        let said = self.request(door, "withdraw", json!({"subject_id": id, "erase": erase}));
-        assert_eq!(said["ok"], true, "{said}");
-    }
-
-    fn recognises(&self, door: &str, photograph: &str) -> bool {
-        let said = self.request(door, "recognise", json!({"image": base64(&demo(photograph))}));
-        said["names"].as_array().is_some_and(|names| !names.is_empty())
-    }
-
-    /// What the newest vital signs say of the gallery.
-    fn gallery(&self, door: &str) -> Option<Value> {
-        let topic = format!("rollcall/hq/{door}/health");
-        let heard = self.heard.lock().unwrap();
-        let newest = heard.iter().rev().find(|it| it.0 == topic)?;
-        Some(serde_json::from_slice::<Value>(&newest.1).unwrap()["gallery"].clone())
-    }
-
-    fn until_gallery(&self, door: &str, state: &str, subjects: usize) {
-        until_for(PATIENCE, &format!("{door} is {state} with {subjects} subjects"), || {
-            self.gallery(door)
-                .filter(|it| it["sharing"]["state"] == state && it["subjects"] == subjects)
-        });
-    }
-}
 
 /// A door of the site, with the key in this file.
 fn door(broker: &Mosquitto, uri: &str, name: &str, key: &SharedKey) -> Home {
@@ -131,30 +28,15 @@ fn door(broker: &Mosquitto, uri: &str, name: &str, key: &SharedKey) -> Home {
     home
 }
 
-struct Keys {
-    _dir: tempfile::TempDir,
-    site: SharedKey,
-    wrong: SharedKey,
-}
-
-fn keys() -> Keys {
-    let dir = tempfile::tempdir().unwrap();
-    let make = |name: &str| SharedKey::create(&dir.path().join(name)).unwrap();
-    Keys { site: make("site.key"), wrong: make("wrong.key"), _dir: dir }
-}
-
-fn count(home: &Home, sql: &str) -> usize {
-    let database = rusqlite::Connection::open(home.state().join("rollcall.db")).unwrap();
-    database.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap() as usize
-}
-
 fn kept(server: &Mongod, id: &str) -> Option<Document> {
     server.all("gallery").into_iter().find(|it| it.get_str("_id").ok() == Some(id))
 }
 
 #[test]
-fn what_one_door_enrols_or_withdraws_all_of_them_know() {
-    let (broker, keys, mut server) = (Mosquitto::start(), keys(), Mongod::start());
+fn enrolments_and_withdrawals_reach_every_device() {
+    let broker = Mosquitto::start();
+    let keys = keys();
+    let mut server = Mongod::start();
     let office = Office::open(broker.port());
     let homes =
         ["door-1", "door-2", "door-3"].map(|name| door(&broker, &server.uri(), name, &keys.site));
@@ -223,15 +105,18 @@ fn what_one_door_enrols_or_withdraws_all_of_them_know() {
 }
 
 #[test]
-fn a_door_with_another_key_learns_nothing_and_spoils_nothing() {
-    let (broker, keys, server) = (Mosquitto::start(), keys(), Mongod::start());
+fn wrong_key_device_learns_and_spoils_nothing() {
+    let broker = Mosquitto::start();
+    let keys = keys();
+    let server = Mongod::start();
     let office = Office::open(broker.port());
     let homes = [("door-1", &keys.site), ("door-2", &keys.wrong)]
         .map(|(name, key)| door(&broker, &server.uri(), name, key));
     let _first = homes[0].start();
     office.enrol("door-1", "biden", "biden.jpg");
-    let told = until("the record is told", || kept(&server, "hq/biden"));
-    // Its own account of the same id counts for more, by its name: and does not displace the site's.
+    let reported = until("the record is told", || kept(&server, "hq/biden"));
+    // Its own account of the same id counts for more, by its name: and does not displace the
+    // site's.
     let second = homes[1].start();
     office.enrol("door-2", "biden", "biden.jpg");
     office.enrol("door-2", "obama", "obama.jpg");
@@ -241,7 +126,7 @@ fn a_door_with_another_key_learns_nothing_and_spoils_nothing() {
     until("its row is refused", || {
         homes[1].log().contains("does not open with this key (").then_some(())
     });
-    assert_eq!(kept(&server, "hq/biden").as_ref(), Some(&told));
+    assert_eq!(kept(&server, "hq/biden").as_ref(), Some(&reported));
     assert_eq!(kept(&server, "hq/obama"), None);
     // Nonsense is counted and left alone; what is only said to be older gives way to what is right.
     let spoil = |id: &str, set: Document| {
@@ -262,7 +147,7 @@ fn a_door_with_another_key_learns_nothing_and_spoils_nothing() {
     assert!(office.recognises("door-1", "biden.jpg"));
     until("it is put right", || {
         kept(&server, "hq/biden")
-            .filter(|it| it.get_document("version").ok() == told.get_document("version").ok())
+            .filter(|it| it.get_document("version").ok() == reported.get_document("version").ok())
     });
     assert_eq!(kept(&server, "hq/nonsense").unwrap().get_str("version").ok(), Some("none"));
     // With the right key it has all, and tells what it has.
@@ -271,4 +156,59 @@ fn a_door_with_another_key_learns_nothing_and_spoils_nothing() {
     let _second = homes[1].start();
     office.until_gallery("door-2", "shared", 2);
     office.until_gallery("door-1", "shared", 2);
+}
+
+/// Somebody who may write the collection and has no key.
+#[test]
+fn unsealed_documents_do_not_block_an_erasure() {
+    let broker = Mosquitto::start();
+    let keys = keys();
+    let server = Mongod::start();
+    let office = Office::open(broker.port());
+    let homes = ["door-1", "door-2"].map(|name| door(&broker, &server.uri(), name, &keys.site));
+    let _running = homes.each_ref().map(Home::start);
+    office.enrol("door-1", "biden", "biden.jpg");
+    office.enrol("door-1", "obama", "obama.jpg");
+    office.until_gallery("door-2", "shared", 2);
+    let old = kept(&server, "hq/obama").unwrap();
+    let write = |id: &str, set: Document| {
+        let update = doc! { "q": { "_id": id }, "u": { "$set": set }, "upsert": true };
+        server.command(doc! { "update": "gallery", "updates": [update] });
+    };
+    let highest = doc! { "withdrawals": i64::from(u32::MAX), "changes": i64::from(u32::MAX), "device": "zzz" };
+    write(
+        "hq/biden",
+        doc! { "version": highest, "withdrawn": false, "sealed": "x", "more": "y".repeat(2 << 20) },
+    );
+    office.withdraw("door-1", "biden", true);
+    office.withdraw("door-1", "obama", true);
+    office.until_gallery("door-2", "shared", 0);
+    assert_eq!(count(&homes[1], "select count(*) from withdrawn where erased"), 2);
+    assert_eq!(count(&homes[0], "select count(*) from outbox where sink = 'gallery'"), 0);
+    let document = kept(&server, "hq/biden").unwrap();
+    assert!(
+        document.get_bool("withdrawn").unwrap() && !document.contains_key("more"),
+        "{document}"
+    );
+    // An old document that was sealed, and one that says the version that was sealed.
+    let withdrawal = kept(&server, "hq/obama").unwrap();
+    let set = doc! { "version": old.get_document("version").unwrap(), "withdrawn": false, "sealed": old.get("sealed").unwrap() };
+    write("hq/obama", set);
+    write("hq/biden", doc! { "sealed": "x" });
+    until_for(PATIENCE * 2, "the withdrawals are there again", || {
+        let is_withdrawn = |id: &str| {
+            kept(&server, id).filter(|it| {
+                it.get_binary_generic("sealed").is_ok() && it.get_bool("withdrawn").unwrap_or(false)
+            })
+        };
+        is_withdrawn("hq/biden").and(is_withdrawn("hq/obama"))
+    });
+    assert_eq!(kept(&server, "hq/obama").unwrap().get("version"), withdrawal.get("version"));
+    for name in ["door-1", "door-2"] {
+        until_for(PATIENCE * 2, "nothing is pending", || {
+            let settled =
+                |it: &Value| it["state"] == "shared" && it["pending"] == 0 && it["unsealed"] == 0;
+            office.gallery(name).map(|it| it["sharing"].clone()).filter(settled)
+        });
+    }
 }

@@ -1,25 +1,17 @@
-//! The daemon and Home Assistant's discovery, over a real mosquitto: the message is there, comes again, and goes. And the
-//! examples that need nothing but mosquitto's clients.
+//! The daemon and Home Assistant's discovery, over a real mosquitto: the message is there, comes
+//! again, and goes. And the examples that need nothing but mosquitto's clients.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/link.rs"]
-mod link;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
+use crate::support::faces;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use daemon::{Home, until};
-use link::{Running, settings};
-use mosquitto::Mosquitto;
-use rollcall::mqtt::link::Inbound;
+use crate::support::daemon::{Home, until};
+use crate::support::link::{Running, settings};
+use crate::support::mosquitto::Mosquitto;
+use rollcall::mqtt::event::Inbound;
 use serde_json::{Value, json};
 
 const TOPIC: &str = "homeassistant/device/rollcall-hq/door-1/config";
@@ -63,13 +55,14 @@ fn published(broker: &Mosquitto) -> usize {
 }
 
 fn online_and_told(home: &Home, broker: &Mosquitto, health_before: usize) {
-    let told = || broker.log().matches("'rollcall/hq/door-1/health'").count() > health_before + 2;
-    until("the vital signs are told", || told().then_some(()));
-    assert!(home.log().contains("mqtt link is up"));
+    let reported =
+        || broker.log().matches("'rollcall/hq/door-1/health'").count() > health_before + 2;
+    until("the vital signs are told", || reported().then_some(()));
+    assert!(home.log().contains("MQTT link is up"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_retained_sent_again_and_says_nobodys_name() {
+async fn discovery_is_retained_and_names_nobody() {
     let mut broker = Mosquitto::start();
     let home = Home::new(broker.port(), "[home_assistant]\nname = \"Tür Süd – 正門\"\n");
     let photograph = faces::demo("obama.jpg").display().to_string();
@@ -116,7 +109,7 @@ async fn it_is_retained_sent_again_and_says_nobodys_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_goes_when_switched_off_and_moves_with_the_prefix() {
+async fn discovery_follows_switch_and_prefix() {
     let broker = Mosquitto::start();
     let home = Home::new(broker.port(), "");
     let mut early = listener(&broker, "early").await;
@@ -139,15 +132,15 @@ async fn it_goes_when_switched_off_and_moves_with_the_prefix() {
     home.configure(broker.port(), "[home_assistant]\nenabled = false\n");
     let running = home.start();
     assert_eq!(take(&mut early).await, (topic.clone(), Vec::new(), false));
-    let forgotten = || home.log().contains("taken back from Home Assistant");
+    let forgotten = || home.log().contains("announcement to Home Assistant deleted");
     until("it is taken back", || forgotten().then_some(()));
     assert!(running.terminate().success());
     let kept = broker.subscribe(&["-t", "#", "--retained-only", "-W", "2", "-v"]).stdout;
     assert!(!String::from_utf8(kept).unwrap().contains("config"));
 
     // And that is the end of it.
-    let (before, health) =
-        (published(&broker), broker.log().matches("'rollcall/hq/door-1/health'").count());
+    let before = published(&broker);
+    let health = broker.log().matches("'rollcall/hq/door-1/health'").count();
     let running = home.start();
     online_and_told(&home, &broker, health);
     assert_eq!(published(&broker), before);
@@ -155,7 +148,7 @@ async fn it_goes_when_switched_off_and_moves_with_the_prefix() {
 }
 
 #[test]
-fn a_device_on_which_it_was_never_on_says_nothing() {
+fn disabled_discovery_publishes_nothing() {
     let broker = Mosquitto::start();
     let home = Home::new(broker.port(), "[home_assistant]\nenabled = false\n");
     let running = home.start();
@@ -169,7 +162,7 @@ fn a_device_on_which_it_was_never_on_says_nothing() {
 }
 
 #[test]
-fn the_example_for_a_shell_enrols_asks_and_withdraws() {
+fn shell_example_enrols_queries_and_withdraws() {
     let broker = Mosquitto::start();
     let home = Home::new(broker.port(), "");
     let running = home.start();
@@ -196,7 +189,7 @@ fn the_example_for_a_shell_enrols_asks_and_withdraws() {
 
 /// Who copies a flow or an automation wants one that can be read in.
 #[test]
-fn the_example_for_node_red_is_complete() {
+fn node_red_example_is_complete() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples/node-red.json");
     let flow = json_of(&fs::read(path).unwrap());
     let nodes = flow.as_array().unwrap();

@@ -1,32 +1,33 @@
-//! The HTTP routes of the real daemon: those of the former service as its clients call them, commands, the record, what
-//! happens, who may, and what strangers try.
+//! The HTTP routes of the real daemon: those of the former service as its clients call them,
+//! commands, the record, what happens, who may, and what strangers try.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/http.rs"]
-mod http;
-
+use crate::support::faces;
+use crate::support::http;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use crate::support::daemon::{Daemon, Home, until};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use daemon::{Daemon, Home, until};
 use rollcall::clock::Stopwatch;
 use serde_json::{Value, json};
 
-const TOKEN: &str = "a-token-of-enough-characters";
+pub const TOKEN: &str = "a-token-of-enough-characters";
 const OFFICE: &str = "https://office.example.net";
 
-/// A daemon without broker and database, with HTTP. `more`: keys of `[http]`, then further sections.
-fn serving(more: &str) -> (Home, Daemon, SocketAddr) {
+/// A daemon without broker and database, with HTTP. `more`: keys of `[http]`, then further
+/// sections.
+pub fn serving(more: &str) -> (Home, Daemon, SocketAddr) {
+    serving_with(more, |_| ())
+}
+
+/// `prepare` puts further files there.
+fn serving_with(more: &str, prepare: impl Fn(&Home)) -> (Home, Daemon, SocketAddr) {
     let home = Home::new(1, "");
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     let text = format!(
@@ -41,6 +42,7 @@ fn serving(more: &str) -> (Home, Daemon, SocketAddr) {
     let token = home.path("token");
     fs::write(&token, TOKEN).unwrap();
     fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    prepare(&home);
     let daemon = home.start();
     let address = http::address(&home);
     (home, daemon, address)
@@ -61,7 +63,7 @@ fn data_url(kind: &str, bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_client_of_the_former_service_works_unchanged() {
+fn legacy_client_works_unchanged() {
     let (home, daemon, to) = serving("");
     for (name, file) in
         [("Joe Biden", "biden.jpg"), ("Barack Obama", "obama.jpg"), ("Barack Obama", "obama2.jpg")]
@@ -103,7 +105,7 @@ fn a_client_of_the_former_service_works_unchanged() {
         &[],
         &json!({"image": STANDARD.encode(photograph("astronaut.png"))}),
     );
-    assert_eq!((nobody.status, nobody.json()), (200, json!({"names": []})));
+    assert_eq!((nobody.status, nobody.json()), (200, json!({"names": ["Unknown"]})));
 
     let attend = |venue: &str, file: &str| {
         let body = json!({"venue_id": venue, "image": data_url("jpeg", &photograph(file))});
@@ -111,8 +113,7 @@ fn a_client_of_the_former_service_works_unchanged() {
     };
     let first = attend("lobby", "biden.jpg");
     assert_eq!(first.status, 200);
-    let message = first.json()["message"].clone();
-    assert!(message.is_string());
+    let message = "Attendance updated successfully";
     let expected = |attendance: Value, recognised: Value| json!({"message": message, "venue_id": "lobby", "attendance": attendance, "recognized_names": recognised});
     assert_eq!(first.json(), expected(json!(["Joe Biden"]), json!(["Joe Biden"])));
     let second = attend("lobby", "obama3.jpg");
@@ -135,11 +136,10 @@ fn a_client_of_the_former_service_works_unchanged() {
 }
 
 #[test]
-fn what_the_former_routes_refuse_they_refuse_with_a_word() {
+fn legacy_routes_report_errors_as_json() {
     let (_home, daemon, to) = serving("");
     assert_eq!(http::add_face(to, &[], "Joe Biden", &photograph("biden.jpg")).status, 200);
-    let nowhere =
-        json!({"venue_id": "nowhere", "image": data_url("jpeg", &photograph("biden.jpg"))});
+    let nowhere = json!({"venue_id": "65f0c1d2e3a4b5c6d7e8f901", "image": data_url("jpeg", &photograph("biden.jpg"))});
     let unknown = http::post_json(to, "/get-attendance", &[], &nowhere);
     assert_eq!((unknown.status, unknown.json()), (404, json!({"error": "Venue not found"})));
     let broken = STANDARD.encode("no picture");
@@ -165,7 +165,7 @@ fn what_the_former_routes_refuse_they_refuse_with_a_word() {
 }
 
 #[test]
-fn what_a_browser_may_call_from_elsewhere_is_configured() {
+fn cross_origin_access_is_configured() {
     let (_home, daemon, to) = serving(&format!("cors_origins = [\"{OFFICE}\"]\n"));
     let image = json!({"image": data_url("jpeg", &photograph("biden.jpg"))});
     let preflight = |origin: &str| {
@@ -205,7 +205,7 @@ fn what_a_browser_may_call_from_elsewhere_is_configured() {
 }
 
 #[test]
-fn without_the_token_there_is_nothing() {
+fn routes_are_closed_without_token() {
     let (home, daemon, to) = serving("token_file = \"token\"\n");
     let with = format!("Bearer {TOKEN}");
     for (path, method) in [
@@ -252,7 +252,60 @@ fn without_the_token_there_is_nothing() {
 }
 
 #[test]
-fn what_strangers_try_is_refused_and_bounded() {
+fn reader_token_reads_and_changes_nothing() {
+    const READER: &str = "another-token-for-teachers";
+    let more = "token_file = \"token\"\nreader_token_file = \"reader\"\n";
+    let (home, daemon, to) = serving_with(more, |home| {
+        let file = home.path("reader");
+        fs::write(&file, READER).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    });
+    let as_reader = format!("Bearer {READER}");
+    let as_owner = format!("Bearer {TOKEN}");
+    let ask = |bearer: &str, method: &str, path: &str| {
+        let headers = [("authorization", bearer), ("content-type", "application/json")];
+        let body = if method == "POST" { &b"{}"[..] } else { b"" };
+        http::send(to, method, path, &headers, body)
+    };
+    for (method, path) in [
+        ("GET", "/api/attendance"),
+        ("GET", "/api/health"),
+        ("GET", "/get-all-venues"),
+        ("POST", "/api/command/attendance"),
+        ("POST", "/api/command/subjects"),
+        ("POST", "/api/command/venues"),
+    ] {
+        let answer = ask(&as_reader, method, path);
+        assert_ne!(answer.status, 401, "{path}");
+        assert_ne!(answer.status, 403, "{path}");
+        assert_eq!(answer.header("rollcall-access"), Some("read"), "{path}");
+    }
+    for (method, path) in [
+        ("POST", "/api/command/enrol"),
+        ("POST", "/api/command/withdraw"),
+        ("POST", "/api/command/rename"),
+        ("POST", "/api/command/attend"),
+        ("POST", "/api/command/recognise"),
+        ("POST", "/api/command/venue_put"),
+        ("POST", "/api/command/sync"),
+        ("POST", "/api/command/attendance/"),
+        ("POST", "/api/command/..%2fenrol"),
+        ("POST", "/recognize_faces"),
+        ("POST", "/get-attendance"),
+        ("POST", "/create-attendance-venue"),
+        ("GET", "/api/picture"),
+        ("GET", "/metrics"),
+    ] {
+        assert_eq!(ask(&as_reader, method, path).status, 403, "{path}");
+    }
+    let owner = ask(&as_owner, "POST", "/api/command/sync");
+    assert_eq!((owner.status, owner.header("rollcall-access")), (200, Some("all")));
+    assert_eq!(ask("Bearer no-token-of-this-door", "GET", "/api/health").status, 401);
+    ended(&home, daemon);
+}
+
+#[test]
+fn hostile_requests_are_rejected_and_bounded() {
     let (home, daemon, to) =
         serving("connections_max = 20\nrequests_max = 2\n[commands]\nimage_bytes_max = 1000000\n");
     // Paths.
@@ -304,13 +357,13 @@ fn what_strangers_try_is_refused_and_bounded() {
 }
 
 #[test]
-fn bodies_that_are_none_are_refused_and_bounded() {
+fn invalid_bodies_are_rejected_and_bounded() {
     let (home, mut daemon, to) =
         serving("requests_max = 2\n[commands]\nimage_bytes_max = 1000000\n");
     // Kinds and forms.
     let json_kind = [("content-type", "application/json")];
-    assert_eq!(http::send(to, "POST", "/recognize_faces", &[], b"{}").status, 415);
-    assert_eq!(http::send(to, "POST", "/add_face", &json_kind, b"{}").status, 415);
+    assert_eq!(http::send(to, "POST", "/recognize_faces", &[], b"{}").status, 400);
+    assert_eq!(http::send(to, "POST", "/add_face", &json_kind, b"{}").status, 400);
     assert_eq!(
         http::send(to, "POST", "/api/command/subjects", &[("content-type", "text/plain")], b"{}")
             .status,
@@ -370,7 +423,7 @@ fn bodies_that_are_none_are_refused_and_bounded() {
 }
 
 #[test]
-fn who_is_slow_is_cut_off_and_keeps_nobody_waiting() {
+fn slow_clients_are_cut_off() {
     let (_home, daemon, to) = serving("connections_max = 30\nrequests_max = 2\n");
     let watch = Stopwatch::start();
     // A head that never ends, a body that never comes, and nothing at all.
@@ -410,7 +463,7 @@ fn who_is_slow_is_cut_off_and_keeps_nobody_waiting() {
 }
 
 #[test]
-fn too_many_in_a_minute_are_told_to_wait() {
+fn requests_above_limit_return_429() {
     let (_home, daemon, to) = serving("per_minute_max = 20\ntoken_file = \"token\"\n");
     let with = format!("Bearer {TOKEN}");
     // Strangers use up nothing.
@@ -423,7 +476,7 @@ fn too_many_in_a_minute_are_told_to_wait() {
 }
 
 #[test]
-fn commands_have_the_bodies_and_answers_of_mqtt() {
+fn http_commands_match_mqtt_commands() {
     let (home, daemon, to) = serving("");
     let command =
         |verb: &str, body: &Value| http::post_json(to, &format!("/api/command/{verb}"), &[], body);
@@ -473,7 +526,7 @@ fn commands_have_the_bodies_and_answers_of_mqtt() {
 }
 
 #[test]
-fn what_happens_is_told_as_it_happens() {
+fn event_stream_sends_live_events() {
     // Somebody stands before the camera, comes and goes.
     let (home, daemon, to) =
         serving("[camera]\nsource = \"replay\"\npath = \"list.csv\"\nrepeat = true\n");
@@ -525,14 +578,14 @@ fn what_happens_is_told_as_it_happens() {
 }
 
 #[test]
-fn no_picture_leaves_a_device_that_forbids_it() {
+fn forbidden_picture_returns_403() {
     let (_home, daemon, to) = serving("[privacy]\nsnapshot = false\n");
     assert_eq!(http::get(to, "/api/picture", &[]).status, 403);
     assert!(daemon.terminate().success());
 }
 
 #[test]
-fn the_record_is_read_in_pages_and_as_csv() {
+fn attendance_is_served_paged_or_csv() {
     let (_home, daemon, to) = serving("");
     for (name, file) in [("Joe, the first", "biden.jpg"), ("=Barack", "obama.jpg")] {
         assert_eq!(http::add_face(to, &[], name, &photograph(file)).status, 200);
@@ -558,6 +611,31 @@ fn the_record_is_read_in_pages_and_as_csv() {
         .map(|row| row.unwrap()["name"].clone())
         .collect();
     assert_eq!(names, ["Joe, the first", "'=Barack"]);
+    let semicolons = "/api/attendance?bom=true&separator=semicolon";
+    let csv = http::get(to, semicolons, &[("accept", "text/csv")]);
+    let text = String::from_utf8(csv.body).unwrap();
+    assert!(text.starts_with("\u{feff}seq;occurred_at;"), "{text}");
+    assert!(text.contains(";Joe, the first;") && text.contains(";'=Barack;"), "{text}");
+    let media = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet";
+    let workbook = http::get(to, "/api/attendance?absent=true", &[("accept", media)]);
+    assert_eq!(workbook.header("content-type"), Some(media));
+    let mut archive = zip::ZipArchive::new(std::io::Cursor::new(&workbook.body)).unwrap();
+    let mut sheet = String::new();
+    let mut part = archive.by_name("xl/worksheets/sheet1.xml").unwrap();
+    std::io::Read::read_to_string(&mut part, &mut sheet).unwrap();
+    assert!(sheet.contains(">=Barack</t>") && !sheet.contains("<f"), "a text: {sheet}");
+    for (query, accept) in [
+        ("bom=true", "application/json"),
+        ("bom=1", "text/csv"),
+        ("separator=;", "text/csv"),
+        ("absent=true", "text/csv"),
+        ("all=true", media),
+        ("limit=5", media),
+        ("from=2026-01-01T00:00:00Z&to=2026-06-01T00:00:00Z", media),
+    ] {
+        let to_reject = format!("/api/attendance?{query}");
+        assert_eq!(http::get(to, &to_reject, &[("accept", accept)]).status, 400, "{query}");
+    }
     let none =
         http::get(to, "/api/attendance?from=2000-01-01T00:00:00Z&to=2000-01-02T00:00:00Z", &[])
             .json();

@@ -1,31 +1,29 @@
-//! Two hundred requests at once, each with a picture of two megabytes, while somebody stands before the camera: memory stays
-//! within its bound, who is too many is told so, and the camera goes on being looked at.
+//! Two hundred requests at once, each with a picture of two megabytes, while somebody stands before
+//! the camera: memory stays within its bound, who is too many is told so, and the camera goes on
+//! being looked at.
 //!
-//! For figures: `E2E_BURSTS=10 cargo nextest run --release --test daemon_http_load --no-capture` on an idle machine.
+//! For figures: `E2E_BURSTS=10 cargo nextest run --release --test daemon http_load:: --no-capture`
+//! on an idle machine.
 
 #![expect(clippy::print_stdout, reason = "the figures are what one wants to know of it")]
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/http.rs"]
-mod http;
-
+use crate::support::faces;
+use crate::support::http;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Barrier;
 
+use crate::support::daemon::{Home, scaled, until};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use daemon::{Home, scaled, until};
 use image::imageops::FilterType;
 use serde_json::json;
 
-/// Of all requests together: four bodies in base64 and their images, one of them decoded, and what the allocator keeps of it.
+/// Of all requests together: four bodies in base64 and their images, one of them decoded, and what
+/// the allocator keeps of it.
 const GROWTH_MAX: u64 = 100 << 20;
 
 /// A photograph of about `bytes`.
@@ -78,7 +76,7 @@ fn percentiles(
 }
 
 #[test]
-fn two_hundred_requests_at_once_cost_neither_memory_nor_the_camera_its_turn() {
+fn request_burst_does_not_starve_camera() {
     let home = Home::new(1, "");
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     let text = format!(
@@ -110,12 +108,14 @@ fn two_hundred_requests_at_once_cost_neither_memory_nor_the_camera_its_turn() {
         || http::get(to, "/api/health", &[]).json()["camera"]["frames_analysed"].as_u64().unwrap();
     until("frames are looked at", || (analysed() > 10).then_some(()));
 
-    let (count, bursts) = (scaled("E2E_REQUESTS", 200), scaled("E2E_BURSTS", 1));
+    let count = scaled("E2E_REQUESTS", 200);
+    let bursts = scaled("E2E_BURSTS", 1);
     let begin = stages(to);
     let until_looked = analysed() + 80;
     until("frames are looked at with nobody asking", || (analysed() >= until_looked).then_some(()));
     let quiet = stages(to);
-    let (before, frames_before) = (daemon.memory_bytes("VmRSS"), analysed());
+    let before = daemon.memory_bytes("VmRSS");
+    let frames_before = analysed();
     let together = Barrier::new(count);
     let statuses: Vec<u16> = std::thread::scope(|scope| {
         let one = || {

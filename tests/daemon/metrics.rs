@@ -1,18 +1,9 @@
-//! `/metrics` of a running daemon: people pass the replay camera, and what is counted is what was recorded and delivered.
+//! `/metrics` of a running daemon: people pass the replay camera, and what is counted is what was
+//! recorded and delivered.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/exposition.rs"]
-mod exposition;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
+use crate::support::faces;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,11 +11,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use client::Client;
-use daemon::{Home, PATIENCE, until};
-use exposition::Exposed;
-use faces::{Faces, Person, enrolment};
-use mosquitto::Mosquitto;
+use crate::support::client::Client;
+use crate::support::daemon::{Home, PATIENCE, until};
+use crate::support::exposition::Exposed;
+use crate::support::faces::{Faces, Person, enrolment};
+use crate::support::mosquitto::Mosquitto;
 use serde_json::json;
 
 const STAGES: &str = "rollcall_stage_duration_seconds";
@@ -102,7 +93,8 @@ fn replayed(
     until("the replay has ended", || {
         let now = scrape(address);
         for name in now.kinds.keys().filter(|name| name.ends_with("_total")) {
-            let (was, is) = (last.find(name, &[]), now.find(name, &[]));
+            let was = last.find(name, &[]);
+            let is = now.find(name, &[]);
             assert!(was <= is, "{name} fell from {was:?} to {is:?}");
         }
         last = now;
@@ -125,9 +117,10 @@ fn replayed(
 }
 
 #[test]
-fn what_is_counted_is_what_was_recorded_and_delivered() {
+fn metrics_equal_recorded_and_delivered_events() {
     let faces = Faces::find();
-    let (people, strangers) = (&faces.people[..3], &faces.impostors[..2]);
+    let people = &faces.people[..faces.people.len().min(3)];
+    let strangers = &faces.impostors[..faces.impostors.len().min(2)];
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "");
@@ -145,8 +138,9 @@ fn what_is_counted_is_what_was_recorded_and_delivered() {
     let Outcome { said, events } = replayed(&client, &home, address, before, &people[0].probes[0]);
 
     let of_kind = |kind: &str| events.iter().filter(|it| *it == kind).count() as f64;
-    let (attendances, unknown, attacks) =
-        (of_kind("attendance"), of_kind("unknown"), of_kind("attack"));
+    let attendances = of_kind("attendance");
+    let unknown = of_kind("unknown");
+    let attacks = of_kind("attack");
     assert!(attendances >= 2.0 && unknown >= 1.0, "{events:?}");
     let total = |name: &str| said.value(&format!("rollcall_{name}_total"), &[]);
     let stage = |stage: &str| said.count(STAGES, &[("stage", stage)]);
@@ -194,7 +188,7 @@ fn what_is_counted_is_what_was_recorded_and_delivered() {
 }
 
 #[test]
-fn who_has_no_token_reads_nothing() {
+fn metrics_need_the_token() {
     let broker = Mosquitto::start();
     let home = Home::new(broker.port(), HTTP);
     write_token(&home);

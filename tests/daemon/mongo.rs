@@ -1,38 +1,29 @@
-//! The daemon with a real broker and a real mongod: kills on both sides while it drains, what it says meanwhile, and
-//! up to when the record is complete.
+//! The daemon with a real broker and a real mongod: kills on both sides while it drains, what it
+//! says meanwhile, and up to when the record is complete.
 //!
-//! By hand, at full size: `E2E_EVENTS=10000 E2E_KILLS=6 cargo nextest run --test daemon_mongo --no-capture`
+//! By hand, at full size: `E2E_EVENTS=10000 E2E_KILLS=6 cargo nextest run --test daemon mongo::
+//! --no-capture`
 
-#![cfg(feature = "mongo")]
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/door.rs"]
-mod door;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mongod.rs"]
-mod mongod;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
+use crate::support::client;
+use crate::support::daemon;
+use crate::support::door;
+use crate::support::faces;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::Client;
-use daemon::{Home, scaled, until};
-use faces::{Faces, enrolment};
-use mongod::Mongod;
+use crate::support::client::Client;
+use crate::support::daemon::{Home, scaled, until};
+use crate::support::faces::{Faces, enrolment};
+use crate::support::mongod::Mongod;
+use crate::support::mosquitto::Mosquitto;
 use mongodb::bson::{Document, doc};
-use mosquitto::Mosquitto;
 use rollcall::clock::{Clock as _, SimulatedClock, Stopwatch, SystemClock, Trust, rfc3339};
-use rollcall::record::store::{SinkName, Store, StoreOptions};
+use rollcall::store::{SinkName, Store, StoreOptions};
 use serde_json::{Value, json};
 
 fn now_ms() -> i64 {
@@ -52,7 +43,8 @@ fn home(broker: &Mosquitto, server: &Mongod, more: &str) -> Home {
     home
 }
 
-/// Visits that were recorded before, a second apart, the last of them at `last_ms`; nothing of them delivered yet.
+/// Visits that were recorded before, a second apart, the last of them at `last_ms`; nothing of them
+/// delivered yet.
 fn recorded(home: &Home, count: usize, last_ms: i64) -> Vec<String> {
     let clock = Arc::new(SimulatedClock::at(last_ms - count as i64 * 1000));
     let options = StoreOptions::new(vec![SinkName::MQTT, SinkName::MONGO], Arc::clone(&clock) as _);
@@ -73,8 +65,9 @@ fn ids(documents: &[Document]) -> Vec<String> {
 }
 
 #[test]
-fn killing_daemon_and_mongod_while_it_drains_changes_nothing() {
-    let (events, kills) = (scaled("E2E_EVENTS", 2_000), scaled("E2E_KILLS", 3));
+fn kills_while_draining_lose_nothing() {
+    let events = scaled("E2E_EVENTS", 2_000);
+    let kills = scaled("E2E_KILLS", 3);
     let broker = Mosquitto::start();
     let mut server = Mongod::start();
     let home = home(&broker, &server, &format!("window = {}\n", (events / 40).min(50)));
@@ -82,7 +75,7 @@ fn killing_daemon_and_mongod_while_it_drains_changes_nothing() {
     server.kill_all();
     let mut daemon = home.start();
     until("the daemon knows that MongoDB is away", || {
-        home.log().contains("MongoDB is away").then_some(())
+        home.log().contains("MongoDB is not reachable").then_some(())
     });
     server.run_all();
     let watch = Stopwatch::start();
@@ -102,20 +95,20 @@ fn killing_daemon_and_mongod_while_it_drains_changes_nothing() {
         "{events} events drained in {:.1} s, with {kills} kills",
         watch.elapsed().as_secs_f64()
     );
-    until("everything is acknowledged", || (owed(&home)["rows"] == 0).then_some(()));
+    until("everything is acknowledged", || (pending(&home)["rows"] == 0).then_some(()));
     assert_eq!(ids(&server.all("attendance")), expected);
-    assert_eq!(owed(&home)["buried"], 0);
+    assert_eq!(pending(&home)["buried"], 0);
     assert!(daemon.terminate().success());
 }
 
 /// What MongoDB is owed, asked beside the daemon.
-fn owed(home: &Home) -> Value {
+fn pending(home: &Home) -> Value {
     let status = home.json(&["sync", "--status", "--json"]);
     status["owed"].as_array().unwrap().iter().find(|it| it["sink"] == "mongo").unwrap().clone()
 }
 
 #[test]
-fn up_to_when_the_record_is_complete_is_told_and_never_too_much() {
+fn watermark_never_exceeds_complete_record() {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let mut server = Mongod::start();
@@ -127,22 +120,22 @@ fn up_to_when_the_record_is_complete_is_told_and_never_too_much() {
     server.kill_all();
     let daemon = client.started(&home);
     let watermark = |what: &str, wanted: &dyn Fn(&str) -> bool| {
-        let told = |it: &client::Heard| {
+        let reported = |it: &client::ReceivedMessage| {
             it.part == "watermark" && wanted(it.json()["complete_through"].as_str().unwrap())
         };
-        client.await_one(what, told).json()
+        client.await_one(what, reported).json()
     };
     // MongoDB is away: complete until just before the first that it has not.
-    let told = watermark("a watermark", &|_| true);
-    assert_eq!(told["complete_through"], rfc3339(first_ms - 1));
+    let reported = watermark("a watermark", &|_| true);
+    assert_eq!(reported["complete_through"], rfc3339(first_ms - 1));
     assert_eq!(
-        told["gaps"][0]["reason"], "off",
-        "nobody was watching before the daemon started: {told}"
+        reported["gaps"][0]["reason"], "off",
+        "nobody was watching before the daemon started: {reported}"
     );
     let health = client.await_health("MongoDB is away", |it| it["mongo"]["state"] == "away");
     assert_eq!(health["watermark"]["complete_through"], rfc3339(first_ms - 1));
     assert_eq!(health["watermark"]["held_back_by"], Value::Null);
-    assert_eq!(owed(&home)["rows"], 3);
+    assert_eq!(pending(&home)["rows"], 3);
 
     // It comes, and takes all but one: up to that one it is complete.
     server.run_all();
@@ -172,14 +165,14 @@ fn up_to_when_the_record_is_complete_is_told_and_never_too_much() {
     assert_eq!(home.json(&["sync", "--retry-buried", "--json"])["retried"], 1);
     watermark("complete beyond all of them", &|it| it > rfc3339(last_ms).as_str());
     assert_eq!(server.count("attendance"), 3);
-    let told_at = now_ms();
+    let reported_at = now_ms();
     let all: Vec<String> = client
-        .heard_on("watermark")
+        .received_on("watermark")
         .iter()
         .map(|it| it["complete_through"].as_str().unwrap().to_owned())
         .collect();
     assert!(
-        all.iter().all(|it| *it < rfc3339(told_at - 25_000)),
+        all.iter().all(|it| *it < rfc3339(reported_at - 25_000)),
         "what is still being looked at is not claimed: {all:?}"
     );
     assert!(all.is_sorted(), "{all:?}");
@@ -219,12 +212,14 @@ fn doctor_and_check_config_know_mongodb() {
 }
 
 #[test]
-fn an_erased_person_is_nowhere_in_mongodb_and_the_receipt_says_so() {
-    let (broker, server) = (Mosquitto::start(), Mongod::start());
+fn erasure_clears_mongodb_and_receipt_states_it() {
+    let broker = Mosquitto::start();
+    let server = Mongod::start();
     let home = home(&broker, &server, "");
     let daemon = home.start();
     let client = Client::connect(broker.port());
-    let (name, person) = ("Jørgen Überall", Faces::find().people.remove(0));
+    let name = "Jørgen Überall";
+    let person = Faces::find().people.remove(0);
     let enrolled = client.request("enrol", "e-1", enrolment("p-77", name, &person.enrol[..1]));
     assert_eq!(enrolled["ok"], true, "{enrolled}");
     let visit = json!({"venue": "main", "image": faces::base64(&person.enrol[0])});

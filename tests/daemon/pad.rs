@@ -1,28 +1,21 @@
-//! Printed photographs and live faces before the replay camera, with `pad` off, as a flag and enforced: what is recorded
-//! and what is told. By hand, with every photograph of `faces-open/spoof` and its people:
-//! `E2E_PRINTS=1000 E2E_LIVE=1000 cargo nextest run --test daemon_pad --no-capture`
+//! Printed photographs and live faces before the replay camera, with `pad` off, as a flag and
+//! enforced: what is recorded and what is told. By hand, with every photograph of
+//! `faces-open/spoof` and its people: `E2E_PRINTS=1000 E2E_LIVE=1000 cargo nextest run --test
+//! daemon pad:: --no-capture`
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
+use crate::support::faces;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
-use client::Client;
-use daemon::{Home, scaled};
-use faces::Faces;
-use mosquitto::Mosquitto;
+use crate::support::client::Client;
+use crate::support::daemon::{Home, scaled};
+use crate::support::faces::Faces;
+use crate::support::mosquitto::Mosquitto;
 use serde_json::Value;
 
 const PRINTS: usize = 4;
@@ -35,9 +28,9 @@ struct Shown {
     live: Vec<(String, PathBuf)>,
 }
 
-/// Nothing when there are no prints here: the demo's photographs have none.
-fn shown() -> Option<Shown> {
-    let faces = Faces::find();
+/// Printed photographs cannot be made of others, so all of these tests need those of `faces-open`.
+fn shown() -> Shown {
+    let faces = Faces::required();
     let whose = |id: &str| faces.people.iter().any(|person| person.id == id);
     let prints: Vec<_> = faces.prints.iter().filter(|(id, _)| whose(id)).cloned().collect();
     let ids: BTreeSet<_> = prints.iter().map(|(id, _)| id.clone()).collect();
@@ -47,15 +40,12 @@ fn shown() -> Option<Shown> {
         .iter()
         .flat_map(|person| person.probes.iter().map(|file| (person.id.clone(), file.clone())));
     let live: Vec<_> = live.collect();
-    if prints.is_empty() {
-        println!("there are no printed photographs here: nothing to see");
-        return None;
-    }
-    Some(Shown {
+    assert!(!prints.is_empty(), "no printed photograph of anybody who can be enrolled");
+    Shown {
         people,
         prints: spread(prints, scaled("E2E_PRINTS", PRINTS)),
         live: spread(live, scaled("E2E_LIVE", LIVE)),
-    })
+    }
 }
 
 /// So many of them, from all over the list.
@@ -98,58 +88,64 @@ fn play(mode: &str, shown: &Shown, files: &[(String, PathBuf)]) -> (Vec<Value>, 
     (of_kind("attendance"), of_kind("attack"))
 }
 
-#[test]
-fn a_flag_tells_of_prints_and_records_all_the_same() {
-    let Some(shown) = shown() else { return };
-    let (attendance, attacks) = play("flag", &shown, &shown.prints);
-    println!(
-        "flag: {} prints, {} attendances, {} attacks",
-        shown.prints.len(),
-        attendance.len(),
-        attacks.len()
-    );
-    assert!(attacks.len() * 10 >= shown.prints.len() * 9, "{attacks:#?}");
-    assert!(
-        attacks
+mod needs_photographs {
+    use super::{Value, play, shown};
+
+    #[test]
+    fn flag_mode_reports_and_records_prints() {
+        let shown = shown();
+        let (attendance, attacks) = play("flag", &shown, &shown.prints);
+        println!(
+            "flag: {} prints, {} attendances, {} attacks",
+            shown.prints.len(),
+            attendance.len(),
+            attacks.len()
+        );
+        assert!(attacks.len() * 10 >= shown.prints.len() * 9, "{attacks:#?}");
+        assert!(
+            attacks
+                .iter()
+                .all(|it| it["enforced"] == false && it["scores"].as_array().unwrap().len() >= 2)
+        );
+        assert!(!attendance.is_empty(), "a print of somebody enrolled is recognised as them");
+        assert!(
+            attendance
+                .iter()
+                .all(|it| attacks.iter().any(|attack| attack["subject"] == it["subject"]))
+        );
+    }
+
+    #[test]
+    fn enforce_mode_records_only_live_faces() {
+        let shown = shown();
+        let (attendance, attacks) = play("enforce", &shown, &shown.prints);
+        println!(
+            "enforce: {} prints, {} attendances, {} attacks",
+            shown.prints.len(),
+            attendance.len(),
+            attacks.len()
+        );
+        assert!(attendance.len() * 10 <= shown.prints.len(), "{attendance:#?}");
+        let enforced = attacks
             .iter()
-            .all(|it| it["enforced"] == false && it["scores"].as_array().unwrap().len() >= 2)
-    );
-    assert!(!attendance.is_empty(), "a print of somebody enrolled is recognised as them");
-    assert!(
-        attendance.iter().all(|it| attacks.iter().any(|attack| attack["subject"] == it["subject"]))
-    );
-}
+            .filter(|it| it["enforced"] == true && it["subject"]["id"].is_string())
+            .count();
+        assert!(enforced > 0, "{attacks:#?}");
+        let (attendance, attacks) = play("enforce", &shown, &shown.live);
+        println!(
+            "enforce: {} live, {} attendances, {} attacks",
+            shown.live.len(),
+            attendance.len(),
+            attacks.len()
+        );
+        assert!(attendance.len() * 100 >= shown.live.len() * 95, "{attacks:#?}");
+    }
 
-#[test]
-fn enforced_a_print_is_not_recorded_and_a_live_face_is() {
-    let Some(shown) = shown() else { return };
-    let (attendance, attacks) = play("enforce", &shown, &shown.prints);
-    println!(
-        "enforce: {} prints, {} attendances, {} attacks",
-        shown.prints.len(),
-        attendance.len(),
-        attacks.len()
-    );
-    assert!(attendance.len() * 10 <= shown.prints.len(), "{attendance:#?}");
-    let enforced = attacks
-        .iter()
-        .filter(|it| it["enforced"] == true && it["subject"]["id"].is_string())
-        .count();
-    assert!(enforced > 0, "{attacks:#?}");
-    let (attendance, attacks) = play("enforce", &shown, &shown.live);
-    println!(
-        "enforce: {} live, {} attendances, {} attacks",
-        shown.live.len(),
-        attendance.len(),
-        attacks.len()
-    );
-    assert!(attendance.len() * 100 >= shown.live.len() * 95, "{attacks:#?}");
-}
-
-#[test]
-fn off_says_nothing_of_attacks() {
-    let Some(shown) = shown() else { return };
-    let (attendance, attacks) = play("off", &shown, &shown.prints);
-    assert_eq!(attacks, [] as [Value; 0]);
-    assert!(!attendance.is_empty());
+    #[test]
+    fn off_mode_reports_no_attacks() {
+        let shown = shown();
+        let (attendance, attacks) = play("off", &shown, &shown.prints);
+        assert_eq!(attacks, [] as [Value; 0]);
+        assert!(!attendance.is_empty());
+    }
 }

@@ -1,24 +1,19 @@
-//! The local page in a real browser before the real daemon with a replay camera: signing in, enrolling, who passes, who is
-//! withdrawn; what it looks like on a phone and on a desk, by day and by night; what it may load, and how it is used
-//! without eyes or a mouse. The pictures are in `target/page`.
+//! The local page in a real browser before the real daemon with a replay camera: signing in,
+//! enrolling, who passes, who is withdrawn; what it looks like on a phone and on a desk, by day and
+//! by night; what it may load, and how it is used without eyes or a mouse. The pictures are in
+//! `target/page`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "where the pictures are")]
 
-#[path = "browser/mod.rs"]
-mod browser;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-
+use crate::support::faces;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use browser::Browser;
-use daemon::{Daemon, Home, until};
+use crate::support::browser::Browser;
+use crate::support::daemon::{Daemon, Home, until};
 use serde_json::json;
 
 const TOKEN: &str = "a-token-of-this-test-0123456789abcdef";
@@ -75,7 +70,8 @@ impl Door {
     }
 }
 
-/// Who is before the camera from its next round on; gone between two rounds for long enough that each is another visit.
+/// Who is before the camera from its next round on; gone between two rounds for long enough that
+/// each is another visit.
 fn stand_before(home: &Home, photograph: Option<&Path>) {
     let line =
         photograph.map_or("-,300,0\n".to_owned(), |path| format!("{},4000,1500\n", path.display()));
@@ -111,7 +107,7 @@ fn assert_clean(browser: &Browser, url: &str, but: &str) {
 }
 
 #[test]
-fn somebody_is_enrolled_passes_and_is_withdrawn_before_the_eyes_of_whoever_has_the_token() {
+fn page_shows_enrolment_attendance_and_withdrawal() {
     let door = Door::new(true, "");
     let mut browser = door.browser();
     browser.until_shown("#section-sign-in", "Token");
@@ -153,7 +149,7 @@ fn somebody_is_enrolled_passes_and_is_withdrawn_before_the_eyes_of_whoever_has_t
     looks_at_the_door(&mut browser);
     // Withdrawn; not by mistake.
     go(&mut browser, "people");
-    let withdraw = format!("#subjects [aria-label={}]", json!(format!("Withdraw {NAME}")));
+    let withdraw = format!("#subjects [aria-label={}]", json!(format!("Remove {NAME}")));
     browser.click(&withdraw);
     browser.until_shown("#dialog", "What was recorded stays");
     assert_eq!(browser.faults(), Vec::<String>::new());
@@ -162,7 +158,7 @@ fn somebody_is_enrolled_passes_and_is_withdrawn_before_the_eyes_of_whoever_has_t
     assert!(browser.text("#subjects").contains(NAME));
     browser.click(&withdraw);
     browser.click("#dialog-yes");
-    browser.until_shown("#people-says", "was withdrawn");
+    browser.until_shown("#people-says", "was removed");
     browser.until_shown("#subjects", "Nobody yet");
     assert_eq!(door.home.json(&["subjects", "--json"]), json!([]));
     go(&mut browser, "door");
@@ -200,7 +196,7 @@ fn looks_at_the_door(browser: &mut Browser) {
 }
 
 #[test]
-fn it_is_fit_for_phone_and_desk_by_day_and_by_night_and_for_the_keyboard() {
+fn page_fits_screens_themes_and_keyboard() {
     let door = Door::new(true, "");
     let mut browser = door.signed_in();
     enrol(&mut browser, &[faces::demo("obama.jpg")]);
@@ -263,7 +259,7 @@ fn not_reached(browser: &mut Browser) -> Vec<String> {
 }
 
 #[test]
-fn nothing_runs_or_loads_but_what_it_brings() {
+fn content_policy_blocks_foreign_code() {
     let door = Door::new(true, "");
     let mut browser = door.browser();
     let headers = browser.headers(&door.url);
@@ -305,7 +301,7 @@ fn nothing_runs_or_loads_but_what_it_brings() {
 }
 
 #[test]
-fn on_the_device_itself_somebody_is_enrolled_from_the_camera_renamed_and_a_venue_is_put() {
+fn local_page_enrols_renames_and_edits_venue() {
     let door = Door::new(false, "");
     let mut browser = door.browser();
     // Loopback without a token: nothing is asked.
@@ -314,9 +310,15 @@ fn on_the_device_itself_somebody_is_enrolled_from_the_camera_renamed_and_a_venue
     go(&mut browser, "people");
     browser.write("#enrol-name", "Bob");
     browser.click("[name=how][value=camera]");
+    browser.click("#consent summary");
+    browser.write("#consent-version", "2026-1");
+    browser.click("#enrol-go");
+    browser.until_shown("#enrol-says", "Who recorded the consent?");
+    browser.write("#recorded-by", "Front desk");
     browser.click("#enrol-go");
     browser.until_shown("#countdown-says", "Alone before the camera");
     browser.until_shown("#enrol-says", "Bob is enrolled with 3 references");
+    browser.until_shown("#subjects", "consent 2026-1");
     // Recorded under the name of that time.
     go(&mut browser, "today");
     browser.until_shown("#passages", "Bob");
@@ -351,7 +353,7 @@ fn on_the_device_itself_somebody_is_enrolled_from_the_camera_renamed_and_a_venue
 
     go(&mut browser, "health");
     browser.click("#sync");
-    browser.until_shown("#sync-says", "owed");
+    browser.until_shown("#sync-says", "pending");
     saves_a_table(&mut browser, &door);
     assert_clean(&browser, &door.url, "");
     assert!(door.daemon.terminate().success());
@@ -363,13 +365,18 @@ fn saves_a_table(browser: &mut Browser, door: &Door) {
     browser.call("Page.setDownloadBehavior", json!({"behavior": "allow", "downloadPath": folder}));
     go(browser, "today");
     browser.until_shown("#passages", "Bob");
-    browser.click("#csv");
-    let table = until("the table is saved", || {
-        let file = fs::read_dir(&folder)
-            .unwrap()
-            .map(|it| it.unwrap().path())
-            .find(|it| it.extension().is_some_and(|it| it == "csv"))?;
-        Some(fs::read_to_string(file).unwrap())
-    });
-    assert!(table.contains("Bob"), "{table}");
+    let mut saved = |ending: &str| {
+        browser.click(&format!("#{ending}"));
+        until("the file is saved", || {
+            let file = fs::read_dir(&folder)
+                .unwrap()
+                .map(|it| it.unwrap().path())
+                .find(|it| it.extension().is_some_and(|it| it == ending))?;
+            Some(fs::read(file).unwrap())
+        })
+    };
+    let table = String::from_utf8(saved("csv")).unwrap();
+    assert!(table.starts_with("\u{feff}seq,") && table.contains("Bob"), "{table}");
+    let workbook = zip::ZipArchive::new(std::io::Cursor::new(saved("xlsx"))).unwrap();
+    assert!(workbook.file_names().any(|it| it == "xl/worksheets/sheet1.xml"));
 }

@@ -1,38 +1,31 @@
-//! What must never be found: a photograph or a template in clear in any file, and a name, a photograph or a template in
-//! the log or in the vital signs. And after an erasure: nothing of the person at all.
+//! What must never be found: a photograph or a template in clear in any file, and a name, a
+//! photograph or a template in the log or in the vital signs. And after an erasure: nothing of the
+//! person at all.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
+use crate::support::faces;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use client::Client;
-use daemon::{Home, until};
-use faces::{demo, enrolment};
-use mosquitto::Mosquitto;
+use crate::support::client::Client;
+use crate::support::daemon::{Home, until};
+use crate::support::faces::{demo, enrolment};
+use crate::support::mosquitto::Mosquitto;
 use rollcall::recognise::engine::FaceEngine as _;
 use rollcall::recognise::picture::{Picture, PictureLimits};
 use rollcall::recognise::still;
-use rollcall::record::store::{Reference, Store};
+use rollcall::store::{Reference, Store};
 use rollcall::vision::manifest::Precision;
 use rollcall::vision::{Vision, VisionSettings};
 use serde_json::json;
 
 const NAME: &str = "Zephyrine Quittengelb";
 const ID: &str = "subject-4711";
-/// The length of what is looked for. In 16 bytes a chance hit will not happen; less than two of them of a photograph,
-/// or four numbers of a template, tell nobody anything.
+/// The length of what is looked for. In 16 bytes a chance hit will not happen; less than two of
+/// them of a photograph, or four numbers of a template, tell nobody anything.
 const WINDOW: usize = 16;
 
 /// What is looked for: windows of the secret bytes, and what they are part of.
@@ -40,7 +33,8 @@ const WINDOW: usize = 16;
 struct Needles(HashMap<[u8; WINDOW], &'static str>);
 
 impl Needles {
-    /// All that lie at a multiple of `step`. Runs of few values (a white wall) are in every file, and left out.
+    /// All that lie at a multiple of `step`. Runs of few values (a white wall) are in every file,
+    /// and left out.
     fn add(&mut self, what: &'static str, bytes: &[u8], step: usize) {
         for window in bytes.windows(WINDOW).step_by(step) {
             let mut values = window.to_vec();
@@ -71,9 +65,11 @@ fn vision() -> Vision {
     Vision::load(&settings).unwrap()
 }
 
-/// The photograph as it was sent and as pixels; its faces as samples and as templates, in every form we have of one.
+/// The photograph as it was sent and as pixels; its faces as samples and as templates, in every
+/// form we have of one.
 fn needles_of(photographs: &[PathBuf]) -> Needles {
-    let (mut needles, mut vision) = (Needles::default(), vision());
+    let mut needles = Needles::default();
+    let mut vision = vision();
     for path in photographs {
         let file = fs::read(path).unwrap();
         // A window at each multiple of its length: whoever copied 31 bytes is caught.
@@ -152,8 +148,12 @@ fn check_files(home: &Home, needles: &Needles) {
 fn check_log_and_health(home: &Home, client: &Client, needles: &Needles) {
     let log = home.log();
     assert!(log.contains("attendance recorded"), "the log is that of the daemon: {log}");
-    let health: Vec<_> =
-        client.heard().into_iter().filter(|it| it.part == "health").map(|it| it.payload).collect();
+    let health: Vec<_> = client
+        .received()
+        .into_iter()
+        .filter(|it| it.part == "health")
+        .map(|it| it.payload)
+        .collect();
     assert!(!health.is_empty());
     for bytes in health.iter().map(Vec::as_slice).chain([log.as_bytes()]) {
         let shown = String::from_utf8_lossy(bytes);
@@ -167,7 +167,8 @@ fn check_log_and_health(home: &Home, client: &Client, needles: &Needles) {
     }
 }
 
-/// Enrolment, recognition, attendance by command and by camera, a refused duplicate, a picture that cannot be read.
+/// Enrolment, recognition, attendance by command and by camera, a refused duplicate, a picture that
+/// cannot be read.
 fn live_through_everything(client: &Client) {
     let said = client.request("enrol", "p-1", enrolment(ID, NAME, &[demo("obama.jpg")]));
     assert_eq!(said["ok"], true, "{said}");
@@ -197,7 +198,7 @@ fn live_through_everything(client: &Client) {
 }
 
 #[test]
-fn no_photograph_template_or_name_where_none_may_be() {
+fn no_photograph_template_or_name_leaks() {
     let photographs = ["obama.jpg", "obama2.jpg", "obama3.jpg", "biden.jpg"].map(demo);
     let needles = needles_of(&photographs);
     let itself = fs::read(&photographs[0]).unwrap();
@@ -238,8 +239,10 @@ fn no_photograph_template_or_name_where_none_may_be() {
     let receipt = client.request("withdraw", "p-9", json!({"subject_id": ID, "erase": true}));
     assert_eq!(receipt["erased"], true, "{receipt}");
     until("what was owed is delivered", || {
-        let owed = client.request("sync", &format!("s-{}", client.heard().len()), json!({}))["owed"][0]["rows"].clone();
-        (owed == 0 || owed == 1).then_some(())
+        let pending = client.request("sync", &format!("s-{}", client.received().len()), json!({}))
+            ["owed"][0]["rows"]
+            .clone();
+        (pending == 0 || pending == 1).then_some(())
     });
     assert!(daemon.terminate().success());
     check_files(&home, &needles);

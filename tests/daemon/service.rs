@@ -1,14 +1,12 @@
-//! The daemon under a supervisor that speaks systemd's protocol: what it is told, when, and that a busy daemon keeps talking.
+//! The daemon under a supervisor that speaks systemd's protocol: what it is told, when, and that a
+//! busy daemon keeps talking.
 
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
-
-#[path = "support/daemon.rs"]
-mod daemon;
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use daemon::{Home, PATIENCE};
+use crate::support::daemon::{Home, PATIENCE};
 use rollcall::clock::Stopwatch;
 
 /// A port that nobody serves: the daemon is ready without a network.
@@ -38,16 +36,16 @@ impl Supervisor {
     }
 
     fn until(&self, line: &str) -> Vec<String> {
-        let mut heard = Vec::new();
-        while !heard.iter().any(|it: &String| it.lines().any(|said| said == line)) {
-            heard.push(self.hears());
+        let mut received = Vec::new();
+        while !received.iter().any(|it: &String| it.lines().any(|said| said == line)) {
+            received.push(self.hears());
         }
-        heard
+        received
     }
 }
 
 #[test]
-fn it_says_when_it_is_ready_how_it_is_and_when_it_stops() {
+fn systemd_receives_ready_watchdog_and_stopping() {
     let mut home = Home::new(NO_BROKER, "");
     let limit = Duration::from_secs(2);
     let supervisor = Supervisor::of(&mut home, Some(limit));
@@ -55,7 +53,8 @@ fn it_says_when_it_is_ready_how_it_is_and_when_it_stops() {
     let before = supervisor.until("READY=1");
     assert!(!before.iter().any(|it| it.contains("STOPPING")), "{before:?}");
     // Longer than a supervisor waits for one word: it is told often enough all the time.
-    let (watch, mut last) = (Stopwatch::start(), Stopwatch::start());
+    let watch = Stopwatch::start();
+    let mut last = Stopwatch::start();
     while watch.elapsed() < 2 * limit {
         let word = supervisor.until("WATCHDOG=1").pop().unwrap();
         assert!(word.contains("STATUS=camera absent, 0 enrolled, 0 recorded"), "{word}");
@@ -67,12 +66,12 @@ fn it_says_when_it_is_ready_how_it_is_and_when_it_stops() {
 }
 
 #[test]
-fn without_a_watchdog_there_is_no_word_for_it() {
+fn no_heartbeat_without_systemd_watchdog() {
     let mut home = Home::new(NO_BROKER, "");
     let supervisor = Supervisor::of(&mut home, None);
     let daemon = home.spawn(&["run"]);
     supervisor.until("READY=1");
     assert_eq!(daemon.terminate().code(), Some(0));
-    let heard = supervisor.until("STOPPING=1");
-    assert!(!heard.concat().contains("WATCHDOG"), "{heard:?}");
+    let received = supervisor.until("STOPPING=1");
+    assert!(!received.concat().contains("WATCHDOG"), "{received:?}");
 }

@@ -1,27 +1,21 @@
-//! Beginning and end: what keeps the daemon from starting is said with its exit code and what to do; a stop is clean; a
-//! restart knows everything.
+//! Beginning and end: what keeps the daemon from starting is said with its exit code and what to
+//! do; a stop is clean; a restart knows everything.
 
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
+#![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
+use crate::support::faces;
 use std::fs;
-use std::net::TcpListener;
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use client::Client;
-use daemon::{Home, until};
-use faces::{demo, enrolment};
-use mosquitto::{Mosquitto, free_port};
+use crate::support::client::Client;
+use crate::support::daemon::{Home, until};
+use crate::support::faces::{demo, enrolment};
+use crate::support::mosquitto::{Mosquitto, free_port};
 use rollcall::app::exit;
 use serde_json::json;
 
@@ -45,7 +39,7 @@ fn models() -> PathBuf {
 }
 
 #[test]
-fn usage() {
+fn usage_errors_exit_with_64() {
     let home = Home::new(NO_BROKER, "");
     check(&home.output(&[]), exit::USAGE, &["Usage"]);
     check(&home.output(&["frobnicate"]), exit::USAGE, &["frobnicate"]);
@@ -57,7 +51,7 @@ fn usage() {
 }
 
 #[test]
-fn configuration() {
+fn configuration_errors_exit_with_78() {
     run("[camera]\nsorce = \"replay\"\n", exit::CONFIG, &["sorce"]);
     run("[recognition]\nfpir = 2.0\n", exit::CONFIG, &["[recognition] fpir", "0.5"]);
     run("[camera]\nsource = \"replay\"\n", exit::CONFIG, &["[camera] path"]);
@@ -79,7 +73,7 @@ fn configuration() {
 }
 
 #[test]
-fn models_and_library() {
+fn model_errors_exit_with_69() {
     let with = |key: &str, path: &Path| {
         format!("[recognition]\nmodels = {:?}\n{key} = {path:?}\n", models())
     };
@@ -131,7 +125,7 @@ fn models_and_library() {
 }
 
 #[test]
-fn storage() {
+fn storage_errors_exit_with_74() {
     let home = Home::new(NO_BROKER, "");
     // Nothing was ever recorded here, which is said and is no reason to make a database.
     check(&home.output(&["attendance"]), exit::STORAGE, &["state"]);
@@ -154,9 +148,15 @@ fn storage() {
     let version: u32 =
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     drop(connection);
+    // A newer version changes the schema; the number alone could be a damaged byte.
+    let change_schema = |sql: &str| {
+        rusqlite::Connection::open(&database).unwrap().execute_batch(sql).unwrap();
+    };
+    change_schema("create table newer (x integer) strict");
     set_version(version + 1);
     check(&home.output(&["run"]), exit::STORAGE, &["schema", "use the version that wrote it"]);
     check(&home.output(&["attendance"]), exit::STORAGE, &["schema"]);
+    change_schema("drop table newer");
     set_version(version);
 
     fs::set_permissions(home.state(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -181,7 +181,7 @@ fn storage() {
 }
 
 #[test]
-fn a_damaged_database_is_set_aside_and_a_lost_key_is_not_made_anew() {
+fn database_is_quarantined_key_is_never_replaced() {
     let home = Home::new(NO_BROKER, "");
     let photograph = demo("obama.jpg").display().to_string();
     assert!(home.output(&["enrol", "--id", "obama", &photograph]).status.success());
@@ -194,7 +194,7 @@ fn a_damaged_database_is_set_aside_and_a_lost_key_is_not_made_anew() {
 
     fs::write(home.state().join("rollcall.db"), "this was a database").unwrap();
     let daemon = home.start();
-    assert!(home.log().contains("set aside"), "{}", home.log());
+    assert!(home.log().contains("moved aside"), "{}", home.log());
     assert!(daemon.terminate().success());
     let aside = fs::read_dir(home.state())
         .unwrap()
@@ -215,7 +215,7 @@ fn a_damaged_database_is_set_aside_and_a_lost_key_is_not_made_anew() {
 }
 
 #[test]
-fn a_stop_is_clean_and_a_restart_knows_everything() {
+fn restart_after_clean_stop_keeps_everything() {
     let broker = Mosquitto::start();
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), "[[venue]]\nid = \"main\"\nre_entry_gap = \"1h\"\n");
@@ -244,11 +244,11 @@ fn a_stop_is_clean_and_a_restart_knows_everything() {
             &format!("{}/Cargo.toml", env!("CARGO_MANIFEST_DIR")),
         ]),
         1,
-        &["no image can be used"],
+        &["cannot be used: decode_error"],
     );
     let visit = json!({"venue": "main", "image": faces::base64(&demo("obama3.jpg"))});
     assert_eq!(client.request("attend", "v-1", visit.clone())["recorded"], json!(["Barack"]));
-    let seen = client.heard().len();
+    let seen = client.received().len();
     assert!(daemon.terminate().success(), "{}", home.log());
     assert_eq!(client.await_from(seen, "status").payload, b"offline");
 
@@ -258,8 +258,8 @@ fn a_stop_is_clean_and_a_restart_knows_everything() {
         body["request_id"] = "waited".into();
         body
     });
-    let (subjects, attendance) =
-        (home.json(&["subjects", "--json"]), home.json(&["attendance", "--json"]));
+    let subjects = home.json(&["subjects", "--json"]);
+    let attendance = home.json(&["attendance", "--json"]);
     let daemon = client.started(&home);
     assert_eq!(client.await_one("the answer", |it| it.part == "reply/waited").json()["ok"], true);
     let recognised = client.request("recognise", "v-2", json!({"image": visit["image"]}));
@@ -278,9 +278,9 @@ fn a_stop_is_clean_and_a_restart_knows_everything() {
     assert!(daemon.terminate().success());
 }
 
-#[test]
-fn the_embedded_broker_ends_with_the_daemon_however_that_ends() {
-    let (port, websocket) = (free_port(), free_port());
+/// A device with its own broker on this port.
+fn with_embedded_broker(port: u16) -> Home {
+    let websocket = free_port();
     let home = Home::new(port, "");
     let config =
         fs::read_to_string(home.path("config.toml")).unwrap().replace("host = \"127.0.0.1\"\n", "");
@@ -289,10 +289,70 @@ fn the_embedded_broker_ends_with_the_daemon_however_that_ends() {
         "[broker]\nenabled = true\nlisten = \"127.0.0.1:{port}\"\nwebsocket = \"127.0.0.1:{websocket}\"\n"
     );
     fs::write(home.path("config.toml"), config + &broker).unwrap();
+    home
+}
+
+/// The process that another one has started.
+fn child_of(parent: u32) -> Option<u32> {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let ids = processes.filter_map(|it| it.file_name().to_str()?.parse::<u32>().ok());
+    let is_child = |id: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        // The name, which may hold anything, is in brackets; the state follows.
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        after_name.split_whitespace().nth(1) == Some(&parent.to_string())
+    };
+    ids.into_iter().find(is_child)
+}
+
+#[test]
+fn flooded_broker_leaves_the_daemon_running() {
+    let port = free_port();
+    let home = with_embedded_broker(port);
+    let mut daemon = home.start();
+    let broker = child_of(daemon.pid()).unwrap();
+    let client = Client::connect(port);
+    client.await_one("it is online", |it| it.part == "status" && it.payload == b"online");
+    // More connections than there are places, each with most of a large message; and large
+    // retained messages.
+    let mut streams = Vec::new();
+    for number in 0..100_u8 {
+        let mut bytes =
+            vec![0x10, 14, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, 2, b'f', number];
+        bytes.extend([0x31, 0x83, 0x80, 0x40, 0, 1, number]);
+        bytes.resize(bytes.len() + (1 << 20), b'x');
+        bytes.extend([0x30, 0xff, 0xff, 0xff, 0x03]);
+        bytes.resize(bytes.len() + (1 << 20), 0);
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(&bytes).ok(); // The broker may end it.
+        streams.push(stream);
+    }
+    assert_eq!(client.request("sync", "s-flooded", json!({}))["ok"], true);
+    assert_eq!(child_of(daemon.pid()), Some(broker), "the broker has lived through it");
+    drop(streams);
+    let from = client.received().len();
+    // As the kernel does when memory is short.
+    let broker = rustix::process::Pid::from_raw(broker as i32).unwrap();
+    rustix::process::kill_process(broker, rustix::process::Signal::KILL).unwrap();
+    until("there is another broker", || {
+        child_of(daemon.pid()).filter(|id| *id != broker.as_raw_nonzero().get() as u32)
+    });
+    // The new one knows nobody: a command counts once the device is back.
+    client.await_from(from, "status");
+    assert_eq!(client.request("sync", "s-again", json!({}))["ok"], true);
+    assert!(daemon.is_alive());
+    assert!(home.log().contains("the embedded broker ended; starting another"), "{}", home.log());
+    assert!(daemon.terminate().success(), "{}", home.log());
+}
+
+#[test]
+fn embedded_broker_ends_with_the_daemon() {
+    let port = free_port();
+    let home = with_embedded_broker(port);
     let free = || {
         until("the broker's port is free", || {
             TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(())
-        })
+        });
     };
     for end in ["SIGKILL", "SIGTERM"] {
         let daemon = home.start();

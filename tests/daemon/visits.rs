@@ -1,43 +1,38 @@
-//! The main job on real photographs: people are enrolled by `mosquitto_pub`, photographs pass the replay camera, and each
-//! visit is one attendance in SQLite and on MQTT. Strangers and scenes without a face never become a subject.
+//! The main job on real photographs: people are enrolled by `mosquitto_pub`, photographs pass the
+//! replay camera, and each visit is one attendance in SQLite and on MQTT. Strangers and scenes
+//! without a face never become a subject.
 //!
-//! By hand, everybody of the data set, with the figures on standard output (ten of its people have photographs of 23 x 28
-//! pixels only, which are too small to enrol):
-//! `E2E_PEOPLE=144 E2E_IMPOSTORS=304 cargo nextest run --test daemon_visits --no-capture`
+//! By hand, everybody of the data set, with the figures on standard output (ten of its people have
+//! photographs of 23 x 28 pixels only, which are too small to enrol): `E2E_PEOPLE=144
+//! E2E_IMPOSTORS=304 cargo nextest run --test daemon visits:: --no-capture`
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-
+use crate::support::daemon;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
-use client::Client;
-use daemon::{BASE, Home, scaled};
-use faces::{Faces, Person, enrolment};
-use mosquitto::Mosquitto;
+use crate::support::client::Client;
+use crate::support::daemon::{BASE, Home, scaled};
+use crate::support::faces::{Faces, Person, enrolment};
+use crate::support::mosquitto::Mosquitto;
 use rollcall::clock::Stopwatch;
 use serde_json::Value;
 
 const PEOPLE: usize = 25;
 const IMPOSTORS: usize = 40;
-/// Of the suite's people nearly everybody must be recognised; how many exactly is for `rollcall evaluate`.
+/// Of the suite's people nearly everybody must be recognised; how many exactly is for `rollcall
+/// evaluate`.
 const IDENTIFIED_SHARE_MIN: f64 = 0.85;
 
 /// Who else can be recognised in whose photographs, in the background: no mistake.
 const BEHIND: [(&str, &str); 1] = [("nuaa_0001", "nuaa_0008")];
-/// Strangers taken for somebody, over all of the data set's 304, at the false positive identification rate of 0.001 that
-/// the shipped configuration aims at: none is expected, one is chance. In the suite's part there is none.
+/// Strangers taken for somebody, over all of the data set's 304, at the false positive
+/// identification rate of 0.001 that the shipped configuration aims at: none is expected, one is
+/// chance. In the suite's part there is none.
 const MISTAKEN_MAX: usize = 1;
 
 /// What passes the camera.
@@ -48,8 +43,9 @@ struct Visit {
     subject: Option<String>,
 }
 
-/// Two frames a second: five of each photograph (a stranger is called one after five), and one of an empty scene. Whoever
-/// comes next is another person: the same one would be on the same visit until two looks have missed them.
+/// Two frames a second: five of each photograph (a stranger is called one after five), and one of
+/// an empty scene. Whoever comes next is another person: the same one would be on the same visit
+/// until two looks have missed them.
 const REPLAY: &str = "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 2\nshow = \"2500ms\"\ngap = \"500ms\"\n\
                       pace = \"networks\"\n[attendance]\nunknown_every = \"0s\"\n[[venue]]\nid = \"main\"\nre_entry_gap = \"0s\"\n";
 
@@ -68,7 +64,8 @@ fn visits(people: &[Person], strangers: &[PathBuf]) -> Vec<Visit> {
     let mut strangers = strangers.iter().map(|file| Visit { file: file.clone(), subject: None });
     let mut visits = Vec::new();
     loop {
-        let (probe, stranger) = (probes.next(), strangers.next());
+        let probe = probes.next();
+        let stranger = strangers.next();
         if probe.is_none() && stranger.is_none() {
             return visits;
         }
@@ -102,12 +99,12 @@ fn enrolled(answers: &BTreeMap<String, Value>) -> HashSet<&str> {
     answers.iter().filter(|(_, answer)| answer["ok"] == true).map(|(id, _)| id.as_str()).collect()
 }
 
-/// An attendance that finds its visit counts more than any number of strangers that find theirs: somebody in the
-/// background makes an `unknown` event that belongs to no visit.
+/// An attendance that finds its visit counts more than any number of strangers that find theirs:
+/// somebody in the background makes an `unknown` event that belongs to no visit.
 const OF_A_SUBJECT: u32 = 10_000;
 
-/// The best way to lay visits and events side by side in their order; gives the events that belong to no visit, each
-/// with the photograph shown about then.
+/// The best way to lay visits and events side by side in their order; gives the events that belong
+/// to no visit, each with the photograph shown about then.
 fn without_a_visit<'a>(visits: &[Visit], events: &'a [Value]) -> Vec<(&'a Value, String)> {
     let worth = |visit: &Visit, event: &Value| match (
         visit.subject.as_deref(),
@@ -124,7 +121,9 @@ fn without_a_visit<'a>(visits: &[Visit], events: &'a [Value]) -> Vec<(&'a Value,
             best[v][e] = paired.max(best[v + 1][e]).max(best[v][e + 1]);
         }
     }
-    let (mut v, mut e, mut alone) = (0, 0, Vec::new());
+    let mut v = 0;
+    let mut e = 0;
+    let mut alone = Vec::new();
     while e < events.len() {
         let worth = visits.get(v).map_or(0, |visit| worth(visit, &events[e]));
         if worth > 0 && best[v][e] == best[v + 1][e + 1] + worth {
@@ -146,11 +145,14 @@ fn without_a_visit<'a>(visits: &[Visit], events: &'a [Value]) -> Vec<(&'a Value,
 fn check_record(home: &Home, client: &Client) -> Vec<Value> {
     let events = client.check_events(home);
     let recorded = home.json(&["attendance", "--json"]);
-    let told: Vec<_> = events.values().filter(|event| event["kind"] == "attendance").collect();
-    let pairs = told.iter().zip(recorded.as_array().unwrap());
-    assert_eq!(told.len(), recorded.as_array().unwrap().len());
-    pairs.for_each(|(told, kept)| {
-        assert_eq!((&told["event_id"], &told["subject"]), (&kept["event_id"], &kept["subject"]));
+    let reported: Vec<_> = events.values().filter(|event| event["kind"] == "attendance").collect();
+    let pairs = reported.iter().zip(recorded.as_array().unwrap());
+    assert_eq!(reported.len(), recorded.as_array().unwrap().len());
+    pairs.for_each(|(reported, kept)| {
+        assert_eq!(
+            (&reported["event_id"], &reported["subject"]),
+            (&kept["event_id"], &kept["subject"])
+        );
     });
     let seen = |event: &&Value| event["kind"] == "attendance" || event["kind"] == "unknown";
     events.values().filter(seen).cloned().collect()
@@ -238,20 +240,17 @@ fn each_visit_is_recorded_and_published_once() {
     assert_eq!(after, subjects, "who passes the camera is not enrolled by it");
 }
 
-/// Of the people enrolled in all group photographs together, so many must be recorded; who is missed stands half cut or
-/// in profile, below the threshold.
+/// Of the people enrolled in all group photographs together, so many must be recorded; who is
+/// missed stands half cut or in profile, below the threshold.
 const IN_GROUPS_SHARE_MIN: f64 = 0.9;
 
 #[test]
-fn everybody_in_a_group_photograph_is_recorded_in_one_pass() {
+fn group_photograph_records_every_member() {
     let faces = Faces::find();
     let known = |id: &String| faces.people.iter().any(|it| it.id == *id);
     let groups: Vec<_> =
         faces.groups.iter().filter(|(_, members)| members.iter().all(known)).collect();
-    if groups.is_empty() {
-        println!("there is no group photograph here: nothing to see");
-        return;
-    }
+    assert!(!groups.is_empty(), "no group photograph of people who can be enrolled");
     let members: HashSet<_> = groups.iter().flat_map(|(_, members)| members).collect();
     let people: Vec<_> =
         faces.people.iter().filter(|it| members.contains(&it.id)).cloned().collect();
@@ -263,7 +262,9 @@ fn everybody_in_a_group_photograph_is_recorded_in_one_pass() {
     assert_eq!(enrolled(&answers).len(), people.len(), "{answers:#?}");
     assert!(running.terminate().success());
     home.configure(broker.port(), REPLAY);
-    let (mut expected, mut found, mut before) = (0, 0, 0);
+    let mut expected = 0;
+    let mut found = 0;
+    let mut before = 0;
     for (picture, members) in groups {
         write_list(&home, &[Visit { file: picture.clone(), subject: None }]);
         play(&home);

@@ -1,19 +1,17 @@
-//! `rollcall watch` and `rollcall snapshot` beside the real daemon: what they show, who may ask, what is written.
+//! `rollcall watch` and `rollcall snapshot` beside the real daemon: what they show, who may ask,
+//! what is written.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-
+use crate::support::daemon;
+use crate::support::faces;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use daemon::{Home, until};
+use crate::support::daemon::{Home, until};
 use serde_json::Value;
 
 /// A daemon without a broker before which a person stands again and again.
@@ -57,7 +55,7 @@ fn identified(home: &Home, names: bool) -> Value {
 }
 
 #[test]
-fn who_watches_sees_what_the_daemon_sees() {
+fn watch_shows_faces_of_current_frame() {
     let (home, daemon) = watched("");
     let face = identified(&home, true);
     assert_eq!((&face["subject_id"], &face["presentation"]), (&"barack".into(), &"live".into()));
@@ -81,7 +79,7 @@ fn who_watches_sees_what_the_daemon_sees() {
 }
 
 #[test]
-fn a_snapshot_is_asked_for_logged_and_private() {
+fn snapshot_is_confirmed_logged_and_private() {
     let (home, daemon) = watched("");
     identified(&home, false);
     let path = home.path("shot.jpg");
@@ -99,10 +97,10 @@ fn a_snapshot_is_asked_for_logged_and_private() {
     assert!(home.output(&["snapshot", "--annotated", target, "--yes", "--force"]).status.success());
     let uid = rustix::process::getuid().as_raw();
     let log = home.log();
-    let told = log.lines().filter(|line| {
-        line.contains("a snapshot was taken") && line.contains(&format!("uid={uid}"))
-    });
-    assert_eq!(told.count(), 2, "{log}");
+    let reported = log
+        .lines()
+        .filter(|line| line.contains("snapshot taken") && line.contains(&format!("uid={uid}")));
+    assert_eq!(reported.count(), 2, "{log}");
     assert!(!log.contains("barack"));
     assert!(daemon.terminate().success());
 }
@@ -118,7 +116,7 @@ fn snapshots_can_be_forbidden() {
 }
 
 #[test]
-fn the_socket_is_ours_alone_and_bears_nonsense() {
+fn watch_socket_is_private_and_rejects_nonsense() {
     let (home, mut daemon) = watched("");
     let socket = home.state().join("watch.sock");
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
@@ -143,14 +141,14 @@ fn the_socket_is_ours_alone_and_bears_nonsense() {
         );
     }
     // Those who ask nothing hold no place for ever, and more than a few are sent away.
-    let idle: Vec<_> = (0..4).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let idle: Vec<_> = (0..8).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     until("one too many is refused", || {
         let mut stream = UnixStream::connect(&socket).unwrap();
         let mut answer = String::new();
         stream.write_all(b"{\"ask\":\"watch\",\"names\":false}\n").ok();
         stream.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
         stream.read_to_string(&mut answer).ok();
-        answer.contains("watching already").then_some(())
+        answer.contains("clients already").then_some(())
     });
     drop(idle);
     identified(&home, false);

@@ -1,6 +1,6 @@
 """Makes golden.json: what the reference steps (OpenCV, NumPy, ONNX Runtime) get out of the int8 networks and their twins.
 
-usage: make.py PHOTOGRAPHS_DIR        (see README.md; `make.sh` installs what is needed and runs this)
+usage: make.py PHOTOGRAPHS_DIR        (those named photos/... lie below .cache; see README.md; `make.sh` installs what is needed and runs this)
 
 The steps are written apart from the daemon's code and from `models/build`, so that an error in one of them shows.
 """
@@ -16,6 +16,8 @@ import onnxruntime as ort
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODELS = HERE.parent.parent / "models"
+# The photographs of `make setup` are in photos/ there; the others are those of the folder that is named.
+FETCHED = HERE.parent.parent / ".cache"
 # file, reach of the detector, whether a border of half the longer side is put round it first
 CASES = [
     ("Abdullatif_Sener/1.jpg", 320, False),
@@ -32,6 +34,9 @@ CASES = [
     ("df_03/1.jpg", 320, False),
     ("group/family1.jpg", 640, False),
     ("group/bbt4.jpg", 640, False),
+    ("photos/obama2.jpg", 320, False),
+    ("photos/biden.jpg", 320, False),
+    ("photos/astronaut.png", 320, False),
 ]
 CONFIDENCE_MIN = 0.6
 POINTS = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
@@ -133,7 +138,8 @@ def cases(precision, photographs, entries):
         {"confidence": 1, "box": [0] * 4, "landmarks": [[0, 0]] * 5,
          "template": normalised(embedder(grain()[:, :, ::-1])[0][0])}]}
     for file, reach, border in CASES:
-        image = cv2.imread(str(photographs / file))
+        folder = FETCHED if file.startswith("photos/") else photographs
+        image = cv2.imread(str(folder / file))
         if border:
             width = round(max(image.shape[:2]) * 0.5)
             image = cv2.copyMakeBorder(image, *[width] * 4, cv2.BORDER_CONSTANT)

@@ -1,32 +1,26 @@
-//! Store, relay and sink against a real mongod: what was recorded is there, once, whatever happens on the way.
+//! Store, relay and sink against a real mongod: what was recorded is there, once, whatever happens
+//! on the way.
 //!
-//! By hand, at full size:
-//! `E2E_EVENTS=10000 E2E_KILLS=5 E2E_STALL_S=600 cargo nextest run --test mongo_sink --no-capture`
+//! By hand, at full size: `E2E_EVENTS=10000 E2E_KILLS=5 E2E_STALL_S=600 cargo nextest run --test
+//! mongo sink:: --no-capture`
 
-#![cfg(feature = "mongo")]
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
-#[path = "support/door.rs"]
-mod door;
-#[path = "support/mongod.rs"]
-mod mongod;
-#[path = "support/proxy.rs"]
-mod proxy;
-
+use crate::support::door;
 use std::time::Duration;
 
-use door::{Door, START_MS, name_of, scaled, settings, until};
-use mongod::Mongod;
+use crate::support::door::{Door, START_MS, name_of, scaled, settings, until};
+use crate::support::mongod::Mongod;
+use crate::support::proxy::Proxy;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, doc};
-use proxy::Proxy;
 use rollcall::attend::venue::{DirectionMode, SessionSpec, Venue, VenueSpec};
 use rollcall::clock::{Clock as _, Stopwatch, time_zone};
 use rollcall::health::MongoState;
+use rollcall::ids::{Name, SubjectId};
 use rollcall::mongo::{UriSource, settings_from};
-use rollcall::recognise::face::{Name, SubjectId};
-use rollcall::record::event::{
+use rollcall::wire::event::{
     Body, Camera, CameraState, Enrolment, EnrolmentAction, NewEvent, SubjectRef,
 };
 
@@ -41,7 +35,7 @@ fn find<'a>(documents: &'a [Document], id: &str) -> &'a Document {
 // What is written
 
 #[test]
-fn what_was_recorded_while_mongodb_was_away_is_there_once() {
+fn mongodb_outage_delivers_each_event_once() {
     let events = scaled("E2E_EVENTS", 1_000);
     let mut server = Mongod::start();
     server.kill_all();
@@ -68,7 +62,7 @@ fn what_was_recorded_while_mongodb_was_away_is_there_once() {
 }
 
 #[test]
-fn a_document_is_what_the_contract_says() {
+fn documents_match_the_contract() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
     let id = door.visit("room", "ada");
@@ -111,7 +105,14 @@ fn a_document_is_what_the_contract_says() {
 fn enrolment(door: &Door, action: EnrolmentAction, id: &str, name: &str) {
     door.clock.advance(Duration::from_secs(1));
     let subject = SubjectRef { id: SubjectId::new(id).unwrap(), name: Name::new(name).unwrap() };
-    let body = Enrolment { action, subject: Some(subject), references: 1, request_id: None };
+    let body = Enrolment {
+        action,
+        subject: Some(subject),
+        references: 1,
+        request_id: None,
+        consent: None,
+        reason: None,
+    };
     door.append(&NewEvent::new(door.clock.now(), Body::Enrolment(body)));
 }
 
@@ -122,7 +123,8 @@ fn subjects_follow_enrolments_and_erasures() {
     let other = Door::new("door-2", &server.uri());
     enrolment(&door, EnrolmentAction::Enrolled, "ada", "$ada");
     enrolment(&door, EnrolmentAction::Enrolled, "bob", "Bob");
-    enrolment(&other, EnrolmentAction::Enrolled, "ada", "an older name"); // a second later by its clock, delivered first
+    // a second later by its clock, delivered first
+    enrolment(&other, EnrolmentAction::Enrolled, "ada", "an older name");
     enrolment(&door, EnrolmentAction::Renamed, "ada", "Ada");
     enrolment(&door, EnrolmentAction::Withdrawn, "bob", "Bob");
     other.deliver();
@@ -134,7 +136,8 @@ fn subjects_follow_enrolments_and_erasures() {
     assert_eq!(ada.get_array("devices").unwrap(), &["door-1", "door-2"].map(Bson::from));
     assert!(find(&subjects, "bob").get_array("devices").unwrap().is_empty());
 
-    // Erased: taken out of everything, though another door delivered it; who comes back later is new.
+    // Erased: taken out of everything, though another door delivered it; who comes back later is
+    // new.
     door.clock.advance(Duration::from_mins(1));
     let theirs = other.visit("room", "ada");
     let ours = door.visit("room", "ada");
@@ -164,18 +167,20 @@ fn subjects_follow_enrolments_and_erasures() {
 }
 
 #[test]
-fn a_database_of_the_former_service_is_used_in_place() {
+fn predecessor_database_is_used_in_place() {
     let server = Mongod::start();
-    let (known, unknown) = (ObjectId::new(), ObjectId::new());
+    let known = ObjectId::new();
+    let unknown = ObjectId::new();
     let before = doc! { "_id": known, "name": "Hall", "course": { "code": "B-7" }, "attendance": ["Grace", "Alan"] };
     server.command(doc! { "insert": "venues", "documents": [before.clone()] });
     let door = Door::new("door-1", &server.uri());
-    let note = rollcall::mongo::VenueNote {
+    let note = rollcall::mongo::VenueRecord {
         id: known.to_hex(),
         name: "as we call it".into(),
         schedule: None,
         direction: DirectionMode::In,
         re_entry_gap: Duration::ZERO,
+        date_time: None,
     };
     *door.venues.lock().unwrap() = vec![note];
     for venue in [&known, &unknown] {
@@ -202,7 +207,7 @@ fn a_database_of_the_former_service_is_used_in_place() {
 // Two doors
 
 #[test]
-fn two_doors_and_one_person_count_once() {
+fn one_person_at_two_devices_counts_once() {
     let server = Mongod::start();
     let doors = ["door-1", "door-2"].map(|name| Door::new(name, &server.uri()));
     let first = doors[0].visit("room", "ada");
@@ -249,7 +254,7 @@ fn two_doors_and_one_person_count_once() {
 // The clock
 
 #[test]
-fn what_was_recorded_in_1970_is_corrected() {
+fn unsynced_events_are_corrected_in_mongodb() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
     let other = Door::new("door-2", &server.uri());
@@ -288,7 +293,7 @@ fn what_was_recorded_in_1970_is_corrected() {
         assert_eq!(document.get_str("clock").unwrap(), "corrected");
     }
     assert_eq!(
-        door.store.write(|tx| tx.standing()).unwrap().seq,
+        door.store.write(|tx| tx.delivery_status()).unwrap().seq,
         20,
         "each visit and its correction, once"
     );
@@ -298,7 +303,7 @@ fn what_was_recorded_in_1970_is_corrected() {
 }
 
 #[test]
-fn corrections_that_arrive_in_another_order_leave_what_is_so_now() {
+fn reordered_corrections_keep_current_state() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
     // START_MS is two minutes before it begins.
@@ -319,12 +324,13 @@ fn corrections_that_arrive_in_another_order_leave_what_is_so_now() {
     door.deliver();
     door.clock.advance(Duration::from_mins(1));
     door.clock.set_wall(START_MS + 30 * 60_000, true);
-    let (now, venues) = (door.clock.now(), [venue.clone()]);
+    let now = door.clock.now();
+    let venues = [venue.clone()];
     assert_eq!(door.store.write(move |tx| tx.correct_times(&now, &venues)).unwrap(), 1);
     // Its time is put right, but that does not arrive.
     server.command(doc! { "collMod": "attendance", "validator": { "clock": "unsynced" } });
     door.deliver();
-    assert_eq!(door.buried().len(), 1);
+    assert_eq!(door.dead_letters().len(), 1);
     server.command(doc! { "collMod": "attendance", "validator": {} });
     // Then it turns out that she came earlier, so that the other counts: that arrives first.
     let mut event = door::visit(&door.clock, "room", "ada");
@@ -338,17 +344,18 @@ fn corrections_that_arrive_in_another_order_leave_what_is_so_now() {
         assert_eq!(
             find(&server.all("attendance"), &later).get_str("superseded_by").unwrap(),
             earlier
-        )
+        );
     };
     check();
-    assert_eq!(door.retry_buried(), 1);
+    assert_eq!(door.retry_dead_letters(), 1);
     door.deliver();
     check();
 }
 
 // Kills
 
-/// Records, waits until half of it is delivered, and pulls the plug on a node; gives how long delivery stood still.
+/// Records, waits until half of it is delivered, and pulls the plug on a node; gives how long
+/// delivery stood still.
 fn kill_under_load(
     server: &mut Mongod,
     door: &Door,
@@ -357,13 +364,13 @@ fn kill_under_load(
     expected: &mut Vec<String>,
 ) -> Duration {
     expected.extend(door.visits(share));
-    until("it drains", || (door.owed() <= share as u64 / 2).then_some(()));
+    until("it drains", || (door.pending() <= share as u64 / 2).then_some(()));
     server.kill(node);
-    let left = door.owed();
+    let left = door.pending();
     assert!(left > 0, "it was killed under load");
     let watch = Stopwatch::start();
     if server.nodes() > 1 {
-        until("another takes over", || (door.owed() < left).then_some(()));
+        until("another takes over", || (door.pending() < left).then_some(()));
     }
     let still = watch.elapsed();
     server.run_all();
@@ -371,7 +378,8 @@ fn kill_under_load(
 }
 
 fn killed_again_and_again(mut server: Mongod) {
-    let (events, kills) = (scaled("E2E_EVENTS", 2_000), scaled("E2E_KILLS", 2));
+    let events = scaled("E2E_EVENTS", 2_000);
+    let kills = scaled("E2E_KILLS", 2);
     let mut door = Door::new("door-1", &server.uri());
     let share = events / kills;
     door.window = (share / 60).max(1);
@@ -385,23 +393,23 @@ fn killed_again_and_again(mut server: Mongod) {
     door.until_nothing_is_owed();
     running.stop();
     assert_eq!(ids(&server.all("attendance")), expected);
-    assert!(door.buried().is_empty());
+    assert!(door.dead_letters().is_empty());
 }
 
 #[test]
-fn killing_mongod_while_it_drains_changes_nothing() {
+fn killing_mongod_while_draining_loses_nothing() {
     killed_again_and_again(Mongod::start());
 }
 
 #[test]
-fn a_primary_killed_under_load_loses_and_doubles_nothing() {
+fn killing_primary_under_load_loses_nothing() {
     killed_again_and_again(Mongod::start_set(3));
 }
 
 // Documents that are not taken
 
 #[test]
-fn a_poison_document_is_set_aside_and_the_others_go_on() {
+fn poison_document_is_dead_lettered_alone() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
     let rule = doc! { "subject.id": { "$ne": "mallory" } };
@@ -413,18 +421,18 @@ fn a_poison_document_is_set_aside_and_the_others_go_on() {
     let also_good = door.visit("room", "bob");
     door.deliver();
     assert_eq!(ids(&server.all("attendance")), [good.clone(), also_good.clone()]);
-    let buried = door.buried();
+    let buried = door.dead_letters();
     assert!(buried.len() == 1 && buried[0].contains("code 121"), "{buried:?}");
     assert!(!buried[0].contains("mallory"), "a reason bears no names");
     // Once the rule is gone it may be tried again.
     server.command(doc! { "collMod": "attendance", "validator": {} });
-    assert_eq!(door.retry_buried(), 1);
+    assert_eq!(door.retry_dead_letters(), 1);
     door.deliver();
     assert_eq!(ids(&server.all("attendance")), [good, poison, also_good]);
 }
 
 #[test]
-fn a_duplicate_key_is_delivered_when_it_is_there_and_poison_when_it_is_not() {
+fn duplicate_key_counts_as_delivered_if_present() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
     // Delivered before, by a door that called its site otherwise.
@@ -439,7 +447,7 @@ fn a_duplicate_key_is_delivered_when_it_is_there_and_poison_when_it_is_not() {
     door.visit("hall", "carol");
     door.deliver();
     assert_eq!(server.count("attendance"), 3);
-    let buried = door.buried();
+    let buried = door.dead_letters();
     assert!(
         buried.len() == 1 && buried[0].contains("code 11000") && !buried[0].contains("room"),
         "{buried:?}"
@@ -447,7 +455,7 @@ fn a_duplicate_key_is_delivered_when_it_is_there_and_poison_when_it_is_not() {
 }
 
 #[test]
-fn a_venue_that_takes_no_names_holds_up_only_its_own() {
+fn invalid_venue_document_blocks_only_itself() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
     server.command(
@@ -458,14 +466,14 @@ fn a_venue_that_takes_no_names_holds_up_only_its_own() {
     door.deliver();
     assert_eq!(server.count("attendance"), 2, "the attendance itself is there");
     assert!(
-        door.buried()[0].starts_with("the venue hall does not take the name: code 2"),
+        door.dead_letters()[0].starts_with("the venue hall rejects the name: code 2"),
         "{:?}",
-        door.buried()
+        door.dead_letters()
     );
 }
 
 #[test]
-fn an_erasure_that_is_not_taken_is_set_aside_and_the_others_go_on() {
+fn rejected_erasure_is_dead_lettered_alone() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
     server.command(
@@ -479,16 +487,16 @@ fn an_erasure_that_is_not_taken_is_set_aside_and_the_others_go_on() {
     let bob = door.visit("room", "bob");
     door.deliver();
     assert_eq!(ids(&server.all("attendance")), [ada.clone(), bob]);
-    let buried = door.buried();
+    let buried = door.dead_letters();
     assert!(buried.len() == 1 && buried[0].contains("code 121"), "{buried:?}");
     server.command(doc! { "collMod": "attendance", "validator": {} });
-    assert_eq!(door.retry_buried(), 1);
+    assert_eq!(door.retry_dead_letters(), 1);
     door.deliver();
     assert_eq!(find(&server.all("attendance"), &ada).get("subject"), Some(&Bson::Null));
 }
 
 #[test]
-fn what_an_index_of_somebody_elses_keeps_out_is_set_aside_and_the_others_go_on() {
+fn foreign_unique_index_dead_letters_only_conflicts() {
     let server = Mongod::start();
     let mut door = Door::new("door-1", &server.uri());
     door.window = 2; // less than there is in the way
@@ -511,21 +519,21 @@ fn what_an_index_of_somebody_elses_keeps_out_is_set_aside_and_the_others_go_on()
     let subjects: Vec<String> = ids(&server.all("subjects"));
     assert_eq!(subjects, ["ada-1", "bob"]);
     assert_eq!(server.count("attendance"), 5);
-    let buried = door.buried();
+    let buried = door.dead_letters();
     assert!(buried.len() == 5 && buried.iter().all(|it| it.contains("code 11000")), "{buried:?}");
     assert!(buried.iter().all(|it| !it.contains("Ada")), "{buried:?}");
     for collection in ["subjects", "venues"] {
         server.command(doc! { "dropIndexes": collection, "index": "once" });
     }
-    assert_eq!(door.retry_buried(), 5);
+    assert_eq!(door.retry_dead_letters(), 5);
     door.deliver();
-    assert!(door.buried().is_empty());
+    assert!(door.dead_letters().is_empty());
     assert_eq!(server.all("subjects").len(), 4);
     assert_eq!(server.all("venues").len(), 3);
 }
 
 #[test]
-fn a_collection_that_takes_no_more_indexes_is_delivered_to_all_the_same() {
+fn delivery_works_without_own_indexes() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
     // With that of `_id` as many as a collection may have.
@@ -544,7 +552,7 @@ fn a_collection_that_takes_no_more_indexes_is_delivered_to_all_the_same() {
     door.deliver();
     server.admin(0, doc! { "configureFailPoint": "failCommand", "mode": "off" });
     assert_eq!(ids(&server.all("attendance")), [first, second]);
-    assert!(door.buried().is_empty());
+    assert!(door.dead_letters().is_empty());
 }
 
 // A server that refuses, is ill, or says nothing
@@ -582,18 +590,18 @@ fn doctor(door: &Door) -> String {
 }
 
 #[test]
-fn a_wrong_password_or_role_loses_nothing_and_buries_nothing() {
+fn wrong_password_or_role_loses_nothing() {
     let server = Mongod::start_with_users();
     make_door_user(&server);
     let mut door = Door::new("door-1", &as_user(&server, "door:wrong"));
     let expected = door.visits(3);
-    for (who, word) in [("door:wrong", "refuses us"), ("reader:right", "may not insert")] {
+    for (who, word) in [("door:wrong", "refuses access"), ("reader:right", "may not insert")] {
         door.settings = settings(&as_user(&server, who), Duration::from_secs(10));
         let running = door.start();
         running.until_state(MongoState::Refused);
         running.stop();
-        assert_eq!(door.owed(), 3, "{who}");
-        assert!(door.buried().is_empty());
+        assert_eq!(door.pending(), 3, "{who}");
+        assert!(door.dead_letters().is_empty());
         let said = doctor(&door);
         assert!(
             said.starts_with("Fault") && said.contains(word) && !said.contains("wrong\""),
@@ -607,9 +615,9 @@ fn a_wrong_password_or_role_loses_nothing_and_buries_nothing() {
     running.until_state(MongoState::Connected);
     door.until_nothing_is_owed();
     running.stop();
-    assert!(door.buried().is_empty());
+    assert!(door.dead_letters().is_empty());
     assert_eq!(ids(&server.all("attendance")), expected);
-    let note = rollcall::mongo::DeviceNote {
+    let note = rollcall::mongo::DeviceRecord {
         site: "hq".into(),
         device: "door-1".into(),
         complete_through_ms: Some(START_MS),
@@ -648,7 +656,7 @@ fn camera(door: &Door) -> i64 {
 }
 
 #[test]
-fn what_is_no_business_of_mongodbs_says_nothing_about_it() {
+fn local_event_does_not_change_mongo_state() {
     let mut server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
     let running = door.start();
@@ -665,15 +673,21 @@ fn what_is_no_business_of_mongodbs_says_nothing_about_it() {
 }
 
 #[test]
-fn over_tls_only_to_a_server_that_the_authority_vouches_for() {
+fn tls_requires_trusted_server_certificate() {
     let server = Mongod::start_with_tls();
     let with = |ca: &str| {
         let uri = format!("mongodb://127.0.0.1:{}/?replicaSet=rs0&tls=true", server.port(0));
         let ca_file = Some(server.path(ca));
-        let (database, timeout) = ("rollcall".into(), Duration::from_secs(2));
-        settings_from(UriSource { uri, database, ca_file, tls: true, timeout, window: 500 })
-            .unwrap()
-            .unwrap()
+        let source = UriSource {
+            uri,
+            database: "rollcall".into(),
+            venues_collection: "venues".into(),
+            ca_file,
+            tls: true,
+            timeout: Duration::from_secs(2),
+            window: 500,
+        };
+        settings_from(source).unwrap().unwrap()
     };
     let mut door = Door::with("door-1", with("other.pem"));
     let expected = door.visits(3);
@@ -685,7 +699,7 @@ fn over_tls_only_to_a_server_that_the_authority_vouches_for() {
 }
 
 #[test]
-fn a_server_that_is_ill_is_waited_for() {
+fn failing_server_is_retried_until_healthy() {
     let server = Mongod::start();
     let door = Door::new("door-1", &server.uri());
     let mut expected = door.visits(1);
@@ -710,18 +724,18 @@ fn a_server_that_is_ill_is_waited_for() {
         let running = door.start();
         expected.extend(door.visits(3));
         running.until_state(MongoState::Away);
-        assert_eq!(door.owed(), 3, "{what}");
+        assert_eq!(door.pending(), 3, "{what}");
         fail(doc! { "failCommands": ["update"] }, "off".into());
         door.until_nothing_is_owed();
         running.until_state(MongoState::Connected);
         running.stop();
-        assert!(door.buried().is_empty(), "{what}");
+        assert!(door.dead_letters().is_empty(), "{what}");
     }
     assert_eq!(ids(&server.all("attendance")), expected);
 }
 
 #[test]
-fn a_connection_that_stalls_is_given_up_and_made_anew() {
+fn stalled_connection_is_replaced() {
     let stall = Duration::from_secs(scaled("E2E_STALL_S", 4) as u64);
     let server = Mongod::start();
     let proxy = Proxy::to(server.port(0));

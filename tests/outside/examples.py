@@ -6,7 +6,7 @@
     /tmp/v/bin/python tests/outside/examples.py --node-red /tmp/nr/node_modules/.bin/node-red
 
 Needs `make setup`, a built daemon, mosquitto and mosquitto-clients. Without --node-red that one is left out, and said so. The
-example for Home Assistant is run by home_assistant.py; rollcall.sh is in the suite, too (tests/daemon_home.rs).
+example for Home Assistant is run by home_assistant.py; rollcall.sh is in the suite, too (tests/daemon/home_assistant.rs).
 """
 
 import argparse

@@ -27,8 +27,9 @@ def run(*command, **options):
     return subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True, **options).stdout
 
 
-def prepare(cache, say):
-    """Debian packages, and the kernel unpacked (not installed) into the cache. What is there already is not fetched again."""
+def prepare(cache, say, drivers=()):
+    """Debian packages, and the kernel unpacked (not installed) into the cache, with modules for some more drivers. What is there
+    already is not fetched again."""
     missing = sorted({package for program, package in PACKAGES.items() if not which(program)})
     kernel = cache / "kernel"
     if missing or not (kernel / "complete").exists():
@@ -49,26 +50,28 @@ def prepare(cache, say):
                 file.unlink()
             shutil.rmtree(kernel, ignore_errors=True)
             kernel.mkdir()
-            collect(unpacked, kernel)
+            collect(unpacked, kernel, drivers)
         (kernel / "complete").touch()
     return kernel
 
 
-def collect(unpacked, kernel):
+def collect(unpacked, kernel, drivers):
     """Keeps the kernel as an ELF file, which starts at once (unpacking itself takes an emulated processor seconds), and the modules
-    that are needed, with the order of their loading."""
+    that are needed, with the order of their loading (for each driver in a file of its own)."""
     packed = next(unpacked.glob("boot/vmlinuz-*")).read_bytes()
     at = packed.find(b"\xfd7zXZ\0")
     (kernel / "vmlinux").write_bytes(lzma.LZMADecompressor().decompress(packed[at:]))
     run(which("depmod"), "-b", unpacked, next(unpacked.glob("lib/modules/*")).name)
-    order = modules(unpacked)
-    for path in order:
-        shutil.copy(path, kernel)
-    (kernel / "order").write_text("".join(f"{path.name}\n" for path in order))
+    orders = {"order": MODULES} | {f"order-{driver}": [driver] for driver in drivers}
+    for file, wanted in orders.items():
+        order = modules(unpacked, wanted)
+        for path in order:
+            shutil.copy(path, kernel)
+        (kernel / file).write_text("".join(f"{path.name}\n" for path in order))
 
 
-def modules(kernel):
-    """The modules that are needed, in the order of loading."""
+def modules(kernel, wanted):
+    """The modules that some others need, and these, in the order of loading."""
     base = next(kernel.glob("lib/modules/*"))
     needs = {}
     for line in (base / "modules.dep").read_text().splitlines():
@@ -83,9 +86,9 @@ def modules(kernel):
         if path not in order:
             order.append(path)
 
-    for name in MODULES:
-        if name in names:
-            add(names[name])
+    for name in wanted:
+        if name.replace("-", "_") in names:
+            add(names[name.replace("-", "_")])
     return [base / path for path in order]
 
 

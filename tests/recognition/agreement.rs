@@ -1,21 +1,24 @@
-//! The daemon's steps agree with the reference pipeline: same files, same photographs, same boxes, landmarks, templates.
+//! The daemon's steps agree with the reference pipeline: same files, same photographs, same boxes,
+//! landmarks, templates.
 //!
-//! What "the same template" can mean depends on the precision. In fp32 the way from JPEG to template agrees to a
-//! cosine of 0.999, step by step. An int8 network rounds its activations at every layer: one pixel of the sample off by one already
-//! moves its template to a cosine of 0.998, a shift of the landmarks by 0.02 px to 0.994 (measured with the reference
-//! alone), and no two JPEG decoders agree to the last bit. So int8 must agree to 0.999 on a sample whose pixels are the
-//! same, and from photographs to the network's own noise; where the fp32 twins are present, they show that nothing but
-//! that noise is between them.
+//! What "the same template" can mean depends on the precision. In fp32 the way from JPEG to
+//! template agrees to a cosine of 0.999, step by step. An int8 model rounds its activations at
+//! every layer: one pixel of the sample off by one already moves its template to a cosine of 0.998,
+//! a shift of the landmarks by 0.02 px to 0.994 (measured with the reference alone), and no two
+//! JPEG decoders agree to the last bit. So int8 must agree to 0.999 on a sample whose pixels are
+//! the same, and from photographs to the model's own noise; where the fp32 twins are present,
+//! they show that nothing but that noise is between them.
 //!
 //! `tests/golden/README.md` tells how the golden figures are made.
 #![expect(clippy::unwrap_used, reason = "a test helper that fails is a failed test")]
-#![expect(clippy::print_stdout, reason = "a test that has nothing to measure with says so")]
+#![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
 
+use crate::support::faces;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rollcall::recognise::align::{self, SAMPLE_SIDE, Sample};
-use rollcall::recognise::engine::{FaceEngine as _, Reach};
+use rollcall::recognise::engine::{DetectorInput, FaceEngine as _};
 use rollcall::recognise::face::{BoundingBox, Detection, Landmarks, Point, Template};
 use rollcall::recognise::picture::{Picture, PictureLimits};
 use rollcall::vision::manifest::{Manifest, Precision};
@@ -24,7 +27,7 @@ use serde::Deserialize;
 
 #[derive(Deserialize)]
 struct Golden {
-    /// For each network, the digests of the int8 file and of its fp32 twin.
+    /// For each model, the digests of the int8 file and of its fp32 twin.
     models: BTreeMap<String, [String; 2]>,
     cases: Vec<Case>,
 }
@@ -53,8 +56,9 @@ const LANDMARK_OFF_MAX: f32 = 1.0;
 const COSINE_MIN: f32 = 0.999;
 /// From photographs, int8: least seen is 0.989, see above.
 const COSINE_MIN_INT8_PHOTOGRAPH: f32 = 0.98;
-/// The whole way, at either precision. The refiner looks at a box of whole pixels: where a side of the box lies by half a
-/// pixel, a hundredth more or less shows it another cutout (least seen: 0.9974 in fp32, 0.989 in int8).
+/// The whole way, at either precision. The refiner looks at a box of whole pixels: where a side of
+/// the box lies by half a pixel, a hundredth more or less shows it another cutout (least seen:
+/// 0.9974 in fp32, 0.989 in int8).
 const WHOLE_WAY_MIN: f32 = 0.98;
 /// A face this near to the bound on confidence may be in one list and not in the other.
 const CONFIDENCE_MIN: f32 = 0.6;
@@ -65,11 +69,11 @@ fn root() -> PathBuf {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(include_str!("golden/golden.json")).unwrap()
+    serde_json::from_str(include_str!("../golden/golden.json")).unwrap()
 }
 
 #[test]
-fn the_golden_figures_are_those_of_the_shipped_networks() {
+fn golden_file_belongs_to_shipped_models() {
     let manifest = Manifest::read(&root().join("models")).unwrap();
     for (name, digests) in golden().models {
         let model = manifest.models.iter().find(|model| model.name == name).unwrap();
@@ -83,44 +87,98 @@ fn the_golden_figures_are_those_of_the_shipped_networks() {
 }
 
 #[test]
-fn int8_detections_and_templates_are_those_of_the_reference() {
-    agree(Precision::Int8);
+fn int8_template_matches_reference_on_equal_pixels() {
+    compare_grain(Precision::Int8);
 }
 
 #[test]
-fn fp32_detections_and_templates_are_those_of_the_reference() {
-    if root().join("models/fp32/fr_feature.onnx").is_file() {
-        agree(Precision::Fp32);
-    } else {
-        println!(
-            "nothing to compare: the fp32 twins are made on request (models/build/build.sh --fp32-only)"
-        );
+fn int8_matches_reference_on_fetched_photographs() {
+    compare_fetched_photographs(Precision::Int8);
+}
+
+mod needs_photographs {
+    use super::{Precision, compare_many_photographs};
+
+    #[test]
+    fn int8_matches_reference_on_many_photographs() {
+        compare_many_photographs(Precision::Int8);
     }
 }
 
-fn agree(precision: Precision) {
-    let photographs = root().join("../shared/faces-open");
-    let mut vision = Vision::load(&VisionSettings {
-        models: root().join("models"),
+mod needs_fp32 {
+    use super::{Precision, compare_fetched_photographs, compare_grain, compare_many_photographs};
+
+    #[test]
+    fn fp32_template_matches_reference_on_equal_pixels() {
+        compare_grain(Precision::Fp32);
+    }
+
+    #[test]
+    fn fp32_matches_reference_on_fetched_photographs() {
+        compare_fetched_photographs(Precision::Fp32);
+    }
+
+    mod needs_photographs {
+        use super::{Precision, compare_many_photographs};
+
+        #[test]
+        fn fp32_matches_reference_on_many_photographs() {
+            compare_many_photographs(Precision::Fp32);
+        }
+    }
+}
+
+/// Where the golden figures have the photographs that `make setup` fetches, below `.cache`.
+const FETCHED: &str = "photos/";
+
+fn load_models(precision: Precision) -> Vision {
+    let models = root().join("models");
+    assert!(
+        precision == Precision::Int8 || models.join("fp32/fr_feature.onnx").is_file(),
+        "this test needs the fp32 twins of the models: run `make fp32`, or `make test`, which skips it without them"
+    );
+    Vision::load(&VisionSettings {
+        models,
         runtime_library: None,
         embedder: "fr_feature".into(),
         precision,
         threads: 1,
         pad: false,
     })
-    .unwrap();
+    .unwrap()
+}
+
+fn cases(precision: Precision) -> impl Iterator<Item = Case> {
+    golden().cases.into_iter().filter(move |case| case.precision == precision)
+}
+
+fn compare_grain(precision: Precision) {
+    let case = cases(precision).find(|case| case.file.is_empty()).unwrap();
+    let template = load_models(precision).template(&grain()).unwrap().unwrap();
+    let cosine = template.compare(&Template::normalised(case.faces[0].template.clone()).unwrap());
+    assert!(cosine >= COSINE_MIN, "the same sample, {precision:?}: cosine {cosine:.5}");
+}
+
+/// Compares the photographs that `make setup` fetches.
+fn compare_fetched_photographs(precision: Precision) {
+    let fetched = cases(precision).filter(|case| case.file.starts_with(FETCHED));
+    compare_photographs(precision, &root().join(".cache"), fetched);
+}
+
+/// Compares those that only the folder of many people's photographs has.
+fn compare_many_photographs(precision: Precision) {
+    let is_fetched = |file: &str| file.is_empty() || file.starts_with(FETCHED);
+    let others = cases(precision).filter(|case| !is_fetched(&case.file));
+    compare_photographs(precision, &faces::required_dir(), others);
+}
+
+fn compare_photographs(precision: Precision, dir: &Path, cases: impl Iterator<Item = Case>) {
+    let mut vision = load_models(precision);
     let mut faults = Vec::new();
-    for case in golden().cases.iter().filter(|case| case.precision == precision) {
-        if case.file.is_empty() {
-            let template = vision.template(&grain()).unwrap().unwrap();
-            let cosine =
-                template.compare(&Template::normalised(case.faces[0].template.clone()).unwrap());
-            assert!(cosine >= COSINE_MIN, "the same sample, {precision:?}: cosine {cosine:.5}");
-        } else if photographs.is_dir() {
-            compare(&mut vision, &photographs, case, &mut faults);
-        } else {
-            println!("not compared: there is no {}", photographs.display());
-        }
+    let cases: Vec<Case> = cases.collect();
+    assert!(!cases.is_empty(), "the golden figures have no such photograph");
+    for case in &cases {
+        compare(&mut vision, dir, case, &mut faults);
     }
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
@@ -142,8 +200,8 @@ fn compare(vision: &mut Vision, photographs: &Path, case: &Case, faults: &mut Ve
     if case.border {
         picture = picture.with_border(0.5).0;
     }
-    let reach = if case.reach == 320 { Reach::Near } else { Reach::Far };
-    let detections = vision.detect(&picture, reach).unwrap();
+    let input = if case.reach == 320 { DetectorInput::Small } else { DetectorInput::Large };
+    let detections = vision.detect(&picture, input).unwrap();
     let surely =
         detections.iter().filter(|it| it.confidence >= CONFIDENCE_MIN + CONFIDENCE_OFF_MAX).count();
     if surely > case.faces.len() {

@@ -1,33 +1,31 @@
-//! Photographs judged for enrolment by the real networks: good ones are taken, and each reason for refusing one is met by a
-//! real photograph, or by one made from a real one.
+//! Photographs judged for enrolment by the real models: good ones are taken, and each reason for
+//! refusing one is met by a real photograph, or by one made from a real one.
 //!
-//! By hand, all of the data set: `E2E_PEOPLE=144 cargo nextest run --test enrolment --no-capture`
+//! By hand, all of the data set: `E2E_PEOPLE=144 cargo nextest run --test recognition enrolment::
+//! --no-capture`
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
-
-#[path = "support/faces.rs"]
-mod faces;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use faces::{Faces, Person};
+use crate::support::faces::{Faces, Person};
 use image::{DynamicImage, ImageFormat, RgbImage, imageops};
 use rollcall::config;
 use rollcall::enrol::{self, EnrolSettings, Judged, Judgement, Reason};
+use rollcall::ids::{Name, SubjectId};
 use rollcall::recognise::engine::FaceEngine as _;
-use rollcall::recognise::face::{Name, SubjectId};
 use rollcall::recognise::gallery::{Gallery, Subject};
 use rollcall::recognise::quality::Flaw;
 use rollcall::vision::Vision;
 
-/// The networks and the rules of the shipped configuration.
-fn networks() -> (Vision, EnrolSettings) {
+/// The models and the rules of the shipped configuration.
+pub fn load_models() -> (Vision, EnrolSettings) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let settings = config::load(Some(&root.join("config.toml")), &BTreeMap::new()).unwrap();
+    let settings = config::load::load(Some(&root.join("config.toml")), &BTreeMap::new()).unwrap();
     let vision = Vision::load(&settings.vision).unwrap();
     let rules = settings.recognition.enrol(&vision.template_spec());
     (vision, rules)
@@ -42,7 +40,7 @@ fn open(path: &Path) -> RgbImage {
     image::load_from_memory(&fs::read(path).unwrap()).unwrap().to_rgb8()
 }
 
-fn png(picture: RgbImage) -> Vec<u8> {
+pub fn png(picture: RgbImage) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     DynamicImage::ImageRgb8(picture).write_to(&mut bytes, ImageFormat::Png).unwrap();
     bytes.into_inner()
@@ -81,21 +79,22 @@ fn beside(left: &RgbImage, right: &RgbImage) -> RgbImage {
 }
 
 fn judge(vision: &mut Vision, rules: &EnrolSettings, photographs: &[Vec<u8>]) -> Judgement {
-    let (gallery, id) = (Gallery::new(vision.dimension()), SubjectId::new("somebody").unwrap());
+    let gallery = Gallery::new(vision.dimension());
+    let id = SubjectId::new("somebody").unwrap();
     enrol::judge(vision, &gallery, &id, false, photographs.iter().map(Vec::as_slice), rules)
         .unwrap()
 }
 
-fn reason(vision: &mut Vision, rules: &EnrolSettings, photograph: Vec<u8>) -> Option<Reason> {
+pub fn reason(vision: &mut Vision, rules: &EnrolSettings, photograph: Vec<u8>) -> Option<Reason> {
     match judge(vision, rules, &[photograph]).photographs.remove(0) {
         Judged::Accepted { .. } => None,
-        Judged::Refused(reason) => Some(reason),
+        Judged::Rejected(reason) => Some(reason),
     }
 }
 
 #[test]
-fn good_photographs_are_taken() {
-    let (mut vision, rules) = networks();
+fn good_photographs_are_accepted() {
+    let (mut vision, rules) = load_models();
     let photographs: Vec<PathBuf> = people().into_iter().flat_map(|it| it.enrol).collect();
     let mut refused = Vec::new();
     for path in &photographs {
@@ -110,62 +109,65 @@ fn good_photographs_are_taken() {
     );
 }
 
-type Spoil<'a> = Box<dyn Fn(&RgbImage) -> RgbImage + 'a>;
+/// How a picture is spoiled, and how much.
+type Spoil = fn(&RgbImage, f32) -> RgbImage;
+
+/// Factors of the usual amount. Which of them is too much for a reference and leaves a face depends
+/// on the size of the face in its picture.
+const AMOUNTS: [f32; 5] = [1.0, 0.5, 1.5, 2.0, 3.0];
+
+fn long_side(picture: &RgbImage) -> u32 {
+    picture.width().max(picture.height())
+}
+
+/// As large as a webcam's picture at most.
+fn reduced(picture: RgbImage) -> RgbImage {
+    const SIDE_MAX: u32 = 640;
+    let side = long_side(&picture);
+    if side <= SIDE_MAX {
+        return picture;
+    }
+    let of = |length: u32| length * SIDE_MAX / side;
+    imageops::thumbnail(&picture, of(picture.width()), of(picture.height()))
+}
 
 #[test]
-fn each_flaw_is_found_and_named() {
-    let (mut vision, rules) = networks();
+fn spoilt_photographs_name_their_flaw() {
+    let (mut vision, rules) = load_models();
     let people = people();
     // Portraits with enough pixels to take some away.
-    let portraits: Vec<RgbImage> = people
-        .iter()
-        .map(|it| open(&it.enrol[0]))
-        .filter(|it| it.width().min(it.height()) >= 150)
-        .take(8)
-        .collect();
+    let portraits = people.iter().map(|it| reduced(open(&it.enrol[0])));
+    let portraits: Vec<RgbImage> =
+        portraits.filter(|it| it.width().min(it.height()) >= 150).take(8).collect();
     assert!(!portraits.is_empty());
-    let side = |picture: &RgbImage| picture.width().max(picture.height()) as f32;
-    let cases: [(Flaw, Spoil<'_>); 4] = [
-        (Flaw::Blurred, Box::new(|it| imageops::blur(it, 0.02 * side(it)))),
-        (Flaw::Dark, Box::new(|it| lit(it, 0.12, 0.0))),
-        (Flaw::Overexposed, Box::new(|it| lit(it, 1.2, 140.0))),
-        (Flaw::TooSmall, Box::new(|it| shrunk(it, 30))),
+    let cases: [(Flaw, Spoil); 4] = [
+        (Flaw::Blurred, |it, amount| imageops::blur(it, 0.02 * amount * long_side(it) as f32)),
+        (Flaw::Dark, |it, amount| lit(it, 0.12 / amount, 0.0)),
+        (Flaw::Overexposed, |it, amount| lit(it, 1.2, 140.0 * amount)),
+        (Flaw::TooSmall, |it, amount| shrunk(it, (30.0 * amount) as u32)),
     ];
     for (flaw, spoil) in cases {
         let mut found = Vec::new();
         for portrait in &portraits {
-            found.push(reason(&mut vision, &rules, png(spoil(portrait))));
+            let mut reasons = AMOUNTS
+                .iter()
+                .map(|amount| reason(&mut vision, &rules, png(spoil(portrait, *amount))));
+            found.push(reasons.any(|it| it == Some(Reason::Flaw(flaw))));
         }
         println!("{flaw:?}: {found:?}");
-        let named = found.iter().filter(|it| **it == Some(Reason::Flaw(flaw))).count();
-        assert!(named * 2 >= found.len(), "{flaw:?}: {found:?}");
+        let named = found.iter().filter(|it| **it).count();
+        assert!(named * 2 >= found.len(), "{flaw:?}: named in {named} of {}", found.len());
     }
 }
 
 #[test]
-fn a_turned_face_is_refused() {
-    let (mut vision, rules) = networks();
-    let faces = Faces::find();
-    let probes = faces.people.iter().flat_map(|it| it.enrol.iter().chain(&it.probes));
-    let all: Vec<PathBuf> = probes.chain(&faces.impostors).cloned().collect();
-    // Those known to be turned first, so that the search is short.
-    let known = ["George_Clooney/2.jpg", "celeba_07269/5.jpg", "Patrik_Kristiansson/1.jpg"];
-    let (first, others): (Vec<_>, Vec<_>) =
-        all.into_iter().partition(|path| known.iter().any(|it| path.ends_with(it)));
-    let turned = first.into_iter().chain(others).find(|path| {
-        reason(&mut vision, &rules, fs::read(path).unwrap()) == Some(Reason::Flaw(Flaw::Turned))
-    });
-    println!("turned: {turned:?}");
-    assert!(turned.is_some());
-}
-
-#[test]
-fn what_is_no_single_face_of_one_person_is_refused() {
-    let (mut vision, rules) = networks();
+fn photograph_without_single_face_is_rejected() {
+    let (mut vision, rules) = load_models();
     let faces = Faces::find();
     let people: Vec<&Person> =
         faces.people.iter().filter(|it| it.enrol.len() + it.probes.len() >= 2).collect();
-    let (ann, bob) = (people[0], people[1]);
+    let ann = people[0];
+    let bob = people[1];
     let two = beside(&open(&ann.enrol[0]), &open(&bob.enrol[0]));
     assert_eq!(reason(&mut vision, &rules, png(two)), Some(Reason::SeveralFaces));
     if let Some(empty) = faces.empty_scenes.first() {
@@ -179,7 +181,7 @@ fn what_is_no_single_face_of_one_person_is_refused() {
     mixed.push(fs::read(&bob.enrol[0]).unwrap());
     let judgement = judge(&mut vision, &rules, &mixed);
     assert!(
-        matches!(judgement.photographs[2], Judged::Refused(Reason::OtherPerson)),
+        matches!(judgement.photographs[2], Judged::Rejected(Reason::OtherPerson)),
         "{:?}",
         judgement.photographs
     );
@@ -189,10 +191,10 @@ fn what_is_no_single_face_of_one_person_is_refused() {
     let cut = reason(&mut vision, &rules, whole[..whole.len() / 3].to_vec());
     assert!(matches!(cut, Some(Reason::DecodeError(_))), "{cut:?}");
     let heic = [&b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], &[0; 64]].concat();
-    let told = reason(&mut vision, &rules, heic);
+    let found = reason(&mut vision, &rules, heic);
     assert!(
-        matches!(&told, Some(Reason::DecodeError(why)) if why.contains("HEIC") && why.contains("JPEG")),
-        "{told:?}"
+        matches!(&found, Some(Reason::DecodeError(why)) if why.contains("HEIC") && why.contains("JPEG")),
+        "{found:?}"
     );
 }
 
@@ -210,14 +212,15 @@ fn held(picture: &RgbImage, orientation: u8) -> Vec<u8> {
 }
 
 #[test]
-fn a_photograph_is_turned_upright_as_its_exif_says() {
-    let (mut vision, rules) = networks();
+fn exif_orientation_is_applied() {
+    let (mut vision, rules) = load_models();
     let people = people();
     let portrait = open(&people[0].enrol[0]);
     let template =
         |judgement: &Judgement| judgement.accepted().next().map(|(template, _)| template.clone());
     let upright = template(&judge(&mut vision, &rules, &[held(&portrait, 1)])).unwrap();
-    // How the pixels lie in the file for each value, so that turning them as it says gives the portrait.
+    // How the pixels lie in the file for each value, so that turning them as it says gives the
+    // portrait.
     let lying: [(u8, RgbImage); 7] = [
         (2, imageops::flip_horizontal(&portrait)),
         (3, imageops::rotate180(&portrait)),
@@ -235,11 +238,12 @@ fn a_photograph_is_turned_upright_as_its_exif_says() {
 }
 
 #[test]
-fn a_face_that_is_enrolled_already_is_noticed_and_a_look_alike_told() {
-    let (mut vision, rules) = networks();
+fn duplicates_and_look_alikes_are_reported() {
+    let (mut vision, rules) = load_models();
     let people = Faces::find().people;
     let person = people.iter().find(|it| it.enrol.len() >= 2).unwrap();
-    let (one, two) = (fs::read(&person.enrol[0]).unwrap(), fs::read(&person.enrol[1]).unwrap());
+    let one = fs::read(&person.enrol[0]).unwrap();
+    let two = fs::read(&person.enrol[1]).unwrap();
     let id = |text: &str| SubjectId::new(text).unwrap();
     let judged = enrol::judge(
         &mut vision,
@@ -274,7 +278,7 @@ fn a_face_that_is_enrolled_already_is_noticed_and_a_look_alike_told() {
     let mixed = [two.as_slice(), other.as_slice()];
     let added = enrol::judge(&mut vision, &gallery, &id("first"), false, mixed, &rules).unwrap();
     assert!(matches!(added.photographs[0], Judged::Accepted { .. }), "{added:?}");
-    assert!(matches!(added.photographs[1], Judged::Refused(Reason::OtherPerson)), "{added:?}");
+    assert!(matches!(added.photographs[1], Judged::Rejected(Reason::OtherPerson)), "{added:?}");
     let alone =
         enrol::judge(&mut vision, &gallery, &id("first"), false, [other.as_slice()], &rules)
             .unwrap();
@@ -289,4 +293,26 @@ fn a_face_that_is_enrolled_already_is_noticed_and_a_look_alike_told() {
         enrol::judge(&mut vision, &gallery, &id("second"), false, [one.as_slice()], &lenient)
             .unwrap();
     assert!(near.duplicate_of.is_none() && near.look_alikes[0].0 == id("first"), "{near:?}");
+}
+
+/// A face that is turned so far cannot be made of one that is not.
+mod needs_photographs {
+    use super::{Faces, Flaw, PathBuf, Reason, fs, load_models, reason};
+
+    #[test]
+    fn a_turned_face_is_rejected() {
+        let (mut vision, rules) = load_models();
+        let faces = Faces::required();
+        let probes = faces.people.iter().flat_map(|it| it.enrol.iter().chain(&it.probes));
+        let all: Vec<PathBuf> = probes.chain(&faces.impostors).cloned().collect();
+        // Those known to be turned first, so that the search is short.
+        let known = ["George_Clooney/2.jpg", "celeba_07269/5.jpg", "Patrik_Kristiansson/1.jpg"];
+        let (first, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|path| known.iter().any(|it| path.ends_with(it)));
+        let turned = first.into_iter().chain(others).find(|path| {
+            reason(&mut vision, &rules, fs::read(path).unwrap()) == Some(Reason::Flaw(Flaw::Turned))
+        });
+        println!("turned: {turned:?}");
+        assert!(turned.is_some());
+    }
 }

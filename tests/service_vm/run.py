@@ -97,7 +97,7 @@ def repacked(package, folder, version, comment=""):
 
 def earlier_database(folder):
     """As a version wrote it whose schema was one step older."""
-    steps = sorted((ROOT / "src" / "record" / "store" / "migrations").glob("*.sql"))[:-1]
+    steps = sorted((ROOT / "src" / "store" / "migrations").glob("*.sql"))[:-1]
     path = folder / "earlier.db"
     database = sqlite3.connect(path)
     for step in steps:
@@ -303,7 +303,7 @@ def migrates_and_goes_back(door, schema, version, newer):
     need(door.events()[: len(events)] == events, "events were lost by the upgrade")
     say(f"upgraded to {newer}: restarted, configuration and {len(events)} events kept")
 
-    # As if that version had changed the schema, and did not do: the way back of docs/systemd.md.
+    # As if that version had changed the schema, and did not do: the way back of docs/updating.md.
     door.run(f"cp -a {STATE}/rollcall.db {STATE}/rollcall.db.schema-{schema + 1}")
     door.run(f"printf '\\{schema + 2:03o}' | dd of={STATE}/rollcall.db bs=1 seek=63 conv=notrunc status=none")
     door.run(f"apt-get install -y --allow-downgrades -o Dpkg::Options::=--force-confold /root/rollcall_{version}.deb", patience=300)

@@ -1,29 +1,44 @@
-//! Attendance as the store keeps it: visits judged and recorded in one transaction, the clock set while people pass, and
-//! what retention leaves.
+//! Attendance as the store keeps it: visits judged and recorded in one transaction, the clock set
+//! while people pass, and what retention leaves.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-mod store_bench;
-
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::store_bench::{Bench, DAY, START_MS, enrol, subject};
 use proptest::prelude::*;
-use rollcall::app::recorder::{Visit, record_visit};
-use rollcall::app::report::{self, Absent};
+use rollcall::app::commands::report;
+use rollcall::app::commands::report::{Absent, AttendanceReport};
+use rollcall::app::pipeline::recorder::{Visit, record_visit};
 use rollcall::attend::venue::{DirectionMode, SessionSpec, Venue, VenueSpec};
 use rollcall::attend::{Direction, Status};
 use rollcall::clock::{Clock as _, SimulatedClock, Stamp, time_zone};
-use rollcall::recognise::face::Name;
-use rollcall::record::command::answer::SummaryStatus;
-use rollcall::record::event::{
+use rollcall::ids::Name;
+use rollcall::store::{AttendanceQuery, SinkName, Store, StoreError, Tx};
+use rollcall::wire::event::{
     Body, ClockState, Correction, Enrolment, EnrolmentAction, NewEvent, StoredEvent, SubjectRef,
 };
-use rollcall::record::store::{AttendanceQuery, SinkName, Store, Tx};
-use store_bench::{Bench, DAY, START_MS, enrol, subject};
+use rollcall::wire::reply::{AttendanceSummary, NotKnown, SummaryStatus};
 
-/// Monday 09:00 to 12:00 in Berlin, which is 08:00 UTC; START_MS is two minutes before. Late after ten minutes.
+/// All of it.
+fn report_of(
+    tx: &Tx<'_>,
+    venue: &Venue,
+    period: (i64, i64),
+    absent: Absent,
+) -> Result<AttendanceSummary, StoreError> {
+    AttendanceReport::new(tx, venue, period, absent)?.page(0, u32::MAX)
+}
+
+fn not_known(summary: &AttendanceSummary) -> &[NotKnown] {
+    summary.not_known.as_deref().unwrap()
+}
+
+/// Monday 09:00 to 12:00 in Berlin, which is 08:00 UTC; START_MS is two minutes before. Late after
+/// ten minutes.
 fn venue(direction: DirectionMode) -> Venue {
     let session = SessionSpec {
         id: "mon-am".into(),
@@ -73,7 +88,8 @@ impl Door {
             track_ms: 1,
             latency_ms: 1,
         };
-        let (venue, clock) = (self.venue.clone(), Arc::clone(&self.bench.clock));
+        let venue = self.venue.clone();
+        let clock = Arc::clone(&self.bench.clock);
         let recorded =
             self.store.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()));
         recorded.unwrap().is_some()
@@ -84,7 +100,8 @@ impl Door {
     }
 
     fn correct(&self) -> usize {
-        let (now, venues) = (self.bench.clock.now(), vec![self.venue.clone()]);
+        let now = self.bench.clock.now();
+        let venues = vec![self.venue.clone()];
         let mut total = 0;
         loop {
             let venues = venues.clone();
@@ -133,13 +150,13 @@ impl Door {
     }
 }
 
-fn told(event: &StoredEvent) -> (Option<&str>, Status) {
+fn reported(event: &StoredEvent) -> (Option<&str>, Status) {
     let Body::Attendance(body) = &event.body else { panic!("{event:?}") };
     (body.session.as_deref(), body.status)
 }
 
 #[test]
-fn a_visit_is_recorded_once_for_its_session() {
+fn visit_is_recorded_once_per_session() {
     let door = Door::new(&["a", "b"]);
     assert!(door.sees_now("a"));
     door.advance(15 * 60);
@@ -147,7 +164,7 @@ fn a_visit_is_recorded_once_for_its_session() {
     assert!(door.sees_now("b"));
     let events = door.attendances();
     assert_eq!(
-        events.iter().map(told).collect::<Vec<_>>(),
+        events.iter().map(reported).collect::<Vec<_>>(),
         [(Some(SESSION), Status::Present), (Some(SESSION), Status::Late)]
     );
     assert!(
@@ -157,7 +174,7 @@ fn a_visit_is_recorded_once_for_its_session() {
 }
 
 #[test]
-fn the_earliest_of_two_that_arrive_out_of_order_counts() {
+fn earlier_event_counts_when_out_of_order() {
     let door = Door::new(&["a"]);
     door.advance(15 * 60);
     let early = door.bench.clock.now().at_boottime(door.bench.clock.now().boottime_ms - 5 * 60_000);
@@ -166,7 +183,7 @@ fn the_earliest_of_two_that_arrive_out_of_order_counts() {
     assert!(!door.sees_now("a") && !door.sees("a", early));
     let [late, first] = &door.attendances()[..] else { panic!("two") };
     assert_eq!((late.superseded_by, first.superseded_by), (Some(first.event_id), None));
-    assert_eq!(told(first), (Some(SESSION), Status::Present));
+    assert_eq!(reported(first), (Some(SESSION), Status::Present));
     let (event, correction) = &door.corrections()[&late.event_id];
     assert_eq!((event.occurred_ms, event.clock), (late.occurred_ms, ClockState::Synced));
     assert_eq!(correction.superseded_by, Some(first.event_id));
@@ -177,7 +194,7 @@ fn the_earliest_of_two_that_arrive_out_of_order_counts() {
 }
 
 #[test]
-fn ten_visits_in_1970_are_corrected_with_session_and_status() {
+fn unsynced_visits_get_session_and_status() {
     let people: Vec<String> = (0..10).map(|at| format!("p{at}")).collect();
     let door = Door::new(&people.iter().map(String::as_str).collect::<Vec<_>>());
     door.bench.clock.set_wall(0, false);
@@ -189,7 +206,7 @@ fn ten_visits_in_1970_are_corrected_with_session_and_status() {
     assert!(
         door.attendances()
             .iter()
-            .all(|it| it.clock == ClockState::Unsynced && told(it).0.is_none())
+            .all(|it| it.clock == ClockState::Unsynced && reported(it).0.is_none())
     );
     assert_eq!(door.correct(), 0, "nobody knows the time yet");
     // It is 10:00 in Berlin, an hour into the session; the first passed 1000 seconds ago.
@@ -200,7 +217,8 @@ fn ten_visits_in_1970_are_corrected_with_session_and_status() {
         door.attendances().iter().map(|it| (it.event_id, it.boottime_ms)).collect();
     assert_eq!(door.correct(), 10);
     assert_eq!(door.correct(), 0);
-    let (events, corrections) = (door.attendances(), door.corrections());
+    let events = door.attendances();
+    let corrections = door.corrections();
     assert_eq!(before, events.iter().map(|it| (it.event_id, it.boottime_ms)).collect::<Vec<_>>());
     assert_eq!(
         (events.len(), corrections.len(), door.events().len()),
@@ -216,7 +234,7 @@ fn ten_visits_in_1970_are_corrected_with_session_and_status() {
             (correction.occurred_ms, correction.clock),
             (event.occurred_ms, ClockState::Corrected)
         );
-        let (session, status) = told(event);
+        let (session, status) = reported(event);
         assert_eq!((body.session.as_deref(), body.status), (session, Some(status)));
         let expected = door.venue.session_at(event.occurred_ms);
         assert_eq!(session, expected.as_ref().map(|it| &*it.id));
@@ -225,7 +243,7 @@ fn ten_visits_in_1970_are_corrected_with_session_and_status() {
 }
 
 #[test]
-fn who_was_enrolled_in_1970_was_enrolled_when_it_really_was() {
+fn unsynced_enrolment_time_is_corrected() {
     let door = Door::new(&["old"]);
     door.bench.clock.set_wall(0, false);
     let at = door.bench.clock.now();
@@ -234,6 +252,8 @@ fn who_was_enrolled_in_1970_was_enrolled_when_it_really_was() {
         subject: Some(SubjectRef { id: subject("new"), name: Name::new("New").unwrap() }),
         references: 1,
         request_id: None,
+        consent: None,
+        reason: None,
     };
     let enrolled = door.store.write(move |tx| {
         tx.put_subject(&subject("new"), &Name::new("New").unwrap())?;
@@ -249,7 +269,7 @@ fn who_was_enrolled_in_1970_was_enrolled_when_it_really_was() {
 }
 
 #[test]
-fn who_passed_before_and_after_the_clock_was_set_counts_once() {
+fn visits_around_clock_setting_count_once() {
     let door = Door::new(&["a"]);
     door.bench.clock.set_wall(0, false);
     assert!(door.sees_now("a"));
@@ -263,7 +283,7 @@ fn who_passed_before_and_after_the_clock_was_set_counts_once() {
     let [first, second, third] = &door.attendances()[..] else { panic!("three") };
     assert_eq!(first.superseded_by, None);
     assert_eq!([second.superseded_by, third.superseded_by], [Some(first.event_id); 2]);
-    assert!([first, second, third].iter().all(|it| told(it).0 == Some(SESSION)));
+    assert!([first, second, third].iter().all(|it| reported(it).0 == Some(SESSION)));
     // The one that was recorded with a trusted clock is told too: it may have been delivered.
     let corrections = door.corrections();
     assert_eq!(corrections.len(), 3);
@@ -272,7 +292,7 @@ fn who_passed_before_and_after_the_clock_was_set_counts_once() {
 }
 
 #[test]
-fn a_trusted_clock_that_jumps_loses_and_doubles_nothing() {
+fn trusted_clock_jump_loses_or_duplicates_nothing() {
     let door = Door::new(&["a", "b"]);
     assert!(door.sees_now("a"));
     let year_ms = 365 * 86_400_000;
@@ -295,7 +315,7 @@ fn a_trusted_clock_that_jumps_loses_and_doubles_nothing() {
 }
 
 #[test]
-fn a_restart_of_the_machine_changes_nothing_about_once() {
+fn reboot_does_not_double_session_attendance() {
     let door = Door::new(&["a"]);
     assert!(door.sees_now("a"));
     drop(door.store);
@@ -308,7 +328,7 @@ fn a_restart_of_the_machine_changes_nothing_about_once() {
 }
 
 #[test]
-fn visits_of_a_boot_that_never_knew_the_time_stay_as_they_are() {
+fn unsynced_visits_of_earlier_boot_stay() {
     let door = Door::new(&["a"]);
     door.bench.clock.set_wall(7_000, false);
     assert!(door.sees_now("a"));
@@ -324,14 +344,14 @@ fn visits_of_a_boot_that_never_knew_the_time_stay_as_they_are() {
         (before.clock, before.occurred_ms, before.superseded_by),
         (ClockState::Unsynced, 7_000, None)
     );
-    assert_eq!(told(now).0, Some(SESSION));
+    assert_eq!(reported(now).0, Some(SESSION));
 }
 
 #[test]
-fn the_summary_tells_who_was_there_and_who_was_not() {
+fn summary_lists_present_late_and_absent() {
     let door = Door::new(&["a", "b", "c"]);
     // Enrolled by the clock of today, which is the session's day: as if a week ago.
-    door.bench.sqlite().execute("update subject set enrolled_ms = 0", []).unwrap();
+    door.bench.rewrite("update subject set enrolled_ms = 0");
     let open_ms = START_MS - 28 * 60_000 - 3_412;
     let watch = |row: Option<i64>| {
         let now = door.bench.clock.now();
@@ -352,15 +372,15 @@ fn the_summary_tells_who_was_there_and_who_was_not() {
     let report = |door: &Door| {
         let venue = door.venue.clone();
         let (from_ms, to_ms) = report::day_of(&venue, START_MS);
-        door.store.write(move |tx| report::of(tx, &venue, from_ms, to_ms, Absent::Asked)).unwrap()
+        door.store.write(move |tx| report_of(tx, &venue, (from_ms, to_ms), Absent::Asked)).unwrap()
     };
     let unfinished = report(&door);
     assert_eq!(unfinished.rows.len(), 2);
-    assert_eq!(unfinished.not_known[0].session, SESSION, "the session runs still");
-    assert_eq!(unfinished.not_known[0].not_watching[0].to, "2026-11-23T11:00:00.000Z");
+    assert_eq!(not_known(&unfinished)[0].session, SESSION, "the session runs still");
+    assert_eq!(not_known(&unfinished)[0].not_watching[0].to, "2026-11-23T11:00:00.000Z");
     go_on(180);
     let whole = report(&door);
-    let told: Vec<_> =
+    let reported: Vec<_> =
         whole.rows.iter().map(|it| (it.subject.id.as_str(), it.status, it.late_ms)).collect();
     let late_ms = Some(15 * 60_000);
     let expected = [
@@ -368,26 +388,26 @@ fn the_summary_tells_who_was_there_and_who_was_not() {
         ("b", SummaryStatus::Late, late_ms),
         ("c", SummaryStatus::Absent, None),
     ];
-    assert_eq!(told, expected);
-    assert!(whole.not_known.is_empty());
+    assert_eq!(reported, expected);
+    assert!(not_known(&whole).is_empty());
     let venue = door.venue.clone();
     let (from_ms, to_ms) = report::day_of(&venue, START_MS);
     let elsewhere =
-        move |tx: &mut Tx<'_>| report::of(tx, &venue, from_ms, to_ms, Absent::AskedElsewhere);
+        move |tx: &mut Tx<'_>| report_of(tx, &venue, (from_ms, to_ms), Absent::AskedElsewhere);
     let elsewhere = door.store.write(elsewhere).unwrap();
     assert_eq!(
-        (elsewhere.rows.len(), elsewhere.not_known.len()),
+        (elsewhere.rows.len(), not_known(&elsewhere).len()),
         (2, 1),
         "this device does not see who is there"
     );
     // Where the record of an hour is gone, nobody is called absent.
-    door.bench.sqlite().execute("update observation set from_ms = from_ms + 3600000", []).unwrap();
+    door.bench.rewrite("update observation set from_ms = from_ms + 3600000");
     let holed = report(&door);
-    assert_eq!((holed.rows.len(), holed.not_known.len()), (2, 1));
+    assert_eq!((holed.rows.len(), not_known(&holed).len()), (2, 1));
 }
 
 #[test]
-fn retention_leaves_what_the_record_rests_on() {
+fn retention_keeps_superseding_events() {
     let door = Door::new(&["a"]);
     door.advance(15 * 60);
     let now = door.bench.clock.now();
@@ -407,7 +427,7 @@ fn retention_leaves_what_the_record_rests_on() {
     door.bench.clock.advance(DAY);
     let now_ms = door.bench.clock.now().wall_ms;
     let prunable = reader.prunable(now_ms, 1).unwrap();
-    assert_eq!((prunable.events, prunable.owed), (0, 1));
+    assert_eq!((prunable.events, prunable.pending), (0, 1));
     assert_eq!(door.store.write(|tx| tx.retention(1)).unwrap(), 0);
     door.settle_outbox();
     assert_eq!(reader.prunable(now_ms, 1).unwrap().events, 2);
@@ -415,7 +435,7 @@ fn retention_leaves_what_the_record_rests_on() {
 }
 
 #[test]
-fn a_venue_is_kept() {
+fn stored_venue_survives_restart() {
     let bench = Bench::new();
     let store = bench.open();
     assert!(!store.write(|tx| tx.put_venue("room-a", "{}")).unwrap());
@@ -454,7 +474,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// By hand: `E2E_CASES=1000 cargo nextest run --test store_attendance`.
+/// By hand: `E2E_CASES=1000 cargo nextest run --test store attendance::`.
 fn cases() -> u32 {
     std::env::var("E2E_CASES").map_or(24, |text| text.parse().unwrap())
 }
@@ -462,9 +482,10 @@ fn cases() -> u32 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever happens in whatever order: once the time is known, one record of a subject counts for each session and
-    /// direction, and every visit to a session is covered by one that is not later. (Two sightings within the re-entry
-    /// gap while nobody knew the time are one visit, whichever was told first.)
+    /// Whatever happens in whatever order: once the time is known, one record of a subject counts
+    /// for each session and direction, and every visit to a session is covered by one that is not
+    /// later. (Two sightings within the re-entry gap while nobody knew the time are one visit,
+    /// whichever was told first.)
     #[test]
     fn one_record_counts_for_each_session(steps in prop::collection::vec(step(), 1..40)) {
         let mut door = Door::new(&["a"]);
@@ -503,7 +524,7 @@ proptest! {
         let mut sessions = BTreeMap::new();
         for event in &counting {
             prop_assert_ne!(event.clock, ClockState::Unsynced);
-            if let (Some(session), _) = told(event) {
+            if let (Some(session), _) = reported(event) {
                 prop_assert!(sessions.insert(session.to_owned(), event.occurred_ms).is_none(), "two for {}", session);
             }
         }
@@ -522,7 +543,7 @@ proptest! {
 }
 
 #[test]
-fn a_period_of_a_venue_is_read_by_the_index() {
+fn venue_period_query_uses_index() {
     let door = Door::new(&["a"]);
     door.bench
         .sqlite()
@@ -554,12 +575,16 @@ fn a_period_of_a_venue_is_read_by_the_index() {
     };
     let reader = Store::open_read_only(door.bench.path(), None).unwrap();
     let mut found = 0;
-    reader.attendance_by_time(&query, |_| found += 1).unwrap();
+    let mut count = |_| {
+        found += 1;
+        Ok(ControlFlow::Continue(()))
+    };
+    reader.attendance_by_time(&query, &mut count).unwrap();
     assert_eq!(found, 0);
 }
 
 #[test]
-fn the_direction_alternates_in_the_record() {
+fn recorded_directions_alternate() {
     let mut door = Door::new(&["a"]);
     door.venue = venue(DirectionMode::Alternate);
     for (minutes, recorded) in [(0, true), (4, false), (30, true), (30, true), (300, true)] {

@@ -2,26 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-mod store_bench;
-
 use std::time::Duration;
 
-use rollcall::attend::watched::Stretch;
+use crate::support::store_bench::{Bench, START_MS, append};
+use rollcall::attend::coverage::Interval;
 use rollcall::clock::Clock as _;
-use rollcall::record::event::ClockState;
-use rollcall::record::store::{SinkName, Store};
-use store_bench::{Bench, START_MS, append};
+use rollcall::store::{SinkName, Store};
+use rollcall::wire::event::ClockState;
 
 fn observe(bench: &Bench, store: &Store, row: Option<i64>) -> i64 {
     let now = bench.clock.now();
     store.write(move |tx| tx.observe(row, &now)).unwrap()
 }
 
-/// The stretches, in seconds after the start.
+/// The intervals, in seconds after the start.
 fn watched(store: &Store) -> Vec<(i64, i64)> {
     let found = store.write(|tx| tx.watched(i64::MIN, i64::MAX)).unwrap();
-    let seconds = |it: &Stretch| ((it.from_ms - START_MS) / 1000, (it.to_ms - START_MS) / 1000);
-    found.stretches().iter().map(seconds).collect()
+    let seconds = |it: &Interval| ((it.from_ms - START_MS) / 1000, (it.to_ms - START_MS) / 1000);
+    found.intervals().iter().map(seconds).collect()
 }
 
 fn advance(bench: &Bench, seconds: u64) {
@@ -29,7 +27,7 @@ fn advance(bench: &Bench, seconds: u64) {
 }
 
 #[test]
-fn a_row_grows_while_somebody_watches() {
+fn coverage_row_grows_while_watching() {
     let bench = Bench::new();
     let store = bench.open();
     let row = observe(&bench, &store, None);
@@ -50,13 +48,13 @@ fn a_row_grows_while_somebody_watches() {
     assert_eq!(watched(&store), [(0, 600), (700, 760), (4360, 4360)]);
     let reader = Store::open_read_only(bench.path(), None).unwrap();
     assert_eq!(
-        reader.watched(START_MS + 601_000, START_MS + 720_000).unwrap().stretches().len(),
+        reader.watched(START_MS + 601_000, START_MS + 720_000).unwrap().intervals().len(),
         1
     );
 }
 
 #[test]
-fn a_step_of_the_clock_claims_no_time_that_was_not_watched() {
+fn clock_step_adds_no_coverage() {
     let bench = Bench::new();
     let store = bench.open();
     let first = observe(&bench, &store, None);
@@ -79,7 +77,7 @@ fn a_step_of_the_clock_claims_no_time_that_was_not_watched() {
 }
 
 #[test]
-fn what_was_watched_before_the_time_was_known_is_corrected() {
+fn unsynced_coverage_is_corrected_later() {
     let bench = Bench::new();
     let store = bench.open();
     bench.clock.set_wall(5_000, false); // 1970
@@ -96,7 +94,8 @@ fn what_was_watched_before_the_time_was_known_is_corrected() {
     assert_eq!(watched(&store), [(0, 120)]);
     let newest = store.write(|tx| tx.newest_observation()).unwrap().unwrap();
     assert_eq!((newest.row, newest.clock), (row, ClockState::Corrected));
-    // The trust is lost again (holdover is over): the time after that is not claimed until it is known.
+    // The trust is lost again (holdover is over): the time after that is not claimed until it is
+    // known.
     advance(&bench, 60);
     bench.clock.set_wall(bench.clock.now().wall_ms, false);
     let unsure = observe(&bench, &store, Some(row));
@@ -109,7 +108,7 @@ fn what_was_watched_before_the_time_was_known_is_corrected() {
 }
 
 #[test]
-fn where_events_are_deleted_nothing_is_claimed() {
+fn retention_removes_coverage_of_deleted_events() {
     let bench = Bench::new();
     let store = bench.open();
     for _ in 0..40 {

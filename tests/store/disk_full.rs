@@ -1,31 +1,21 @@
-//! A disk that is full, or has no room for another name, or takes no more writes: the device keeps recognising, says so, loses
-//! nothing that it owes, and recovers by itself. On a small file system of its own, with real networks and a replay camera.
+//! A disk that is full, or has no room for another name, or takes no more writes: the device keeps
+//! recognising, says so, loses nothing that it owes, and recovers by itself. On a small file system
+//! of its own, with real networks and a replay camera.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 #![expect(clippy::print_stdout, reason = "figures, for a run by hand")]
-
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
-#[path = "support/faces.rs"]
-mod faces;
-#[path = "support/mosquitto.rs"]
-mod mosquitto;
-#[path = "support/volume.rs"]
-mod volume;
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
-use client::Client;
-use daemon::{Daemon, Home, until};
-use faces::{Faces, enrolment};
-use mosquitto::Mosquitto;
+use crate::support::client::Client;
+use crate::support::daemon::{Daemon, Home, until};
+use crate::support::faces::{Faces, enrolment};
+use crate::support::mosquitto::Mosquitto;
+use crate::support::volume::{Volume, freeze, freeze_root, in_own_mounts};
 use rollcall::clock::Stopwatch;
-use serde_json::{Value, json};
-use volume::{Volume, freeze, freeze_root, in_own_mounts};
+use serde_json::Value;
 
 const PEOPLE: usize = 3;
 const MEBIBYTES: u64 = 24;
@@ -75,9 +65,9 @@ impl Scene {
 
     /// Somebody who passes from now on is in the record, and has been told to the broker.
     fn until_recorded(&self, what: &str) {
-        let heard = self.client.heard_on("event/attendance").len();
+        let received = self.client.received_on("event/attendance").len();
         until(&format!("attendance {what}"), || {
-            (self.client.heard_on("event/attendance").len() > heard + 1).then_some(())
+            (self.client.received_on("event/attendance").len() > received + 1).then_some(())
         });
     }
 
@@ -85,7 +75,8 @@ impl Scene {
     fn until_recognised(&self, what: &str) -> Value {
         let before = self.health("any", |_| true);
         let count = |it: &Value, of: [&str; 2]| it[of[0]][of[1]].as_u64().unwrap();
-        let (frames, identified) = (["camera", "frames_analysed"], ["recognition", "identified"]);
+        let frames = ["camera", "frames_analysed"];
+        let identified = ["recognition", "identified"];
         self.health(what, |it| {
             count(it, frames) > count(&before, frames) + 5
                 && count(it, identified) > count(&before, identified) + 1
@@ -118,130 +109,151 @@ impl Scene {
     }
 }
 
-#[test]
-fn a_full_disk_stops_nothing_but_the_record() {
-    in_own_mounts("a_full_disk_stops_nothing_but_the_record", || {
-        let (mut scene, daemon) = Scene::begin();
-        // Some of what was recorded is still owed when the disk runs full.
-        scene.broker.kill();
-        let recorded = || scene.home.json(&["attendance", "--json"]).as_array().unwrap().len();
-        let before = recorded();
-        until("visits are recorded without a broker", || (recorded() > before + 1).then_some(()));
-        scene.broker.run();
-        scene.volume.fill();
-        let log = || scene.home.log();
-        until("it is said in the log", || {
-            log().contains("the disk is full: writing into the reserve").then_some(())
-        });
-        scene.until_recorded("into the reserve");
+mod needs_mounts {
+    use std::fs;
 
-        scene.fill_up();
-        let full = scene.until_recognised("people are recognised on a full disk");
-        let lost = |it: &Value| it["store"]["errors"].as_u64().unwrap();
-        scene.health("sightings that do not fit are counted", |it| lost(it) > lost(&full));
-        assert!(scene.doctor().starts_with("fault: the disk is full"), "{}", scene.doctor());
-        let id = &Faces::find().people[0].id;
-        let rename = json!({"subject_id": id, "name": "Somebody"});
-        let refused = scene.client.request("rename", "r-full", rename.clone());
-        assert_eq!(refused["error"]["code"], "storage_full", "{refused}");
-        let refused = scene.client.request(
-            "rename",
-            "r-nobody",
-            json!({"subject_id": "nobody", "name": "Nobody"}),
-        );
-        assert_eq!(refused["error"]["code"], "unknown_subject", "{refused}");
+    use serde_json::json;
 
-        scene.volume.clear();
-        let watch = Stopwatch::start();
-        scene.until_recorded("once there is room again");
-        let recorded_s = watch.elapsed().as_secs_f64();
-        scene.health("the reserve is kept back again", |it| it["store"]["reserve_held"] == true);
-        println!(
-            "recorded again after {recorded_s:.1} s, the reserve back after {:.1} s",
-            watch.elapsed().as_secs_f64()
-        );
-        assert_eq!(
-            scene.client.request("rename", "r-full", rename)["ok"],
-            true,
-            "the same request, now with room"
-        );
-        println!("{} events", scene.check(daemon));
-    });
-}
+    use super::{Faces, Scene, Stopwatch, Value, freeze, freeze_root, in_own_mounts, until};
 
-#[test]
-fn a_daemon_starts_on_a_full_disk() {
-    in_own_mounts("a_daemon_starts_on_a_full_disk", || {
-        let (scene, daemon) = Scene::begin();
-        // Stopped in order: its log is gone, and the disk is filled before it makes another.
-        assert!(daemon.terminate().success());
-        scene.volume.fill();
-        let daemon = scene.client.started(&scene.home);
-        scene.until_recorded("into the reserve, after a start on a full disk");
-        // Killed, or stopped, when there is no reserve any more.
-        scene.fill_up();
-        scene.until_recognised("before the kill");
-        daemon.kill();
-        scene.volume.fill();
-        let daemon = scene.client.started(&scene.home);
-        scene.until_recognised("after the kill");
-        assert!(daemon.terminate().success(), "{}", scene.home.log());
-        scene.volume.fill();
-        let daemon = scene.client.started(&scene.home);
-        scene.until_recognised("after the stop");
-        scene.volume.clear();
-        scene.until_recorded("once there is room again");
-        println!("{} events", scene.check(daemon));
-    });
-}
+    #[test]
+    fn full_disk_stops_only_recording() {
+        in_own_mounts("full_disk_stops_only_recording", || {
+            let (mut scene, daemon) = Scene::begin();
+            let id = &Faces::find().people[0].id;
+            let earlier = json!({"subject_id": id, "name": "Earlier"});
+            assert_eq!(scene.client.request("rename", "r-before", earlier.clone())["ok"], true);
+            // Some of what was recorded is still owed when the disk runs full.
+            scene.broker.kill();
+            let recorded = || scene.home.json(&["attendance", "--json"]).as_array().unwrap().len();
+            let before = recorded();
+            until("visits are recorded without a broker", || {
+                (recorded() > before + 1).then_some(())
+            });
+            scene.broker.run();
+            scene.volume.fill();
+            let log = || scene.home.log();
+            until("it is said in the log", || {
+                log().contains("the disk is full: writing into the reserve").then_some(())
+            });
+            scene.until_recorded("into the reserve");
 
-#[test]
-fn a_disk_without_room_for_names_goes_unnoticed() {
-    in_own_mounts("a_disk_without_room_for_names_goes_unnoticed", || {
-        let (scene, daemon) = Scene::begin();
-        scene.volume.fill_inodes();
-        scene.until_recorded("without room for names");
-        daemon.kill();
-        let daemon = scene.client.started(&scene.home);
-        scene.until_recorded("after a kill");
-        scene.volume.clear_inodes();
-        println!("{} events", scene.check(daemon));
-    });
-}
-
-/// Nothing can be recorded any more, and no later write will fit: that is for the supervisor and the operator. What was
-/// recorded is there once the card is exchanged, or mended.
-#[test]
-fn a_card_that_takes_no_more_writes_ends_the_daemon_in_words() {
-    in_own_mounts("a_card_that_takes_no_more_writes_ends_the_daemon_in_words", || {
-        let (scene, mut daemon) = Scene::begin();
-        if !scene.volume.fail() {
-            println!(
-                "NOT RUN: only ext4 on a block device fails like that, and mounting that needs root"
+            scene.fill_up();
+            let full = scene.until_recognised("people are recognised on a full disk");
+            let lost = |it: &Value| it["store"]["errors"].as_u64().unwrap();
+            scene.health("sightings that do not fit are counted", |it| lost(it) > lost(&full));
+            assert!(scene.doctor().starts_with("fault: the disk is full"), "{}", scene.doctor());
+            let again = scene.client.request("rename", "r-before", earlier);
+            assert_eq!(again["ok"], true, "{again}: the stored reply needs no room");
+            let rename = json!({"subject_id": id, "name": "Somebody"});
+            let refused = scene.client.request("rename", "r-full", rename.clone());
+            assert_eq!(refused["error"]["code"], "storage_full", "{refused}");
+            let refused = scene.client.request(
+                "rename",
+                "r-nobody",
+                json!({"subject_id": "nobody", "name": "Nobody"}),
             );
-            return;
-        }
-        assert_eq!(daemon.wait().code(), Some(74), "{}", scene.home.log());
-        assert!(scene.home.log().contains("the storage cannot be used"), "{}", scene.home.log());
-        let again = scene.home.output(&["run"]);
-        assert_eq!(again.status.code(), Some(74));
-        println!("{}", String::from_utf8_lossy(&again.stderr));
-    });
+            assert_eq!(refused["error"]["code"], "unknown_subject", "{refused}");
+
+            scene.volume.clear();
+            let watch = Stopwatch::start();
+            scene.until_recorded("once there is room again");
+            let recorded_s = watch.elapsed().as_secs_f64();
+            scene
+                .health("the reserve is kept back again", |it| it["store"]["reserve_held"] == true);
+            println!(
+                "recorded again after {recorded_s:.1} s, the reserve back after {:.1} s",
+                watch.elapsed().as_secs_f64()
+            );
+            assert_eq!(
+                scene.client.request("rename", "r-full", rename)["ok"],
+                true,
+                "the same request, now with room"
+            );
+            println!("{} events", scene.check(daemon));
+        });
+    }
+
+    #[test]
+    fn daemon_starts_on_full_disk() {
+        in_own_mounts("daemon_starts_on_full_disk", || {
+            let (scene, daemon) = Scene::begin();
+            // Stopped in order: its log is gone, and the disk is filled before it makes another.
+            assert!(daemon.terminate().success());
+            scene.volume.fill();
+            let daemon = scene.client.started(&scene.home);
+            scene.until_recorded("into the reserve, after a start on a full disk");
+            // Killed, or stopped, when there is no reserve any more.
+            scene.fill_up();
+            scene.until_recognised("before the kill");
+            daemon.kill();
+            scene.volume.fill();
+            let daemon = scene.client.started(&scene.home);
+            scene.until_recognised("after the kill");
+            assert!(daemon.terminate().success(), "{}", scene.home.log());
+            scene.volume.fill();
+            let daemon = scene.client.started(&scene.home);
+            scene.until_recognised("after the stop");
+            scene.volume.clear();
+            scene.until_recorded("once there is room again");
+            println!("{} events", scene.check(daemon));
+        });
+    }
+
+    #[test]
+    fn daemon_works_without_free_inodes() {
+        in_own_mounts("daemon_works_without_free_inodes", || {
+            let (scene, daemon) = Scene::begin();
+            scene.volume.fill_inodes();
+            scene.until_recorded("without room for names");
+            daemon.kill();
+            let daemon = scene.client.started(&scene.home);
+            scene.until_recorded("after a kill");
+            scene.volume.clear_inodes();
+            println!("{} events", scene.check(daemon));
+        });
+    }
+
+    /// As on a device whose root is read-only: only the state directory (and this test's own log)
+    /// can be written.
+    #[test]
+    fn daemon_works_on_read_only_root() {
+        in_own_mounts("daemon_works_on_read_only_root", || {
+            Faces::find(); // What it makes, it makes before the root is read-only.
+            freeze_root();
+            let (scene, daemon) = Scene::begin();
+            assert!(daemon.terminate().success());
+            let tmp = scene.home.path("tmp");
+            let config = scene.home.path("config.toml");
+            freeze(&tmp);
+            freeze(&config);
+            assert!(fs::write(tmp.join("probe"), "").is_err());
+            let daemon = scene.client.started(&scene.home);
+            scene.until_recorded("with nothing but the state directory to write to");
+            println!("{} events", scene.check(daemon));
+        });
+    }
 }
 
-/// As on a device whose root is read-only: only the state directory (and this test's own log) can be written.
-#[test]
-fn a_read_only_root_is_enough() {
-    in_own_mounts("a_read_only_root_is_enough", || {
-        freeze_root();
-        let (scene, daemon) = Scene::begin();
-        assert!(daemon.terminate().success());
-        let (tmp, config) = (scene.home.path("tmp"), scene.home.path("config.toml"));
-        freeze(&tmp);
-        freeze(&config);
-        assert!(fs::write(tmp.join("probe"), "").is_err());
-        let daemon = scene.client.started(&scene.home);
-        scene.until_recorded("with nothing but the state directory to write to");
-        println!("{} events", scene.check(daemon));
-    });
+mod needs_root {
+    use super::{Scene, in_own_mounts};
+
+    /// Nothing can be recorded any more, and no later write will fit: that is for the supervisor
+    /// and the operator. What was recorded is there once the card is exchanged, or mended.
+    #[test]
+    fn write_failure_ends_daemon_with_message() {
+        in_own_mounts("write_failure_ends_daemon_with_message", || {
+            let (scene, mut daemon) = Scene::begin();
+            scene.volume.fail();
+            assert_eq!(daemon.wait().code(), Some(74), "{}", scene.home.log());
+            assert!(
+                scene.home.log().contains("the storage cannot be used"),
+                "{}",
+                scene.home.log()
+            );
+            let again = scene.home.output(&["run"]);
+            assert_eq!(again.status.code(), Some(74));
+            println!("{}", String::from_utf8_lossy(&again.stderr));
+        });
+    }
 }

@@ -1,32 +1,37 @@
-//! The store with real SQLite in real directories: what it promises, and what it does when things go wrong.
+//! The store with real SQLite in real directories: what it promises, and what it does when things
+//! go wrong.
 
+#![expect(clippy::disallowed_methods, reason = "tasks of a test need no supervision")]
+#![allow(
+    clippy::redundant_closure_for_method_calls,
+    reason = "a path is not general over lifetimes"
+)]
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-mod store_bench;
-
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
+use crate::support::store_bench::{Bench, DAY, START_MS, append, digest, enrol, subject, template};
 use rollcall::attend::venue::Venue;
 use rollcall::clock::{Clock as _, Stamp};
-use rollcall::record::event::{Body, ClockState, Direction, NewEvent};
-use rollcall::record::store::{AttendanceQuery, SinkName, Store, StoreError, StoreOptions};
-use store_bench::{Bench, DAY, START_MS, append, digest, enrol, subject, template};
+use rollcall::store::{AttendanceQuery, SinkName, Store, StoreError, StoreOptions, Tx};
+use rollcall::wire::event::{Body, ClockState, Direction, NewEvent, StoredEvent};
 
 fn depth(store: &Store, sink: SinkName) -> (u64, u64) {
     let depth = store.write(move |tx| tx.outbox_depth(sink)).unwrap();
-    (depth.rows, depth.buried)
+    (depth.rows, depth.dead_letters)
 }
 
 // Opening
 
 #[test]
-fn files_are_for_us_alone() {
+fn state_files_are_private() {
     let bench = Bench::new();
     let dir = bench.path().join("state");
     let opened = Store::open(&dir, bench.options()).unwrap();
-    assert!(opened.key_created && opened.set_aside.is_none());
+    assert!(opened.key_created && opened.moved_aside.is_none());
     append(&opened.store, &bench.camera());
     assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
     let mut names = Vec::new();
@@ -44,7 +49,7 @@ fn files_are_for_us_alone() {
 }
 
 #[test]
-fn a_second_daemon_is_refused() {
+fn a_second_daemon_is_rejected() {
     let bench = Bench::new();
     let first = bench.open();
     match bench.try_open().err().unwrap() {
@@ -61,7 +66,7 @@ fn a_second_daemon_is_refused() {
 }
 
 #[test]
-fn a_newer_schema_is_refused_and_left_alone() {
+fn newer_schema_is_refused_unchanged() {
     let bench = Bench::new();
     drop(bench.open());
     bench.sqlite().pragma_update(None, "user_version", 99).unwrap();
@@ -72,11 +77,11 @@ fn a_newer_schema_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_damaged_database_is_set_aside_whole() {
-    for (case, damage) in [
-        ("header", (0, 4096)),
-        ("a page of a table", (4096, 4096)),
-        ("everything behind the first page", (4096, usize::MAX)),
+fn damaged_database_is_quarantined_whole() {
+    for (case, damage, next) in [
+        ("header", (0, 4096), 1),
+        ("a page of a table", (4096, 4096), 201),
+        ("everything behind the first page", (4096, usize::MAX), 1),
     ] {
         let bench = Bench::new();
         let store = bench.open();
@@ -91,17 +96,21 @@ fn a_damaged_database_is_set_aside_whole() {
         fs::write(&path, &bytes).unwrap();
 
         let opened = bench.try_open().unwrap();
-        let aside = opened.set_aside.unwrap_or_else(|| panic!("{case}"));
+        let aside = opened.moved_aside.unwrap_or_else(|| panic!("{case}"));
         assert!(
             aside.file_name().unwrap().to_str().unwrap().starts_with("rollcall.db.damaged-2026")
         );
         assert_eq!(fs::read(aside).unwrap(), bytes, "{case}: kept as it was");
-        assert_eq!(append(&opened.store, &bench.camera()), 1, "begun anew");
+        assert_eq!(
+            append(&opened.store, &bench.camera()),
+            next,
+            "{case}: begun anew with what could be read"
+        );
     }
 }
 
 #[test]
-fn reading_beside_the_daemon() {
+fn reader_works_beside_the_daemon() {
     let bench = Bench::new();
     let store = bench.open();
     enrol(&store, "jdoe", "Jane Doe", &[template(1)]);
@@ -134,7 +143,7 @@ fn reading_beside_the_daemon() {
 // Events and what is owed
 
 #[test]
-fn an_event_and_its_rows_are_one() {
+fn event_and_outbox_rows_are_atomic() {
     let bench = Bench::new();
     let store = bench.open();
     let wakes = store.wakes();
@@ -147,7 +156,7 @@ fn an_event_and_its_rows_are_one() {
     for sink in [SinkName::MQTT, SinkName::MONGO] {
         let batch = store.write(move |tx| tx.outbox_batch(sink, 0, 10)).unwrap();
         assert_eq!(batch.len(), 1);
-        assert_eq!(batch[0].event.as_ref(), Some(&stored));
+        assert_eq!(batch[0].event(), Some(&stored));
     }
     // One that fails after the event was written leaves neither.
     let other = bench.camera();
@@ -161,13 +170,13 @@ fn an_event_and_its_rows_are_one() {
 }
 
 #[test]
-fn seq_has_no_gaps_whatever_fails_between() {
+fn failed_writes_leave_no_seq_gaps() {
     let bench = Bench::new();
     let store = bench.open();
     let threads: Vec<_> = (0..4)
         .map(|thread| {
-            let (store, events) =
-                (store.clone(), (0..60).map(|_| bench.camera()).collect::<Vec<_>>());
+            let store = store.clone();
+            let events = (0..60).map(|_| bench.camera()).collect::<Vec<_>>();
             std::thread::spawn(move || {
                 for (at, event) in events.into_iter().enumerate() {
                     let fails = (at + thread) % 3 == 0;
@@ -214,7 +223,7 @@ async fn tasks_write_without_blocking_the_runtime() {
 }
 
 #[test]
-fn a_sink_that_comes_later_is_owed_what_was_before() {
+fn new_sink_receives_earlier_events() {
     let bench = Bench::new();
     let open = |sinks: &[SinkName]| {
         let options = StoreOptions { sinks: sinks.to_vec(), ..bench.options() };
@@ -234,13 +243,13 @@ fn a_sink_that_comes_later_is_owed_what_was_before() {
     drop(both);
     one_more(&open(&[SinkName::MQTT]));
     let both = open(&[SinkName::MQTT, SinkName::MONGO]);
-    let owed = both.write(|tx| tx.outbox_batch(SinkName::MONGO, 0, 10)).unwrap();
-    assert_eq!(owed.iter().map(|it| it.event.as_ref().unwrap().seq).collect::<Vec<_>>(), [3]);
+    let pending = both.write(|tx| tx.outbox_batch(SinkName::MONGO, 0, 10)).unwrap();
+    assert_eq!(pending.iter().map(|it| it.event().unwrap().seq).collect::<Vec<_>>(), [3]);
     assert_eq!(depth(&both, SinkName::MQTT).0, 3);
 }
 
 #[test]
-fn an_event_that_cannot_be_read_is_buried_and_blocks_nobody() {
+fn unreadable_event_is_dead_lettered_alone() {
     let bench = Bench::new();
     let store = bench.open();
     for _ in 0..3 {
@@ -249,16 +258,16 @@ fn an_event_that_cannot_be_read_is_buried_and_blocks_nobody() {
     drop(store);
     bench.sqlite().execute("update event set body = '{\"schema\":1}' where seq = 2", []).unwrap();
     let store = bench.open();
-    assert!(matches!(store.write(|tx| tx.event(2)), Err(StoreError::Unreadable { seq: 2, .. })));
+    assert_eq!(store.write(|tx| tx.event(2)).unwrap(), None);
     let batch = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 10)).unwrap();
-    assert_eq!(batch.iter().map(|it| it.event.as_ref().unwrap().seq).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(batch.iter().map(|it| it.event().unwrap().seq).collect::<Vec<_>>(), [1, 3]);
     assert_eq!(depth(&store, SinkName::MQTT), (2, 1));
-    let buried = store.write(|tx| tx.buried(10)).unwrap();
+    let buried = store.write(|tx| tx.dead_letters(10)).unwrap();
     assert!(buried[0].event_seq == Some(2) && buried[0].reason.starts_with("unreadable"));
 }
 
 #[test]
-fn attendance_is_found_by_venue_and_time_in_pages() {
+fn attendance_query_filters_and_pages() {
     let bench = Bench::new();
     let store = bench.open();
     for at in 0..5 {
@@ -289,7 +298,7 @@ fn attendance_is_found_by_venue_and_time_in_pages() {
         .unwrap();
     assert_eq!(records.iter().map(|it| it.seq).collect::<Vec<_>>(), [1, 3, 5, 7, 9]);
     let reader = Store::open_read_only(bench.path(), None).unwrap();
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let query = AttendanceQuery {
         venue: None,
         from_ms: START_MS + 60_000,
@@ -298,12 +307,16 @@ fn attendance_is_found_by_venue_and_time_in_pages() {
         limit: 0,
         all: false,
     };
-    reader.attendance_by_time(&query, |event| told.push(event.seq)).unwrap();
-    assert_eq!(told, [3, 5, 7, 9]);
+    let note = |event: StoredEvent| {
+        reported.push(event.seq);
+        Ok(ControlFlow::Continue(()))
+    };
+    reader.attendance_by_time(&query, note).unwrap();
+    assert_eq!(reported, [3, 5, 7, 9]);
 }
 
 #[test]
-fn the_time_of_events_is_corrected_once_it_is_known() {
+fn unsynced_event_times_are_corrected() {
     let bench = Bench::new();
     let store = bench.open();
     bench.clock.set_wall(5_000, false); // 1970, as a Pi boots
@@ -326,7 +339,7 @@ fn the_time_of_events_is_corrected_once_it_is_known() {
 }
 
 #[test]
-fn retention_deletes_what_is_old_and_owes_nothing() {
+fn retention_deletes_only_old_delivered_events() {
     let bench = Bench::new();
     let store = bench.open();
     let at = |trusted: bool, wall_ms: i64| {
@@ -344,7 +357,7 @@ fn retention_deletes_what_is_old_and_owes_nothing() {
             let rows = tx.outbox_batch(sink, 0, 10)?;
             let delivered: Vec<i64> = [0, 3, 4, 5].iter().map(|at| rows[*at].id).collect();
             tx.acknowledge(&delivered)?;
-            tx.bury(rows[2].id, "too large")?;
+            tx.dead_letter(rows[2].id, "too large")?;
         }
         Ok(())
     });
@@ -368,28 +381,31 @@ fn retention_deletes_what_is_old_and_owes_nothing() {
 // Answers
 
 #[test]
-fn a_request_is_answered_once() {
+fn first_reply_of_request_is_kept() {
     let bench = Bench::new();
     let store = bench.open();
     let put = |request: &'static str, reply: &'static str| {
-        store.write(move |tx| tx.put_answer(request, "sync", "reply/r-1", reply)).unwrap()
+        store
+            .write(move |tx| tx.store_and_queue_reply(request, "sync", "reply/r-1", reply))
+            .unwrap()
     };
     assert!(put("r-1", r#"{"ok":true}"#));
     assert!(!put("r-1", r#"{"ok":false}"#));
-    let answer = store.write(|tx| tx.answer_of("r-1")).unwrap().unwrap();
+    let answer = store.write(|tx| tx.stored_reply("r-1")).unwrap().unwrap();
     assert_eq!((answer.topic.as_str(), answer.reply.as_str()), ("reply/r-1", r#"{"ok":true}"#));
     let batch = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 10)).unwrap();
     assert_eq!(batch.len(), 1);
-    assert_eq!(batch[0].reply, Some(("reply/r-1".into(), br#"{"ok":true}"#.to_vec())));
+    assert_eq!(batch[0].message(), Some(("reply/r-1", &br#"{"ok":true}"#[..])));
     assert_eq!(depth(&store, SinkName::MONGO), (0, 0), "replies are for MQTT");
     // Forgotten after a week.
     bench.clock.advance(8 * DAY);
     assert!(put("r-2", "{}"));
-    assert!(store.write(|tx| tx.answer_of("r-1")).unwrap().is_none());
+    assert_eq!(store.write(|tx| tx.delete_old_replies()).unwrap(), 1);
+    assert!(store.write(|tx| tx.stored_reply("r-1")).unwrap().is_none());
 }
 
 #[test]
-fn answers_are_kept_within_bounds() {
+fn stored_replies_are_bounded() {
     let bench = Bench::new();
     let store = bench.open();
     // 100 answers of 400 kB are 40 MB; at most 32 MiB stay.
@@ -398,7 +414,7 @@ fn answers_are_kept_within_bounds() {
         let reply = reply.clone();
         let put = store.write(move |tx| {
             for at in 0..10 {
-                tx.put_answer(&format!("r-{part}-{at}"), "subjects", "reply/r", &reply)?;
+                tx.store_and_queue_reply(&format!("r-{part}-{at}"), "subjects", "reply/r", &reply)?;
             }
             let rows = tx.outbox_batch(SinkName::MQTT, 0, 100)?;
             tx.acknowledge(&rows.iter().map(|it| it.id).collect::<Vec<_>>())
@@ -413,7 +429,7 @@ fn answers_are_kept_within_bounds() {
 // A full disk
 
 #[test]
-fn a_full_disk_is_bridged_by_the_reserve_and_then_told() {
+fn reserve_bridges_full_disk_then_fails() {
     let bench = Bench::new();
     let options =
         StoreOptions { page_limit: Some(110), reserve_bytes: 64 * 4096, ..bench.options() };
@@ -444,7 +460,7 @@ fn a_full_disk_is_bridged_by_the_reserve_and_then_told() {
     store.write(move |tx| tx.acknowledge(&ids)).unwrap();
     assert_eq!(append(&store, &bench.camera()), written.len() as i64 + 1);
     for ((seq, id), row) in written.iter().zip(&rows) {
-        let event = row.event.as_ref().unwrap();
+        let event = row.event().unwrap();
         assert_eq!((event.seq, event.event_id), (*seq, *id));
     }
     drop(store);
@@ -452,13 +468,14 @@ fn a_full_disk_is_bridged_by_the_reserve_and_then_told() {
 }
 
 #[test]
-fn a_large_write_that_does_not_fit_takes_no_small_one_with_it() {
+fn failed_large_write_spares_small_ones() {
     let bench = Bench::new();
     let options = StoreOptions { page_limit: Some(60), reserve_bytes: 0, ..bench.options() };
     let store = Store::open(bench.path(), options).unwrap().store;
     let threads: Vec<_> = (0..8)
         .map(|at| {
-            let (store, event) = (store.clone(), bench.camera());
+            let store = store.clone();
+            let event = bench.camera();
             std::thread::spawn(move || {
                 store.write(move |tx| {
                     let seq = tx.append_event(&event)?;
@@ -478,23 +495,88 @@ fn a_large_write_that_does_not_fit_takes_no_small_one_with_it() {
 }
 
 #[test]
-fn an_answer_does_not_wait_behind_the_events_that_are_owed() {
+fn replies_precede_pending_events() {
     let bench = Bench::new();
     let store = bench.open();
     for _ in 0..100 {
         append(&store, &bench.camera());
     }
-    store.write(|tx| tx.owe_reply("reply/r-1", "{}")).unwrap();
+    store.write(|tx| tx.queue_reply("reply/r-1", "{}")).unwrap();
     let batch = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 8)).unwrap();
     assert!(
-        batch[0].reply.is_some() && batch[1..].iter().all(|it| it.event.is_some()),
+        batch[0].message().is_some() && batch[1..].iter().all(|it| it.event().is_some()),
         "{batch:?}"
     );
     assert_eq!(batch.len(), 8);
     // However many answers there are, events go on.
     for n in 0..20 {
-        store.write(move |tx| tx.owe_reply(&format!("reply/s-{n}"), "{}")).unwrap();
+        store.write(move |tx| tx.queue_reply(&format!("reply/s-{n}"), "{}")).unwrap();
     }
     let batch = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 8)).unwrap();
-    assert_eq!(batch.iter().filter(|it| it.reply.is_some()).count(), 4);
+    assert_eq!(batch.iter().filter(|it| it.message().is_some()).count(), 4);
+}
+
+// Reading beside the writer
+
+/// A closure that waits inside the store until it is let go, and what lets it go.
+fn held() -> (std::sync::mpsc::Receiver<()>, std::sync::mpsc::SyncSender<()>) {
+    let (release, released) = std::sync::mpsc::sync_channel(1);
+    (released, release)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn report_runs_while_the_writer_is_busy() {
+    let bench = Bench::new();
+    let store = bench.open();
+    append(&store, &bench.attendance("a", "Ann", Direction::In));
+    let (released, release) = held();
+    let (begun, has_begun) = std::sync::mpsc::sync_channel(1);
+    let write = tokio::spawn({
+        let store = store.clone();
+        let mut held = Some(released);
+        async move {
+            let wait = move |_: &mut Tx<'_>| {
+                begun.send(()).ok();
+                held.take().map_or(Ok(()), |it| it.recv().map_err(|_| StoreError::Closed))
+            };
+            store.write_async(wait).await
+        }
+    });
+    has_begun.recv().unwrap();
+    assert_eq!(store.read(|tx| tx.newest_seq()).await.unwrap(), 1, "what was written before");
+    assert_eq!(store.report(|tx| tx.newest_seq()).await.unwrap(), 1);
+    release.send(()).unwrap();
+    write.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn busy_report_delays_neither_writes_nor_reads() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let (released, release) = held();
+    let (begun, has_begun) = std::sync::mpsc::sync_channel(1);
+    let report = tokio::spawn({
+        let store = store.clone();
+        async move {
+            let wait = move |tx: &Tx<'_>| {
+                let before = tx.newest_seq()?;
+                begun.send(()).ok();
+                released.recv().map_err(|_| StoreError::Closed)?;
+                Ok((before, tx.newest_seq()?))
+            };
+            store.report(wait).await
+        }
+    });
+    has_begun.recv().unwrap();
+    let event = bench.camera();
+    store.write_async(move |tx| tx.append_event(&event)).await.unwrap();
+    assert_eq!(
+        store.read(|tx| tx.newest_seq()).await.unwrap(),
+        1,
+        "a write is seen by the read that follows it"
+    );
+    release.send(()).unwrap();
+    assert_eq!(report.await.unwrap().unwrap(), (0, 0), "a report sees one state of the record");
+    store.close().unwrap();
+    assert!(matches!(store.report(|tx| tx.newest_seq()).await, Err(StoreError::Closed)));
 }

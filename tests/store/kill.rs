@@ -1,5 +1,6 @@
-//! Killed at any instant, the store keeps what it acknowledged. The test runs itself again as a writer, kills it with
-//! SIGKILL while it writes, and looks at what is left; several rounds on one directory.
+//! Killed at any instant, the store keeps what it acknowledged. The test runs itself again as a
+//! writer, kills it with SIGKILL while it writes, and looks at what is left; several rounds on one
+//! directory.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
@@ -9,29 +10,26 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use rollcall::clock::{Clock as _, SystemClock, Trust};
-use rollcall::record::event::{Body, Camera, CameraState, NewEvent};
-use rollcall::record::store::{SinkName, Store, StoreOptions};
+use rollcall::store::{SinkName, Store, StoreOptions};
+use rollcall::wire::event::{Body, Camera, CameraState, NewEvent};
 use rusqlite::Connection;
 
 const DIR: &str = "ROLLCALL_TEST_KILL_DIR";
-/// How many acknowledgements the writer gets to before each kill: soon after the start, and in full flow.
+/// How many acknowledgements the writer gets to before each kill: soon after the start, and in full
+/// flow.
 const ROUNDS: [usize; 14] = [1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 200, 300];
 
 fn open(dir: &Path) -> (Store, Arc<SystemClock>) {
     let clock = Arc::new(SystemClock::new(Trust::Always));
     let options = StoreOptions::new(vec![SinkName::MQTT, SinkName::MONGO], Arc::clone(&clock) as _);
     let opened = Store::open(dir, options).unwrap();
-    assert_eq!(opened.set_aside, None, "a kill damages nothing");
+    assert_eq!(opened.moved_aside, None, "a kill damages nothing");
     (opened.store, clock)
 }
 
-/// Not a test of its own: does nothing unless the other one started it.
-#[test]
-fn writer() {
-    let Some(dir) = std::env::var_os(DIR) else {
-        return;
-    };
-    let (store, clock) = open(Path::new(&dir));
+/// What the test does when it was started by itself.
+fn write_until_killed(dir: &Path) {
+    let (store, clock) = open(dir);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| write_for_ever(&store, &clock));
@@ -52,12 +50,15 @@ fn write_for_ever(store: &Store, clock: &SystemClock) {
 }
 
 #[test]
-fn what_was_acknowledged_survives_kill_9() {
+fn acknowledged_writes_survive_sigkill() {
+    if let Some(dir) = std::env::var_os(DIR) {
+        return write_until_killed(Path::new(&dir));
+    }
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged = Vec::new();
     for enough in ROUNDS {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "writer", "--nocapture", "--test-threads=1"])
+            .args(["acknowledged_writes_survive_sigkill", "--nocapture", "--test-threads=1"])
             .env(DIR, dir.path())
             .stdout(Stdio::piped())
             .spawn()

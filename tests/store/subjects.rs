@@ -2,20 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-mod store_bench;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rollcall::clock::Stamp;
-use rollcall::recognise::face::{Name, Template};
-use rollcall::record::command::answer;
-use rollcall::record::event::{Body, Direction, Enrolment, EnrolmentAction, NewEvent};
-use rollcall::record::seal::SealError;
-use rollcall::record::store::{NewReference, SinkName, Store, StoreError};
-use store_bench::{
+use crate::support::store_bench::{
     Bench, START_MS, append, digest, enrol, erasures_carried_out, subject, template,
 };
+use rollcall::clock::Stamp;
+use rollcall::ids::Name;
+use rollcall::keys::seal::SealError;
+use rollcall::recognise::face::Template;
+use rollcall::store::{NewReference, SinkName, Store, StoreError};
+use rollcall::wire::event::{Body, Direction, Enrolment, EnrolmentAction, NewEvent};
+use rollcall::wire::reply;
+use rollcall::wire::reply::Reply;
 
 /// The files of the state directory that contain any of the needles.
 fn files_with(dir: &Path, needles: &[&[u8]]) -> Vec<PathBuf> {
@@ -64,7 +64,7 @@ fn no_file_has_a_template_in_clear() {
 }
 
 #[test]
-fn references_of_other_embedders_are_counted_and_left_alone() {
+fn other_embedders_references_are_only_counted() {
     let bench = Bench::new();
     let store = bench.open();
     enrol(&store, "jdoe", "Jane Doe", &[template(1), template(2)]);
@@ -85,7 +85,7 @@ fn references_of_other_embedders_are_counted_and_left_alone() {
 }
 
 #[test]
-fn rows_that_were_swapped_do_not_open() {
+fn swapped_reference_rows_do_not_open() {
     let bench = Bench::new();
     let store = bench.open();
     enrol(&store, "jane", "Jane Doe", &[template(1)]);
@@ -100,6 +100,8 @@ fn rows_that_were_swapped_do_not_open() {
         let update = "update reference set sealed = ?2 where row = ?1";
         conn.execute(update, rusqlite::params![row, blob]).unwrap();
     }
+    // As if checksums and rows were swapped together.
+    conn.execute("delete from checksum", []).unwrap();
     conn.close().unwrap();
     let store = bench.open();
     let count = store.write(|tx| tx.all_references(&digest(1), |_| ())).unwrap();
@@ -107,7 +109,7 @@ fn rows_that_were_swapped_do_not_open() {
 }
 
 #[test]
-fn a_lost_or_wrong_key_is_told_and_never_replaced() {
+fn lost_or_wrong_key_is_never_replaced() {
     let bench = Bench::new();
     let key = bench.path().join("rollcall.key");
     let store = bench.open();
@@ -148,7 +150,7 @@ fn a_lost_or_wrong_key_is_told_and_never_replaced() {
 // Erasure
 
 #[test]
-fn an_erased_person_is_in_no_file() {
+fn erased_person_is_in_no_file() {
     let bench = Bench::new();
     let store = bench.open();
     enrol(&store, "j.miller", "Jane Doe", &[template(1)]);
@@ -160,29 +162,29 @@ fn an_erased_person_is_in_no_file() {
     }
     let history = store.write(move |tx| {
         tx.rename_subject(&subject("j.miller"), &Name::new("Jane Miller-Doe").unwrap())?;
-        let body = answer::Renamed {
+        let body = Reply::Renamed(reply::Renamed {
             subject_id: subject("j.miller"),
             name: Name::new("Jane Miller-Doe").unwrap(),
-        };
-        tx.put_answer("r-1", "rename", "reply/r-1", &answer::accepted("r-1", "rename", &body))?;
-        let body =
-            answer::Recognised { faces: vec![], names: vec![Name::new("Jane Doe").unwrap()] };
-        tx.put_answer(
-            "r-2",
-            "recognise",
-            "reply/r-2",
-            &answer::accepted("r-2", "recognise", &body),
+        });
+        tx.store_and_queue_reply(
+            "r-1",
+            "rename",
+            "reply/r-1",
+            &reply::accepted("r-1", "rename", &body),
         )?;
-        let body =
-            answer::Recognised { faces: vec![], names: vec![Name::new("Somebody Else").unwrap()] };
-        tx.put_answer(
-            "r-3",
-            "recognise",
-            "reply/r-3",
-            &answer::accepted("r-3", "recognise", &body),
-        )?;
+        for (request_id, name) in [("r-2", "Jane Doe"), ("r-3", "Somebody Else")] {
+            let names = vec![Name::new(name).unwrap()];
+            let body = Reply::Recognised(reply::Recognised { faces: vec![], names });
+            let json = reply::accepted(request_id, "recognise", &body);
+            tx.store_and_queue_reply(
+                request_id,
+                "recognise",
+                &reply::topic_part(Some(request_id)),
+                &json,
+            )?;
+        }
         let first = tx.outbox_batch(SinkName::MQTT, 0, 1)?[0].id;
-        tx.bury(first, "refused: Jane Doe")
+        tx.dead_letter(first, "refused: Jane Doe")
     });
     history.unwrap();
     let needles: [&[u8]; 3] = [b"Jane", b"Miller", b"j.miller"];
@@ -195,6 +197,8 @@ fn an_erased_person_is_in_no_file() {
                 action: EnrolmentAction::Erased,
                 subject: None,
                 references: erased.references,
+                consent: None,
+                reason: None,
                 request_id: Some("r-4".into()),
             });
             let occurred = Stamp { wall_ms: START_MS, boottime_ms: 1, trusted: true };
@@ -223,14 +227,14 @@ fn an_erased_person_is_in_no_file() {
 
     let rows = store.write(|tx| tx.outbox_batch(SinkName::MONGO, 0, 2_000)).unwrap();
     assert_eq!(rows.len(), 801, "what happened stays, and stays owed");
-    assert!(rows[0].event.as_ref().unwrap().body.subject().is_none());
-    assert!(rows[1].event.as_ref().unwrap().body.subject().is_some());
-    let answer = store.write(|tx| tx.answer_of("r-1")).unwrap().unwrap();
+    assert!(rows[0].event().unwrap().body.subject().is_none());
+    assert!(rows[1].event().unwrap().body.subject().is_some());
+    let answer = store.write(|tx| tx.stored_reply("r-1")).unwrap().unwrap();
     assert_eq!(
         serde_json::from_str::<serde_json::Value>(&answer.reply).unwrap(),
         serde_json::json!({"schema": 1, "request_id": "r-1", "verb": "rename", "ok": true, "erased": true})
     );
-    assert!(store.write(|tx| tx.answer_of("r-3")).unwrap().unwrap().reply.contains("Somebody"));
+    assert!(store.write(|tx| tx.stored_reply("r-3")).unwrap().unwrap().reply.contains("Somebody"));
     let again = store.write(|tx| tx.erase_subject(&subject("j.miller"))).unwrap();
     assert_eq!((again.enrolled, again.events, again.replies), (false, 0, 0));
     erasures_carried_out(&store);
@@ -264,43 +268,45 @@ fn tables_with(bench: &Bench, text: &str) -> Vec<String> {
 }
 
 #[test]
-fn an_erasure_can_be_proved_when_nothing_is_left_and_not_before() {
+fn erasure_receipt_waits_for_complete_removal() {
     let bench = Bench::new();
     let store = bench.open();
     enrol(&store, "jdoe", "Jane Doe", &[template(1), template(2)]);
     append(&store, &bench.attendance("jdoe", "Jane Doe", Direction::In));
     store.write(|tx| tx.erase_as_asked(&subject("jdoe"), Some("r-1"))).unwrap();
-    let unproved = |store: &Store| store.write(|tx| tx.unproved(10)).unwrap();
-    assert_eq!(unproved(&store), [], "MongoDB has not confirmed");
+    let erasures_without_receipt =
+        |store: &Store| store.write(|tx| tx.erasures_without_receipt(10)).unwrap();
+    assert_eq!(erasures_without_receipt(&store), [], "MongoDB has not confirmed");
     drop(store);
     let store = bench.open();
-    assert_eq!(unproved(&store), [], "nor after a restart");
+    assert_eq!(erasures_without_receipt(&store), [], "nor after a restart");
     assert_eq!(erasures_carried_out(&store), 1);
-    let found = unproved(&store);
-    let told =
+    let found = erasures_without_receipt(&store);
+    let reported =
         (found[0].references, found[0].events, found[0].request_id.as_deref(), found[0].mongo);
-    assert_eq!((found.len(), told), (1, (2, 1, Some("r-1"), true)));
+    assert_eq!((found.len(), reported), (1, (2, 1, Some("r-1"), true)));
     let row = found[0].row;
     for _ in 0..2 {
         store.write(move |tx| tx.put_receipt(row, &subject("jdoe"), "a.receipt.x")).unwrap();
     }
-    assert_eq!(unproved(&store), []);
-    let owed = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 100)).unwrap();
-    let receipts = owed
+    assert_eq!(erasures_without_receipt(&store), []);
+    let pending = store.write(|tx| tx.outbox_batch(SinkName::MQTT, 0, 100)).unwrap();
+    let receipts = pending
         .iter()
-        .filter(|it| it.reply.as_ref().is_some_and(|reply| reply.0 == "receipt/jdoe"))
+        .filter(|it| it.message().is_some_and(|reply| reply.0 == "receipt/jdoe"))
         .count();
     assert_eq!(receipts, 1, "owed once");
     let reader = Store::open_read_only(bench.path(), None).unwrap();
-    assert_eq!(reader.erasures(10).unwrap()[0].receipt.as_deref(), Some("a.receipt.x"));
+    assert_eq!(reader.erasures(i64::MAX, 10).unwrap()[0].receipt.as_deref(), Some("a.receipt.x"));
 }
 
 // Another key
 
 #[test]
-fn templates_are_sealed_anew_and_a_rotation_that_was_cut_short_is_finished() {
+fn interrupted_key_rotation_is_finished() {
     let bench = Bench::new();
-    let (key, next) = (bench.path().join("rollcall.key"), bench.path().join("rollcall.key.next"));
+    let key = bench.path().join("rollcall.key");
+    let next = bench.path().join("rollcall.key.next");
     let store = bench.open();
     enrol(&store, "jdoe", "Jane Doe", &(0..20).map(template).collect::<Vec<_>>());
     let opened =
@@ -339,7 +345,7 @@ fn templates_are_sealed_anew_and_a_rotation_that_was_cut_short_is_finished() {
     assert_eq!(Store::forget_templates(bench.path(), bench.options()).unwrap(), 20);
     let store = bench.open();
     assert_eq!(
-        (opened(&store), store.write(|tx| tx.all_accounts()).unwrap().len()),
+        (opened(&store), store.write(|tx| tx.known_subjects()).unwrap().len()),
         (0, 0),
         "no account, no tombstone"
     );
@@ -357,58 +363,110 @@ fn templates_are_sealed_anew_and_a_rotation_that_was_cut_short_is_finished() {
 // Signed commands
 
 #[test]
-fn a_signed_command_is_taken_once_and_what_is_forgotten_stays_so() {
-    use rollcall::record::store::{Seen, Token};
+fn signed_command_is_accepted_once() {
+    use rollcall::store::{ReplayCheck, SignedToken};
     let bench = Bench::new();
-    let token = |id: &str, after_ms: i64, packet_id, again| Token {
+    let token = |id: &str, after_ms: i64, packet_id, again| SignedToken {
         id: id.into(),
         request_id: "r-1".into(),
         gone_ms: START_MS + after_ms,
         packet_id,
         again,
     };
-    let take = |store: &Store, token: Token| store.write(move |tx| tx.remember(&token)).unwrap();
+    let take =
+        |store: &Store, token: SignedToken| store.write(move |tx| tx.remember(&token)).unwrap();
     let store = bench.open();
-    assert_eq!(take(&store, token("k/a", 60_000, 1, false)), Seen::Never);
+    assert_eq!(take(&store, token("k/a", 60_000, 1, false)), ReplayCheck::Accept);
     drop(store);
     let store = bench.open();
     assert_eq!(
         take(&store, token("k/a", 60_000, 2, false)),
-        Seen::Never,
+        ReplayCheck::Accept,
         "not answered: killed, sent again by any broker"
     );
-    let other = Token { request_id: "r-2".into(), ..token("k/a", 60_000, 1, true) };
-    assert_eq!(take(&store, other), Seen::Replayed, "for another request");
-    store.write(|tx| tx.put_answer("r-1", "sync", "reply/r-1", "{}")).unwrap();
+    let other = SignedToken { request_id: "r-2".into(), ..token("k/a", 60_000, 1, true) };
+    assert_eq!(take(&store, other), ReplayCheck::Replay, "for another request");
+    store.write(|tx| tx.store_and_queue_reply("r-1", "sync", "reply/r-1", "{}")).unwrap();
     assert_eq!(
         take(&store, token("k/a", 60_000, 1, true)),
-        Seen::Never,
+        ReplayCheck::Accept,
         "the broker's own repetition"
     );
     assert_eq!(
         take(&store, token("k/a", 60_000, 2, true)),
-        Seen::Replayed,
+        ReplayCheck::Replay,
         "another publication, flagged by a flood"
     );
-    assert_eq!(take(&store, token("k/a", 60_000, 1, false)), Seen::Replayed);
+    assert_eq!(take(&store, token("k/a", 60_000, 1, false)), ReplayCheck::Replay);
     assert_eq!(
         take(&store, token("other/a", 60_000, 2, true)),
-        Seen::Never,
+        ReplayCheck::Accept,
         "another key's; not seen when first sent"
     );
     bench.clock.advance(std::time::Duration::from_mins(1));
-    assert_eq!(take(&store, token("k/b", 90_000, 3, false)), Seen::Never);
+    assert_eq!(take(&store, token("k/b", 90_000, 3, false)), ReplayCheck::Accept);
     bench.clock.set_wall(START_MS, true);
     assert_eq!(
         take(&store, token("k/a", 60_000, 1, false)),
-        Seen::Late,
+        ReplayCheck::Expired,
         "forgotten, and the clock set back"
     );
 }
 
 #[test]
-fn no_copy_of_an_erased_person_stays_in_unused_parts_of_pages() {
-    // SQLite leaves such copies when it balances its tree, `secure_delete` or not; with these seeds it did.
+fn earlier_names_are_erased_from_stored_replies() {
+    let bench = Bench::new();
+    let store = bench.open();
+    enrol(&store, "j.doe", "Oldname", &[template(1)]);
+    enrol(&store, "other", "Somebody Else", &[template(2)]);
+    let attended = |id: &str, name: &str| {
+        Reply::Attended(reply::Attended {
+            venue: "main".into(),
+            recorded: vec![Name::new(name).unwrap()],
+            recognised: vec![Name::new(name).unwrap()],
+            subject_ids: vec![subject(id)],
+            unknown: 0,
+            event_ids: vec![],
+        })
+    };
+    let replies = [
+        ("r-1", reply::accepted("r-1", "attend", &attended("j.doe", "Oldname"))),
+        ("r-2", reply::accepted("r-2", "attend", &attended("other", "Somebody Else"))),
+        // As an earlier version wrote it: nobody can say whose name that was.
+        (
+            "r-3",
+            r#"{"schema":1,"request_id":"r-3","verb":"attend","ok":true,"recorded":[],"recognised":["Oldname"]}"#
+                .to_owned(),
+        ),
+    ];
+    store
+        .write(move |tx| {
+            for (request_id, reply) in &replies {
+                tx.store_and_queue_reply(
+                    request_id,
+                    "attend",
+                    &format!("reply/{request_id}"),
+                    reply,
+                )?;
+            }
+            // No event of the person has the earlier name any more, and the subject has another.
+            tx.rename_subject(&subject("j.doe"), &Name::new("Newname").unwrap())
+        })
+        .unwrap();
+    let erased = store.write(|tx| tx.erase_subject(&subject("j.doe"))).unwrap();
+    assert_eq!(erased.replies, 4, "two replies, and the same on their way");
+    erasures_carried_out(&store);
+    assert_eq!(files_with(bench.path(), &[b"Oldname", b"Newname"]), Vec::<PathBuf>::new());
+    let kept = store.write(|tx| tx.stored_reply("r-2")).unwrap().unwrap();
+    assert!(kept.reply.contains("Somebody Else"));
+    let receipts = store.write(|tx| tx.erasures_without_receipt(10)).unwrap();
+    assert_eq!(receipts.len(), 1, "nothing is left of the person: the receipt may be made");
+}
+
+#[test]
+fn erasure_clears_unused_database_space() {
+    // SQLite leaves such copies when it balances its tree, `secure_delete` or not; with these seeds
+    // it did.
     for seed in [3, 10] {
         let bench = Bench::new();
         let store = bench.open();
@@ -451,17 +509,18 @@ fn no_copy_of_an_erased_person_stays_in_unused_parts_of_pages() {
 }
 
 #[test]
-fn an_erasure_that_was_cut_short_is_finished_at_the_next_start() {
+fn interrupted_erasure_finishes_at_start() {
     let bench = Bench::new();
     let store = bench.open();
     erase_without_rewriting(&bench, store);
     drop(bench.open());
     assert_eq!(files_with(bench.path(), &[b"Jane"]), Vec::<PathBuf>::new());
-    let owed = "select count(*) from meta where key = 'scrub_owed'";
-    assert_eq!(bench.sqlite().query_row(owed, [], |it| it.get::<_, i64>(0)).unwrap(), 0);
+    let pending = "select count(*) from meta where key = 'scrub_owed'";
+    assert_eq!(bench.sqlite().query_row(pending, [], |it| it.get::<_, i64>(0)).unwrap(), 0);
 }
 
-/// As a kill right after the commit leaves it: the flag set, and the name in a page that is no longer used.
+/// As a kill right after the commit leaves it: the flag set, and the name in a page that is no
+/// longer used.
 fn erase_without_rewriting(bench: &Bench, store: Store) {
     append(&store, &bench.attendance("jane", "Jane Doe", Direction::In));
     drop(store);
@@ -496,14 +555,14 @@ fn subjects_are_listed_in_pages() {
 }
 
 #[test]
-fn an_erasure_knows_how_far_the_record_had_come_though_it_was_pruned() {
+fn erasure_keeps_last_seq_after_pruning() {
     let bench = Bench::new();
     let store = bench.open();
     enrol(&store, "jdoe", "Jane Doe", &[template(1)]);
     let seq = append(&store, &bench.attendance("jdoe", "Jane Doe", Direction::In));
     bench.sqlite().execute_batch("delete from outbox; delete from event").unwrap();
     store.write(|tx| tx.erase_subject(&subject("jdoe"))).unwrap();
-    let owed = store.write(|tx| tx.outbox_batch(SinkName::MONGO, 0, 10)).unwrap();
-    let (_, payload) = owed[0].reply.as_ref().unwrap();
+    let pending = store.write(|tx| tx.outbox_batch(SinkName::MONGO, 0, 10)).unwrap();
+    let (_, payload) = pending[0].message().unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(payload).unwrap()["seq"], seq);
 }

@@ -1,17 +1,19 @@
-//! Subjects as other doors know them: which account counts, what the site is owed, and what an erasure takes along.
+//! Versions of subjects: which record is newer, what is pending for the site, and what an erasure
+//! removes.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
 use std::sync::Arc;
 
 use rollcall::clock::SimulatedClock;
-use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
-use rollcall::record::portable::Portable;
-use rollcall::record::store::{
-    Debt, NewReference, Outcome, SinkName, Store, StoreOptions, subject_of,
+use rollcall::ids::{Name, SubjectId};
+use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::store::{
+    AcceptOutcome, NewReference, PublishReason, SinkName, Store, StoreOptions, subject_of_topic,
 };
+use rollcall::wire::subject::Portable;
 
-struct Door {
+struct Device {
     store: Store,
     _dir: tempfile::TempDir,
 }
@@ -20,7 +22,7 @@ fn jane() -> SubjectId {
     SubjectId::new("jane").unwrap()
 }
 
-impl Door {
+impl Device {
     fn open(name: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut options =
@@ -40,7 +42,7 @@ impl Door {
             quality: 0.5,
         };
         let name = Name::new(name).unwrap();
-        let write = move |tx: &mut rollcall::record::store::Tx<'_>| {
+        let write = move |tx: &mut rollcall::store::Tx<'_>| {
             tx.put_subject(&jane(), &name)?;
             tx.add_references(std::slice::from_ref(&reference)).map(drop)
         };
@@ -63,72 +65,92 @@ impl Door {
         self.store.write(|tx| tx.portable(&jane())).unwrap().unwrap()
     }
 
-    fn accept(&self, portable: &Portable) -> Outcome {
+    fn accept(&self, portable: &Portable) -> AcceptOutcome {
         let portable = portable.clone();
-        self.store.write(move |tx| tx.accept(&portable)).unwrap()
+        self.store.write(move |tx| tx.accept_portable(&portable)).unwrap()
     }
 
-    fn learn(&self, other: &Self) -> Outcome {
+    fn receive_from(&self, other: &Self) -> AcceptOutcome {
         self.accept(&other.portable())
     }
 
-    /// What the site is owed: of whom, and why.
-    fn owed(&self) -> Vec<(SubjectId, Debt)> {
+    /// Returns the pending rows: subject and reason.
+    fn pending(&self) -> Vec<(SubjectId, PublishReason)> {
         let rows = self.store.write(|tx| tx.outbox_batch(SinkName::GALLERY, 0, 100)).unwrap();
-        let debt = |(topic, payload): (String, Vec<u8>)| {
-            (subject_of(&topic).unwrap(), Debt::parse(&payload))
+        let row = |(topic, payload): (&str, &[u8])| {
+            (subject_of_topic(topic).unwrap(), PublishReason::parse(payload))
         };
-        rows.into_iter().map(|row| debt(row.reply.unwrap())).collect()
+        rows.iter().map(|it| row(it.message().unwrap())).collect()
     }
 }
 
 #[test]
-fn an_account_travels_bit_by_bit_and_is_taken_once() {
-    let (a, b) = (Door::open("a"), Door::open("b"));
+fn newer_subject_version_is_accepted_once() {
+    let a = Device::open("a");
+    let b = Device::open("b");
     a.enrol("Jane", 1);
     a.enrol("Jane Doe", 2);
-    assert_eq!(b.learn(&a), Outcome::Taken);
+    assert_eq!(b.receive_from(&a), AcceptOutcome::Accepted);
     assert_eq!(b.portable(), a.portable());
-    assert_eq!((b.learn(&a), a.learn(&b)), (Outcome::Same, Outcome::Same));
-    assert_eq!(a.owed(), [(jane(), Debt::Changed)], "one row, however often she was changed");
-    assert_eq!(b.owed(), [], "what came from the site is not owed to it");
+    assert_eq!(
+        (b.receive_from(&a), a.receive_from(&b)),
+        (AcceptOutcome::Same, AcceptOutcome::Same)
+    );
+    assert_eq!(
+        a.pending(),
+        [(jane(), PublishReason::Changed)],
+        "one row, however often she was changed"
+    );
+    assert_eq!(b.pending(), [], "what came from the site is not pending");
     b.enrol("Jane Doe", 3);
-    assert_eq!((b.learn(&a), a.learn(&b)), (Outcome::Older, Outcome::Taken));
-    assert_eq!(a.owed(), [], "overtaken");
+    assert_eq!(
+        (b.receive_from(&a), a.receive_from(&b)),
+        (AcceptOutcome::Older, AcceptOutcome::Accepted)
+    );
+    assert_eq!(a.pending(), [], "outdated");
     assert_eq!(a.portable(), b.portable());
 }
 
 #[test]
-fn a_withdrawal_counts_for_more_than_any_change_that_had_not_heard_of_it() {
-    let (a, b) = (Door::open("a"), Door::open("b"));
+fn withdrawal_outranks_concurrent_changes() {
+    let a = Device::open("a");
+    let b = Device::open("b");
     a.enrol("Jane", 1);
-    b.learn(&a);
+    b.receive_from(&a);
     a.withdraw(false);
     (0..5).for_each(|number| b.enrol("Jane", number));
-    assert_eq!((a.learn(&b), b.learn(&a)), (Outcome::Older, Outcome::Taken));
+    assert_eq!(
+        (a.receive_from(&b), b.receive_from(&a)),
+        (AcceptOutcome::Older, AcceptOutcome::Accepted)
+    );
     assert!(b.store.write(|tx| tx.subject(&jane())).unwrap().is_none());
     // Enrolled anew, she counts on from it.
     b.enrol("Jane", 9);
-    assert_eq!(a.learn(&b), Outcome::Taken);
+    assert_eq!(a.receive_from(&b), AcceptOutcome::Accepted);
     assert_eq!(a.portable(), b.portable());
     // An erasure at one door and a withdrawal at another at the same time: erased.
     a.withdraw(false);
     b.withdraw(true);
-    assert_eq!((a.learn(&b), b.learn(&a)), (Outcome::Taken, Outcome::Same));
+    assert_eq!(
+        (a.receive_from(&b), b.receive_from(&a)),
+        (AcceptOutcome::Accepted, AcceptOutcome::Same)
+    );
     assert_eq!(a.portable(), b.portable());
 }
 
 #[test]
-fn two_doors_that_change_at_once_agree() {
-    let (a, b) = (Door::open("a"), Door::open("b"));
+fn concurrent_changes_converge() {
+    let a = Device::open("a");
+    let b = Device::open("b");
     a.enrol("Jane", 1);
     b.enrol("Janet", 2);
-    let (of_a, of_b) = (a.portable(), b.portable());
-    assert_eq!((a.accept(&of_b), b.accept(&of_a)), (Outcome::Taken, Outcome::Older));
+    let of_a = a.portable();
+    let of_b = b.portable();
+    assert_eq!((a.accept(&of_b), b.accept(&of_a)), (AcceptOutcome::Accepted, AcceptOutcome::Older));
     assert_eq!(a.portable(), b.portable());
-    a.store.write(|tx| tx.owe_gallery(&jane(), Debt::Missing)).unwrap();
-    assert_eq!(a.owed(), [(jane(), Debt::Missing)]);
+    a.store.write(|tx| tx.queue_for_gallery(&jane(), PublishReason::Missing)).unwrap();
+    assert_eq!(a.pending(), [(jane(), PublishReason::Missing)]);
     a.enrol("Jane", 3);
-    a.store.write(|tx| tx.owe_gallery(&jane(), Debt::Missing)).unwrap();
-    assert_eq!(a.owed(), [(jane(), Debt::Changed)]);
+    a.store.write(|tx| tx.queue_for_gallery(&jane(), PublishReason::Missing)).unwrap();
+    assert_eq!(a.pending(), [(jane(), PublishReason::Changed)]);
 }

@@ -1,30 +1,35 @@
-//! Somebody else on the broker: publishes commands, keeps everything that the device says, waits for what must come.
+//! Somebody else on the broker: publishes commands, keeps everything that the device says, waits
+//! for what must come.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rollcall::backoff::Backoff;
 use rollcall::clock::Stopwatch;
-use rollcall::mqtt::link::{self, Link, LinkEvent, LinkSettings, Message};
+use rollcall::mqtt::event::LinkEvent;
+use rollcall::mqtt::link;
+use rollcall::mqtt::link::Link;
+use rollcall::mqtt::message::Message;
+use rollcall::mqtt::settings::LinkSettings;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::daemon::{BASE, Daemon, Home, PATIENCE, until};
+use crate::support::daemon::{BASE, Daemon, Home, PATIENCE, until};
 
 /// A message as it came. Retained ones are what the broker had kept.
 #[derive(Clone, Debug)]
-pub struct Heard {
+pub struct ReceivedMessage {
     /// Below the device's own topic: `event/attendance`, `reply/r-1`, `status`.
     pub part: String,
     pub payload: Vec<u8>,
     pub retained: bool,
 }
 
-impl Heard {
+impl ReceivedMessage {
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.payload).unwrap()
     }
@@ -32,13 +37,14 @@ impl Heard {
 
 pub struct Client {
     link: Link,
-    heard: Arc<Mutex<Vec<Heard>>>,
+    received: Arc<Mutex<Vec<ReceivedMessage>>>,
     stop: watch::Sender<bool>,
     runtime: Option<Runtime>,
 }
 
 impl Client {
-    /// With a session that the broker keeps: what is said while the broker is down, or this client, is heard later.
+    /// With a session that the broker keeps: what is said while the broker is down, or this client,
+    /// is heard later.
     pub fn connect(port: u16) -> Self {
         Self::connect_as(port, "observer")
     }
@@ -51,19 +57,18 @@ impl Client {
             ["status", "health", "watermark", "receipt/+"].map(|part| format!("{BASE}/{part}")),
         );
         wanted.packet_bytes_max_out = 64 << 20;
-        wanted.retry.shortest = Duration::from_millis(20);
-        wanted.retry.longest = Duration::from_millis(200);
-        let (link, driver, mut told) = link::open(wanted).unwrap();
+        wanted.retry.backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(200));
+        let (link, driver, mut reported) = link::open(wanted).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
         let (stop, asked) = watch::channel(false);
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let keep = Arc::clone(&heard);
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let keep = Arc::clone(&received);
         runtime.spawn(async move {
-            while let Some(event) = told.recv().await {
+            while let Some(event) = reported.recv().await {
                 if let LinkEvent::Inbound(inbound) = event {
                     let below = inbound
                         .topic
@@ -71,26 +76,29 @@ impl Client {
                         .unwrap()
                         .trim_start_matches('/')
                         .to_owned();
-                    let heard =
-                        Heard { part: below, payload: inbound.payload, retained: inbound.retained };
-                    lock(&keep).push(heard);
+                    let received = ReceivedMessage {
+                        part: below,
+                        payload: inbound.payload,
+                        retained: inbound.retained,
+                    };
+                    lock(&keep).push(received);
                     inbound.ack.acknowledge();
                 }
             }
         });
         runtime.spawn(driver.drive(asked));
-        let client = Self { link, heard, stop, runtime: Some(runtime) };
+        let client = Self { link, received, stop, runtime: Some(runtime) };
         client.publish("settled", b"");
         client
     }
 
     /// A daemon that is ready, and has told so here: from then on the broker keeps commands for it.
     pub fn started(&self, home: &Home) -> Daemon {
-        let from = lock(&self.heard).len();
+        let from = lock(&self.received).len();
         let daemon = home.start();
-        let online = |it: &Heard| it.part == "status" && it.payload == b"online";
+        let online = |it: &ReceivedMessage| it.part == "status" && it.payload == b"online";
         until("the device is online", || {
-            lock(&self.heard)[from..].iter().any(online).then_some(())
+            lock(&self.received)[from..].iter().any(online).then_some(())
         });
         daemon
     }
@@ -114,44 +122,54 @@ impl Client {
     /// A command with a `request_id`, and its answer.
     pub fn request(&self, verb: &str, request_id: &str, mut body: Value) -> Value {
         body["request_id"] = request_id.into();
-        let before = self.heard().len();
+        let before = self.received().len();
         self.command(verb, &body);
         self.await_from(before, &format!("reply/{request_id}")).json()
     }
 
-    pub fn heard(&self) -> Vec<Heard> {
-        lock(&self.heard).clone()
+    pub fn received(&self) -> Vec<ReceivedMessage> {
+        lock(&self.received).clone()
     }
 
     /// What was heard on one topic, as JSON.
-    pub fn heard_on(&self, part: &str) -> Vec<Value> {
-        lock(&self.heard).iter().filter(|it| it.part == part).map(Heard::json).collect()
+    pub fn received_on(&self, part: &str) -> Vec<Value> {
+        lock(&self.received)
+            .iter()
+            .filter(|it| it.part == part)
+            .map(ReceivedMessage::json)
+            .collect()
     }
 
-    pub fn count(&self, wanted: impl Fn(&Heard) -> bool) -> usize {
-        lock(&self.heard).iter().filter(|it| wanted(it)).count()
+    pub fn count(&self, wanted: impl Fn(&ReceivedMessage) -> bool) -> usize {
+        lock(&self.received).iter().filter(|it| wanted(it)).count()
     }
 
     /// The first message on a topic from `from` on.
-    pub fn await_from(&self, from: usize, part: &str) -> Heard {
-        until(part, || lock(&self.heard)[from..].iter().find(|it| it.part == part).cloned())
+    pub fn await_from(&self, from: usize, part: &str) -> ReceivedMessage {
+        until(part, || lock(&self.received)[from..].iter().find(|it| it.part == part).cloned())
     }
 
-    pub fn await_one(&self, what: &str, wanted: impl Fn(&Heard) -> bool) -> Heard {
-        until(what, || lock(&self.heard).iter().find(|it| wanted(it)).cloned())
+    pub fn await_one(
+        &self,
+        what: &str,
+        wanted: impl Fn(&ReceivedMessage) -> bool,
+    ) -> ReceivedMessage {
+        until(what, || lock(&self.received).iter().find(|it| wanted(it)).cloned())
     }
 
     /// The next health message of which `wanted` is true.
     pub fn await_health(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let from = self.heard().len();
-        let fresh =
-            |it: &Heard| (it.part == "health").then(|| it.json()).filter(|health| wanted(health));
-        until(what, || lock(&self.heard)[from..].iter().find_map(fresh))
+        let from = self.received().len();
+        let fresh = |it: &ReceivedMessage| {
+            (it.part == "health").then(|| it.json()).filter(|health| wanted(health))
+        };
+        until(what, || lock(&self.received)[from..].iter().find_map(fresh))
     }
 
     /// Waits for so many different answers, however long they take, as long as some come.
     pub fn await_replies(&self, wanted: usize) {
-        let (mut last, mut watch) = (0, Stopwatch::start());
+        let mut last = 0;
+        let mut watch = Stopwatch::start();
         loop {
             let replies = self.replies();
             if replies >= wanted {
@@ -167,17 +185,19 @@ impl Client {
 
     /// How many different requests were answered.
     pub fn replies(&self) -> usize {
-        let heard = lock(&self.heard);
+        let received = lock(&self.received);
         let parts =
-            heard.iter().map(|it| it.part.as_str()).filter(|part| part.starts_with("reply/"));
+            received.iter().map(|it| it.part.as_str()).filter(|part| part.starts_with("reply/"));
         parts.collect::<BTreeSet<_>>().len()
     }
 
     /// All events by `seq`; it is an error that one `seq` has two ids, or one id two of anything.
     pub fn events(&self) -> BTreeMap<u64, Value> {
         let mut events: BTreeMap<u64, Value> = BTreeMap::new();
-        for event in
-            lock(&self.heard).iter().filter(|it| it.part.starts_with("event/")).map(Heard::json)
+        for event in lock(&self.received)
+            .iter()
+            .filter(|it| it.part.starts_with("event/"))
+            .map(ReceivedMessage::json)
         {
             let seq = event["seq"].as_u64().unwrap();
             let same = |known: &Value| known["event_id"] == event["event_id"];
@@ -187,24 +207,26 @@ impl Client {
         events
     }
 
-    /// Waits until every event that the database holds was heard, and holds the two against each other: the same
-    /// events with the same ids, and `seq` from 1 on without a gap. For a daemon that has ended.
+    /// Waits until every event that the database holds was heard, and holds the two against each
+    /// other: the same events with the same ids, and `seq` from 1 on without a gap. For a daemon
+    /// that has ended.
     pub fn check_events(&self, home: &Home) -> BTreeMap<u64, Value> {
         let kept = home.events();
-        let heard = until("every event is heard", || {
-            Some(self.events()).filter(|heard| heard.len() >= kept.len())
+        let received = until("every event is heard", || {
+            Some(self.events()).filter(|received| received.len() >= kept.len())
         });
         let text = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
-        let told =
-            heard.iter().map(|(seq, event)| (*seq, text(event, "event_id"), text(event, "kind")));
-        assert_eq!(told.collect::<Vec<_>>(), kept, "MQTT and SQLite tell the same");
+        let reported = received
+            .iter()
+            .map(|(seq, event)| (*seq, text(event, "event_id"), text(event, "kind")));
+        assert_eq!(reported.collect::<Vec<_>>(), kept, "MQTT and SQLite tell the same");
         assert!(
             kept.iter().map(|event| event.0).eq(1..=kept.len() as u64),
             "seq has a gap: {kept:?}"
         );
         let ids: BTreeSet<_> = kept.iter().map(|event| &event.1).collect();
         assert_eq!(ids.len(), kept.len(), "one event_id, two events");
-        heard
+        received
     }
 }
 
@@ -217,6 +239,6 @@ impl Drop for Client {
     }
 }
 
-fn lock(heard: &Mutex<Vec<Heard>>) -> std::sync::MutexGuard<'_, Vec<Heard>> {
-    heard.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(received: &Mutex<Vec<ReceivedMessage>>) -> std::sync::MutexGuard<'_, Vec<ReceivedMessage>> {
+    received.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
-//! The built daemon in a folder of its own: started, waited for, killed or asked to stop, and never left behind.
+//! The built daemon in a folder of its own: started, waited for, killed or asked to stop, and never
+//! left behind.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::fmt::Write as _;
@@ -20,7 +20,8 @@ pub const BASE: &str = "rollcall/hq/door-1";
 /// Longer than anything here takes on a busy machine: reaching it is a failure, not a pause.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A number that a run by hand may raise: the suite stays quick, and the same test does the whole of it.
+/// A number that a run by hand may raise: the suite stays quick, and the same test does the whole
+/// of it.
 pub fn scaled(variable: &str, usual: usize) -> usize {
     std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
 }
@@ -41,7 +42,8 @@ pub fn until_for<T>(patience: Duration, what: &str, mut ask: impl FnMut() -> Opt
     }
 }
 
-/// Where a daemon lives: configuration, state and log, all below one folder that goes with the test.
+/// Where a daemon lives: configuration, state and log, all below one folder that goes with the
+/// test.
 pub struct Home {
     dir: tempfile::TempDir,
     /// What the program finds in its environment besides.
@@ -49,7 +51,8 @@ pub struct Home {
 }
 
 impl Home {
-    /// With a broker at `port`; `more` are further sections, or keys of `[mqtt]` before the first of them.
+    /// With a broker at `port`; `more` are further sections, or keys of `[mqtt]` before the first
+    /// of them.
     pub fn new(port: u16, more: &str) -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap(), environment: Vec::new() };
         fs::create_dir(home.path("tmp")).unwrap();
@@ -65,8 +68,17 @@ impl Home {
         if !more.contains("[recognition]") {
             writeln!(text, "[recognition]\nmodels = \"{}\"", models.display()).unwrap();
         }
-        write!(text, "[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\nhealth_every = \"1s\"\n{more}")
-            .unwrap();
+        let mut mqtt = String::new();
+        if let Ok(version) = std::env::var("ROLLCALL_TEST_MQTT")
+            && !more.contains("version =")
+        {
+            mqtt = format!("version = \"{version}\"\n");
+        }
+        write!(
+            text,
+            "[mqtt]\nhost = \"127.0.0.1\"\nport = {port}\nhealth_every = \"1s\"\n{mqtt}{more}"
+        )
+        .unwrap();
         fs::write(self.path("config.toml"), text).unwrap();
     }
 
@@ -83,7 +95,8 @@ impl Home {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// The program, with this home's configuration; nothing of the test's own environment configures it.
+    /// The program, with this home's configuration; nothing of the test's own environment
+    /// configures it.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollcall"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ROLLCALL_")) {
@@ -109,7 +122,8 @@ impl Home {
     }
 
     pub fn finish(&self, command: &mut Command) -> Output {
-        // Files and not pipes: a pipe that nobody reads while we wait for the end holds up whoever writes much.
+        // Files and not pipes: a pipe that nobody reads while we wait for the end holds up whoever
+        // writes much.
         let [out, err] = ["command.out", "command.err"].map(|name| self.path(name));
         let files = [&out, &err].map(|path| File::create(path).unwrap());
         let [to_out, to_err] = files;

@@ -1,6 +1,6 @@
-//! A door without a camera: a real store, the relay and the MongoDB sink, in this process, with a clock that tests move.
+//! A door without a camera: a real store, the relay and the MongoDB sink, in this process, with a
+//! clock that tests move.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::path::PathBuf;
@@ -8,22 +8,24 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rollcall::attend::venue::DirectionMode;
+use rollcall::backoff::Backoff;
 use rollcall::clock::{Clock as _, SimulatedClock, Stopwatch};
 use rollcall::health::{Health, MongoState};
+use rollcall::ids::{Name, Origin, SubjectId};
 use rollcall::mongo::{
-    MongoLink, MongoSettings, MongoSink, UriSource, VenueNote, Venues, settings_from,
+    MongoLink, MongoSettings, MongoSink, UriSource, VenueRecord, Venues, settings_from,
 };
-use rollcall::recognise::face::{Name, SubjectId};
-use rollcall::record::event::{Attendance, Body, Direction, NewEvent, Status, SubjectRef};
-use rollcall::record::outbox::{Backoff, RelaySettings, relay};
-use rollcall::record::store::{SinkName, Store, StoreOptions};
+use rollcall::store::relay::{RelaySettings, relay};
+use rollcall::store::{SinkName, Store, StoreOptions};
+use rollcall::wire::event::{Attendance, Body, Direction, NewEvent, Status, SubjectRef};
 use tokio::sync::watch;
 
 /// 2026-11-23T07:58:03.412Z
 pub const START_MS: i64 = 1_795_420_683_412;
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A number that a run by hand may raise: the suite stays quick, and the same test does the whole of it.
+/// A number that a run by hand may raise: the suite stays quick, and the same test does the whole
+/// of it.
 pub fn scaled(variable: &str, usual: usize) -> usize {
     std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
 }
@@ -46,7 +48,7 @@ pub struct Door {
     pub health: Arc<Health>,
     pub settings: MongoSettings,
     pub window: usize,
-    pub venues: Arc<Mutex<Vec<VenueNote>>>,
+    pub venues: Arc<Mutex<Vec<VenueRecord>>>,
     dir: tempfile::TempDir,
 }
 
@@ -60,6 +62,7 @@ pub fn settings(uri: &str, timeout: Duration) -> MongoSettings {
     let from = UriSource {
         uri: uri.into(),
         database: "rollcall".into(),
+        venues_collection: "venues".into(),
         ca_file: None,
         tls: false,
         timeout,
@@ -103,12 +106,13 @@ impl Door {
         let clock = Arc::new(SimulatedClock::at(START_MS));
         let options = StoreOptions::new(vec![SinkName::MONGO], Arc::clone(&clock) as _);
         let store = Store::open(dir.path(), options).unwrap().store;
-        let room = VenueNote {
+        let room = VenueRecord {
             id: "room".into(),
             name: "The room".into(),
             schedule: Some(serde_json::json!({"sessions": [{"start": "08:00"}]})),
             direction: DirectionMode::In,
             re_entry_gap: Duration::from_mins(5),
+            date_time: None,
         };
         let venues = Arc::new(Mutex::new(vec![room]));
         let health = Arc::new(Health::default());
@@ -160,10 +164,10 @@ impl Door {
         let (stop, stopped) = watch::channel(false);
         let venues = Arc::clone(&self.venues);
         let venues: Venues = Arc::new(move || venues.lock().unwrap().clone());
-        let sink = MongoSink::new(self.link(), "hq", &self.name, venues);
+        let origin = Origin { site: "hq".into(), device: self.name.clone() };
+        let sink = MongoSink::new(self.link(), origin, venues);
         let store = self.store.clone();
-        let backoff =
-            Backoff { least: Duration::from_millis(50), most: Duration::from_millis(400) };
+        let backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
         let settings = RelaySettings { window: self.window, backoff };
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -178,20 +182,26 @@ impl Door {
         Running { stop, thread: Some(thread), health: Arc::clone(&self.health) }
     }
 
-    pub fn owed(&self) -> u64 {
+    pub fn pending(&self) -> u64 {
         self.store.write(|tx| tx.outbox_depth(SinkName::MONGO)).unwrap().rows
     }
 
-    pub fn buried(&self) -> Vec<String> {
-        self.store.write(|tx| tx.buried(100)).unwrap().into_iter().map(|it| it.reason).collect()
+    pub fn dead_letters(&self) -> Vec<String> {
+        self.store
+            .write(|tx| tx.dead_letters(100))
+            .unwrap()
+            .into_iter()
+            .map(|it| it.reason)
+            .collect()
     }
 
-    pub fn retry_buried(&self) -> u64 {
-        self.store.write(|tx| Ok(tx.retry_buried()? as u64)).unwrap()
+    pub fn retry_dead_letters(&self) -> u64 {
+        let retried = self.store.write(|tx| tx.retry_dead_letters(0, 1000)).unwrap();
+        retried.map_or(0, |it| it.count)
     }
 
     pub fn until_nothing_is_owed(&self) {
-        until("everything is delivered", || (self.owed() == 0).then_some(()));
+        until("everything is delivered", || (self.pending() == 0).then_some(()));
     }
 
     /// Starts, delivers everything, stops.

@@ -1,7 +1,6 @@
-//! Reads what `/metrics` says with a parser that we did not write, and holds it against the format and the rules that
-//! `promtool check metrics` knows.
+//! Reads what `/metrics` says with a parser that we did not write, and holds it against the format
+//! and the rules that `promtool check metrics` knows.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -101,7 +100,8 @@ impl Exposed {
             let Value::Histogram(buckets) = &sample.value else { continue };
             let labels: Vec<(&str, &str)> =
                 sample.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-            let (name, count) = (&sample.metric, self.count(&sample.metric, &labels));
+            let name = &sample.metric;
+            let count = self.count(&sample.metric, &labels);
             let rises =
                 |by: fn(&HistogramCount) -> f64| buckets.is_sorted_by(|a, b| by(a) <= by(b));
             assert!(
@@ -114,7 +114,9 @@ impl Exposed {
                 "{name}{labels:?}"
             );
             let sum = self.value(&format!("{name}_sum"), &labels);
-            let (mut floor, mut counted, mut bound) = (0.0, 0.0, 0.0);
+            let mut floor = 0.0;
+            let mut counted = 0.0;
+            let mut bound = 0.0;
             for bucket in buckets {
                 floor += (bucket.count - counted) * bound;
                 (counted, bound) = (bucket.count, bucket.less_than);
@@ -132,13 +134,15 @@ fn has(labels: &Labels, wanted: &[(&str, &str)]) -> bool {
     all.len() == wanted.len() && wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
-/// Each line is one that the parser knows; each name has its help and type, once, and its samples directly below.
+/// Each line is one that the parser knows; each name has its help and type, once, and its samples
+/// directly below.
 fn check_lines(text: &str) -> BTreeMap<String, SampleType> {
     assert!(
         text.ends_with('\n') && !text.contains('\r'),
         "lines end with a line feed, the last one too"
     );
-    let (mut kinds, mut helped) = (BTreeMap::new(), None::<String>);
+    let mut kinds = BTreeMap::new();
+    let mut helped = None::<String>;
     let mut current: Option<(String, SampleType)> = None;
     for line in text.lines() {
         match LineInfo::parse(line) {

@@ -1,6 +1,5 @@
 //! A plain HTTP client for the daemon: what it sends, it sends byte by byte as the test has it.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::fmt::Write as _;
@@ -11,7 +10,7 @@ use std::time::Duration;
 use rollcall::clock::Stopwatch;
 use serde_json::Value;
 
-use crate::daemon::{Home, PATIENCE, until};
+use crate::support::daemon::{Home, PATIENCE, until};
 
 /// Where the daemon of this home says that it listens, since its last start.
 pub fn address(home: &Home) -> SocketAddr {
@@ -50,7 +49,8 @@ pub fn connect(to: SocketAddr) -> TcpStream {
 /// What comes until the other side closes, as an answer; `None` when nothing came.
 pub fn answer(mut stream: TcpStream) -> Option<Answer> {
     let mut all = Vec::new();
-    // A server that has answered and closed, while we still sent, may reset the connection: what came has come.
+    // A server that has answered and closed, while we still sent, may reset the connection: what
+    // came has come.
     let mut part = [0; 4096];
     while let Ok(count) = stream.read(&mut part) {
         if count == 0 {
@@ -163,7 +163,8 @@ impl Feed {
         loop {
             assert!(watch.elapsed() < PATIENCE, "no {kind} in time");
             while let Some((message, rest)) = self.text.split_once("\n\n") {
-                let (message, rest) = (message.to_owned() + "\n", rest.to_owned());
+                let message = message.to_owned() + "\n";
+                let rest = rest.to_owned();
                 self.text = rest;
                 if let Some((_, data)) = message.split_once(&wanted) {
                     let data = data.strip_prefix("data: ").unwrap();

@@ -1,11 +1,16 @@
-//! A running link for one test: driven in a task, stopped or dropped by the test, its events awaited with a deadline.
+//! A running link for one test: driven in a task, stopped or dropped by the test, its events
+//! awaited with a deadline.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::time::Duration;
 
-use rollcall::mqtt::link::{self, Inbound, Link, LinkEvent, LinkSettings, Message, RetrySettings};
+use rollcall::backoff::Backoff;
+use rollcall::mqtt::event::{Inbound, LinkEvent};
+use rollcall::mqtt::link;
+use rollcall::mqtt::link::Link;
+use rollcall::mqtt::message::Message;
+use rollcall::mqtt::settings::{LinkSettings, Version, VersionChoice};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -21,8 +26,26 @@ pub struct Running {
 pub fn settings(port: u16, id: &str, subscriptions: &[&str]) -> LinkSettings {
     let mut settings = LinkSettings::new("127.0.0.1", port, id, format!("status/{id}"));
     settings.subscriptions = subscriptions.iter().map(|it| (*it).to_owned()).collect();
-    settings.retry.shortest = Duration::from_millis(20);
-    settings.retry = RetrySettings { longest: Duration::from_millis(300), ..settings.retry };
+    settings.retry.backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(300));
+    settings.version = version();
+    settings
+}
+
+/// The version of MQTT that the suite is run with: `make test` runs it with each. The daemons of
+/// `--test daemon` use it too.
+pub fn version() -> VersionChoice {
+    match std::env::var("ROLLCALL_TEST_MQTT").as_deref() {
+        Err(_) => VersionChoice::Auto,
+        Ok("5") => VersionChoice::Only(Version::V5),
+        Ok("3.1.1") => VersionChoice::Only(Version::V311),
+        Ok(other) => panic!("ROLLCALL_TEST_MQTT is {other:?}"),
+    }
+}
+
+/// For what is about MQTT 3.1.1 alone.
+pub fn settings_v311(port: u16, id: &str, subscriptions: &[&str]) -> LinkSettings {
+    let mut settings = settings(port, id, subscriptions);
+    settings.version = VersionChoice::Only(Version::V311);
     settings
 }
 
@@ -35,7 +58,8 @@ impl Running {
         Self { link, events, stop, tasks }
     }
 
-    /// Started, connected, and subscribed: mosquitto answers SUBSCRIBE before the PUBLISH that follows it.
+    /// Started, connected, and subscribed: mosquitto answers SUBSCRIBE before the PUBLISH that
+    /// follows it.
     pub async fn connected(settings: LinkSettings) -> Self {
         let mut running = Self::start(settings);
         running.until_connected().await;

@@ -1,7 +1,6 @@
-//! Real mongods for tests: own ports, own directories, killed by their ids at the end. `make setup` fetches the program
-//! (`tests/fetch_mongod.sh`); `MONGOD` names another.
+//! Real mongods for tests: own ports, own directories, killed by their ids at the end. `make setup`
+//! fetches the program (`tests/fetch_mongod.sh`); `MONGOD` names another.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::fs;

@@ -1,6 +1,6 @@
-//! A real mosquitto for one test: own port, own directory, own configuration, killed by its id at the end.
+//! A real mosquitto for one test: own port, own directory, own configuration, killed by its id at
+//! the end.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::fs;
@@ -29,7 +29,8 @@ impl Mosquitto {
         Self::start_with(|_| "allow_anonymous true\n".to_owned())
     }
 
-    /// `options` gets the directory for its files and returns what is written after the `listener` line.
+    /// `options` gets the directory for its files and returns what is written after the `listener`
+    /// line.
     pub fn start_with(options: impl FnOnce(&Path) -> String) -> Self {
         assert!(Path::new(BROKER).exists(), "{BROKER} is missing; {HINT}");
         let dir = tempfile::tempdir().unwrap();
@@ -47,6 +48,28 @@ impl Mosquitto {
         let mut broker = Self { child: None, dir, port };
         broker.run();
         broker
+    }
+
+    /// With access rules, and these users, whose password is `secret`.
+    pub fn with_rules(rules: &str, users: &[&str]) -> Self {
+        Self::start_with(|dir| {
+            let acl = dir.join("acl");
+            let passwords = dir.join("passwords");
+            fs::write(&acl, rules).unwrap();
+            fs::write(&passwords, "").unwrap();
+            for user in users {
+                let made = Command::new("mosquitto_passwd")
+                    .arg("-b")
+                    .arg(&passwords)
+                    .args([user, "secret"])
+                    .output()
+                    .unwrap();
+                assert!(made.status.success(), "{made:?}");
+            }
+            let passwords = passwords.display();
+            let acl = acl.display();
+            format!("allow_anonymous false\npassword_file {passwords}\nacl_file {acl}\n")
+        })
     }
 
     /// Starts it (again) and waits until it accepts connections.
@@ -76,7 +99,8 @@ impl Mosquitto {
         }
     }
 
-    /// SIGTERM: what it has acknowledged and not yet passed on is on its disk. Killed, it may lose that, and no door could help it.
+    /// SIGTERM: what it has acknowledged and not yet passed on is on its disk. Killed, it may lose
+    /// that, and no door could help it.
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             rustix::process::kill_process(
@@ -86,6 +110,20 @@ impl Mosquitto {
             .unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// SIGHUP: reads its passwords and access rules again. Returns when it has.
+    pub fn reload(&self) {
+        let before = self.log().matches("Reloading config").count();
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().unwrap());
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+        for _ in 0..1000 {
+            if self.log().matches("Reloading config").count() > before {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("mosquitto does not reload:\n{}", self.log());
     }
 
     pub fn port(&self) -> u16 {
@@ -118,7 +156,8 @@ impl Mosquitto {
         assert!(child.wait().unwrap().success(), "mosquitto_pub to {topic}");
     }
 
-    /// mosquitto_sub to this broker; returns when it got as many messages as `-C` in the arguments says.
+    /// mosquitto_sub to this broker; returns when it got as many messages as `-C` in the arguments
+    /// says.
     pub fn subscribe(&self, args: &[&str]) -> Output {
         let port = self.port.to_string();
         let all = [&["-h", "127.0.0.1", "-p", &port, "-q", "1", "-W", "10"], args].concat();

@@ -1,6 +1,6 @@
-//! A TCP proxy that can stop forwarding while every connection stays open: a network that swallows everything.
+//! A TCP proxy that can stop forwarding while every connection stays open: a network that swallows
+//! everything.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::io::{Read as _, Write as _};
@@ -25,7 +25,8 @@ impl Proxy {
                     continue;
                 };
                 let back = (far.try_clone().unwrap(), near.try_clone().unwrap());
-                let (there, here) = (Arc::clone(&shared), Arc::clone(&shared));
+                let there = Arc::clone(&shared);
+                let here = Arc::clone(&shared);
                 std::thread::spawn(move || forward(near, far, &there));
                 std::thread::spawn(move || forward(back.0, back.1, &here));
             }

@@ -1,6 +1,5 @@
 //! A terminal of our own, and a program that believes somebody sits at it.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::fs::{File, OpenOptions};
@@ -12,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
-use crate::daemon::until;
+use crate::support::daemon::until;
 
 pub struct Terminal {
     child: Child,
@@ -53,7 +52,8 @@ impl Terminal {
 
     /// Waits for a question, and gives what was shown since the one before.
     pub fn wait_for(&mut self, question: &str) -> String {
-        let (screen, from) = (&self.screen, self.read);
+        let screen = &self.screen;
+        let from = self.read;
         let shown = until(question, || {
             let shown = screen.lock().unwrap()[from..].to_owned();
             let at = shown.find(question).map(|at| at + question.len());

@@ -1,7 +1,8 @@
-//! A small file system for one test, which goes with it. Mounting needs root, or a user namespace of one's own; everything is
-//! mounted where no other process sees it, so that nothing stays behind however the test ends.
+//! A small file system for one test, which goes with it. Mounting needs root, or a user namespace
+//! of one's own; everything is mounted where no other process sees it, so that nothing stays behind
+//! however the test ends. Tests that use this stand in a module `needs_mounts` (`needs_root` if a
+//! user namespace is not enough), which `tests/run.sh` leaves out where that is not granted.
 
-#![allow(dead_code, reason = "each test binary uses a part of this")]
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::fs::{self, File, OpenOptions};
@@ -11,14 +12,19 @@ use std::process::Command;
 
 /// Says to a test that it is inside, and with which kind of file system.
 const INSIDE: &str = "ROLLCALL_TEST_INSIDE";
+/// Names the file that the test makes at its end, inside.
+const COMPLETED: &str = "ROLLCALL_TEST_COMPLETED";
 const HINT: &str = "this test mounts a small file system: it needs root, or a kernel that grants user namespaces \
                     (sysctl kernel.unprivileged_userns_clone, or kernel.apparmor_restrict_unprivileged_userns), and util-linux; \
-                    as root also e2fsprogs";
+                    as root also e2fsprogs. `make test` skips it where that is missing";
 
-/// Runs `body` in mounts of its own: the test binary runs again in a new namespace, this test alone.
+/// Runs `body` in mounts of its own: the test binary runs again in a new namespace, this test
+/// alone.
 pub fn in_own_mounts(test: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
-        return body();
+        body();
+        File::create(std::env::var_os(COMPLETED).unwrap()).unwrap();
+        return;
     }
     let root = rustix::process::getuid().is_root();
     let mut command = Command::new("unshare");
@@ -26,17 +32,16 @@ pub fn in_own_mounts(test: &str, body: impl FnOnce()) {
     if !root {
         command.args(["--user", "--map-root-user"]);
     }
-    command.arg(std::env::current_exe().unwrap()).args([
-        "--exact",
-        test,
-        "--nocapture",
-        "--test-threads=1",
-    ]);
-    // All that the test writes is in one folder, which goes even if the test ends without tidying up.
+    command.arg(std::env::current_exe().unwrap()).args([test, "--nocapture", "--test-threads=1"]);
+    // All that the test writes is in one folder, which goes even if the test ends without tidying
+    // up.
     let folder = tempfile::tempdir().unwrap();
-    command.env(INSIDE, if root { "ext4" } else { "tmpfs" }).env("TMPDIR", folder.path());
+    let completed = folder.path().join("completed");
+    command.env(INSIDE, if root { "ext4" } else { "tmpfs" });
+    command.env("TMPDIR", folder.path()).env(COMPLETED, &completed);
     let status = command.status().expect(HINT);
     assert!(status.success(), "{test}: {status}; if it could not even begin: {HINT}");
+    assert!(completed.is_file(), "no test of the name {test} ran inside");
 }
 
 /// A journal and a block device below it is what devices have; without root there is only memory.
@@ -124,17 +129,18 @@ impl Volume {
         fs::remove_dir_all(self.path.join("many")).unwrap();
     }
 
-    /// What the kernel does when a card fails: the file system takes no more writes. Gives whether it can be done here.
-    pub fn fail(&self) -> bool {
-        let Some(image) = &self.image else {
-            return false;
-        };
+    /// Does what the kernel does when a card fails: the file system takes no more writes.
+    pub fn fail(&self) {
+        let image = self.image.as_ref().expect(
+            "only ext4 on a block device fails like that, and mounting that needs root: `make test` skips this test \
+             without root",
+        );
         run(Command::new("mount").args(["-o", "remount,errors=remount-ro"]).arg(&self.path));
         fs::write(format!("/sys/fs/ext4/{}/trigger_fs_error", loop_of(image)), "a test").unwrap();
-        true
     }
 
-    /// The counter of the block device, where there is one: bytes written, the file system's own among them.
+    /// The counter of the block device, where there is one: bytes written, the file system's own
+    /// among them.
     pub fn device_bytes(&self) -> Option<u64> {
         let image = self.image.as_ref()?;
         let stat = fs::read_to_string(format!("/sys/block/{}/stat", loop_of(image))).unwrap();
@@ -144,7 +150,8 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        // Whoever still has a file open there goes with the test; the mount goes with the last of them.
+        // Whoever still has a file open there goes with the test; the mount goes with the last of
+        // them.
         Command::new("umount").arg("--lazy").arg(&self.path).status().ok();
     }
 }

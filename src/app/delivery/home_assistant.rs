@@ -1,63 +1,49 @@
-//! Home Assistant is told of this device: after each connect, and when it says that it has started. Nothing in the message
-//! changes while the daemon runs, so that is all there is to tell.
+//! Announces this device to Home Assistant: after each connect, and when Home Assistant has started.
+//! Nothing in the message changes while the daemon runs.
 //!
-//! What must hold: a message that this device once left with a broker is taken back when it is switched off, or belongs
-//! elsewhere now (another prefix, site or device). So the topic is written down before the first word is said. A device
-//! that never said anything takes nothing back, for its broker's rules may forbid it there, and Home Assistant warns of
-//! what it never knew.
+//! Invariant: a retained message of this device is deleted when the announcement is switched off, or
+//! belongs to another topic now (another prefix, site or device). So the topic is stored before the
+//! first publish. A device that never published deletes nothing: its broker's access rules may
+//! forbid it, and Home Assistant warns of entities that it never knew.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
+use crate::app::context::Context;
 use crate::app::supervise::StageResult;
-use crate::config::{CameraSettings, HomeAssistantSettings, Settings};
+use crate::config::Settings;
+use crate::config::camera::CameraSettings;
 use crate::health;
+use crate::mqtt::discovery::Birth;
 use crate::mqtt::discovery::{Described, Has};
-use crate::mqtt::link::{Inbound, Link, Message};
-use crate::mqtt::random_fraction;
-use crate::mqtt::topics::{self, TopicError, Topics};
-use crate::record::store::{Store, StoreError};
+use crate::mqtt::link::Link;
+use crate::mqtt::message::Message;
+use crate::mqtt::topics::{TopicError, Topics};
+use crate::store::{Store, StoreError};
 
-/// In `meta`: the topic at which the message was left.
-const SAID_AT: &str = "home_assistant";
-/// When Home Assistant starts, a building of doors answers within this time, and not all at once.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// After this a message that was not acknowledged is sent again, should the link be up all the same.
+/// The key in `meta` of the topic that the message was published to.
+const TOPIC_KEY: &str = "home_assistant";
+/// When Home Assistant starts, the doors of a building publish spread over this time.
+const SPREAD: Duration = Duration::from_secs(5);
+/// A message that was not acknowledged is sent again after this time if the link is still up.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 pub struct Discovery {
-    pub link: Link,
-    pub store: Store,
-    /// None: switched off.
-    pub message: Option<Message>,
-    pub birth: Option<Birth>,
+    link: Link,
+    store: Store,
+    /// `None` if it is switched off.
+    message: Option<Message>,
+    birth: Option<Birth>,
 }
 
-/// Home Assistant says on this topic that it has started.
-#[derive(Clone)]
-pub struct Birth {
-    pub topic: String,
-    heard: Arc<Notify>,
+/// Returns the watcher of Home Assistant's birth message; `None` if it is switched off.
+pub fn birth(settings: &Settings) -> Result<Option<Birth>, TopicError> {
+    settings.home_assistant.as_ref().map(|it| Birth::new(&it.discovery_prefix)).transpose()
 }
 
-impl Birth {
-    pub fn new(settings: &HomeAssistantSettings) -> Result<Self, TopicError> {
-        let topic = topics::home_assistant_status(&settings.discovery_prefix)?;
-        Ok(Self { topic, heard: Arc::new(Notify::new()) })
-    }
-
-    /// For what comes from the broker and is no command. A retained `online` is old, and was answered by connecting.
-    pub fn hear(&self, inbound: &Inbound) {
-        if inbound.topic == self.topic && inbound.payload == b"online" && !inbound.retained {
-            self.heard.notify_one();
-        }
-    }
-}
-
-/// What Home Assistant is told, and where.
-pub fn message(settings: &Settings, topics: &Topics) -> Result<Option<Message>, TopicError> {
+/// Returns the discovery message with its topic.
+fn discovery_message(settings: &Settings, topics: &Topics) -> Result<Option<Message>, TopicError> {
     let Some(home) = &settings.home_assistant else {
         return Ok(None);
     };
@@ -68,7 +54,8 @@ pub fn message(settings: &Settings, topics: &Topics) -> Result<Option<Message>, 
         (Has::People, home.people),
         (Has::Thermometer, health::cpu_celsius().is_some()),
         (Has::Mongo, settings.mongo.is_some()),
-        // Home Assistant cannot sign: where a device takes signed commands only, there is no button.
+        // Home Assistant cannot sign: where a device takes signed commands only, there is no
+        // button.
         (Has::PlainCommands, settings.commands.trusted_keys.is_empty()),
     ];
     let has: Vec<Has> = has.into_iter().filter(|(_, is)| *is).map(|(what, _)| what).collect();
@@ -77,53 +64,59 @@ pub fn message(settings: &Settings, topics: &Topics) -> Result<Option<Message>, 
 }
 
 impl Discovery {
+    pub fn new(ctx: Context, link: Link, birth: Option<Birth>) -> Result<Self, TopicError> {
+        let message = discovery_message(&ctx.settings, &ctx.topics)?;
+        Ok(Self { link, store: ctx.store, message, birth })
+    }
+
     pub async fn run(self, mut stop: watch::Receiver<bool>) -> StageResult {
         tokio::select! {
-            done = self.tell_always() => done.map_err(Into::into),
-            // What was under way is told again after the next start.
+            done = self.announce_always() => done.map_err(Into::into),
+            // A publish that is interrupted here is repeated after the next start.
             _ = stop.wait_for(|it| *it) => Ok(()),
         }
     }
 
-    async fn tell_always(&self) -> Result<(), StoreError> {
+    async fn announce_always(&self) -> Result<(), StoreError> {
         let mut online = self.link.online();
         loop {
             if online.wait_for(|it| *it).await.is_err() {
-                // The link has ended, which its own stage tells.
+                // The link has ended, which its own stage reports.
                 return std::future::pending().await;
             }
-            let told = self.tell().await?;
+            let acknowledged = self.announce().await?;
             tokio::select! {
-                // Down, up again, or so quickly both that only the change is seen. An error comes back at the top.
+                // Down, up again, or both before this task ran. An error returns at the top.
                 _ = online.changed() => {}
-                () = self.started() => tokio::time::sleep(ANSWER_WITHIN.mul_f64(random_fraction())).await,
-                () = tokio::time::sleep(RETRY_AFTER), if !told => {}
+                () = self.restart_of_home_assistant() => tokio::time::sleep(SPREAD.mul_f64(fastrand::f64())).await,
+                () = tokio::time::sleep(RETRY_AFTER), if !acknowledged => {}
             }
         }
     }
 
-    /// Home Assistant has.
-    async fn started(&self) {
+    async fn restart_of_home_assistant(&self) {
         match &self.birth {
-            Some(birth) => birth.heard.notified().await,
+            Some(birth) => birth.wait().await,
             None => std::future::pending().await,
         }
     }
 
-    /// `false`: the broker did not acknowledge.
-    async fn tell(&self) -> Result<bool, StoreError> {
+    /// Returns `false` if the broker did not acknowledge.
+    async fn announce(&self) -> Result<bool, StoreError> {
         let topic = self.message.as_ref().map(|it| it.topic.clone()).unwrap_or_default();
-        let said_at = self.said_at().await?;
-        if !said_at.is_empty() && said_at != topic {
-            let gone = Message { topic: said_at.clone(), payload: Vec::new(), retain: true };
-            if !self.publish(gone).await {
+        let stored = self.stored_topic().await?;
+        if !stored.is_empty() && stored != topic {
+            let deletion = Message { topic: stored.clone(), payload: Vec::new(), retain: true };
+            if !self.publish(deletion).await {
                 return Ok(false);
             }
-            tracing::info!(topic = said_at, "taken back from Home Assistant");
+            tracing::info!(topic = stored, "announcement to Home Assistant deleted");
         }
-        if said_at != topic {
-            let remembered = topic.into_bytes();
-            survive(self.store.write_async(move |tx| tx.put_meta(SAID_AT, &remembered)).await)?;
+        if stored != topic {
+            let bytes = topic.into_bytes();
+            log_unless_fatal(
+                self.store.write_async(move |tx| tx.put_meta(TOPIC_KEY, &bytes)).await,
+            )?;
         }
         match &self.message {
             Some(message) => Ok(self.publish(message.clone()).await),
@@ -136,27 +129,28 @@ impl Discovery {
         let failed = results.into_iter().find_map(Result::err);
         match failed {
             None => true,
-            Some(why) if why.is_poison() => {
-                tracing::error!(%why, "Home Assistant cannot be told of this device");
+            Some(error) if error.is_poison() => {
+                tracing::error!(%error, "this device cannot be announced to Home Assistant");
                 true
             }
             Some(_) => false,
         }
     }
 
-    async fn said_at(&self) -> Result<String, StoreError> {
-        let read = self.store.write_async(|tx| tx.meta(SAID_AT)).await;
-        Ok(survive(read)?.flatten().and_then(|it| String::from_utf8(it).ok()).unwrap_or_default())
+    async fn stored_topic(&self) -> Result<String, StoreError> {
+        let read = self.store.read(|tx| tx.meta(TOPIC_KEY)).await;
+        let topic = log_unless_fatal(read)?.flatten();
+        Ok(topic.and_then(|it| String::from_utf8(it).ok()).unwrap_or_default())
     }
 }
 
-/// What this needs of the store is not worth an end, unless the store has come to its own.
-fn survive<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+/// Logs an error of the store and goes on without the value, unless the store is unusable.
+fn log_unless_fatal<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match result {
         Ok(done) => Ok(Some(done)),
         Err(error) if error.is_fatal() => Err(error),
         Err(error) => {
-            tracing::warn!(error = %error, "where Home Assistant was told of this device is not known");
+            tracing::warn!(error = %error, "the topic of the announcement to Home Assistant is not known");
             Ok(None)
         }
     }

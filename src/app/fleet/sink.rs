@@ -1,125 +1,160 @@
-//! The sink of the shared gallery: subjects that the site is owed become retained messages.
+//! The sink of the shared gallery, for either transport. An outbox row names a subject; its record
+//! is read when it is sent, so that it is the newest.
 //!
-//! A row says whom, not what: the account is read when it is sent, so that it is the newest.
+//! Invariant: a row is acknowledged only when a sealed record as new as the local one was received
+//! back. An acknowledgement of the write does not show what is retained, because anybody who
+//! may write there can replace it at once.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::wire;
-use super::{AUTHOR_PAUSE, Fleet};
-use crate::mqtt::link::{Link, Message};
-use crate::mqtt::topics::Topics;
-use crate::recognise::face::SubjectId;
-use crate::record::outbox::{Delivery, Sink};
-use crate::record::store::{Account, Debt, OutboxRow, SinkName, Store, StoreError, Tx, subject_of};
+use tokio::time::Instant;
 
-/// A connection that stands is heard out within this, mostly.
-const HEARING: Duration = Duration::from_secs(3);
+use crate::app::fleet::reconciler::Reconciler;
+use crate::app::fleet::replica::RowAction;
+use crate::app::fleet::shared::SharedGallery;
+use crate::ids::SubjectId;
+use crate::store::relay::{Delivery, Sink};
+use crate::store::{
+    OutboxRow, PublishReason, SealedRecord, SinkName, Store, StoreError, Tx, VersionRecord,
+    subject_of_topic,
+};
 
-pub struct GallerySink {
-    pub fleet: Arc<Fleet>,
-    pub link: Link,
-    pub topics: Topics,
-    pub store: Store,
+/// After a connection is made the site's gallery is usually read within this time.
+const READY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How sealed records reach the other devices of the site.
+pub trait GalleryTransport: Send + Sync {
+    /// Publishes the records and reads back what is retained then. Returns one delivery for each,
+    /// in order: `Acknowledged` if it was received back, `Held` if not, otherwise the failure.
+    /// `attempts` are those of the outbox rows.
+    fn publish(
+        &self,
+        shared: &SharedGallery,
+        records: &[SealedRecord],
+        attempts: &[u32],
+    ) -> impl Future<Output = Vec<Delivery>> + Send;
 }
 
-/// What is to be done about a row.
-enum Errand {
-    /// Nothing is left to be told.
-    Done,
-    Failed(String),
-    Publish {
-        id: SubjectId,
-        account: Account,
-        payload: Vec<u8>,
-    },
+pub struct GallerySink<T> {
+    shared: Arc<SharedGallery>,
+    store: Store,
+    transport: T,
 }
 
-impl GallerySink {
-    async fn errands(&self, batch: &[OutboxRow]) -> Result<Vec<Errand>, StoreError> {
-        let owed = |row: &OutboxRow| {
-            let (topic, payload) = row.reply.as_ref()?;
-            Some((subject_of(topic)?, Debt::parse(payload)))
-        };
-        let owed: Vec<_> = batch.iter().map(owed).collect();
-        let fleet = Arc::clone(&self.fleet);
-        // Sealed on the store's thread: what is in clear does not leave it.
-        let read = move |tx: &mut Tx<'_>| {
-            let errand = |row: &Option<(SubjectId, Debt)>| -> Result<Errand, StoreError> {
-                let Some((id, debt)) = row else {
-                    return Ok(Errand::Failed("it is about nobody".into()));
-                };
-                let Some(portable) = tx.portable(id)? else {
-                    return Ok(Errand::Done);
-                };
-                let account = Account::of(&portable);
-                if !fleet.desk().book.may_publish(id, &account, *debt) {
-                    return Ok(Errand::Done);
-                }
-                let payload = wire::record(&portable, &fleet.key, &fleet.site)?;
-                Ok(Errand::Publish { id: id.clone(), account, payload })
-            };
-            owed.iter().map(errand).collect()
-        };
-        self.store.write_async(read).await
+enum RowPlan {
+    Settled,
+    Invalid,
+    Hold,
+    Publish(SealedRecord),
+}
+
+impl<T: GalleryTransport> GallerySink<T> {
+    pub fn new(reconciler: &Reconciler, transport: T) -> Self {
+        let shared = Arc::clone(&reconciler.shared);
+        Self { shared, store: reconciler.store.clone(), transport }
     }
 
-    async fn heard(&self) -> bool {
-        let mut ready = self.fleet.ready.subscribe();
-        tokio::time::timeout(HEARING, ready.wait_for(|it| *it)).await.is_ok_and(|it| it.is_ok())
+    async fn plan_rows(&self, batch: &[OutboxRow]) -> Result<Vec<RowPlan>, StoreError> {
+        let pending = |row: &OutboxRow| {
+            let (topic, payload) = row.message()?;
+            Some((subject_of_topic(topic)?, PublishReason::parse(payload)))
+        };
+        let pending: Vec<_> = batch.iter().map(pending).collect();
+        let shared = Arc::clone(&self.shared);
+        // Sealed on the thread that reads: plain templates do not leave it.
+        let plan = move |tx: &Tx<'_>| {
+            pending.iter().map(|row| plan_row(tx, &shared, row.as_ref())).collect()
+        };
+        self.store.read(plan).await
+    }
+
+    async fn wait_ready(&self) -> bool {
+        let mut ready = self.shared.ready.subscribe();
+        let waited = tokio::time::timeout(READY_TIMEOUT, ready.wait_for(|it| *it)).await;
+        waited.is_ok_and(|it| it.is_ok())
     }
 }
 
-impl Sink for GallerySink {
+fn plan_row(
+    tx: &Tx<'_>,
+    shared: &SharedGallery,
+    row: Option<&(SubjectId, PublishReason)>,
+) -> Result<RowPlan, StoreError> {
+    let Some((id, reason)) = row else {
+        return Ok(RowPlan::Invalid);
+    };
+    let Some(portable) = tx.portable(id)? else {
+        return Ok(RowPlan::Settled);
+    };
+    let version = VersionRecord::of(&portable);
+    let action = {
+        let mut replica = shared.replica();
+        // It may have changed a moment ago: what is compared is what will be published.
+        replica.put_local(id, version.clone());
+        replica.row_action(id, &version, *reason, Instant::now())
+    };
+    Ok(match action {
+        RowAction::Settled => RowPlan::Settled,
+        RowAction::Hold => RowPlan::Hold,
+        RowAction::Publish => {
+            let sealed = portable.seal(&shared.key, &shared.site)?;
+            RowPlan::Publish(SealedRecord { subject_id: id.clone(), version, sealed })
+        }
+    })
+}
+
+impl<T: GalleryTransport> Sink for GallerySink<T> {
     fn name(&self) -> SinkName {
         SinkName::GALLERY
     }
 
     async fn deliver(&mut self, batch: &[OutboxRow]) -> Vec<Delivery> {
-        let all = |answer: Delivery| vec![answer; batch.len()];
-        if !self.heard().await {
-            return all(Delivery::Retry("the site's gallery was not heard yet".into()));
+        let all = |delivery: Delivery| vec![delivery; batch.len()];
+        if !self.wait_ready().await {
+            return all(Delivery::Retry("the site's gallery has not been read yet".into()));
         }
-        if self.fleet.desk().book.is_strange() {
-            return all(Delivery::Refused(
+        if self.shared.replica().has_wrong_key() {
+            return all(Delivery::Rejected(
                 "the site's gallery does not open with this key ([fleet] key_file)".into(),
             ));
         }
-        let errands = match self.errands(batch).await {
-            Ok(errands) => errands,
+        let plans = match self.plan_rows(batch).await {
+            Ok(plans) => plans,
             Err(error) => return all(Delivery::Retry(error.to_string())),
         };
-        let message = |errand: &Errand| match errand {
-            Errand::Publish { id, payload, .. } => Some(Message {
-                topic: self.topics.gallery(id),
-                payload: payload.clone(),
-                retain: true,
-            }),
-            _ => None,
-        };
-        let messages: Vec<_> = errands.iter().filter_map(message).collect();
-        let mut results = self.link.publish_batch(messages).await.into_iter();
-        let mut deliveries = Vec::with_capacity(batch.len());
-        let mut desk = self.fleet.desk();
-        for errand in errands {
-            deliveries.push(match errand {
-                Errand::Done => Delivery::Acknowledged,
-                Errand::Failed(why) => Delivery::Poison(why),
-                Errand::Publish { id, account, .. } => match results.next() {
-                    Some(Ok(())) => {
-                        desk.book.put(&id, account.clone());
-                        desk.book.seen(&id, Some(account));
-                        desk.touch(&id, AUTHOR_PAUSE);
-                        Delivery::Acknowledged
-                    }
-                    Some(Err(why)) if why.is_poison() => Delivery::Poison(why.to_string()),
-                    Some(Err(why)) => Delivery::Retry(why.to_string()),
-                    None => Delivery::Retry("the link gave no answer".into()),
-                },
-            });
+        let mut deliveries = all(Delivery::Acknowledged);
+        let mut rows = Vec::new();
+        let mut records = Vec::new();
+        let mut attempts = Vec::new();
+        for (row, plan) in plans.into_iter().enumerate() {
+            match plan {
+                RowPlan::Settled => {}
+                RowPlan::Invalid => {
+                    deliveries[row] = Delivery::Poison("the row names no subject".into());
+                }
+                RowPlan::Hold => deliveries[row] = Delivery::Held,
+                RowPlan::Publish(record) => {
+                    rows.push(row);
+                    records.push(record);
+                    attempts.push(batch[row].attempts);
+                }
+            }
         }
-        drop(desk);
-        self.fleet.nudge.notify_one();
+        if records.is_empty() {
+            return deliveries;
+        }
+        let published = self.transport.publish(&self.shared, &records, &attempts).await;
+        let now = Instant::now();
+        let mut replica = self.shared.replica();
+        for ((row, record), delivery) in rows.into_iter().zip(&records).zip(published) {
+            if matches!(delivery, Delivery::Acknowledged | Delivery::Held) {
+                replica.record_published(&record.subject_id, &record.version, now);
+            }
+            deliveries[row] = delivery;
+        }
+        drop(replica);
+        self.shared.published.notify_one();
         deliveries
     }
 }

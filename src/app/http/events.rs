@@ -1,25 +1,28 @@
-//! `GET /api/events`: server-sent events (WHATWG HTML, section 9.2) of what is recorded, of the device's health, and of what
-//! the camera sees.
+//! `GET /api/events`: server-sent events (WHATWG HTML, section 9.2) of what is recorded, of the
+//! device's health, and of what the camera sees.
 //!
-//! Bounded: few at a time, each takes what there is when it can, and who does not read is let go by the connection. Who comes
-//! back says with `Last-Event-ID` what they have, and gets what they missed.
+//! Bounded: few at a time, each takes what there is when it can, and who does not read is let go by
+//! the connection. Who comes back sends `Last-Event-ID`, the newest they have, and gets what they
+//! missed.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use super::{HttpServer, Refused, Shared};
-use crate::app::scene::{Scene, Scenes, view};
-use crate::record::event::{self, StoredEvent};
-use crate::record::store::{StoreError, Wake};
+use crate::app::http::{HttpServer, Refused, Shared};
+use crate::app::state::preview::{PreviewFeed, PreviewFrame, preview_message};
+use crate::store::{StoreError, Tx, Wake};
+use crate::wire::event;
+use crate::wire::event::StoredEvent;
 
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
 /// Ten frames a second are enough for the eye.
@@ -55,7 +58,7 @@ pub(super) async fn events(
     let mut wakes = server.store.wakes();
     // There may be something since the event that they have.
     wakes.mark_changed();
-    let newest = server.store.write_async(|tx| tx.newest_seq()).await?;
+    let newest = server.store.read(|tx: &Tx<'_>| tx.newest_seq()).await?;
     let mut views = interval(VIEW_EVERY);
     views.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let feed = Feed {
@@ -63,20 +66,19 @@ pub(super) async fn events(
         wakes,
         // Nobody is sent a year of events by a made-up number.
         seq: had.map_or(newest, |had| had.clamp(newest - i64::from(BATCH), newest)),
-        watching: wanted.view.then(|| Watching::begin(&server.scenes)),
+        watching: wanted.view.then(|| Watching::begin(&server.feed)),
+        unreadable: 0,
         views,
         wanted,
         health_due: Instant::now(),
         server,
         _place: place,
     };
-    let body = Body::from_stream(stream::unfold(feed, |mut feed| async {
-        let text = feed.next().await?;
-        Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), feed))
-    }));
-    let headers =
-        [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, body).into_response())
+    let events = stream::unfold(feed, |mut feed| async {
+        let events = feed.next().await?;
+        Some((stream::iter(events.into_iter().map(Ok::<_, Infallible>)), feed))
+    });
+    Ok(([(header::CACHE_CONTROL, "no-store")], Sse::new(events.flatten())).into_response())
 }
 
 struct Feed {
@@ -86,6 +88,8 @@ struct Feed {
     wakes: watch::Receiver<Wake>,
     /// The last event that was sent.
     seq: i64,
+    /// Events of the record that cannot be read, as it was sent.
+    unreadable: u64,
     watching: Option<Watching>,
     views: Interval,
     health_due: Instant,
@@ -94,24 +98,21 @@ struct Feed {
 
 impl Feed {
     /// The next messages; none when the daemon stops, or cannot read its record any more.
-    async fn next(&mut self) -> Option<String> {
+    async fn next(&mut self) -> Option<Vec<Event>> {
         loop {
             if *self.stop.borrow() {
                 return None;
             }
             if self.health_due <= Instant::now() {
                 self.health_due = Instant::now() + HEALTH_EVERY;
-                let health = self.server.vitals.now().await.ok()?;
-                return Some(format!(
-                    "event: health\ndata: {}\n\n",
-                    String::from_utf8_lossy(&health)
-                ));
+                let health = self.server.reporter.current().await.ok()?;
+                return Some(vec![message(Event::default(), "health", &health)]);
             }
             if self.wakes.has_changed().ok()? {
                 self.wakes.borrow_and_update();
-                let text = self.events().await.ok()?;
-                if !text.is_empty() {
-                    return Some(text);
+                let events = self.events().await.ok()?;
+                if !events.is_empty() {
+                    return Some(events);
                 }
             }
             tokio::select! {
@@ -122,38 +123,46 @@ impl Feed {
                 }
                 () = tokio::time::sleep_until(self.health_due) => {}
                 scene = paced(&mut self.watching, &mut self.views) => {
-                    let view = view(scene.as_deref(), &self.server.health, self.wanted.names);
-                    let json = serde_json::to_string(&view).ok()?;
-                    return Some(format!("event: view\ndata: {json}\n\n"));
+                    let view = preview_message(scene.as_deref(), &self.server.health, self.wanted.names);
+                    return Some(vec![message(Event::default(), "view", &serde_json::to_vec(&view).ok()?)]);
                 }
             }
         }
     }
 
     /// What was recorded since.
-    async fn events(&mut self) -> Result<String, StoreError> {
+    async fn events(&mut self) -> Result<Vec<Event>, StoreError> {
         let after = self.seq;
-        let found = self.server.store.write_async(move |tx| tx.events_after(after, BATCH)).await?;
+        let read = move |tx: &Tx<'_>| Ok((tx.events_after(after, BATCH)?, tx.unreadable()?.events));
+        let (found, unreadable) = self.server.store.read(read).await?;
         if found.len() == BATCH as usize {
             // There may be more.
             self.wakes.mark_changed();
         }
-        let (now, boot_id) = (self.server.clock.now(), self.server.clock.boot_id());
+        let now = self.server.clock.now();
+        let boot_id = self.server.clock.boot_id();
         self.seq = found.last().map_or(after, |last| last.seq);
-        let message = |stored: &StoredEvent| {
-            let wire = event::wire(stored, &self.server.site, &self.server.device, &now, &boot_id);
-            format!(
-                "id: {}\nevent: event\ndata: {}\n\n",
-                stored.seq,
-                String::from_utf8_lossy(&wire)
-            )
+        let sent = |stored: &StoredEvent| {
+            let wire = event::wire(stored, &self.server.origin, &now, &boot_id);
+            message(Event::default().id(stored.seq.to_string()), "event", &wire)
         };
-        Ok(found.iter().map(message).collect())
+        let mut events: Vec<Event> = found.iter().map(sent).collect();
+        if unreadable != self.unreadable {
+            self.unreadable = unreadable;
+            let count = serde_json::json!({"unreadable": unreadable}).to_string();
+            events.push(message(Event::default(), "unreadable", count.as_bytes()));
+        }
+        Ok(events)
     }
 }
 
+/// Returns a server-sent event; JSON has no raw line ends, which it could not carry.
+fn message(event: Event, name: &str, json: &[u8]) -> Event {
+    event.event(name).data(String::from_utf8_lossy(json))
+}
+
 /// The next scene, not too often; for who does not watch, never.
-async fn paced(watching: &mut Option<Watching>, views: &mut Interval) -> Option<Arc<Scene>> {
+async fn paced(watching: &mut Option<Watching>, views: &mut Interval) -> Option<Arc<PreviewFrame>> {
     let Some(watching) = watching else {
         return std::future::pending().await;
     };
@@ -163,19 +172,19 @@ async fn paced(watching: &mut Option<Watching>, views: &mut Interval) -> Option<
 
 /// Somebody watches: as long as this lives the networks put in what they see.
 pub(super) struct Watching {
-    scenes: Arc<Scenes>,
-    receiver: Option<watch::Receiver<Option<Arc<Scene>>>>,
+    scenes: Arc<PreviewFeed>,
+    receiver: Option<watch::Receiver<Option<Arc<PreviewFrame>>>>,
 }
 
 impl Watching {
-    pub fn begin(scenes: &Arc<Scenes>) -> Self {
+    pub fn begin(scenes: &Arc<PreviewFeed>) -> Self {
         let mut receiver = scenes.subscribe();
         receiver.mark_unchanged();
         Self { scenes: Arc::clone(scenes), receiver: Some(receiver) }
     }
 
     /// The next scene; none when it was cleared away.
-    pub async fn next(&mut self) -> Option<Arc<Scene>> {
+    pub async fn next(&mut self) -> Option<Arc<PreviewFrame>> {
         let receiver = self.receiver.as_mut()?;
         if receiver.changed().await.is_err() {
             return std::future::pending().await;
@@ -192,8 +201,8 @@ impl Drop for Watching {
     fn drop(&mut self) {
         self.receiver = None;
         let scenes = Arc::clone(&self.scenes);
-        // Without another frame nobody else would clear the picture away. A moment later, because the networks may be putting
-        // in a scene just now.
+        // Without another frame nobody else would clear the picture away. A moment later, because
+        // the networks may be putting in a scene just now.
         tokio::spawn(async move {
             tokio::time::sleep(CLEARED_AFTER).await;
             if scenes.receiver_count() == 0 {

@@ -1,18 +1,20 @@
-//! The HTTP server of a device: what is asked of it goes the way of commands, and what it tells is what MQTT tells.
+//! The HTTP server of a device: requests go the way of commands, and replies are those of
+//! MQTT.
 //!
-//! Whatever changes something, or takes the networks, is a [`Command`](crate::record::command::Command) that the commander
-//! carries out among those of MQTT: live frames first, one after the other, in the same transactions. Answers of refusals quote
+//! Whatever changes something, or takes the networks, is a
+//! [`Command`](crate::wire::command::Command) that the commander carries out among those of MQTT:
+//! live frames first, one after the other, in the same transactions. Answers of refusals quote
 //! nothing of a request.
 
 mod api;
 mod attendance;
-mod feed;
-mod former;
+mod events;
+mod guesses;
+mod legacy;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -23,54 +25,78 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::app::commander::asked::Request;
-use crate::app::exposition;
-use crate::app::metrics::Metrics;
-use crate::app::scene::Scenes;
+use crate::app::commands::reply_to::{Request, WrittenReply};
+use crate::app::context::Context;
+use crate::app::http::guesses::GuessReporter;
+use crate::app::monitor::health_message::HealthReporter;
+use crate::app::monitor::metrics::Metrics;
+use crate::app::monitor::prometheus;
+use crate::app::state::preview::PreviewFeed;
+use crate::app::state::venues::VenueRegistry;
 use crate::app::supervise::StageResult;
-use crate::app::venues::VenueBook;
-use crate::app::vitals::Vitals;
-use crate::clock::{Clock, Stopwatch};
-use crate::health::{CameraHealth, Health};
-use crate::http::guard::{Guard, guard};
-use crate::http::{HttpSettings, cors, page, refusal, serve};
-use crate::record::command::{Command, Limits};
-use crate::record::store::{Store, StoreError};
+use crate::backoff::Backoff;
+use crate::clock::Clock;
+use crate::error_chain::error_chain;
+use crate::health::{CameraHealth, Health, HttpState};
+use crate::http::guard::{RequestGuard, guard};
+use crate::http::places::per_peer_max;
+use crate::http::{HttpSettings, cors_layer, error_response, page, serve};
+use crate::ids::Origin;
+use crate::log_throttle::LogThrottle;
+use crate::mongo::MongoLink;
+use crate::store::{Store, StoreError};
+use crate::wire::command::{Command, Limits};
 
-/// A request waits this long for its command to be carried out; `enrol_from_camera` for two minutes at most.
+/// A request waits this long for its command to be carried out; `enrol_from_camera` for two minutes
+/// at most.
 const PATIENCE: Duration = Duration::from_mins(3);
+/// Between two attempts to listen. A guess.
+const LISTEN_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+/// Pictures within this time are one line in the log.
+const LOG_PICTURES_EVERY: Duration = Duration::from_mins(1);
 /// Feeds at once.
 const FEEDS_MAX: usize = 8;
+/// Of the places of one address, feeds leave so many to requests.
+const PLACES_WITHOUT_FEED: usize = 2;
 
 pub struct HttpServer {
-    pub settings: HttpSettings,
-    pub limits: Limits,
-    pub site: String,
-    pub device: String,
-    pub venues: Arc<VenueBook>,
-    pub store: Store,
-    pub requests: mpsc::Sender<Request>,
-    pub clock: Arc<dyn Clock>,
-    pub health: Arc<Health>,
-    pub vitals: Arc<Vitals>,
-    pub metrics: Metrics,
-    pub scenes: Arc<Scenes>,
+    settings: HttpSettings,
+    limits: Limits,
+    origin: Origin,
+    venues: Arc<VenueRegistry>,
+    store: Store,
+    requests: mpsc::Sender<Request>,
+    clock: Arc<dyn Clock>,
+    health: Arc<Health>,
+    reporter: Arc<HealthReporter>,
+    metrics: Metrics,
+    feed: Arc<PreviewFeed>,
     /// Whether pictures may leave the daemon.
-    pub snapshot: bool,
-    pub stop: watch::Receiver<bool>,
-    pub feeds: Arc<Semaphore>,
-    /// When a picture was asked for last, so that it is logged once and not ten times a second.
-    pub shown: Mutex<Option<Stopwatch>>,
+    snapshot: bool,
+    mongo: Option<MongoLink>,
+    stop: watch::Receiver<bool>,
+    feeds: Arc<Semaphore>,
+    picture_log: Mutex<LogThrottle>,
+}
+
+/// What the server takes from other stages.
+pub struct HttpInputs {
+    pub requests: mpsc::Sender<Request>,
+    pub reporter: Arc<HealthReporter>,
+    pub metrics: Metrics,
+    pub feed: Arc<PreviewFeed>,
+    /// Where the legacy API reads and writes venues.
+    pub mongo: Option<MongoLink>,
 }
 
 type Shared = State<Arc<HttpServer>>;
 
-/// A refusal with its status.
+/// An error response with its status.
 struct Refused(StatusCode, String);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        refusal(self.0, &self.1)
+        error_response(self.0, &self.1)
     }
 }
 
@@ -87,48 +113,114 @@ impl Refused {
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
         let message = error.to_string();
-        tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a request failed");
+        match error {
+            StoreError::TooManyRecords { .. } => return Self(StatusCode::BAD_REQUEST, message),
+            StoreError::TooSlow { .. } => tracing::warn!(%error, "a request was given up"),
+            error => tracing::error!(error = error_chain(&error), "a request failed"),
+        }
         Self(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 }
 
-pub fn feeds() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(FEEDS_MAX))
-}
-
 impl HttpServer {
-    pub async fn listen(&self) -> anyhow::Result<TcpListener> {
-        let listener = TcpListener::bind(self.settings.listen).await;
-        let listener = listener
-            .with_context(|| format!("[http] listen: cannot listen on {}", self.settings.listen))?;
-        tracing::info!(address = %listener.local_addr()?, token = self.settings.token.is_some(), "http listening");
+    pub fn new(
+        ctx: Context,
+        settings: HttpSettings,
+        inputs: HttpInputs,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let HttpInputs { requests, reporter, metrics, feed, mongo } = inputs;
+        let limits = ctx.command_limits();
+        let feeds_max = FEEDS_MAX.min(per_peer_max(settings.connections_max) - PLACES_WITHOUT_FEED);
+        let snapshot = ctx.settings.snapshot;
+        let Context { origin, venues, store, clock, health, .. } = ctx;
+        Self {
+            settings,
+            limits,
+            origin,
+            venues,
+            store,
+            requests,
+            clock,
+            health,
+            reporter,
+            metrics,
+            feed,
+            snapshot,
+            mongo,
+            stop,
+            feeds: Arc::new(Semaphore::new(feeds_max)),
+            picture_log: Mutex::new(LogThrottle::new(LOG_PICTURES_EVERY)),
+        }
+    }
+
+    /// Listens, if that is possible now.
+    pub async fn listen(&self) -> std::io::Result<TcpListener> {
+        let listener = TcpListener::bind(self.settings.listen).await?;
+        let address = listener.local_addr()?;
+        self.health.set_http(HttpState::Listening);
+        tracing::info!(%address, token = self.settings.token.is_some(), "http listening");
         Ok(listener)
     }
 
-    pub async fn run(self, listener: TcpListener) -> StageResult {
-        let (connections_max, stop) = (self.settings.connections_max, self.stop.clone());
-        serve(listener, self.router(), connections_max, stop).await;
-        Ok(())
+    /// Serves. An address that cannot be used, such as a taken port, is tried again for as long as
+    /// the daemon runs: attendance needs no HTTP.
+    pub async fn run(self, mut first: std::io::Result<TcpListener>) -> StageResult {
+        let mut stop = self.stop.clone();
+        let mut failures = 0;
+        let listener = loop {
+            let error = match first {
+                Ok(listener) => break listener,
+                Err(error) => error,
+            };
+            if failures == 0 {
+                tracing::error!(
+                    address = %self.settings.listen, %error,
+                    "[http] listen: cannot listen; page and routes are not served, and it is tried again"
+                );
+            }
+            failures += 1;
+            self.health.set_http(HttpState::Unavailable);
+            tokio::select! {
+                () = tokio::time::sleep(LISTEN_BACKOFF.pause(failures)) => {}
+                _ = stop.wait_for(|it| *it) => return Ok(()),
+            }
+            first = self.listen().await;
+        };
+        let connections_max = self.settings.connections_max;
+        let stop = self.stop.clone();
+        let watchman = Arc::new(RequestGuard::new(&self.settings, Arc::clone(&self.health)));
+        let guesses = GuessReporter::new(
+            watchman.wrong_tokens(),
+            self.store.clone(),
+            Arc::clone(&self.clock),
+        );
+        let router = self.router(watchman);
+        let (ended, ()) =
+            tokio::join!(guesses.run(stop.clone()), serve(listener, router, connections_max, stop));
+        ended
     }
 
-    fn router(self) -> Router {
-        let watchman = Arc::new(Guard::new(&self.settings, Arc::clone(&self.health)));
-        let cors = cors(&self.settings.origins);
+    fn router(self, watchman: Arc<RequestGuard>) -> Router {
+        let cors = cors_layer(&self.settings.origins);
         let needs_token = self.settings.token.is_some();
-        let unknown = || async { refusal(StatusCode::NOT_FOUND, "there is no such route") };
-        let method =
-            || async { refusal(StatusCode::METHOD_NOT_ALLOWED, "the route has another method") };
+        let unknown = || async { error_response(StatusCode::NOT_FOUND, "there is no such route") };
+        let method = || async {
+            error_response(StatusCode::METHOD_NOT_ALLOWED, "the route has another method")
+        };
         Router::new()
-            .route("/recognize_faces", post(former::recognize_faces))
-            .route("/get-attendance", post(former::get_attendance))
-            .route("/add_face", post(former::add_face))
+            .route("/recognize_faces", post(legacy::recognize_faces))
+            .route("/get-attendance", post(legacy::get_attendance))
+            .route("/add_face", post(legacy::add_face))
+            .route("/create-attendance-venue", post(legacy::create_venue))
+            .route("/get-all-venues", get(legacy::all_venues))
             .route("/healthz", get(healthz))
             .route("/metrics", get(metrics))
             .route("/openapi.json", get(openapi))
             .route("/api/command/{verb}", post(api::command))
             .route("/api/attendance", get(attendance::attendance))
             .route("/api/health", get(api::health))
-            .route("/api/events", get(feed::events))
+            .route("/api/events", get(events::events))
             .route("/api/picture", get(api::picture))
             .merge(page::routes(needs_token))
             .fallback(unknown)
@@ -141,14 +233,14 @@ impl HttpServer {
     }
 
     /// Hands a command to the commander and waits for its answer.
-    async fn ask(&self, command: Command) -> Result<String, Refused> {
-        let (answer, answered) = oneshot::channel();
-        self.requests.try_send(Request { command, answer }).map_err(|refused| match refused {
+    async fn ask(&self, command: Command) -> Result<WrittenReply, Refused> {
+        let (reply, replied) = oneshot::channel();
+        self.requests.try_send(Request { command, reply }).map_err(|refused| match refused {
             TrySendError::Full(_) => Refused::busy("the device is busy; try again"),
             TrySendError::Closed(_) => Refused::busy("the device is stopping"),
         })?;
-        match tokio::time::timeout(PATIENCE, answered).await {
-            Ok(Ok(answer)) => Ok(answer),
+        match tokio::time::timeout(PATIENCE, replied).await {
+            Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(Refused::busy("the device is stopping")),
             Err(_) => Err(Refused::busy("no answer in time; try again")),
         }
@@ -157,7 +249,7 @@ impl HttpServer {
     /// What keeps the device from its job, in words; nothing of anybody.
     fn faults(&self) -> Vec<&'static str> {
         let faults = [
-            (self.health.camera() == CameraHealth::Lost, "the camera is lost"),
+            (self.health.camera_state() == CameraHealth::Lost, "the camera is lost"),
             (!self.store.is_reserve_held(), "the disk is full, or nearly"),
         ];
         faults.into_iter().filter(|it| it.0).map(|it| it.1).collect()
@@ -193,10 +285,9 @@ async fn healthz(State(server): Shared) -> Response {
 }
 
 async fn metrics(State(server): Shared) -> Response {
-    ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], server.metrics.text()).into_response()
+    ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], server.metrics.to_text()).into_response()
 }
 
 async fn openapi() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], include_str!("http/openapi.json"))
-        .into_response()
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }

@@ -1,9 +1,11 @@
-//! Prometheus' text format, version 0.0.4: heads, samples, histograms.
+//! The Prometheus text format, version 0.0.4: heads, samples and histograms.
 //!
-//! Written by us: the numbers stand in `health` already, where the health message reads them too, and the libraries want to
-//! own what they print. What is printed is checked by a parser that somebody else wrote, and by the rules of `promtool`.
+//! A library would own the numbers, but `health` holds them already, for the health message too. Tests
+//! check the text with another parser and with the rules of `promtool`.
 
 use std::fmt::{Display, Write as _};
+
+use strum::VariantArray;
 
 use crate::histogram::{BOUNDS, Histogram};
 
@@ -13,15 +15,15 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Labels of one sample: name and value.
 pub type Labels<'a> = &'a [(&'a str, &'a str)];
 
-/// Of the only sample of its name.
+/// The labels of a metric with a single sample.
 const UNLABELLED: [(&str, &str); 0] = [];
 
-/// The text as it grows. All samples of one name stand together, below its head.
+/// The text so far. The samples of a metric follow its head.
 #[derive(Default)]
 pub struct Exposition(String);
 
 impl Exposition {
-    /// A number that only rises, but for a restart. Its name ends in `_total`.
+    /// Adds a number that only rises until a restart. Its name ends in `_total`.
     pub fn counter(&mut self, name: &str, help: &str, value: impl Display) {
         self.counters(name, help, [(UNLABELLED, value)]);
     }
@@ -41,7 +43,7 @@ impl Exposition {
         self.gauges(name, help, [(UNLABELLED, value)]);
     }
 
-    /// Nothing but the head where it is not known.
+    /// Adds only the head if the value is unknown.
     pub fn gauge_if(&mut self, name: &str, help: &str, value: Option<impl Display>) {
         self.gauges(name, help, value.map(|value| (UNLABELLED, value)));
     }
@@ -56,15 +58,18 @@ impl Exposition {
         samples.into_iter().for_each(|(labels, value)| self.sample(name, &labels, value));
     }
 
-    /// One of several states: 1 for the one that it is, 0 for the others; nothing where there is none.
-    pub fn state(&mut self, name: &str, help: &str, states: &[&str], now: Option<&str>) {
-        let samples = now
-            .into_iter()
-            .flat_map(|now| states.iter().map(move |it| ([("state", *it)], u8::from(*it == now))));
+    /// Adds a sample for each state: 1 for the current one, 0 for the others. Adds only the head if
+    /// there is none.
+    pub fn state<S>(&mut self, name: &str, help: &str, now: Option<S>)
+    where
+        S: VariantArray + Copy + PartialEq + Into<&'static str>,
+    {
+        let sample = |now| move |it: &S| ([("state", (*it).into())], u8::from(*it == now));
+        let samples = now.into_iter().flat_map(|now| S::VARIANTS.iter().map(sample(now)));
         self.gauges(name, help, samples);
     }
 
-    /// In seconds.
+    /// Adds histograms in seconds.
     pub fn histograms<'a, const N: usize>(
         &mut self,
         name: &str,
@@ -110,11 +115,11 @@ impl Exposition {
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
-        writeln!(self.0, "{line}").expect("a String takes everything");
+        writeln!(self.0, "{line}").expect("writing to a String cannot fail");
     }
 }
 
-/// As the format wants it: a line is a line, whatever somebody called the device.
+/// Escapes what would end a line or a label, such as in the name of a device.
 fn escaped(text: &str, quotes: bool) -> String {
     let text = text.replace('\\', r"\\").replace('\n', r"\n");
     if quotes { text.replace('"', "\\\"") } else { text }
@@ -123,27 +128,29 @@ fn escaped(text: &str, quotes: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::CameraHealth;
     use std::time::Duration;
 
     #[test]
-    fn a_sample_stands_below_its_head_with_its_labels_escaped() {
+    fn exposition_format_escapes_labels_and_help() {
         let mut page = Exposition::default();
         page.counter("doors_total", "Doors; one\nline.", 3);
         page.gauge("warmth_celsius", "How warm.", 41.5);
         page.gauge_if("nothing", "Not known.", None::<u64>);
         page.gauges("info", "Names.", [([("name", "a \"b\\\n")], 1)]);
-        page.state("camera", "State.", &["on", "off"], Some("off"));
+        page.state("camera", "State.", Some(CameraHealth::Lost));
         let expected = "# HELP doors_total Doors; one\\nline.\n# TYPE doors_total counter\ndoors_total 3\n\
                         # HELP warmth_celsius How warm.\n# TYPE warmth_celsius gauge\nwarmth_celsius 41.5\n\
                         # HELP nothing Not known.\n# TYPE nothing gauge\n\
                         # HELP info Names.\n# TYPE info gauge\ninfo{name=\"a \\\"b\\\\\\n\"} 1\n\
-                        # HELP camera State.\n# TYPE camera gauge\ncamera{state=\"on\"} 0\ncamera{state=\"off\"} 1\n";
+                        # HELP camera State.\n# TYPE camera gauge\ncamera{state=\"absent\"} 0\ncamera{state=\"streaming\"} 0\ncamera{state=\"lost\"} 1\n";
         assert_eq!(page.into_text(), expected);
     }
 
     #[test]
-    fn the_buckets_of_a_histogram_count_all_that_took_no_longer() {
-        let (histogram, mut page) = (Histogram::default(), Exposition::default());
+    fn histogram_buckets_are_cumulative() {
+        let histogram = Histogram::default();
+        let mut page = Exposition::default();
         for ms in [2, 2, 30, 11_000] {
             histogram.observe(Duration::from_millis(ms));
         }

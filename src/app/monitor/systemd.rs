@@ -1,7 +1,7 @@
-//! A word to systemd (`sd_notify`): datagrams to the socket that `NOTIFY_SOCKET` names. Without that variable nobody listens,
-//! and everything here does nothing.
+//! Notifications to systemd (`sd_notify`): datagrams to the socket that `NOTIFY_SOCKET` names.
+//! Without that variable there are no notifications.
 //!
-//! Thirty lines of our own: std knows abstract sockets, and a crate would add only names for the four words we say.
+//! std supports abstract sockets, so this needs thirty lines and no crate.
 
 use std::ffi::OsStr;
 use std::io;
@@ -11,8 +11,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::time::Duration;
 
-/// The longest that a word may take, should systemd not read: it is said from the runtime's threads.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a notification may block if systemd does not read. The runtime's threads send it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub struct Notifier(Option<(UnixDatagram, SocketAddr)>);
 
@@ -21,35 +21,33 @@ impl Notifier {
         let named = std::env::var_os("NOTIFY_SOCKET").filter(|it| !it.is_empty());
         Self(named.and_then(|named| {
             let opened = open(&named);
-            opened
-                .inspect_err(|error| tracing::warn!(%error, "systemd cannot be told how we are"))
-                .ok()
+            opened.inspect_err(|error| tracing::warn!(%error, "systemd cannot be notified")).ok()
         }))
     }
 
-    /// Nobody listens.
     #[cfg(test)]
-    pub fn nobody() -> Self {
+    pub fn disconnected() -> Self {
         Self(None)
     }
 
-    pub fn is_heard(&self) -> bool {
+    pub fn is_connected(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Words as in sd_notify(3), one a line. A word that is lost is no failure of ours: the next one tells as much.
-    pub fn tell(&self, words: &str) {
+    /// Sends assignments as in sd_notify(3), one a line. A failure is only logged, because the next
+    /// notification replaces this one.
+    pub fn notify(&self, state: &str) {
         if let Some((socket, to)) = &self.0
-            && let Err(error) = socket.send_to_addr(words.as_bytes(), to)
+            && let Err(error) = socket.send_to_addr(state.as_bytes(), to)
         {
-            tracing::warn!(%error, "systemd did not hear us");
+            tracing::warn!(%error, "systemd could not be notified");
         }
     }
 }
 
 fn open(named: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
     let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
     Ok((socket, address(named)?))
 }
 
@@ -64,18 +62,19 @@ fn address(named: &OsStr) -> io::Result<SocketAddr> {
     }
 }
 
-/// Within which time systemd wants to hear from us again and again, if at all: `WATCHDOG_USEC`, meant for this process.
+/// Returns the interval within which systemd expects heartbeats from this process, if any
+/// (`WATCHDOG_USEC` and `WATCHDOG_PID`).
 pub fn watchdog_limit() -> Option<Duration> {
     let variable = |name| std::env::var(name).ok();
-    limit(
+    parse_limit(
         variable("WATCHDOG_USEC").as_deref(),
         variable("WATCHDOG_PID").as_deref(),
         std::process::id(),
     )
 }
 
-fn limit(usec: Option<&str>, meant: Option<&str>, us: u32) -> Option<Duration> {
-    if meant.is_some_and(|pid| pid.parse() != Ok(us)) {
+fn parse_limit(usec: Option<&str>, pid: Option<&str>, own_pid: u32) -> Option<Duration> {
+    if pid.is_some_and(|pid| pid.parse() != Ok(own_pid)) {
         return None;
     }
     usec?.parse().ok().filter(|usec| *usec > 0).map(Duration::from_micros)
@@ -86,33 +85,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_and_abstract_names_are_heard_and_nothing_else() {
+    fn notify_socket_is_path_or_abstract_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let name = format!("@rollcall-notify-test-{}", std::process::id());
         let by_path = UnixDatagram::bind(&path).unwrap();
         let by_name =
             UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name[1..]).unwrap()).unwrap();
-        for (named, heard) in [(path.as_os_str(), by_path), (OsStr::new(&name), by_name)] {
-            Notifier(Some(open(named).unwrap())).tell("READY=1\nSTATUS=well");
-            let mut word = [0; 64];
-            let length = heard.recv(&mut word).unwrap();
-            assert_eq!(&word[..length], b"READY=1\nSTATUS=well");
+        for (named, received) in [(path.as_os_str(), by_path), (OsStr::new(&name), by_name)] {
+            Notifier(Some(open(named).unwrap())).notify("READY=1\nSTATUS=well");
+            let mut buffer = [0; 64];
+            let length = received.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], b"READY=1\nSTATUS=well");
         }
         assert!(open(OsStr::new("vsock:2:1234")).is_err());
-        // Nobody is there: said, and no failure.
-        Notifier(Some(open(dir.path().join("nobody").as_os_str()).unwrap())).tell("READY=1");
+        // Without a receiver the failure is only logged.
+        Notifier(Some(open(dir.path().join("missing").as_os_str()).unwrap())).notify("READY=1");
     }
 
     #[test]
-    fn a_watchdog_is_ours_only_when_it_is_meant_for_us() {
+    fn watchdog_limit_requires_own_pid() {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
-        assert_eq!(limit(Some("30000000"), None, 7), seconds(30));
-        assert_eq!(limit(Some("30000000"), Some("7"), 7), seconds(30));
-        assert_eq!(limit(Some("30000000"), Some("8"), 7), None);
-        assert_eq!(limit(Some("30000000"), Some("self"), 7), None);
+        assert_eq!(parse_limit(Some("30000000"), None, 7), seconds(30));
+        assert_eq!(parse_limit(Some("30000000"), Some("7"), 7), seconds(30));
+        assert_eq!(parse_limit(Some("30000000"), Some("8"), 7), None);
+        assert_eq!(parse_limit(Some("30000000"), Some("self"), 7), None);
         for nothing in [None, Some("0"), Some("-1"), Some("soon")] {
-            assert_eq!(limit(nothing, None, 7), None);
+            assert_eq!(parse_limit(nothing, None, 7), None);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The inference thread: owns the networks and the tracker. Live frames first, images of commands between them.
+//! The inference thread: owns the models and the tracker. Live frames have priority; the images of
+//! commands are processed between them.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
@@ -7,198 +8,242 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use crate::app::gallery::GalleryCell;
-use crate::app::power;
-use crate::app::recorder::Recorder;
-use crate::app::scene::{Scene, Scenes};
+use crate::app::context::Context;
+use crate::app::pipeline::recorder::Recorder;
+use crate::app::pipeline::thermal;
+use crate::app::pipeline::timing::{ProgressEngine, TimedEngine, TimedPixels};
+use crate::app::state::gallery::GalleryCell;
+use crate::app::state::preview::{PreviewFeed, PreviewFrame};
 use crate::app::supervise::StageResult;
-use crate::app::timing::{TimedEngine, TimedPixels};
 use crate::clock::{Clock, Stamp, Stopwatch};
 use crate::enrol::camera::{Gathering, Tally};
 use crate::enrol::{self, EnrolSettings, Judged, Judgement};
+use crate::error_chain::error_chain;
 use crate::health::Health;
+use crate::ids::SubjectId;
+use crate::log_throttle::LogThrottle;
 use crate::recognise::align;
-use crate::recognise::attention::Attention;
+use crate::recognise::attention::FrameAction;
 use crate::recognise::decision::{self, Decision, DecisionSettings};
 use crate::recognise::engine::{EngineError, FaceEngine};
-use crate::recognise::face::{BoundingBox, Detection, SubjectId};
+use crate::recognise::face::{BoundingBox, Detection};
 use crate::recognise::frame::{Frame, Latest};
-use crate::recognise::live::{FrameError, FrameReport, Live, Sight};
+use crate::recognise::live::{FaceObservation, FrameError, FrameReport, Live};
 use crate::recognise::pad::PadSettings;
 use crate::recognise::picture::Picture;
 use crate::recognise::quality;
-use crate::recognise::still::{self, Found};
+use crate::recognise::stance::Stance;
+use crate::recognise::still::{self, FoundFace};
+use crate::vision::Vision;
 
-/// What a command asks of the networks.
+/// Work that a command hands to the inference thread.
 pub enum Job {
     Enrol {
         subject: SubjectId,
         replace: bool,
         photographs: Vec<Vec<u8>>,
-        answer: oneshot::Sender<Result<Judgement, EngineError>>,
+        reply: oneshot::Sender<Result<Judgement, EngineError>>,
     },
-    /// The next person alone before the camera. Takes as long as it takes: whoever asked gives up by letting go.
+    /// Enrols the next person who is alone before the camera. It ends when the caller drops the
+    /// receiver of the reply.
     EnrolFromCamera {
         subject: SubjectId,
         replace: bool,
         samples: usize,
         tally: Arc<Mutex<Tally>>,
-        answer: oneshot::Sender<Result<Judgement, EngineError>>,
+        reply: oneshot::Sender<Result<Judgement, EngineError>>,
     },
-    /// Decoded already: of a large photograph that is the longest part, and takes no network.
-    Look { picture: Picture, answer: oneshot::Sender<Result<Vec<Seen>, EngineError>> },
-    /// Answered when every frame taken before it has been looked at and what came of it recorded.
-    Settle { answer: oneshot::Sender<()> },
+    /// Identifies all faces of a picture. The caller decodes it, which takes longest for a large
+    /// photograph and needs no model.
+    Identify { picture: Picture, reply: oneshot::Sender<Result<Vec<IdentifiedFace>, EngineError>> },
+    /// Replied to when every frame taken before it is processed and its outcome recorded.
+    Settle { reply: oneshot::Sender<()> },
 }
 
-/// A face of a picture and whose it is.
+/// A face of a picture with its decision.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct IdentifiedFace {
     pub bounding_box: BoundingBox,
     pub decision: Decision,
 }
 
-/// Jobs that wait for the networks; the next is refused as busy.
+/// Jobs that wait for the inference thread; the next one is rejected as busy.
 pub const JOBS_MAX: usize = 4;
 
-/// A job under way, done bit by bit between two frames, so that nobody passes the door unseen meanwhile.
-pub enum Work {
-    Enrolling(Enrolling),
-    Looking(Looking),
+/// The job in progress. It is done step by step between live frames, so that nobody passes
+/// unnoticed meanwhile.
+enum ActiveJob {
+    Enrol(EnrolJob),
+    Identify(IdentifyJob),
 }
 
-/// An enrolment: one photograph at a time.
-pub struct Enrolling {
+/// An enrolment: one photograph at each step.
+struct EnrolJob {
     subject: SubjectId,
     replace: bool,
     photographs: VecDeque<Vec<u8>>,
     judged: Vec<Judged>,
-    answer: oneshot::Sender<Result<Judgement, EngineError>>,
+    reply: oneshot::Sender<Result<Judgement, EngineError>>,
 }
 
-/// A picture in which everybody is looked for at once, and each is recognised at a time.
-pub struct Looking {
+/// An identification: detects all faces in the first step, then identifies one at each step.
+struct IdentifyJob {
     picture: Picture,
-    /// None: nobody was looked for yet.
-    found: Option<VecDeque<Found>>,
-    seen: Vec<Seen>,
-    answer: oneshot::Sender<Result<Vec<Seen>, EngineError>>,
+    /// The faces left to identify; `None` before the detection.
+    found: Option<VecDeque<FoundFace>>,
+    identified: Vec<IdentifiedFace>,
+    reply: oneshot::Sender<Result<Vec<IdentifiedFace>, EngineError>>,
 }
 
-/// Somebody is to be enrolled by the camera.
-pub struct FromCamera {
+/// An enrolment by the camera in progress.
+struct CameraJob {
     subject: SubjectId,
     replace: bool,
     gathering: Gathering,
     /// Why frames were of no use so far.
     tally: Arc<Mutex<Tally>>,
-    answer: oneshot::Sender<Result<Judgement, EngineError>>,
+    reply: oneshot::Sender<Result<Judgement, EngineError>>,
 }
 
-/// How long to wait for a frame before looking for jobs, and for a stop.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How long to wait for a frame before checking for jobs and the stop signal.
+const FRAME_WAIT: Duration = Duration::from_millis(20);
 
 pub struct Inference {
-    pub engine: Box<dyn FaceEngine>,
-    pub live: Live,
-    pub decision: DecisionSettings,
-    pub enrol: EnrolSettings,
-    pub slot: Arc<Latest<Frame>>,
-    pub jobs: Receiver<Job>,
-    pub work: Option<Work>,
-    pub from_camera: Option<FromCamera>,
-    pub pad: PadSettings,
-    pub gallery: Arc<GalleryCell>,
-    pub recorder: Recorder,
-    pub health: Arc<Health>,
-    pub clock: Arc<dyn Clock>,
-    pub stop: watch::Receiver<bool>,
-    /// Where whoever watches sees what we see.
-    pub scenes: Arc<Scenes>,
+    engine: Box<dyn FaceEngine>,
+    live: Live,
+    decision: DecisionSettings,
+    enrol: EnrolSettings,
+    slot: Arc<Latest<Frame>>,
+    jobs: Receiver<Job>,
+    active_job: Option<ActiveJob>,
+    camera_job: Option<CameraJob>,
+    pad: PadSettings,
+    gallery: Arc<GalleryCell>,
+    recorder: Recorder,
+    health: Arc<Health>,
+    clock: Arc<dyn Clock>,
+    stop: watch::Receiver<bool>,
+    feed: Arc<PreviewFeed>,
 }
 
 impl Inference {
+    pub fn new(
+        ctx: Context,
+        vision: Vision,
+        slot: Arc<Latest<Frame>>,
+        jobs: Receiver<Job>,
+        feed: Arc<PreviewFeed>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let spec = vision.template_spec();
+        let recorder = Recorder::new(ctx.clone());
+        let Context { settings, gallery, health, clock, .. } = ctx;
+        let recognition = &settings.recognition;
+        Self {
+            engine: Box::new(ProgressEngine { engine: vision, health: Arc::clone(&health) }),
+            live: Live::new(recognition.live(&spec)),
+            decision: recognition.decision(&spec),
+            enrol: recognition.enrol(&spec),
+            slot,
+            jobs,
+            active_job: None,
+            camera_job: None,
+            pad: recognition.pad(),
+            gallery,
+            recorder,
+            health,
+            clock,
+            stop,
+            feed,
+        }
+    }
+
     pub fn run(mut self) -> StageResult {
-        let (mut unreadable, mut failing) = (Complaint::default(), Complaint::default());
+        let mut unreadable = FaultLog::default();
+        let mut failing = FaultLog::default();
         while !*self.stop.borrow() {
-            self.health.inference_turns.add(1);
-            let job = if self.work.is_none() { self.jobs.try_recv().ok() } else { None };
-            let busy = job.is_some() || self.work.is_some();
-            let patience = if busy { Duration::ZERO } else { PATIENCE };
-            if let Some(frame) = self.slot.take(patience) {
-                match self.look_live(&frame)? {
-                    // Not looked at: nothing is known of it.
-                    Ok(Attention::Passed) => {}
-                    Ok(_) => (unreadable.over, failing.over) = (true, true),
+            self.health.inference_progress.add(1);
+            let job = if self.active_job.is_none() { self.jobs.try_recv().ok() } else { None };
+            let is_busy = job.is_some() || self.active_job.is_some();
+            let wait = if is_busy { Duration::ZERO } else { FRAME_WAIT };
+            if let Some(frame) = self.slot.take(wait) {
+                match self.process_live(&frame)? {
+                    // A skipped frame shows nothing about faults.
+                    Ok(FrameAction::Skip) => {}
+                    Ok(_) => {
+                        unreadable.is_over = true;
+                        failing.is_over = true;
+                    }
                     Err(error @ FrameError::Pixels(_)) if unreadable.is_due(&frame.taken) => {
-                        tracing::warn!(error = chain(&error), "a frame was left out");
+                        tracing::warn!(error = error_chain(&error), "a frame could not be decoded");
                     }
                     Err(error @ FrameError::Engine(_)) if failing.is_due(&frame.taken) => {
-                        tracing::error!(error = chain(&error), "recognition fails");
+                        tracing::error!(error = error_chain(&error), "a model failed");
                     }
                     Err(_) => {}
                 }
-            } else if !busy {
+            } else if !is_busy {
                 self.pause_when_closed();
             }
-            self.go_on();
+            self.continue_job();
             if let Some(job) = job {
-                self.carry_out(job);
+                self.start_job(job);
             }
         }
         Ok(())
     }
 
-    /// The outer error is the store's, and ends the stage; the inner one is the networks'.
-    fn look_live(&mut self, frame: &Frame) -> anyhow::Result<Result<Attention, FrameError>> {
-        let report = match self.process(frame) {
+    /// Processes a live frame and records its outcomes. The outer error is the store's and ends the
+    /// stage; the inner one concerns this frame only.
+    fn process_live(&mut self, frame: &Frame) -> anyhow::Result<Result<FrameAction, FrameError>> {
+        let report = match self.recognise_frame(frame) {
             Ok(report) => report,
             Err(error) => {
-                self.count(&error);
+                self.count_error(&error);
                 return Ok(Err(error));
             }
         };
-        self.health.frames_analysed.add(u64::from(report.attention != Attention::Passed));
-        self.health.frames_detected.add(u64::from(report.attention == Attention::Full));
-        self.health.faces_seen.add(report.faces as u64);
-        self.health.too_far.add(report.too_far as u64);
-        self.health.templates_made.add(report.templates as u64);
-        if self.scenes.receiver_count() > 0 {
-            let scene = Scene::new(frame, report.attention, self.live.sights());
-            self.scenes.send_replace(Some(Arc::new(scene)));
-        } else if self.scenes.borrow().is_some() {
-            // Nobody watches any more: no picture is kept.
-            self.scenes.send_replace(None);
+        self.health.camera.frames_analysed.add(u64::from(report.action != FrameAction::Skip));
+        self.health.camera.frames_detected.add(u64::from(report.action == FrameAction::Detect));
+        self.health.recognition.faces.add(report.faces as u64);
+        self.health.recognition.too_far.add(report.too_far as u64);
+        self.health.recognition.templates.add(report.templates as u64);
+        if self.feed.receiver_count() > 0 {
+            let preview = PreviewFrame::new(frame, report.action, self.live.observations());
+            self.feed.send_replace(Some(Arc::new(preview)));
+        } else if self.feed.borrow().is_some() {
+            // Without clients no frame is kept.
+            self.feed.send_replace(None);
         }
-        if report.attention == Attention::Full {
-            self.gather(frame, report.faces);
+        if report.action == FrameAction::Detect {
+            self.gather_samples(frame, report.faces);
         }
         for outcome in &report.outcomes {
-            self.recorder.record(outcome)?;
+            self.recorder.record_outcome(outcome)?;
         }
         for attack in &report.attacks {
-            self.recorder.attack(attack)?;
+            self.recorder.record_attack(attack)?;
         }
-        Ok(report.failed.map_or(Ok(report.attention), |error| {
-            self.count(&error);
+        Ok(report.failed.map_or(Ok(report.action), |error| {
+            self.count_error(&error);
             Err(error)
         }))
     }
 
-    /// Recognition itself, and how long each part of it took.
-    fn process(&mut self, frame: &Frame) -> Result<FrameReport, FrameError> {
+    /// Runs recognition and times its steps.
+    fn recognise_frame(&mut self, frame: &Frame) -> Result<FrameReport, FrameError> {
         let times = &self.health.times;
         times.wait.observe(self.clock.now().since(&frame.taken));
-        let (gallery, slowed) =
-            (self.gallery.snapshot(), power::pause_of(self.health.pace_step.get()));
+        let gallery = self.gallery.snapshot();
+        let pause = thermal::frame_pause(self.health.recognition.pace_step.get());
         let pixels =
             Arc::new(TimedPixels::new(Arc::clone(&frame.pixels), Arc::clone(&self.health)));
-        let watched = Frame { pixels: pixels.clone(), ..*frame };
+        let measured = Frame { pixels: pixels.clone(), ..*frame };
         let mut engine = TimedEngine::new(self.engine.as_mut(), times);
         let watch = Stopwatch::start();
-        let report = self.live.process(&mut engine, &gallery, &watched, slowed)?;
+        let report = self.live.process(&mut engine, &gallery, &measured, pause)?;
         let took = watch.elapsed();
-        if report.attention == Attention::Full {
+        if report.action == FrameAction::Detect {
             times.frame.observe(took);
         }
         if report.templates > 0 {
@@ -207,65 +252,67 @@ impl Inference {
         Ok(report)
     }
 
-    fn count(&self, error: &FrameError) {
+    fn count_error(&self, error: &FrameError) {
         match error {
-            FrameError::Pixels(_) => {
-                self.health.frames_unreadable.add(1);
-                self.health.frames_undecodable.add(1);
-            }
-            FrameError::Engine(_) => self.health.engine_errors.add(1),
+            FrameError::Pixels(error) => self.health.count_undecodable(error.to_string()),
+            FrameError::Engine(_) => self.health.recognition.errors.add(1),
         }
     }
 
-    /// A closed slot answers at once; without this the loop would spin until the stop is heard.
+    /// Keeps the loop from spinning until it stops, because a closed slot returns at once.
     fn pause_when_closed(&self) {
         if self.slot.is_closed() {
-            std::thread::sleep(PATIENCE);
+            std::thread::sleep(FRAME_WAIT);
         }
     }
 
-    fn carry_out(&mut self, job: Job) {
-        // Whoever asked may have given up meanwhile: then there is nobody to tell, and that is all right.
+    fn start_job(&mut self, job: Job) {
+        // A reply cannot be sent when the caller has given up, which is no error.
         match job {
-            Job::Enrol { subject, replace, photographs, answer } => {
-                let (photographs, judged) = (photographs.into(), Vec::new());
-                self.work = Some(Work::Enrolling(Enrolling {
+            Job::Enrol { subject, replace, photographs, reply } => {
+                let photographs = photographs.into();
+                let judged = Vec::new();
+                self.active_job = Some(ActiveJob::Enrol(EnrolJob {
                     subject,
                     replace,
                     photographs,
                     judged,
-                    answer,
+                    reply,
                 }));
             }
-            Job::EnrolFromCamera { subject, replace, samples, tally, answer } => {
+            Job::EnrolFromCamera { subject, replace, samples, tally, reply } => {
                 let gathering = Gathering::new(samples, self.pad);
-                self.from_camera = Some(FromCamera { subject, replace, gathering, tally, answer });
+                self.camera_job = Some(CameraJob { subject, replace, gathering, tally, reply });
             }
-            Job::Look { picture, answer } => {
-                self.work =
-                    Some(Work::Looking(Looking { picture, found: None, seen: Vec::new(), answer }));
+            Job::Identify { picture, reply } => {
+                self.active_job = Some(ActiveJob::Identify(IdentifyJob {
+                    picture,
+                    found: None,
+                    identified: Vec::new(),
+                    reply,
+                }));
             }
-            Job::Settle { answer } => {
-                answer.send(()).ok();
+            Job::Settle { reply } => {
+                reply.send(()).ok();
             }
         }
     }
 
-    /// The next bit of the job under way; nothing for somebody who has given up.
-    fn go_on(&mut self) {
-        self.work = match self.work.take() {
-            Some(Work::Enrolling(work)) if !work.answer.is_closed() => {
-                self.go_on_enrolling(work).map(Work::Enrolling)
+    /// Does the next step of the job in progress; drops it when its caller has given up.
+    fn continue_job(&mut self) {
+        self.active_job = match self.active_job.take() {
+            Some(ActiveJob::Enrol(job)) if !job.reply.is_closed() => {
+                self.continue_enrolment(job).map(ActiveJob::Enrol)
             }
-            Some(Work::Looking(work)) if !work.answer.is_closed() => {
-                self.go_on_looking(work).map(Work::Looking)
+            Some(ActiveJob::Identify(job)) if !job.reply.is_closed() => {
+                self.continue_identification(job).map(ActiveJob::Identify)
             }
             _ => None,
         };
     }
 
-    /// Judges the next photograph of an enrolment; after the last, all of them together.
-    fn go_on_enrolling(&mut self, mut work: Enrolling) -> Option<Enrolling> {
+    /// Judges the next photograph of an enrolment; after the last one, all of them together.
+    fn continue_enrolment(&mut self, mut work: EnrolJob) -> Option<EnrolJob> {
         let outcome = if let Some(photograph) = work.photographs.pop_front() {
             match enrol::judge_photograph(self.engine.as_mut(), &photograph, &self.enrol) {
                 Ok(judged) => {
@@ -275,159 +322,162 @@ impl Inference {
                 Err(error) => Err(error),
             }
         } else {
-            let (gallery, judged) = (self.gallery.snapshot(), std::mem::take(&mut work.judged));
+            let gallery = self.gallery.snapshot();
+            let judged = std::mem::take(&mut work.judged);
             Ok(enrol::conclude(judged, &gallery, &work.subject, work.replace, &self.enrol))
         };
-        work.answer.send(outcome).ok();
+        work.reply.send(outcome).ok();
         None
     }
 
-    /// Finds all faces, then recognises one after the other.
-    fn go_on_looking(&mut self, mut work: Looking) -> Option<Looking> {
+    /// Detects all faces, then identifies the next one.
+    fn continue_identification(&mut self, mut work: IdentifyJob) -> Option<IdentifyJob> {
         let outcome = match &mut work.found {
             None => still::faces(self.engine.as_mut(), &work.picture)
                 .map(|found| work.found = Some(found.into())),
             Some(found) => {
                 let Some(found) = found.pop_front() else {
-                    work.answer.send(Ok(work.seen)).ok();
+                    work.reply.send(Ok(work.identified)).ok();
                     return None;
                 };
-                self.recognise(&found).map(|seen| work.seen.extend(seen))
+                let scale = work.picture.reduction() as f32;
+                self.identify_face(&found, scale).map(|face| work.identified.extend(face))
             }
         };
         if let Err(error) = outcome {
-            work.answer.send(Err(error)).ok();
+            work.reply.send(Err(error)).ok();
             return None;
         }
         Some(work)
     }
 
-    fn recognise(&mut self, found: &Found) -> Result<Option<Seen>, EngineError> {
+    /// Its box is in pixels of the picture as it was sent, which is `scale` times as wide and high.
+    fn identify_face(
+        &mut self,
+        found: &FoundFace,
+        scale: f32,
+    ) -> Result<Option<IdentifiedFace>, EngineError> {
         let template = still::template(self.engine.as_mut(), &found.sample)?;
-        Ok(template.map(|template| Seen {
-            bounding_box: found.detection.bounding_box,
+        Ok(template.map(|template| IdentifiedFace {
+            bounding_box: found.detection.bounding_box.scaled(scale),
             decision: decision::decide_still(&template, &self.gallery.snapshot(), &self.decision),
         }))
     }
 
-    /// One more frame for who is enrolled by the camera; `faces` is how many it has.
-    fn gather(&mut self, frame: &Frame, faces: usize) {
-        let Some(mut from_camera) = self.from_camera.take().filter(|it| !it.answer.is_closed())
-        else {
+    /// Uses a frame for the enrolment by the camera; `faces` is how many faces it has.
+    fn gather_samples(&mut self, frame: &Frame, faces: usize) {
+        let Some(mut camera_job) = self.camera_job.take().filter(|it| !it.reply.is_closed()) else {
             return;
         };
-        let sights = self.live.sights();
-        match self.gather_from(&mut from_camera.gathering, frame, faces, &sights) {
+        let observations = self.live.observations();
+        match self.add_sample(&mut camera_job.gathering, frame, faces, &observations) {
             Ok(None) => {
-                let mut tally = from_camera.tally.lock().unwrap_or_else(PoisonError::into_inner);
-                tally.clone_from(from_camera.gathering.tally());
+                let mut tally = camera_job.tally.lock().unwrap_or_else(PoisonError::into_inner);
+                tally.clone_from(camera_job.gathering.tally());
                 drop(tally);
-                self.from_camera = Some(from_camera);
+                self.camera_job = Some(camera_job);
             }
             Ok(Some(judged)) => {
                 let gallery = self.gallery.snapshot();
                 let judgement = enrol::conclude(
                     judged,
                     &gallery,
-                    &from_camera.subject,
-                    from_camera.replace,
+                    &camera_job.subject,
+                    camera_job.replace,
                     &self.enrol,
                 );
-                from_camera.answer.send(Ok(judgement)).ok();
+                camera_job.reply.send(Ok(judgement)).ok();
             }
             Err(error) => {
-                from_camera.answer.send(Err(error)).ok();
+                camera_job.reply.send(Err(error)).ok();
             }
         }
     }
 
-    fn gather_from(
+    fn add_sample(
         &mut self,
         gathering: &mut Gathering,
         frame: &Frame,
         faces: usize,
-        sights: &[Sight],
+        observations: &[FaceObservation],
     ) -> Result<Option<Vec<Judged>>, EngineError> {
         let now = frame.media();
-        let wanted = gathering.regard(faces, sights, &now);
-        // What cannot be decoded has been counted and told where it was looked at first.
-        let ([sight], Ok(picture)) = (sights, frame.pixels.full()) else {
+        let wanted = gathering.select_face(faces, observations, &now);
+        // A frame that cannot be decoded was counted and logged by recognition.
+        let ([observation], Ok(picture)) = (observations, frame.pixels.full()) else {
             return Ok(None);
         };
-        let (bounding_box, confidence, landmarks) =
-            (sight.bounding_box, sight.confidence, sight.landmarks);
+        let bounding_box = observation.bounding_box;
+        let confidence = observation.confidence;
+        let landmarks = observation.landmarks;
+        let detected = observation.detected;
         if wanted.is_some() {
-            let refined =
-                self.engine.refine(picture, &Detection { bounding_box, confidence, landmarks })?;
+            let detected = Detection { bounding_box, confidence, landmarks: detected };
+            let refined = self.engine.refine(picture, &detected)?;
             if let Some(sample) = align::align(picture, &refined.landmarks) {
                 let quality = quality::measure(&sample);
-                if gathering.is_good(&quality, &self.enrol)
+                let stance = Stance::of(&detected, &refined);
+                if gathering.is_good(stance, &quality, &self.enrol)
                     && let Some(template) = still::template(self.engine.as_mut(), &sample)?
                 {
                     gathering.add(template, &quality, &self.enrol, &now);
                 }
             }
         }
-        Ok(if faces == 1 { gathering.finished(sight, landmarks.eye_distance_px()) } else { None })
+        Ok(if faces == 1 {
+            gathering.finished(observation, landmarks.eye_distance_px())
+        } else {
+            None
+        })
     }
 }
 
-/// When a fault is said: once as long as it lasts, and seldom when it comes and goes. Every frame would fill the journal.
-struct Complaint {
-    over: bool,
-    said: Option<Stamp>,
+/// Logs a fault of the frames once while it lasts, and seldom when it comes and goes. A line per
+/// frame would fill the journal.
+struct FaultLog {
+    is_over: bool,
+    throttle: LogThrottle,
 }
 
-const SAY_EVERY: Duration = Duration::from_mins(1);
+const LOG_FAULT_EVERY: Duration = Duration::from_mins(1);
 
-impl Default for Complaint {
+impl Default for FaultLog {
     fn default() -> Self {
-        Self { over: true, said: None }
+        Self { is_over: true, throttle: LogThrottle::new(LOG_FAULT_EVERY) }
     }
 }
 
-impl Complaint {
+impl FaultLog {
     fn is_due(&mut self, now: &Stamp) -> bool {
-        if !self.over || self.said.is_some_and(|said| now.since(&said) < SAY_EVERY) {
-            return false;
-        }
-        (self.over, self.said) = (false, Some(*now));
-        true
+        let is_due = self.is_over && self.throttle.is_due(now);
+        self.is_over &= !is_due;
+        is_due
     }
-}
-
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// How often a fault is said in ten minutes of ten frames a second, every nth of which is good.
-    fn said(good_every: u64) -> usize {
-        let mut complaint = Complaint::default();
+    /// How often a fault is logged in ten minutes of ten frames a second, every nth of which is
+    /// good.
+    fn lines_logged(good_every: u64) -> usize {
+        let mut log = FaultLog::default();
         let frame = |at: u64| {
             if at.is_multiple_of(good_every) {
-                complaint.over = true;
+                log.is_over = true;
                 return false;
             }
-            complaint.is_due(&Stamp { wall_ms: 0, boottime_ms: at * 100, trusted: false })
+            log.is_due(&Stamp { wall_ms: 0, boottime_ms: at * 100, trusted: false })
         };
-        (1..=6000).map(frame).filter(|said| *said).count()
+        (1..=6000).map(frame).filter(|is_due| *is_due).count()
     }
 
     #[test]
-    fn a_fault_that_comes_and_goes_does_not_fill_the_journal() {
-        assert_eq!(said(10_000), 1, "it lasts");
-        assert_eq!(said(2), 10);
-        // It lasts, though it began within a minute of the one before: said late, not never.
-        assert_eq!(said(100), 10);
+    fn repeated_fault_logs_are_throttled() {
+        assert_eq!(lines_logged(10_000), 1, "it lasts");
+        assert_eq!(lines_logged(2), 10);
+        // It lasts, though it began within a minute of the one before: logged late, not never.
+        assert_eq!(lines_logged(100), 10);
     }
 }

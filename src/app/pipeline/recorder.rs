@@ -1,38 +1,46 @@
-//! Outcomes of tracks become events in the store.
+//! Records the outcomes of tracks as events in the store.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::app::venues::VenueBook;
+use crate::app::context::Context;
+use crate::app::state::venues::VenueRegistry;
 use crate::attend::judge::{Moment, judge};
 use crate::attend::venue::Venue;
 use crate::clock::{Clock, Stamp, Stopwatch};
 use crate::health::Health;
+use crate::ids::SubjectId;
 use crate::recognise::decision::{Decision, Identification};
-use crate::recognise::face::SubjectId;
-use crate::recognise::live::{Attack, Outcome};
-use crate::record::event::{self, Attendance, Body, Direction, NewEvent, SubjectRef, Unknown};
-use crate::record::store::{Store, StoreError, Tx};
+use crate::recognise::live::{Attack, TrackOutcome};
+use crate::store::{Store, StoreError, Tx};
+use crate::wire::event;
+use crate::wire::event::{Attendance, Body, Direction, NewEvent, SubjectRef, Unknown};
 
 pub struct Recorder {
     store: Store,
     clock: Arc<dyn Clock>,
     health: Arc<Health>,
-    venues: Arc<VenueBook>,
-    /// At most one event for an unknown face in this time, and one for an attack with the same face, or with nobody's.
+    venues: Arc<VenueRegistry>,
+    /// At most one event in this time for unknown faces, and one for attacks with the same face or
+    /// with unknown faces.
     unknown_every: Duration,
     last_unknown: Option<Stamp>,
-    /// The attacks told within that time, by whose face was shown.
+    /// The attacks recorded within that time, by the subject whose face was shown.
     last_attacks: HashMap<Option<SubjectId>, Stamp>,
 }
 
 impl Recorder {
-    pub fn new(
+    pub fn new(ctx: Context) -> Self {
+        let Context { store, clock, health, venues, settings, .. } = ctx;
+        Self::with_interval(store, clock, health, venues, settings.unknown_every)
+    }
+
+    fn with_interval(
         store: Store,
         clock: Arc<dyn Clock>,
         health: Arc<Health>,
-        venues: Arc<VenueBook>,
+        venues: Arc<VenueRegistry>,
         unknown_every: Duration,
     ) -> Self {
         Self {
@@ -46,27 +54,29 @@ impl Recorder {
         }
     }
 
-    /// A full disk is said, counted and survived; an error after which the store is of no use is returned.
-    pub fn record(&mut self, outcome: &Outcome) -> Result<(), StoreError> {
+    /// Records an outcome. Errors that can pass, such as a full disk, are counted and logged; a fatal
+    /// error is returned.
+    pub fn record_outcome(&mut self, outcome: &TrackOutcome) -> Result<(), StoreError> {
         let done = match &outcome.decision {
-            Decision::Identified(identification) => self.identified(outcome, identification),
+            Decision::Identified(identification) => self.record_identified(outcome, identification),
             Decision::Unknown { best_score, threshold, samples } => {
-                self.unknown(outcome, *best_score, *threshold, *samples)
+                self.record_unknown(outcome, *best_score, *threshold, *samples)
             }
             Decision::Undecided => return Ok(()),
         };
         self.health.times.decision.observe(outcome.track_age);
-        self.survive(done)
+        self.log_unless_fatal(done)
     }
 
-    /// An attack becomes an event, once a track and not too often; the attendance that it was meant for is recorded or not by `record`.
-    pub fn attack(&mut self, attack: &Attack) -> Result<(), StoreError> {
-        self.health.attacks.add(1);
-        let done = self.attacked(attack);
-        self.survive(done)
+    /// Records an attack, once for each track and at a limited rate. `record_outcome` decides about
+    /// the attendance itself.
+    pub fn record_attack(&mut self, attack: &Attack) -> Result<(), StoreError> {
+        self.health.recognition.attacks.add(1);
+        let done = self.append_attack(attack);
+        self.log_unless_fatal(done)
     }
 
-    /// How long it takes until something is on the disk is what a worn card shows first.
+    /// Writes and times the write. A worn SD card shows first in this duration.
     fn write<T, F>(&self, f: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -78,22 +88,19 @@ impl Recorder {
         Ok(written)
     }
 
-    fn survive(&self, done: Result<(), StoreError>) -> Result<(), StoreError> {
-        match done {
-            Err(error) if !error.is_fatal() => {
-                self.health.store_errors.add(1);
-                tracing::error!(
-                    error = format!("{:#}", anyhow::Error::new(error)),
-                    "a sighting could not be stored"
-                );
-                Ok(())
-            }
-            other => other,
-        }
+    fn log_unless_fatal(&self, written: Result<(), StoreError>) -> Result<(), StoreError> {
+        written.or_else(|error| {
+            self.health.store_errors.add(1);
+            error.log_unless_fatal("a sighting could not be stored")
+        })
     }
 
-    fn identified(&mut self, outcome: &Outcome, found: &Identification) -> Result<(), StoreError> {
-        self.health.identified.add(1);
+    fn record_identified(
+        &mut self,
+        outcome: &TrackOutcome,
+        found: &Identification,
+    ) -> Result<(), StoreError> {
+        self.health.recognition.identified.add(1);
         let subject = SubjectRef { id: found.subject.id.clone(), name: found.subject.name.clone() };
         let visit = Visit {
             subject,
@@ -104,7 +111,9 @@ impl Recorder {
             track_ms: outcome.track_age.as_millis() as u64,
             latency_ms: self.clock.now().since(&outcome.decided_at).as_millis() as u64,
         };
-        let (venue, at, clock) = (self.venues.door(), outcome.decided_at, Arc::clone(&self.clock));
+        let venue = self.venues.door();
+        let at = outcome.decided_at;
+        let clock = Arc::clone(&self.clock);
         let recorded =
             self.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()))?;
         if let Some(event) = recorded {
@@ -115,7 +124,7 @@ impl Recorder {
         Ok(())
     }
 
-    fn attacked(&mut self, attack: &Attack) -> Result<(), StoreError> {
+    fn append_attack(&mut self, attack: &Attack) -> Result<(), StoreError> {
         let at = attack.seen_at;
         let subject = match &attack.decision {
             Decision::Identified(found) => {
@@ -123,7 +132,7 @@ impl Recorder {
             }
             _ => None,
         };
-        // A poster on the wall is one attack, however often its track is lost and found.
+        // A poster on the wall is one attack, although its track ends and begins again.
         self.last_attacks.retain(|_, last| at.since(last) < self.unknown_every);
         let shown = subject.as_ref().map(|it| it.id.clone());
         if self.last_attacks.contains_key(&shown) {
@@ -137,7 +146,7 @@ impl Recorder {
             enforced: attack.enforced,
         };
         let event_id = self.write(move |tx| {
-            // The networks compared with a snapshot: whoever was withdrawn meanwhile must not come back by name.
+            // The gallery snapshot may be older than a withdrawal: the name must not come back.
             let mut body = body.clone();
             if let Some(shown) = &body.subject
                 && tx.subject(&shown.id)?.is_none()
@@ -149,18 +158,18 @@ impl Recorder {
             Ok(event.event_id)
         })?;
         self.last_attacks.insert(shown, at);
-        tracing::warn!(track_id = attack.track_id, enforced = attack.enforced, %event_id, "somebody seems to show a picture");
+        tracing::warn!(track_id = attack.track_id, enforced = attack.enforced, %event_id, "presentation attack detected");
         Ok(())
     }
 
-    fn unknown(
+    fn record_unknown(
         &mut self,
-        outcome: &Outcome,
+        outcome: &TrackOutcome,
         score: Option<f32>,
         threshold: f32,
         samples: usize,
     ) -> Result<(), StoreError> {
-        self.health.unknown.add(1);
+        self.health.recognition.unknown.add(1);
         let at = outcome.decided_at;
         if self.last_unknown.is_some_and(|last| at.since(&last) < self.unknown_every) {
             return Ok(());
@@ -189,7 +198,7 @@ pub struct Visit {
     pub latency_ms: u64,
 }
 
-/// Records the visit unless it is recorded already. The question and the record are one transaction.
+/// Records a visit unless it is recorded already. The check and the record are one transaction.
 pub fn record_visit(
     tx: &mut Tx<'_>,
     venue: &Venue,
@@ -197,7 +206,7 @@ pub fn record_visit(
     at: Stamp,
     clock: &dyn Clock,
 ) -> Result<Option<NewEvent>, StoreError> {
-    // The networks compared with a snapshot: whoever was withdrawn meanwhile must not come back by name.
+    // The gallery snapshot may be older than a withdrawal: the name must not come back.
     let Some(known) = tx.subject(&visit.subject.id)? else {
         return Ok(None);
     };
@@ -228,25 +237,26 @@ mod tests {
     use super::*;
     use crate::attend::venue::Door;
     use crate::clock::SimulatedClock;
-    use crate::recognise::face::Name;
+    use crate::ids::Name;
     use crate::recognise::gallery::Subject;
-    use crate::record::store::StoreOptions;
+    use crate::store::StoreOptions;
 
     #[test]
-    fn a_photograph_on_the_wall_does_not_fill_the_disk_whoever_is_on_it() {
+    fn repeated_attacks_are_throttled_per_subject() {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(SimulatedClock::at(0));
         let shared: Arc<dyn Clock> = clock.clone();
         let store = Store::open(dir.path(), StoreOptions::new(Vec::new(), Arc::clone(&shared)))
             .unwrap()
             .store;
-        let venues = Arc::new(VenueBook::new(
+        let venues = Arc::new(VenueRegistry::new(
             Vec::new(),
             Door { venue: "main".into(), direction: None, has_camera: false },
             &[],
         ));
         let every = Duration::from_secs(10);
-        let mut recorder = Recorder::new(store.clone(), shared, Arc::default(), venues, every);
+        let mut recorder =
+            Recorder::with_interval(store.clone(), shared, Arc::default(), venues, every);
         let whose = [Some("ada"), Some("bob"), None];
         for id in whose.into_iter().flatten() {
             let (id, name) = (SubjectId::new(id).unwrap(), Name::new(id).unwrap());
@@ -255,19 +265,19 @@ mod tests {
         // A minute in which each of them is lost and found twice a second.
         for _ in 0..120 {
             for id in whose {
-                recorder.attack(&attack(id, clock.now())).unwrap();
+                recorder.record_attack(&attack(id, clock.now())).unwrap();
             }
             clock.advance(Duration::from_millis(500));
         }
         let event = |seq| store.write(move |tx| tx.event(seq)).unwrap();
-        let told: Vec<_> = (1..).map_while(event).map(|event| event.body).collect();
+        let bodies: Vec<_> = (1..).map_while(event).map(|event| event.body).collect();
         for id in whose {
             let of = |body: &&Body| matches!(body, Body::Attack(it) if it.subject.as_ref().map(|it| it.id.as_str()) == id);
-            assert_eq!(told.iter().filter(of).count(), 6, "{id:?}");
+            assert_eq!(bodies.iter().filter(of).count(), 6, "{id:?}");
         }
-        assert_eq!(told.len(), 18);
+        assert_eq!(bodies.len(), 18);
         clock.advance(every);
-        recorder.attack(&attack(None, clock.now())).unwrap();
+        recorder.record_attack(&attack(None, clock.now())).unwrap();
         assert_eq!(recorder.last_attacks.len(), 1, "nobody is remembered for longer than it takes");
     }
 

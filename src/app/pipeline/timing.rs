@@ -1,5 +1,5 @@
-//! What a frame and a delivery take, measured at the ports: decoding, networks and sinks are wrapped where they are used, and
-//! neither they nor recognition, which asks no clock, know of it.
+//! Measures frames and deliveries at the ports. Models, decoding and sinks are wrapped where they are
+//! used, so neither they nor recognition, which uses no clock, contain any measuring.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,18 +11,18 @@ use crate::clock::Stopwatch;
 use crate::health::{Deliveries, Health, Times};
 use crate::histogram::Histogram;
 use crate::recognise::align::Sample;
-use crate::recognise::engine::{EngineError, FaceEngine, Reach};
+use crate::recognise::engine::{DetectorInput, EngineError, FaceEngine};
 use crate::recognise::face::{Detection, ModelDigest, Template};
 use crate::recognise::frame::{Luma, Pixels};
 use crate::recognise::picture::{DecodeError, Picture};
-use crate::record::outbox::{Delivery, Sink};
-use crate::record::store::{OutboxRow, SinkName};
+use crate::store::relay::{Delivery, Sink};
+use crate::store::{OutboxRow, SinkName};
 
-/// The networks, for one frame.
+/// Times the models for one frame.
 pub struct TimedEngine<'a> {
     engine: &'a mut dyn FaceEngine,
     times: &'a Times,
-    /// In all of them together.
+    /// The time in all models together.
     pub spent: Duration,
 }
 
@@ -42,8 +42,12 @@ impl<'a> TimedEngine<'a> {
 }
 
 impl FaceEngine for TimedEngine<'_> {
-    fn detect(&mut self, picture: &Picture, reach: Reach) -> Result<Vec<Detection>, EngineError> {
-        self.timed(&self.times.detect, |engine| engine.detect(picture, reach))
+    fn detect(
+        &mut self,
+        picture: &Picture,
+        input: DetectorInput,
+    ) -> Result<Vec<Detection>, EngineError> {
+        self.timed(&self.times.detect, |engine| engine.detect(picture, input))
     }
 
     fn refine(
@@ -75,31 +79,37 @@ impl FaceEngine for TimedEngine<'_> {
     }
 }
 
-/// The pixels of one frame. Of each view the first asking is counted: that is the one that decodes.
+/// Times the decoding of one frame. Only the first access to each form decodes, so only it is
+/// observed.
 pub struct TimedPixels {
     pixels: Arc<dyn Pixels>,
     health: Arc<Health>,
-    glanced: AtomicBool,
-    decoded: AtomicBool,
+    has_luma: AtomicBool,
+    is_decoded: AtomicBool,
     spent_ns: AtomicU64,
 }
 
 impl TimedPixels {
     pub fn new(pixels: Arc<dyn Pixels>, health: Arc<Health>) -> Self {
-        let (glanced, decoded) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { pixels, health, glanced, decoded, spent_ns: AtomicU64::new(0) }
+        Self {
+            pixels,
+            health,
+            has_luma: AtomicBool::new(false),
+            is_decoded: AtomicBool::new(false),
+            spent_ns: AtomicU64::new(0),
+        }
     }
 
-    /// In decoding, of all views together.
+    /// Returns the time spent in decoding.
     pub fn spent(&self) -> Duration {
         Duration::from_nanos(self.spent_ns.load(Ordering::Relaxed))
     }
 
-    fn timed<T>(&self, asked: &AtomicBool, into: &Histogram, ask: impl FnOnce() -> T) -> T {
+    fn timed<T>(&self, is_done: &AtomicBool, into: &Histogram, run: impl FnOnce() -> T) -> T {
         let watch = Stopwatch::start();
-        let outcome = ask();
+        let outcome = run();
         let took = watch.elapsed();
-        if !asked.swap(true, Ordering::Relaxed) {
+        if !is_done.swap(true, Ordering::Relaxed) {
             into.observe(took);
         }
         self.spent_ns.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
@@ -113,15 +123,15 @@ impl Pixels for TimedPixels {
     }
 
     fn luma(&self) -> Result<Luma, DecodeError> {
-        self.timed(&self.glanced, &self.health.times.glance, || self.pixels.luma())
+        self.timed(&self.has_luma, &self.health.times.glance, || self.pixels.luma())
     }
 
     fn reduced(&self, side_px: usize) -> Result<Cow<'_, Picture>, DecodeError> {
-        self.timed(&self.decoded, &self.health.times.decode, || self.pixels.reduced(side_px))
+        self.timed(&self.is_decoded, &self.health.times.decode, || self.pixels.reduced(side_px))
     }
 
     fn full(&self) -> Result<&Picture, DecodeError> {
-        self.timed(&self.decoded, &self.health.times.decode, || self.pixels.full())
+        self.timed(&self.is_decoded, &self.health.times.decode, || self.pixels.full())
     }
 }
 
@@ -131,16 +141,16 @@ impl fmt::Debug for TimedPixels {
     }
 }
 
-/// A sink, with where its figures stand.
+/// Counts and times the deliveries of a sink.
 pub struct TimedSink<S> {
     sink: S,
     health: Arc<Health>,
-    figures: fn(&Health) -> &Deliveries,
+    deliveries: fn(&Health) -> &Deliveries,
 }
 
 impl<S> TimedSink<S> {
-    pub fn new(sink: S, health: &Arc<Health>, figures: fn(&Health) -> &Deliveries) -> Self {
-        Self { sink, health: Arc::clone(health), figures }
+    pub fn new(sink: S, health: &Arc<Health>, deliveries: fn(&Health) -> &Deliveries) -> Self {
+        Self { sink, health: Arc::clone(health), deliveries }
     }
 }
 
@@ -151,24 +161,78 @@ impl<S: Sink> Sink for TimedSink<S> {
 
     async fn deliver(&mut self, batch: &[OutboxRow]) -> Vec<Delivery> {
         let watch = Stopwatch::start();
-        let deliveries = self.sink.deliver(batch).await;
+        let outcomes = self.sink.deliver(batch).await;
         let took = watch.elapsed();
-        let figures = (self.figures)(&self.health);
+        let counters = (self.deliveries)(&self.health);
         let mut acknowledged = 0;
-        for delivery in &deliveries {
-            match delivery {
+        for outcome in &outcomes {
+            match outcome {
                 Delivery::Acknowledged => acknowledged += 1,
-                Delivery::Retry(_) | Delivery::Doubtful(_) | Delivery::Refused(_) => {
-                    figures.failed.add(1)
+                Delivery::Retry(_) | Delivery::Doubtful(_) | Delivery::Rejected(_) => {
+                    counters.failed.add(1);
                 }
-                Delivery::Poison(_) => figures.buried.add(1),
+                Delivery::Poison(_) => counters.dead_lettered.add(1),
+                Delivery::Held => {}
             }
         }
-        figures.acknowledged.add(acknowledged);
+        counters.acknowledged.add(acknowledged);
         if acknowledged > 0 {
-            figures.times.observe(took);
+            counters.times.observe(took);
         }
-        deliveries
+        outcomes
+    }
+}
+
+/// Counts each output of a model as progress of the inference thread: one picture with a hundred
+/// faces takes a slow processor longer than the watchdog waits.
+pub struct ProgressEngine<E> {
+    pub engine: E,
+    pub health: Arc<Health>,
+}
+
+impl<E> ProgressEngine<E> {
+    fn counted<T>(&mut self, run: impl FnOnce(&mut E) -> T) -> T {
+        let output = run(&mut self.engine);
+        self.health.inference_progress.add(1);
+        output
+    }
+}
+
+impl<E: FaceEngine> FaceEngine for ProgressEngine<E> {
+    fn detect(
+        &mut self,
+        picture: &Picture,
+        input: DetectorInput,
+    ) -> Result<Vec<Detection>, EngineError> {
+        self.counted(|it| it.detect(picture, input))
+    }
+
+    fn refine(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Detection, EngineError> {
+        self.counted(|it| it.refine(picture, detection))
+    }
+
+    fn template(&mut self, sample: &Sample) -> Result<Option<Template>, EngineError> {
+        self.counted(|it| it.template(sample))
+    }
+
+    fn liveness(
+        &mut self,
+        picture: &Picture,
+        detection: &Detection,
+    ) -> Result<Option<f32>, EngineError> {
+        self.counted(|it| it.liveness(picture, detection))
+    }
+
+    fn embedder(&self) -> ModelDigest {
+        self.engine.embedder()
+    }
+
+    fn dimension(&self) -> usize {
+        self.engine.dimension()
     }
 }
 
@@ -177,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_counted_as_decoded_once_however_often_it_is_looked_at() {
+    fn frame_decode_is_counted_once() {
         let health = Arc::new(Health::default());
         let pixels =
             TimedPixels::new(Arc::new(Picture::plain(32, 24, [9; 3])), Arc::clone(&health));
@@ -205,10 +269,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_what_somebody_acknowledged_is_timed() {
+    async fn only_acknowledged_deliveries_are_timed() {
         let health = Arc::new(Health::default());
         let [retry, refused, poison] =
-            [Delivery::Retry, Delivery::Refused, Delivery::Poison].map(|it| it("why".to_owned()));
+            [Delivery::Retry, Delivery::Rejected, Delivery::Poison].map(|it| it("why".to_owned()));
         let all = vec![
             Delivery::Acknowledged,
             retry.clone(),
@@ -222,9 +286,49 @@ mod tests {
         }
         let figures = &health.to_mqtt;
         assert_eq!(
-            (figures.acknowledged.get(), figures.failed.get(), figures.buried.get()),
+            (figures.acknowledged.get(), figures.failed.get(), figures.dead_lettered.get()),
             (2, 4, 2)
         );
         assert_eq!((figures.times.read().count(), health.to_mongo.acknowledged.get()), (1, 0));
+    }
+
+    #[test]
+    fn each_inference_counts_as_turn() {
+        struct Silent;
+        impl FaceEngine for Silent {
+            fn detect(
+                &mut self,
+                _: &Picture,
+                _: DetectorInput,
+            ) -> Result<Vec<Detection>, EngineError> {
+                Ok(Vec::new())
+            }
+            fn refine(
+                &mut self,
+                _: &Picture,
+                detection: &Detection,
+            ) -> Result<Detection, EngineError> {
+                Ok(*detection)
+            }
+            fn template(&mut self, _: &Sample) -> Result<Option<Template>, EngineError> {
+                Ok(None)
+            }
+            fn liveness(&mut self, _: &Picture, _: &Detection) -> Result<Option<f32>, EngineError> {
+                Ok(None)
+            }
+            fn embedder(&self) -> ModelDigest {
+                ModelDigest([0; 32])
+            }
+            fn dimension(&self) -> usize {
+                2
+            }
+        }
+        let health = Arc::new(Health::default());
+        let mut engine = ProgressEngine { engine: Silent, health: Arc::clone(&health) };
+        let picture = Picture::plain(8, 8, [0; 3]);
+        for turns in 1..=3 {
+            engine.detect(&picture, DetectorInput::Small).unwrap();
+            assert_eq!(health.inference_progress.get(), turns);
+        }
     }
 }

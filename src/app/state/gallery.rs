@@ -1,4 +1,4 @@
-//! The one place where the current gallery is kept. Readers take the snapshot; a writer makes a new one and swaps it.
+//! The current gallery. Readers take the immutable snapshot; a writer makes a new one and swaps it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,21 +6,21 @@ use crate::recognise::gallery::Gallery;
 
 pub struct GalleryCell {
     current: Mutex<Arc<Gallery>>,
-    /// Held by whoever changes, so that of two changes at once none is lost, and readers wait for neither.
-    changing: Mutex<()>,
-    turn: tokio::sync::Mutex<()>,
+    /// Held during an update, so that of two concurrent updates none is lost. Readers do not take it.
+    updating: Mutex<()>,
+    write_order: tokio::sync::Mutex<()>,
 }
 
 impl GalleryCell {
     pub fn new(gallery: Gallery) -> Self {
         let current = Mutex::new(Arc::new(gallery));
-        Self { current, changing: Mutex::new(()), turn: tokio::sync::Mutex::new(()) }
+        Self { current, updating: Mutex::new(()), write_order: tokio::sync::Mutex::new(()) }
     }
 
-    /// Whoever changes the gallery holds this from before the store is written until the snapshot is swapped, so that both
-    /// see the changes in one order.
-    pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.turn.lock().await
+    /// Returns a guard that is held from before a change is written to the store until the snapshot
+    /// is swapped, so that store and snapshot see all changes in the same order.
+    pub async fn lock_for_change(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.write_order.lock().await
     }
 
     pub fn snapshot(&self) -> Arc<Gallery> {
@@ -28,13 +28,14 @@ impl GalleryCell {
     }
 
     pub fn update(&self, change: impl FnOnce(Gallery) -> Gallery) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = Arc::new(change((*self.snapshot()).clone()));
         let old = std::mem::replace(
             &mut *self.current.lock().unwrap_or_else(PoisonError::into_inner),
             changed,
         );
-        // The last to let go of a snapshot gives its memory back: not while others wait for the current one.
+        // Dropping the last reference to a snapshot frees its memory, which takes a while. So this
+        // happens after the lock on the current one is released.
         drop(old);
     }
 }
@@ -42,11 +43,12 @@ impl GalleryCell {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recognise::face::{Name, SubjectId, Template};
+    use crate::ids::{Name, SubjectId};
+    use crate::recognise::face::Template;
     use crate::recognise::gallery::Subject;
 
     #[test]
-    fn of_two_who_change_at_once_nobody_is_lost() {
+    fn concurrent_gallery_updates_lose_no_subject() {
         let cell = GalleryCell::new(Gallery::new(4));
         let add = |from: usize| {
             for n in from..from + 200 {

@@ -1,5 +1,6 @@
-//! What the device sees and decides, frame by frame, as `rollcall watch` and `rollcall snapshot` get it: figures and
-//! boxes. Names only for who asks for them; no picture but in a snapshot.
+//! The preview: boxes, scores and decisions of the newest frame, for `rollcall watch`, `rollcall
+//! snapshot` and the local page. Names are included on request only. Pixels leave the daemon only
+//! in a snapshot or as the page's picture.
 
 use std::sync::Arc;
 
@@ -7,52 +8,54 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::health::{self, Health};
-use crate::recognise::attention::Attention;
+use crate::recognise::attention::FrameAction;
 use crate::recognise::decision::Decision;
 use crate::recognise::frame::{Frame, Pixels};
-use crate::recognise::live::Sight;
+use crate::recognise::live::FaceObservation;
 use crate::recognise::quality::Flaw;
 
-/// The newest scene, for whoever watches. Nothing is put in while nobody does.
-pub type Scenes = watch::Sender<Option<Arc<Scene>>>;
+/// The newest frame, for the clients that are connected. Empty while there are none.
+pub type PreviewFeed = watch::Sender<Option<Arc<PreviewFrame>>>;
 
-/// One frame with what is known of the faces in it.
+/// A frame with the faces in it.
 #[derive(Debug)]
-pub struct Scene {
+pub struct PreviewFrame {
     pub seq: u64,
     pub at_ms: i64,
     pub pixels: Arc<dyn Pixels>,
-    pub attention: Attention,
-    pub sights: Vec<Sight>,
+    pub attention: FrameAction,
+    pub observations: Vec<FaceObservation>,
 }
 
-impl Scene {
-    pub fn new(frame: &Frame, attention: Attention, sights: Vec<Sight>) -> Self {
-        let (seq, at_ms, pixels) = (frame.seq, frame.taken.wall_ms, Arc::clone(&frame.pixels));
-        Self { seq, at_ms, pixels, attention, sights }
+impl PreviewFrame {
+    pub fn new(frame: &Frame, attention: FrameAction, observations: Vec<FaceObservation>) -> Self {
+        let seq = frame.seq;
+        let at_ms = frame.taken.wall_ms;
+        let pixels = Arc::clone(&frame.pixels);
+        Self { seq, at_ms, pixels, attention, observations }
     }
 }
 
-/// A scene as it goes over the socket.
+/// A frame's preview as JSON, on the socket and in the page's event stream.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct View {
-    /// The frame's number; none when the camera gives no frames.
+pub struct PreviewMessage {
+    /// The frame's number; `None` while the camera delivers none.
     pub frame: Option<u64>,
     pub at: Option<String>,
     pub width: usize,
     pub height: usize,
-    /// `full`: the detector looked; `still`: nothing had changed; `passed`: the pace is low.
+    /// `full`: the detector ran; `still`: nothing had changed; `passed`: the frame was skipped.
     pub attention: String,
-    pub faces: Vec<FaceView>,
+    pub faces: Vec<PreviewFace>,
     pub camera: String,
-    /// 0 is full pace; more is slower, because the processor is hot.
+    /// The step of the thermal slow-down; 0 is full speed.
     pub pace_step: u64,
     pub cpu_celsius: Option<f32>,
-    pub counts: Counts,
+    pub counts: PreviewCounts,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct FaceView {
+pub struct PreviewFace {
     pub track: u64,
     /// Left, top, right, bottom, in pixels.
     #[serde(rename = "box")]
@@ -61,22 +64,22 @@ pub struct FaceView {
     pub confidence: f32,
     /// `undecided`, `identified` or `unknown`.
     pub decision: String,
-    /// Whose, where names were asked for.
+    /// The identified subject, where names were requested.
     pub subject_id: Option<String>,
     pub name: Option<String>,
     pub score: Option<f32>,
     pub threshold: Option<f32>,
     pub samples: usize,
-    /// What is wrong with the last sample: too_small, dark, overexposed, blurred, turned.
+    /// Why the last sample is poor: `too_small`, `dark`, `overexposed`, `blurred` or `turned`.
     pub flaw: Option<String>,
     pub liveness: Option<f32>,
     /// `unjudged`, `live` or `attack`.
     pub presentation: String,
 }
 
-/// Since the start.
+/// PreviewCounts since the start of the daemon.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Counts {
+pub struct PreviewCounts {
     pub captured: u64,
     pub replaced: u64,
     pub analysed: u64,
@@ -89,62 +92,66 @@ pub struct Counts {
     pub recorded: u64,
 }
 
-/// The scene in words and figures; without one, the state of things.
-pub fn view(scene: Option<&Scene>, health: &Health, names: bool) -> View {
-    let (width, height) = scene.map_or((0, 0), |scene| scene.pixels.size());
-    View {
-        frame: scene.map(|scene| scene.seq),
-        at: scene.map(|scene| crate::clock::rfc3339(scene.at_ms)),
+/// Describes a frame; without one, the state of camera and processor.
+pub fn preview_message(
+    frame: Option<&PreviewFrame>,
+    health: &Health,
+    names: bool,
+) -> PreviewMessage {
+    let (width, height) = frame.map_or((0, 0), |frame| frame.pixels.size());
+    PreviewMessage {
+        frame: frame.map(|frame| frame.seq),
+        at: frame.map(|frame| crate::clock::rfc3339(frame.at_ms)),
         width,
         height,
-        attention: scene.map_or("passed", |scene| scene.attention.as_str()).to_owned(),
-        faces: scene.map_or(Vec::new(), |scene| {
-            scene.sights.iter().map(|sight| face(sight, names)).collect()
+        attention: frame.map_or("passed", |frame| frame.attention.as_str()).to_owned(),
+        faces: frame.map_or(Vec::new(), |frame| {
+            frame.observations.iter().map(|observation| preview_face(observation, names)).collect()
         }),
-        camera: health.camera().as_str().to_owned(),
-        pace_step: health.pace_step.get(),
+        camera: health.camera_state().as_str().to_owned(),
+        pace_step: health.recognition.pace_step.get(),
         cpu_celsius: health::cpu_celsius(),
-        counts: Counts {
-            captured: health.frames_captured.get(),
-            replaced: health.frames_replaced.get(),
-            analysed: health.frames_analysed.get(),
-            detected: health.frames_detected.get(),
-            templates: health.templates_made.get(),
-            identified: health.identified.get(),
-            unknown: health.unknown.get(),
-            attacks: health.attacks.get(),
-            too_far: health.too_far.get(),
+        counts: PreviewCounts {
+            captured: health.camera.frames_captured.get(),
+            replaced: health.camera.frames_replaced.get(),
+            analysed: health.camera.frames_analysed.get(),
+            detected: health.camera.frames_detected.get(),
+            templates: health.recognition.templates.get(),
+            identified: health.recognition.identified.get(),
+            unknown: health.recognition.unknown.get(),
+            attacks: health.recognition.attacks.get(),
+            too_far: health.recognition.too_far.get(),
             recorded: health.recorded.get(),
         },
     }
 }
 
-fn face(sight: &Sight, names: bool) -> FaceView {
-    let outline = &sight.bounding_box;
-    let (decision, score, threshold) = match &sight.decision {
+fn preview_face(observation: &FaceObservation, names: bool) -> PreviewFace {
+    let outline = &observation.bounding_box;
+    let (decision, score, threshold) = match &observation.decision {
         Decision::Identified(it) => ("identified", Some(it.score), Some(it.threshold)),
         Decision::Unknown { best_score, threshold, .. } => {
             ("unknown", *best_score, Some(*threshold))
         }
         Decision::Undecided => ("undecided", None, None),
     };
-    let subject = match &sight.decision {
+    let subject = match &observation.decision {
         Decision::Identified(it) if names => Some(&it.subject),
         _ => None,
     };
-    FaceView {
-        track: sight.track_id,
+    PreviewFace {
+        track: observation.track_id,
         outline: [outline.left, outline.top, outline.right, outline.bottom],
-        landmarks: sight.landmarks.points().map(|point| [point.x, point.y]),
-        confidence: sight.confidence,
+        landmarks: observation.landmarks.points().map(|point| [point.x, point.y]),
+        confidence: observation.confidence,
         decision: decision.to_owned(),
         subject_id: subject.map(|subject| subject.id.to_string()),
         name: subject.map(|subject| subject.name.as_str().to_owned()),
         score,
         threshold,
-        samples: sight.samples,
-        flaw: sight.flaw.map(Flaw::as_str).map(str::to_owned),
-        liveness: sight.liveness,
-        presentation: sight.presentation.as_str().to_owned(),
+        samples: observation.samples,
+        flaw: observation.flaw.map(Flaw::as_str).map(str::to_owned),
+        liveness: observation.liveness,
+        presentation: observation.presentation.as_str().to_owned(),
     }
 }

@@ -1,34 +1,34 @@
-//! The venues that this device records for: those of the configuration, and those put by command. Whoever records takes
-//! a snapshot; a change is in force with the next one.
+//! The venues that this device records for: those of the configuration, and those put by command.
+//! Readers take a snapshot; a change is in force from the next snapshot on.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::attend::venue::{DirectionMode, Door, VENUES_MAX, Venue, VenueError, VenueSpec};
 use crate::clock;
-use crate::record::command::answer::VenueSource;
-use crate::record::store::StoredVenue;
+use crate::store::StoredVenue;
+use crate::wire::reply::VenueSource;
 
-pub struct VenueBook {
+pub struct VenueRegistry {
     configured: Vec<Venue>,
     door: Door,
-    /// As they are in force.
-    current: Mutex<Arc<Vec<Listed>>>,
+    /// The venues in force.
+    current: Mutex<Arc<Vec<KnownVenue>>>,
 }
 
-/// A venue, and who said so.
+/// A venue in force, with its source.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Listed {
-    /// As this device has it: a door may fix the direction.
+pub struct KnownVenue {
+    /// With the direction of this device, where the configuration fixes it.
     pub venue: Venue,
-    /// As the venue itself has it, at all of its doors.
+    /// The venue's own direction, which is the same at all of its devices.
     pub direction: DirectionMode,
     pub source: VenueSource,
 }
 
-/// Why a venue cannot be changed by command.
+/// The reason why a venue cannot be changed by command.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum VenueRefusal {
-    #[error("stands in this device's config.toml, where it is to be changed")]
+pub enum VenueChangeError {
+    #[error("is defined in this device's config.toml: change it there")]
     Configured,
     #[error("this device does not know the venue")]
     Unknown,
@@ -36,45 +36,45 @@ pub enum VenueRefusal {
     TooMany,
 }
 
-impl VenueBook {
-    /// A stored venue that cannot be used (any more) is left out, and said.
+impl VenueRegistry {
+    /// A stored venue that cannot be used is left out and logged.
     pub fn new(configured: Vec<Venue>, door: Door, stored: &[StoredVenue]) -> Self {
         let book = Self { configured, door, current: Mutex::default() };
         book.restore(stored);
         book
     }
 
-    /// Takes the stored venues as they are now.
+    /// Replaces the venues put by command by those that are stored now.
     pub fn restore(&self, stored: &[StoredVenue]) {
-        let mut listed: Vec<Listed> = Vec::new();
-        let listing = |venue: &Venue, source| Listed {
-            venue: self.at_the_door(venue.clone()),
+        let mut entries: Vec<KnownVenue> = Vec::new();
+        let entry_of = |venue: &Venue, source| KnownVenue {
+            venue: self.with_fixed_direction(venue.clone()),
             direction: venue.direction,
             source,
         };
-        listed.extend(self.configured.iter().map(|venue| listing(venue, VenueSource::Config)));
+        entries.extend(self.configured.iter().map(|venue| entry_of(venue, VenueSource::Config)));
         for StoredVenue { id, body, .. } in stored {
-            match read(body) {
+            match parse_venue(body) {
                 Ok(venue) if self.is_configured(id) => {
                     tracing::warn!(
                         venue = venue.id,
-                        "a venue put by command stands in config.toml too, which counts"
+                        "a venue put by command is ignored: config.toml defines it too"
                     );
                 }
-                Ok(venue) => listed.push(listing(&venue, VenueSource::Command)),
+                Ok(venue) => entries.push(entry_of(&venue, VenueSource::Command)),
                 Err(error) => {
-                    tracing::error!(venue = id, %error, "a venue put by command cannot be used: put it again");
+                    tracing::error!(venue = id, %error, "a stored venue cannot be used and is ignored: put it again");
                 }
             }
         }
-        if listed.iter().all(|it| it.venue.id != self.door.venue) {
-            listed.push(listing(&Venue::plain(&self.door.venue), VenueSource::Default));
+        if entries.iter().all(|it| it.venue.id != self.door.venue) {
+            entries.push(entry_of(&Venue::plain(&self.door.venue), VenueSource::Default));
         }
-        listed.sort_by(|a, b| a.venue.id.cmp(&b.venue.id));
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(listed);
+        entries.sort_by(|a, b| a.venue.id.cmp(&b.venue.id));
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(entries);
     }
 
-    pub fn all(&self) -> Arc<Vec<Listed>> {
+    pub fn all(&self) -> Arc<Vec<KnownVenue>> {
         Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -82,10 +82,10 @@ impl VenueBook {
         self.all().iter().find(|it| it.venue.id == id).map(|it| it.venue.clone())
     }
 
-    /// The venue at which this device's camera records.
+    /// Returns the venue that this device's camera records for.
     pub fn door(&self) -> Venue {
         self.find(&self.door.venue)
-            .unwrap_or_else(|| self.at_the_door(Venue::plain(&self.door.venue)))
+            .unwrap_or_else(|| self.with_fixed_direction(Venue::plain(&self.door.venue)))
     }
 
     /// See [`Door::watches`].
@@ -97,12 +97,12 @@ impl VenueBook {
         &self.door.venue
     }
 
-    /// Whether a venue stands in the configuration, which no command changes.
+    /// Returns whether the configuration defines the venue. No command changes such a venue.
     pub fn is_configured(&self, id: &str) -> bool {
         self.configured.iter().any(|it| it.id == id)
     }
 
-    fn at_the_door(&self, venue: Venue) -> Venue {
+    fn with_fixed_direction(&self, venue: Venue) -> Venue {
         match self.door.direction {
             Some(direction) if venue.id == self.door.venue => Venue { direction, ..venue },
             _ => venue,
@@ -110,7 +110,7 @@ impl VenueBook {
     }
 }
 
-/// A venue as it was stored or sent, with its time zone looked up.
+/// Makes a venue from its stored or received form, with its time zone looked up.
 pub fn resolve(spec: &VenueSpec) -> Result<Venue, VenueError> {
     VenueSpec::check_zone_name(&spec.time_zone)?;
     let zone = clock::time_zone(&spec.time_zone);
@@ -119,7 +119,7 @@ pub fn resolve(spec: &VenueSpec) -> Result<Venue, VenueError> {
     Venue::new(spec, zone)
 }
 
-fn read(body: &str) -> Result<Venue, VenueError> {
+fn parse_venue(body: &str) -> Result<Venue, VenueError> {
     let spec: VenueSpec =
         serde_json::from_str(body).map_err(|error| VenueError::new("venue", error.to_string()))?;
     resolve(&spec)
@@ -134,18 +134,18 @@ mod tests {
         StoredVenue { id: id.into(), body: serde_json::to_string(&spec).unwrap(), changed_ms: 0 }
     }
 
-    fn book(stored: &[StoredVenue]) -> VenueBook {
+    fn book(stored: &[StoredVenue]) -> VenueRegistry {
         let door =
             Door { venue: "main".into(), direction: Some(DirectionMode::Out), has_camera: true };
-        VenueBook::new(vec![Venue::plain("configured")], door, stored)
+        VenueRegistry::new(vec![Venue::plain("configured")], door, stored)
     }
 
-    fn listed(book: &VenueBook) -> Vec<(String, VenueSource)> {
+    fn listed(book: &VenueRegistry) -> Vec<(String, VenueSource)> {
         book.all().iter().map(|it| (it.venue.id.clone(), it.source)).collect()
     }
 
     #[test]
-    fn the_configuration_counts_and_the_door_has_a_venue() {
+    fn configured_venue_overrides_stored_one() {
         let bad = StoredVenue { body: "{}".into(), ..stored("bad", "UTC") };
         let it =
             book(&[stored("configured", "Europe/Berlin"), stored("room", "Europe/Berlin"), bad]);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zone_must_exist() {
+    fn unknown_time_zone_is_rejected() {
         let spec = |zone: &str| VenueSpec { time_zone: zone.into(), ..VenueSpec::plain("x") };
         assert_eq!(resolve(&spec("Europe/Atlantis")).unwrap_err().field, "time_zone");
         assert_eq!(resolve(&spec("../../etc/passwd")).unwrap_err().field, "time_zone");

@@ -1,19 +1,21 @@
-//! Whether a sighting is a new attendance, in which session and direction, and which of several records counts.
+//! Decides whether a sighting is a new attendance, in which session and direction, and which of
+//! several records counts.
 //!
-//! Within one boot the clock that never jumps decides what was earlier; across boots only wall time is left.
+//! Within one boot the clock that never jumps decides what was earlier; across boots only wall time
+//! is left.
 
 use std::time::Duration;
 
-use super::session::Session;
-use super::venue::{DirectionMode, RE_ENTRY_GAP, Venue};
-use super::{Direction, Status};
+use crate::attend::session::Session;
+use crate::attend::venue::{DirectionMode, RE_ENTRY_GAP, Venue};
+use crate::attend::{Direction, Status};
 use crate::clock::{BootId, Stamp};
 
 /// A moment of some boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Moment {
     pub wall_ms: i64,
-    /// Whether `wall_ms` is worth anything.
+    /// Whether `wall_ms` comes from a trusted clock.
     pub is_known: bool,
     pub boottime_ms: u64,
     pub boot_id: BootId,
@@ -31,12 +33,14 @@ impl Moment {
         self.wall_ms < other.wall_ms
     }
 
-    /// Whether so much time lies between the two. Across boots, where time seems to run backwards, nothing is known,
-    /// and the sighting is recorded: one too many can be seen, one too few cannot.
+    /// Whether so much time lies between the two. Across boots, where time seems to run backwards,
+    /// nothing is known, and the sighting is recorded: one too many can be seen, one too few
+    /// cannot.
     fn is_apart(&self, recorded: &Self, gap: Duration) -> bool {
         let gap_ms = gap.as_millis() as i64;
         if self.boot_id == recorded.boot_id {
-            // A sighting that waited for the networks may be recorded after a later one: the gap counts both ways.
+            // A sighting that waited for the models may be recorded after a later one: the gap
+            // counts both ways.
             return self.boottime_ms.abs_diff(recorded.boottime_ms) as i64 >= gap_ms;
         }
         let passed_ms = self.wall_ms.saturating_sub(recorded.wall_ms);
@@ -44,7 +48,7 @@ impl Moment {
     }
 }
 
-/// An attendance that stands in the record.
+/// An attendance in the record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
     pub seq: i64,
@@ -53,9 +57,9 @@ pub struct Recorded {
     pub session: Option<String>,
 }
 
-/// What is to be recorded.
+/// An attendance to record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct NewAttendance {
     pub session: Option<String>,
     pub direction: Direction,
     pub status: Status,
@@ -64,16 +68,16 @@ pub struct Entry {
 /// Between sightings at unknown times, longer than this is another day.
 const SAME_DAY_MAX: Duration = Duration::from_hours(12);
 
-/// What a sighting becomes; none when it is recorded already.
+/// Returns the attendance to record for a sighting; `None` when it is recorded already.
 ///
-/// `recent` are the subject's latest records at the venue, those of the session of this moment among them. `asked` is a
-/// direction that was given with the sighting.
+/// `recent` are the subject's latest records at the venue, those of the session of this moment
+/// among them. `asked` is a direction that was given with the sighting.
 pub fn judge(
     venue: &Venue,
     at: &Moment,
     asked: Option<Direction>,
     recent: &[Recorded],
-) -> Option<Entry> {
+) -> Option<NewAttendance> {
     let session = at.is_known.then(|| venue.session_at(at.wall_ms)).flatten();
     let direction = match (asked, venue.direction) {
         (Some(direction), _) => direction,
@@ -93,7 +97,8 @@ pub fn judge(
         }
         (_, Some(_)) => is_first,
         (_, None) => {
-            // A sighting at an unknown time may be the first of a session, which one before the session does not cover.
+            // A sighting at an unknown time may be the first of a session, which one before the
+            // session does not cover.
             let may_be_first = |it: &Recorded| {
                 !venue.sessions.is_empty() && !at.is_known && it.at.is_known && it.session.is_none()
             };
@@ -102,22 +107,27 @@ pub fn judge(
             same.all(|it| at.is_apart(&it.at, venue.re_entry_gap))
         }
     };
-    is_new.then(|| Entry {
-        status: status(session.as_ref(), direction, is_first, at.wall_ms),
+    is_new.then(|| NewAttendance {
+        status: attendance_status(session.as_ref(), direction, is_first, at.wall_ms),
         session: session.map(|it| it.id),
         direction,
     })
 }
 
-/// Only who comes can be late, and only the first time: whoever comes back from lunch is not.
-fn status(session: Option<&Session>, direction: Direction, is_first: bool, wall_ms: i64) -> Status {
+/// Only the first `in` can be late: a return from lunch is not.
+fn attendance_status(
+    session: Option<&Session>,
+    direction: Direction,
+    is_first: bool,
+    wall_ms: i64,
+) -> Status {
     session
         .filter(|_| direction == Direction::In && is_first)
         .map_or(Status::Present, |session| session.status_at(wall_ms))
 }
 
-/// In, out, in, … within the local day. A session that crosses midnight belongs to the day on which it began, and so
-/// does what follows on the next day until another session.
+/// In, out, in, … within the local day. A session that crosses midnight belongs to the day on which
+/// it began, and so does what follows on the next day until another session.
 fn next_direction(
     venue: &Venue,
     at: &Moment,
@@ -144,40 +154,47 @@ fn is_same_day(venue: &Venue, last: &Recorded, at: &Moment, session: Option<&Ses
     its_day == today || follows()
 }
 
-/// The session of a sighting whose time was learned later. Sightings within the re-entry gap of it were taken for the same
-/// visit, so one shortly before a session opens stands for those shortly after.
+/// The session of a sighting whose time was learned later. Sightings within the re-entry gap of it
+/// were taken for the same visit, so one shortly before a session opens stands for those shortly
+/// after.
 pub fn session_of_learned_time(venue: &Venue, wall_ms: i64) -> Option<Session> {
     let gap_ms = venue.re_entry_gap.min(RE_ENTRY_GAP).as_millis() as i64;
     venue.session_at(wall_ms).or_else(|| venue.session_at(wall_ms.saturating_add(gap_ms)))
 }
 
-/// What one record of a session is worth beside the others.
+/// How one record of a session counts beside the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct Settlement {
     pub status: Status,
     /// The `seq` of the record that counts in its stead.
     pub superseded_by: Option<i64>,
 }
 
-/// Settles the records of one subject in one session and direction, in the order of their `seq`: the earliest counts.
-/// Where directions alternate all of them count, and the earliest decides who is late.
+/// Settles the records of one subject in one session and direction, in the order of their `seq`:
+/// the earliest counts. Where directions alternate all of them count, and the earliest decides who
+/// is late.
 pub fn settle(
     venue: &Venue,
     session: &Session,
     direction: Direction,
     records: &[Recorded],
-) -> Vec<Standing> {
+) -> Vec<Settlement> {
     let first =
         records.iter().reduce(|first, it| if it.at.is_before(&first.at) { it } else { first });
-    let standing = |record: &Recorded| {
+    let settlement = |record: &Recorded| {
         let is_first = first.is_some_and(|first| first.seq == record.seq);
         let counts = is_first || venue.direction == DirectionMode::Alternate;
-        Standing {
-            status: status(Some(session), direction, is_first || !counts, record.at.wall_ms),
+        Settlement {
+            status: attendance_status(
+                Some(session),
+                direction,
+                is_first || !counts,
+                record.at.wall_ms,
+            ),
             superseded_by: first.filter(|_| !counts).map(|it| it.seq),
         }
     };
-    records.iter().map(standing).collect()
+    records.iter().map(settlement).collect()
 }
 
 #[cfg(test)]

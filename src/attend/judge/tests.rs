@@ -11,7 +11,8 @@ fn ms(text: &str) -> i64 {
 
 const MINUTE_MS: i64 = 60_000;
 
-/// Monday 08:00 to 12:00 and 13:00 to 17:00, and a night; late after ten minutes; a re-entry gap of five.
+/// Monday 08:00 to 12:00 and 13:00 to 17:00, and a night; late after ten minutes; a re-entry gap of
+/// five.
 fn venue(direction: DirectionMode) -> Venue {
     let session = |id: &str, day: &str, start: &str, end: &str| SessionSpec {
         id: id.into(),
@@ -50,7 +51,9 @@ fn record(venue: &Venue, sightings: &[(Moment, Option<Direction>)]) -> Vec<(Reco
     let mut recorded: Vec<(Recorded, Status)> = Vec::new();
     for (at, asked) in sightings {
         let recent: Vec<Recorded> = recorded.iter().map(|it| it.0.clone()).collect();
-        if let Some(Entry { session, direction, status }) = judge(venue, at, *asked, &recent) {
+        if let Some(NewAttendance { session, direction, status }) =
+            judge(venue, at, *asked, &recent)
+        {
             recorded.push((
                 Recorded { seq: recorded.len() as i64 + 1, at: at.clone(), direction, session },
                 status,
@@ -65,7 +68,7 @@ fn check(direction: DirectionMode, steps: &[(&str, &str)]) {
     let venue = venue(direction);
     let sightings: Vec<_> = steps.iter().map(|(time, _)| (at(time), None)).collect();
     let recorded = record(&venue, &sightings);
-    let told = recorded.iter().map(|(it, status)| {
+    let found = recorded.iter().map(|(it, status)| {
         let rule = it.session.as_deref().map_or("-", |id| id.split_once('/').unwrap().1);
         (it.at.wall_ms, format!("{rule} {} {}", it.direction.as_str(), status.as_str()))
     });
@@ -73,11 +76,11 @@ fn check(direction: DirectionMode, steps: &[(&str, &str)]) {
         .iter()
         .filter(|it| !it.1.is_empty())
         .map(|(time, what)| (ms(time), (*what).to_owned()));
-    assert_eq!(told.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
 }
 
 #[test]
-fn once_per_session() {
+fn attendance_counts_once_per_session() {
     check(
         DirectionMode::In,
         &[
@@ -106,7 +109,7 @@ fn once_per_session() {
 }
 
 #[test]
-fn in_and_out_in_turn() {
+fn alternate_mode_records_in_and_out() {
     check(
         DirectionMode::Alternate,
         &[
@@ -130,9 +133,10 @@ fn in_and_out_in_turn() {
 }
 
 #[test]
-fn a_direction_that_is_given_is_taken() {
+fn given_direction_overrides_the_venue() {
     let venue = venue(DirectionMode::In);
-    let (first, later) = (at("2026-11-23T08:01:00Z"), at("2026-11-23T08:02:00Z"));
+    let first = at("2026-11-23T08:01:00Z");
+    let later = at("2026-11-23T08:02:00Z");
     let recorded = record(
         &venue,
         &[
@@ -153,7 +157,7 @@ fn unsynced(boottime_min: u64) -> Moment {
 }
 
 #[test]
-fn without_the_time_the_gap_goes_by_the_other_clock() {
+fn unsynced_gap_uses_boottime_clock() {
     use Direction::{In, Out};
     let recorded = |direction, minutes: &[u64]| {
         let sightings: Vec<_> = minutes.iter().map(|it| (unsynced(*it), None)).collect();
@@ -169,7 +173,7 @@ fn without_the_time_the_gap_goes_by_the_other_clock() {
 }
 
 #[test]
-fn a_clock_that_jumps_neither_doubles_nor_hides_a_visit() {
+fn clock_jump_neither_doubles_nor_hides_attendance() {
     let plain = Venue { sessions: Vec::new(), ..venue(DirectionMode::In) };
     let gap = |last_wall_s: i64, last_boot_s: u64, same_boot: bool, expected: bool| {
         let boot_id = boot(if same_boot { 1 } else { 2 });
@@ -204,7 +208,7 @@ fn a_clock_that_jumps_neither_doubles_nor_hides_a_visit() {
 }
 
 #[test]
-fn the_earliest_counts() {
+fn earliest_record_counts() {
     let venue = venue(DirectionMode::In);
     let session = venue.session_at(ms("2026-11-23T08:05:00Z")).unwrap();
     let times = ["2026-11-23T08:20:00Z", "2026-11-23T08:05:00Z", "2026-11-23T08:30:00Z"];
@@ -217,7 +221,7 @@ fn the_earliest_counts() {
             session: Some(session.id.clone()),
         })
         .collect();
-    let of = |status, superseded_by| Standing { status, superseded_by };
+    let of = |status, superseded_by| Settlement { status, superseded_by };
     let settled = settle(&venue, &session, Direction::In, &records);
     assert_eq!(
         settled,
@@ -233,10 +237,10 @@ fn the_earliest_counts() {
 }
 
 proptest! {
-    /// Sightings of one person in any order, by cameras and commands, over restarts: one record counts for each session
-    /// and direction, and it is the earliest that was recorded.
+    /// Sightings of one person in any order, by cameras and commands, over restarts: one record
+    /// counts for each session and direction, and it is the earliest that was recorded.
     #[test]
-    fn no_order_of_arrivals_makes_two_records_count(
+    fn any_arrival_order_counts_one_record(
         minutes in prop::collection::vec((0_i64..600, 0_u32..3, any::<bool>()), 1..40),
         outward in any::<bool>(),
     ) {
@@ -280,7 +284,7 @@ proptest! {
 
     /// Where directions alternate nobody comes or leaves twice in a row, and never within the gap.
     #[test]
-    fn in_and_out_alternate_whenever_people_come(minutes in prop::collection::vec(1_i64..90, 1..40)) {
+    fn directions_alternate_at_any_times(minutes in prop::collection::vec(1_i64..90, 1..40)) {
         let venue = venue(DirectionMode::Alternate);
         let mut wall_ms = ms("2026-11-23T00:00:00Z");
         let sightings: Vec<_> = minutes
@@ -293,7 +297,8 @@ proptest! {
             .collect();
         let recorded = record(&venue, &sightings);
         for pair in recorded.windows(2) {
-            let (before, after) = (&pair[0].0, &pair[1].0);
+            let before = &pair[0].0;
+            let after = &pair[1].0;
             let apart_ms = after.at.wall_ms - before.at.wall_ms;
             prop_assert!(apart_ms >= 5 * MINUTE_MS);
             let same_day = venue.date_at(before.at.wall_ms) == venue.date_at(after.at.wall_ms);

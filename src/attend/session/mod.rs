@@ -1,17 +1,18 @@
 //! When sessions take place: from local times and a zone to moments.
 //!
-//! Clocks that are set forward skip local times, those that are set back show them twice. A session begins when the
-//! clock on the wall first shows its start; where that time is skipped, it is moved as a whole by what was skipped and
-//! keeps its length: a start at 02:30 on a night that goes from 02:00 to 03:00 is at 03:30, as long after midnight as on
-//! any other day. It ends when the clock on the wall first shows its end after that. So nobody is called late for a
-//! change of the clocks, and a session's id, which names its start in UTC, is unique.
+//! Clocks that are set forward skip local times, those that are set back show them twice. A session
+//! begins when the clock on the wall first shows its start; where that time is skipped, it is moved
+//! as a whole by what was skipped and keeps its length: a start at 02:30 on a night that goes from
+//! 02:00 to 03:00 is at 03:30, as long after midnight as on any other day. It ends when the clock
+//! on the wall first shows its end after that. So a change of the clocks makes nobody late,
+//! and a session's id, which names its start in UTC, is unique.
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::AmbiguousOffset;
 
-use super::Status;
-use super::venue::{Days, SessionRule, Venue, nominal_length};
+use crate::attend::Status;
+use crate::attend::venue::{Days, SessionRule, Venue, nominal_length};
 
 /// One session as it takes place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +49,8 @@ impl Session {
 pub const PERIOD_DAYS_MAX: i64 = 400;
 
 impl Venue {
-    /// The session that somebody who comes at a moment counts for: one that runs, else one that begins soon.
+    /// Returns the session that an arrival at this moment counts for: one that runs, else one that
+    /// begins soon.
     pub fn session_at(&self, wall_ms: i64) -> Option<Session> {
         if self.sessions.is_empty() {
             return None;
@@ -57,14 +59,16 @@ impl Venue {
         let days = [today.yesterday().ok(), Some(today), today.tomorrow().ok()];
         let around = self.sessions_on(days.into_iter().flatten());
         let open = around.into_iter().filter(|it| (it.opens_ms..it.end_ms).contains(&wall_ms));
-        // Only a change of the clocks lets two run at once: then the one that began last. Of those to come, the next.
+        // Only a change of the clocks lets two run at once: then the one that began last. Of those
+        // to come, the next.
         open.max_by_key(|it| {
             let running = it.is_running(wall_ms);
             (running, it.dated, if running { it.start_ms } else { -it.start_ms })
         })
     }
 
-    /// The sessions that touch a period, in order of their start; at most those of `PERIOD_DAYS_MAX` days.
+    /// The sessions that touch a period, in order of their start; at most those of
+    /// `PERIOD_DAYS_MAX` days.
     pub fn sessions_between(&self, from_ms: i64, to_ms: i64) -> Vec<Session> {
         let (Some(first), Some(last)) = (self.date_at(from_ms), self.date_at(to_ms)) else {
             return Vec::new();
@@ -107,7 +111,8 @@ impl Venue {
         let mut found: Vec<Session> = Vec::new();
         for day in days {
             for rule in self.sessions.iter().filter(|rule| takes_place(rule, day)) {
-                // A day that a zone left out (it crossed the date line) moves onto the next, where the rule may hold too.
+                // A day that a zone left out (it crossed the date line) moves onto the next, where
+                // the rule may hold too.
                 found.extend(
                     self.occurrence(rule, day)
                         .filter(|it| found.iter().all(|other| other.id != it.id)),

@@ -55,7 +55,7 @@ fn check(zone: &str, (start, end): (&str, &str), date: &str, expected: (&str, &s
 }
 
 #[test]
-fn on_a_usual_day() {
+fn session_times_on_usual_days() {
     check(
         "Europe/Berlin",
         ("08:00", "12:00"),
@@ -95,7 +95,7 @@ fn on_a_usual_day() {
 }
 
 #[test]
-fn on_the_night_that_skips_an_hour() {
+fn session_times_when_clocks_go_forward() {
     // Berlin, 29 March 2026: 02:00 → 03:00 at 01:00Z.
     let day = "2026-03-29";
     check("Europe/Berlin", ("02:30", "03:30"), day, ("2026-03-29T01:30Z", "2026-03-29T02:30Z"));
@@ -157,7 +157,7 @@ fn on_the_night_that_skips_an_hour() {
 }
 
 #[test]
-fn on_the_night_that_has_an_hour_twice() {
+fn session_times_when_clocks_go_back() {
     // Berlin, 25 October 2026: 03:00 → 02:00 at 01:00Z. The first 02:30 counts.
     let day = "2026-10-25";
     check("Europe/Berlin", ("02:30", "03:30"), day, ("2026-10-25T00:30Z", "2026-10-25T02:30Z"));
@@ -197,9 +197,10 @@ fn on_the_night_that_has_an_hour_twice() {
     );
 }
 
-/// Through each change of the clocks, minute by minute: a daily session is one session, with one id, of the right length.
+/// GalleryTransport each change of the clocks, minute by minute: a daily session is one session, with one
+/// id, of the right length.
 #[test]
-fn each_day_of_three_years_has_each_session_once() {
+fn daily_session_occurs_once_each_day() {
     for (zone, change_min) in
         [("Europe/Berlin", 60), ("America/New_York", 60), ("Australia/Lord_Howe", 30)]
     {
@@ -209,7 +210,8 @@ fn each_day_of_three_years_has_each_session_once() {
             let venue = venue(zone, vec![weekly("x", &EVERY_DAY, start, end)]);
             let first = jiff::civil::date(2026, 1, 1);
             let days: Vec<_> = first.series(jiff::Span::new().days(1)).take(1096).collect();
-            let (mut ids, mut odd) = (std::collections::BTreeSet::new(), 0);
+            let mut ids = std::collections::BTreeSet::new();
+            let mut odd = 0;
             let mut last_end = i64::MIN;
             for day in &days {
                 let session = venue.occurrence(&venue.sessions[0], *day).unwrap();
@@ -234,7 +236,7 @@ fn each_day_of_three_years_has_each_session_once() {
 }
 
 #[test]
-fn who_comes_early_counts_and_who_comes_after_the_end_does_not() {
+fn session_window_includes_early_excludes_end() {
     let session =
         SessionSpec { early_ms: Some(1_800_000), ..weekly("mon-am", &["mon"], "08:00", "09:00") };
     let venue = venue("UTC", vec![session]);
@@ -251,7 +253,7 @@ fn who_comes_early_counts_and_who_comes_after_the_end_does_not() {
 }
 
 #[test]
-fn a_session_that_runs_comes_before_one_that_opens() {
+fn running_session_precedes_opening_one() {
     let venue = venue(
         "UTC",
         vec![weekly("a", &["mon"], "08:00", "10:00"), weekly("b", &["mon"], "10:00", "12:00")],
@@ -267,7 +269,7 @@ fn a_session_that_runs_comes_before_one_that_opens() {
 }
 
 #[test]
-fn a_dated_session_takes_the_place_of_weekly_ones() {
+fn dated_session_replaces_weekly_one() {
     let usual = weekly("usual", &["mon"], "08:00", "12:00");
     let evening = weekly("evening", &["mon"], "18:00", "20:00");
     let venue = venue("UTC", vec![usual, evening, dated("exam", "2026-11-23", "09:00", "11:00")]);
@@ -291,7 +293,7 @@ fn a_dated_session_takes_the_place_of_weekly_ones() {
 }
 
 #[test]
-fn late_is_later_than() {
+fn arrival_at_late_limit_is_present() {
     let session =
         SessionSpec { late_after_ms: Some(600_000), ..weekly("am", &["mon"], "08:00", "12:00") };
     let session = venue("UTC", vec![session]).session_at(ms("2026-11-23T08:10:00Z")).unwrap();
@@ -302,7 +304,7 @@ fn late_is_later_than() {
 }
 
 #[test]
-fn impossible_moments_have_no_session_and_are_no_mistake() {
+fn impossible_times_have_no_session() {
     let venue = venue("Australia/Lord_Howe", vec![weekly("x", &EVERY_DAY, "22:00", "21:59")]);
     let edges =
         [i64::MIN, i64::MAX, Timestamp::MIN.as_millisecond(), Timestamp::MAX.as_millisecond()];

@@ -1,7 +1,8 @@
-//! What a camera may be told about light: exposure, gain, brightness, and the frequency of the lamps.
+//! The controls of a camera that concern light: exposure, gain, brightness, and the frequency of the
+//! lamps.
 //!
-//! A control that the camera lacks, or a value outside its range, is a warning that names the range: a door with a picture
-//! that is a little dark is better than a door with none.
+//! A control that the camera lacks, or a value outside its range, is a warning that names the
+//! range: a door with a picture that is a little dark is better than a door with none.
 
 use std::time::Duration;
 
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_out_of_range_names_the_range() {
+    fn out_of_range_value_names_range() {
         let control = Control {
             id: 1,
             name: "Gain".into(),
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_power_lines_are_numbered_as_the_kernel_does() {
+    fn power_line_values_match_kernel() {
         assert_eq!(
             [PowerLine::Off, PowerLine::Hz50, PowerLine::Hz60, PowerLine::Auto].map(|it| it as i32),
             [0, 1, 2, 3]

@@ -1,31 +1,42 @@
-//! Which camera: by path, by its stable name, or the first that can be used; and what each can do, for whoever sets it up.
+//! Which camera: by path, by its stable name, or the first that can be used; and what each can do,
+//! for the setup.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::camera::fault::{CameraFault, FaultKind};
+use crate::camera::pipe::presets::Preset;
 use crate::camera::v4l2::device::{Control, Device, FourCc, FrameSizes, fourcc_name};
 
 /// How the configuration names a camera.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum CameraChoice {
     /// The first that captures in a format we read.
     First,
     /// A device node or a link to one.
     Path(PathBuf),
-    /// A name below `/dev/v4l/by-id` or `by-path`, which udev makes and which stays the same wherever the camera comes
-    /// up.
+    /// A name below `/dev/v4l/by-id` or `by-path`, which udev makes and which stays the same
+    /// wherever the camera comes up.
     Stable(String),
 }
 
-/// Formats that we read, the best first: motion JPEG fits through a USB port at any size, YUYV has colours in every
-/// pixel pair, GREY has none.
-pub const FORMATS: [FourCc; 4] = [*b"MJPG", *b"YUYV", *b"NV12", *b"GREY"];
+/// Formats that we read, the best first: motion JPEG fits through a USB port at any size, YUYV has
+/// colours in every pixel pair, the formats from GREY on have none.
+pub const FORMATS: [FourCc; 10] = [
+    *b"MJPG", *b"YUYV", *b"NV12", *b"YU12", *b"GREY", *b"Y8I ", *b"Y10P", *b"Y12P", *b"Y10 ",
+    *b"Y12 ",
+];
+
+/// The formats that we read, for messages.
+pub fn format_names() -> String {
+    FORMATS.map(fourcc_name).join(", ")
+}
 
 const SYSFS: &str = "/sys/class/video4linux";
 const STABLE: [&str; 2] = ["/dev/v4l/by-id", "/dev/v4l/by-path"];
 
-impl Choice {
+impl CameraChoice {
     /// `None` when a name would lead out of its folder.
     pub fn parse(text: &str) -> Option<Self> {
         match text {
@@ -37,7 +48,8 @@ impl Choice {
         }
     }
 
-    /// The number of a plain node changes when the camera comes back while somebody still holds the old one.
+    /// The number of a plain node changes when the camera comes back while somebody still holds the
+    /// old one.
     pub fn may_change_number(&self) -> bool {
         matches!(self, Self::Path(path) if path.parent() == Some(Path::new("/dev")))
     }
@@ -70,12 +82,25 @@ pub enum NotFound {
     Denied,
 }
 
+impl From<NotFound> for CameraFault {
+    fn from(error: NotFound) -> Self {
+        let kind = match error {
+            NotFound::Missing => FaultKind::Missing,
+            NotFound::None => FaultKind::Absent,
+            NotFound::Denied => FaultKind::Denied,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 fn first() -> Result<PathBuf, NotFound> {
     let mut denied = false;
     for node in capture_nodes() {
         match Device::open(&node) {
             Ok(device) => {
-                let captures = device.capability().is_ok_and(|capability| capability.captures());
+                let captures = device
+                    .capability()
+                    .is_ok_and(|it| it.captures() && !it.needs_media_controller());
                 if captures && device.formats().iter().any(|format| FORMATS.contains(format)) {
                     return Ok(node);
                 }
@@ -86,7 +111,8 @@ fn first() -> Result<PathBuf, NotFound> {
     Err(if denied { NotFound::Denied } else { NotFound::None })
 }
 
-/// The first node of each device, in the order of their numbers: a UVC camera has a second one for metadata.
+/// The first node of each device, in the order of their numbers: a UVC camera has a second one for
+/// metadata.
 fn capture_nodes() -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(SYSFS) else {
         return Vec::new();
@@ -113,6 +139,8 @@ pub struct Described {
     pub bus: String,
     /// Why it cannot be used, if so.
     pub unusable: Option<String>,
+    /// The ready command that reads it instead.
+    pub preset: Option<Preset>,
     pub modes: Vec<Mode>,
     pub controls: Vec<Control>,
 }
@@ -130,8 +158,41 @@ pub fn describe_all() -> Vec<Described> {
     capture_nodes().into_iter().filter_map(describe).collect()
 }
 
+/// The ready command for a sensor that is connected by a ribbon cable and needs libcamera, if there
+/// is one. The kernel makes the node when it has found the sensor. Needs no right to open it.
+pub fn sensor_preset() -> Option<Preset> {
+    sensor_preset_below(Path::new(SYSFS))
+}
+
+fn sensor_preset_below(sysfs: &Path) -> Option<Preset> {
+    let nodes = fs::read_dir(sysfs).ok()?.flatten();
+    let presets = nodes.filter_map(|node| preset_of_node(&node.path()));
+    // That of a Raspberry Pi needs less on the way.
+    presets.min_by_key(|preset| *preset != Preset::Rpicam)
+}
+
+/// Of a node's folder below sysfs.
+fn preset_of_node(folder: &Path) -> Option<Preset> {
+    let name = fs::read_to_string(folder.join("name")).ok()?;
+    let begins = |names: &[&str]| names.iter().any(|it| name.starts_with(it));
+    if begins(&RASPBERRY_PI_RECEIVERS) {
+        Some(Preset::Rpicam)
+    } else if begins(&OTHER_RECEIVERS) {
+        Some(Preset::Gstreamer)
+    } else {
+        None
+    }
+}
+
+/// How the kernel's drivers name the nodes of receivers on a Raspberry Pi: 1 to 4, and 5.
+const RASPBERRY_PI_RECEIVERS: [&str; 2] = ["unicam", "rp1-cfe"];
+/// Of other machines that libcamera supports (its `src/libcamera/pipeline`).
+const OTHER_RECEIVERS: [&str; 6] =
+    ["rkisp1", "Intel IPU", "ipu3-cio2", "mxc_isi", "msm_vfe", "sun6i-csi"];
+
 fn describe(node: PathBuf) -> Option<Described> {
     let stable = stable_name(&node);
+    let preset = node.file_name().and_then(|it| preset_of_node(&Path::new(SYSFS).join(it)));
     let bare = |unusable: String| Described {
         node: node.clone(),
         stable: stable.clone(),
@@ -139,6 +200,7 @@ fn describe(node: PathBuf) -> Option<Described> {
         driver: String::new(),
         bus: String::new(),
         unusable: Some(unusable),
+        preset,
         modes: Vec::new(),
         controls: Vec::new(),
     };
@@ -152,18 +214,22 @@ fn describe(node: PathBuf) -> Option<Described> {
     let capability = device.capability().ok()?;
     let modes: Vec<Mode> =
         device.formats().into_iter().map(|format| mode(&device, format)).collect();
-    let unusable = if capability.only_multi_planar() {
-        Some("it hands out pictures in several planes, which is not supported".to_owned())
+    let needs_controller = capability.needs_media_controller();
+    let preset = preset.or_else(|| needs_controller.then_some(Preset::Gstreamer));
+    let unusable = if preset.is_some() {
+        Some("it is a sensor behind an image processor, which libcamera sets up".to_owned())
     } else if !capability.captures() {
         return None; // An output, a radio, metadata: no camera.
     } else if modes.iter().any(|mode| mode.known) {
         None
     } else {
-        Some("it has none of the formats MJPG, YUYV, NV12, GREY".to_owned())
+        Some(format!("it has none of the formats {}", format_names()))
     };
     let controls = device.controls();
-    let (card, driver, bus) = (capability.card, capability.driver, capability.bus);
-    Some(Described { node, stable, card, driver, bus, unusable, modes, controls })
+    let card = capability.card;
+    let driver = capability.driver;
+    let bus = capability.bus;
+    Some(Described { node, stable, card, driver, bus, unusable, preset, modes, controls })
 }
 
 fn mode(device: &Device, format: FourCc) -> Mode {
@@ -189,26 +255,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_camera_is_named_in_three_ways() {
-        assert_eq!(Choice::parse("auto"), Some(Choice::First));
-        assert_eq!(Choice::parse(""), Some(Choice::First));
-        assert_eq!(Choice::parse("/dev/video2"), Some(Choice::Path("/dev/video2".into())));
+    fn camera_choice_has_three_forms() {
+        assert_eq!(CameraChoice::parse("auto"), Some(CameraChoice::First));
+        assert_eq!(CameraChoice::parse(""), Some(CameraChoice::First));
         assert_eq!(
-            Choice::parse("usb-Maker_Cam-index0"),
-            Some(Choice::Stable("usb-Maker_Cam-index0".into()))
+            CameraChoice::parse("/dev/video2"),
+            Some(CameraChoice::Path("/dev/video2".into()))
+        );
+        assert_eq!(
+            CameraChoice::parse("usb-Maker_Cam-index0"),
+            Some(CameraChoice::Stable("usb-Maker_Cam-index0".into()))
         );
         for wrong in ["../video0", "video0/..", "/dev/video\0", "a\0"] {
-            assert_eq!(Choice::parse(wrong), None, "{wrong:?}");
+            assert_eq!(CameraChoice::parse(wrong), None, "{wrong:?}");
         }
-        assert!(Choice::parse("/dev/video2").unwrap().may_change_number());
-        assert!(!Choice::parse("/dev/v4l/by-id/x").unwrap().may_change_number());
+        assert!(CameraChoice::parse("/dev/video2").unwrap().may_change_number());
+        assert!(!CameraChoice::parse("/dev/v4l/by-id/x").unwrap().may_change_number());
     }
 
     #[test]
-    fn a_camera_that_is_not_there_is_missing() {
-        assert_eq!(Choice::Path("/nowhere/video0".into()).resolve(), Err(NotFound::Missing));
+    fn sensor_of_ribbon_cable_has_preset() {
+        let preset = |names: &[&str]| {
+            let dir = tempfile::tempdir().unwrap();
+            for (number, name) in names.iter().enumerate() {
+                let node = dir.path().join(format!("video{number}"));
+                fs::create_dir(&node).unwrap();
+                fs::write(node.join("name"), format!("{name}\n")).unwrap();
+            }
+            sensor_preset_below(dir.path())
+        };
+        assert_eq!(preset(&["unicam-image", "unicam-embedded"]), Some(Preset::Rpicam));
+        assert_eq!(preset(&["bcm2835-isp-output0", "rp1-cfe-csi2_ch0"]), Some(Preset::Rpicam));
+        assert_eq!(preset(&["rkisp1_mainpath"]), Some(Preset::Gstreamer));
+        assert_eq!(preset(&["rkisp1_mainpath", "unicam-image"]), Some(Preset::Rpicam));
+        assert_eq!(preset(&["bcm2835-codec-decode", "HD Webcam"]), None);
+        assert_eq!(sensor_preset_below(Path::new("/nowhere")), None);
+    }
+
+    #[test]
+    fn absent_camera_resolves_to_missing() {
+        assert_eq!(CameraChoice::Path("/nowhere/video0".into()).resolve(), Err(NotFound::Missing));
         assert_eq!(
-            Choice::Stable("usb-nothing-of-that-name".into()).resolve(),
+            CameraChoice::Stable("usb-nothing-of-that-name".into()).resolve(),
             Err(NotFound::Missing)
         );
     }

@@ -1,6 +1,7 @@
-//! What a backup says of itself: its files with their digests, and what the database held.
+//! The manifest of a backup: its files with their digests, and counts of what the database held.
 //!
-//! Against damage and mistakes, not against forgery: who can alter a backup can alter this too.
+//! It protects against damage and mistakes, not against forgery: anybody who can alter a backup can
+//! alter its manifest.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,26 +12,26 @@ use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::record::export::hex;
-use crate::record::store::DATABASE;
-use crate::record::store::backup::Contents;
+use crate::store::DATABASE;
+use crate::store::backup::Contents;
+use crate::wire::export::hex;
 
 pub const MANIFEST: &str = "manifest.json";
-const FORM: u32 = 1;
-/// Larger than any that we write.
+const FORMAT: u32 = 1;
+/// Larger than any manifest that is written.
 const BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     pub backup: u32,
     pub created_at: String,
-    /// Of rollcall.
+    /// The version of rollcall.
     pub version: String,
     pub site: String,
     pub device: String,
-    /// Whether the keys are in it.
+    /// Whether the backup holds the keys.
     pub keys: bool,
-    pub contents: Held,
+    pub contents: BackupContents,
     pub files: Vec<ListedFile>,
 }
 
@@ -41,9 +42,9 @@ pub struct ListedFile {
     pub sha256: String,
 }
 
-/// `Contents` as it is written.
+/// The counts of a database, as the manifest has them.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub struct Held {
+pub struct BackupContents {
     pub schema: u32,
     pub events: u64,
     pub newest_seq: i64,
@@ -51,20 +52,20 @@ pub struct Held {
     pub subjects: u64,
     pub references: u64,
     pub unreadable: u64,
-    /// Of each embedder, as health tells it of the one in use. None: the key was not there to tell.
-    pub galleries: Option<Vec<HeldGallery>>,
+    /// One for each embedder, as in health. `None` where the key was missing.
+    pub galleries: Option<Vec<GalleryContents>>,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub struct HeldGallery {
+pub struct GalleryContents {
     pub embedder: String,
     pub references: u64,
     pub digest: String,
 }
 
-impl Held {
+impl BackupContents {
     pub fn of(contents: &Contents, has_key: bool) -> Self {
-        let galleries = contents.galleries.iter().map(|it| HeldGallery {
+        let galleries = contents.galleries.iter().map(|it| GalleryContents {
             embedder: it.embedder.to_string(),
             references: it.references,
             digest: format!("{:016x}", it.digest),
@@ -73,7 +74,7 @@ impl Held {
             schema: contents.schema,
             events: contents.events,
             newest_seq: contents.newest_seq,
-            owed: contents.owed.clone(),
+            owed: contents.pending.clone(),
             subjects: contents.subjects,
             references: contents.references,
             unreadable: contents.unreadable,
@@ -81,12 +82,13 @@ impl Held {
         }
     }
 
-    pub fn owed_rows(&self) -> u64 {
+    pub fn pending_rows(&self) -> u64 {
         self.owed.values().sum()
     }
 
-    /// Whether what was counted now is what was written down. Without a key now, galleries are not compared.
-    pub fn is_in(&self, found: &Self) -> bool {
+    /// Returns whether what was counted now is what the manifest has. Without a key, galleries are not
+    /// compared.
+    pub fn matches(&self, found: &Self) -> bool {
         let comparable = found.galleries.is_some() && self.galleries.is_some();
         let bare = |it: &Self| {
             let Self { schema, events, newest_seq, owed, subjects, references, .. } = it;
@@ -99,9 +101,15 @@ impl Held {
 }
 
 impl Manifest {
-    pub fn new(site: &str, device: &str, created_at: String, keys: bool, contents: Held) -> Self {
+    pub fn new(
+        site: &str,
+        device: &str,
+        created_at: String,
+        keys: bool,
+        contents: BackupContents,
+    ) -> Self {
         Self {
-            backup: FORM,
+            backup: FORMAT,
             created_at,
             version: env!("CARGO_PKG_VERSION").into(),
             site: site.into(),
@@ -113,8 +121,8 @@ impl Manifest {
     }
 
     /// Adds a file of the folder.
-    pub fn list(&mut self, dir: &Path, name: &str) -> anyhow::Result<()> {
-        let (bytes, sha256) = digest(&dir.join(name))?;
+    pub fn add_file(&mut self, dir: &Path, name: &str) -> anyhow::Result<()> {
+        let (bytes, sha256) = hash_file(&dir.join(name))?;
         self.files.push(ListedFile { name: name.into(), bytes, sha256 });
         Ok(())
     }
@@ -122,7 +130,7 @@ impl Manifest {
     pub fn read(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(MANIFEST);
         let what = || {
-            format!("{} is no backup of rollcall's: it has no readable {MANIFEST}", dir.display())
+            format!("{} is not a backup of rollcall: it has no readable {MANIFEST}", dir.display())
         };
         let mut text = String::new();
         File::open(&path)
@@ -130,30 +138,30 @@ impl Manifest {
             .take(BYTES_MAX)
             .read_to_string(&mut text)
             .with_context(what)?;
-        let found: Form = serde_json::from_str(&text).with_context(what)?;
+        let found: FormatVersion = serde_json::from_str(&text).with_context(what)?;
         ensure!(
-            found.backup == FORM,
-            "the backup has form {}, this version reads {FORM}",
+            found.backup == FORMAT,
+            "the backup has format {}, but this version of rollcall reads {FORMAT}",
             found.backup
         );
         let manifest: Self = serde_json::from_str(&text).with_context(what)?;
         let plain = |name: &str| name == DATABASE || is_key(Path::new(name));
         let odd = manifest.files.iter().find(|it| !plain(&it.name));
-        ensure!(odd.is_none(), "the backup lists a file that is none of rollcall's");
+        ensure!(odd.is_none(), "the manifest lists a file that is not one of rollcall");
         ensure!(
             manifest.files.iter().any(|it| it.name == DATABASE),
-            "the backup lists no database"
+            "the manifest lists no database"
         );
         Ok(manifest)
     }
 
-    /// Every listed file is there, byte for byte.
+    /// Checks that every listed file is there, byte for byte.
     pub fn check_files(&self, dir: &Path) -> anyhow::Result<()> {
         for file in &self.files {
-            let (bytes, sha256) = digest(&dir.join(&file.name))?;
+            let (bytes, sha256) = hash_file(&dir.join(&file.name))?;
             ensure!(
                 (bytes, &sha256) == (file.bytes, &file.sha256),
-                "{} is not as it was written ({bytes} bytes, sha256 {sha256}; expected {} and {}): the backup is damaged",
+                "the backup is damaged: {} has {bytes} bytes and sha256 {sha256}, but should have {} and {}",
                 dir.join(&file.name).display(),
                 file.bytes,
                 file.sha256
@@ -164,20 +172,22 @@ impl Manifest {
 }
 
 #[derive(Deserialize)]
-struct Form {
+struct FormatVersion {
     backup: u32,
 }
 
-/// A key file by its name, which is a plain one.
+/// Returns whether this is the plain name of a key file.
 pub fn is_key(path: &Path) -> bool {
     path.extension().is_some_and(|it| it == "key")
         && path.file_name().is_some_and(|it| it == path.as_os_str())
 }
 
-pub fn digest(path: &Path) -> anyhow::Result<(u64, String)> {
+pub fn hash_file(path: &Path) -> anyhow::Result<(u64, String)> {
     let failed = || format!("cannot read {}", path.display());
     let mut file = File::open(path).with_context(failed)?;
-    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 18]);
+    let mut hash = Sha256::new();
+    let mut bytes = 0;
+    let mut buffer = vec![0; 1 << 18];
     loop {
         match file.read(&mut buffer).with_context(failed)? {
             0 => break,
@@ -195,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_known_by_a_plain_name() {
+    fn key_file_needs_plain_name() {
         for (name, expected) in [
             ("rollcall.key", true),
             ("a.key", true),

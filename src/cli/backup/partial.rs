@@ -1,4 +1,4 @@
-//! A folder that is there whole or not at all: filled beside its place under another name, then renamed.
+//! A folder that is made completely or not at all: filled under another name, then renamed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -8,30 +8,30 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 
 use crate::cli::backup::manifest::{MANIFEST, is_key};
-use crate::record::store::DATABASE;
+use crate::store::DATABASE;
 
-pub struct Partial {
+pub struct PartialFolder {
     path: PathBuf,
     place: PathBuf,
 }
 
-/// Whether nothing is there, or an empty folder, which a new one may replace.
+/// Returns whether the path is free: nothing is there, or an empty folder that may be replaced.
 pub fn is_free(place: &Path) -> anyhow::Result<bool> {
     match fs::read_dir(place) {
         Ok(mut entries) => Ok(entries.next().is_none()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("cannot look into {}", place.display())),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", place.display())),
     }
 }
 
-impl Partial {
-    /// What an earlier one left, cut off before its end, is removed.
+impl PartialFolder {
+    /// Makes the folder. Removes the rest of an interrupted run.
     pub fn new(place: &Path) -> anyhow::Result<Self> {
-        // A link to the folder stays: what it leads to is replaced.
+        // A link stays, and its target is replaced.
         let place = fs::canonicalize(place).unwrap_or_else(|_| place.to_owned());
         let Some(name) = place.file_name() else {
-            bail!("{} is no name for a folder", place.display())
+            bail!("{} is not a folder name", place.display())
         };
         let parent =
             place.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -48,7 +48,7 @@ impl Partial {
                         .is_some_and(|it| ["", "-wal", "-shm", "-journal"].contains(&it));
                 ensure!(
                     ours,
-                    "{} is in the way, and has files that are none of ours",
+                    "{} is in the way and holds files that are not of rollcall: move it away",
                     path.display()
                 );
             }
@@ -63,12 +63,12 @@ impl Partial {
         &self.path
     }
 
-    /// The folder in which it is made.
+    /// Returns the folder in which it is made.
     pub fn parent(&self) -> &Path {
         self.path.parent().expect("it was made in one")
     }
 
-    /// Puts a file into it, on the disk, for its owner only.
+    /// Writes and syncs a file that only its owner can read.
     pub fn write(&self, name: &str, content: &mut dyn io::Read) -> anyhow::Result<u64> {
         let path = self.path.join(name);
         let mut write = || -> io::Result<u64> {
@@ -82,20 +82,22 @@ impl Partial {
         write().with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Gives it its name. Fails if something has come to be there meanwhile.
+    /// Gives the folder its name. Fails if something was put there meanwhile.
     pub fn finish(self) -> anyhow::Result<()> {
         let rename = || -> io::Result<()> {
             File::open(&self.path)?.sync_all()?;
             fs::rename(&self.path, &self.place)?;
             File::open(self.parent())?.sync_all()
         };
-        rename().with_context(|| format!("cannot give {} its name", self.place.display()))
+        rename().with_context(|| {
+            format!("cannot rename the finished folder to {}", self.place.display())
+        })
     }
 }
 
-impl Drop for Partial {
+impl Drop for PartialFolder {
     fn drop(&mut self) {
-        // Gone already once it has its name.
+        // After the renaming there is nothing to remove.
         fs::remove_dir_all(&self.path).ok();
     }
 }

@@ -1,192 +1,310 @@
-//! The camera: whether it gives a picture, and whether faces could be recognised in it.
+//! The camera: whether it delivers a picture, and whether faces could be recognised in it.
 
 use std::io::BufRead as _;
 use std::time::Duration;
 
-use crate::app::watch::Question;
-use crate::camera::replay::Replay;
+use crate::app::preview_socket::PreviewRequest;
+use crate::camera::fault::{CameraFault, FaultKind};
+use crate::camera::http_stream::HttpCamera;
+use crate::camera::pipe::presets::Preset;
+use crate::camera::pipe::{PipeCamera, PipeSettings};
+use crate::camera::replay::{Replay, ReplaySettings};
 use crate::camera::v4l2::V4l2Camera;
-use crate::camera::{CameraError, FrameSource, Next};
-use crate::cli::doctor::Place;
-use crate::cli::doctor::finding::Verdict;
+use crate::camera::v4l2::find;
+use crate::camera::{CameraError, FrameSource, Next, unreadable_fault};
+use crate::cli::doctor::Installation;
+use crate::cli::doctor::finding::CheckResult;
 use crate::cli::watch;
 use crate::clock::Stopwatch;
-use crate::config::{CameraSettings, Settings};
-use crate::recognise::exposure::{Exposure, Unfit};
+use crate::config::Settings;
+use crate::config::camera::CameraSettings;
+use crate::error_chain::error_chain;
+use crate::recognise::exposure::{Exposure, ExposureFlaw};
 
-const NOBODY: &str = "nobody is recorded at this door until there is a picture; people who pass now are missing from the record";
+const NOBODY: &str = "nobody is recorded at this door until there is a picture; people who pass now are missing from the \
+                      attendance";
 
-pub fn check(place: &Place) -> Verdict {
-    let settings = &place.settings;
-    // The daemon has the camera to itself: what it sees, only it can say.
-    if let Some(state) = place.told("/camera/state").and_then(|it| it.as_str()) {
-        return of_daemon(place, state);
+pub fn check_camera(installation: &Installation) -> CheckResult {
+    // Only one program can use the camera, so a running daemon has to report on it.
+    let state = installation.health_value("/camera/state").and_then(|it| it.as_str());
+    match state {
+        Some(state) => explain_state(installation, state),
+        None => try_camera(&installation.settings.camera),
     }
-    verdict(&settings.camera)
 }
 
-/// Without a daemon: the camera itself is asked. Also what `rollcall setup` says.
-pub fn verdict(camera: &CameraSettings) -> Verdict {
+/// Opens the camera as the daemon would.
+pub fn try_camera(camera: &CameraSettings) -> CheckResult {
     match camera {
-        CameraSettings::None => Verdict::warning(
+        CameraSettings::None => CheckResult::warning(
             "none configured",
             "nobody is recorded at this door; only photographs sent by command are recognised",
-            "[camera] source = \"v4l2\" in config.toml, or `rollcall setup`",
+            match find::sensor_preset() {
+                Some(preset) => preset.advice(),
+                None => "[camera] source = \"v4l2\" in config.toml, or `rollcall setup`".to_owned(),
+            },
         ),
-        CameraSettings::Replay { replay, .. } => {
-            let seen = Replay::open(replay.clone())
-                .map_err(words)
-                .and_then(|mut it| first_picture(&mut it));
-            match seen {
-                Ok(exposure) => exposed(&exposure).unwrap_or_else(|| {
-                    Verdict::warning(
-                        "a replay stands in for a camera",
-                        "what is recorded is the recording, not the door",
-                        "[camera] source = \"v4l2\" in config.toml where there is a camera",
-                    )
+        CameraSettings::Replay { replay, .. } => check_replay(replay),
+        CameraSettings::Pipe(settings) => try_command(settings),
+        CameraSettings::Http(settings) => {
+            match measure_exposure(&mut HttpCamera::new(settings.clone())) {
+                Ok(exposure) => explain_exposure(&exposure).unwrap_or_else(|| {
+                    let host = &settings.url.host;
+                    CheckResult::good(format!("{host} delivers pictures with enough light"))
                 }),
-                Err(why) => Verdict::fault(why, NOBODY, "check [camera] path in config.toml"),
+                Err(fault) => explain_fault(&fault),
             }
         }
         CameraSettings::V4l2(settings) => {
             let node = match settings.examine() {
                 Ok(node) => node,
-                Err(reason) => return lost(&reason),
+                Err(fault) => return explain_fault(&fault),
             };
-            match first_picture(&mut V4l2Camera::new(settings.clone())) {
-                Ok(exposure) => exposed(&exposure).unwrap_or_else(|| {
-                    Verdict::good(format!(
-                        "{} gives pictures of fitting light; `rollcall cameras` tells what it can",
+            match measure_exposure(&mut V4l2Camera::new(settings.clone())) {
+                Ok(exposure) => explain_exposure(&exposure).unwrap_or_else(|| {
+                    CheckResult::good(format!(
+                        "{} delivers pictures with enough light; `rollcall cameras` lists its formats",
                         node.display()
                     ))
                 }),
-                Err(reason) => lost(&reason),
+                Err(fault) => explain_fault(&fault),
             }
         }
     }
 }
 
-fn of_daemon(place: &Place, state: &str) -> Verdict {
-    match (state, &place.settings.camera) {
-        ("streaming", _) => match place_exposure(&place.settings) {
-            Some(exposure) => exposed(&exposure).unwrap_or_else(|| {
-                Verdict::good("the daemon gets pictures of fitting light (`rollcall watch`)")
-            }),
-            None => Verdict::good("the daemon gets pictures (`rollcall watch`)"),
-        },
-        ("lost", CameraSettings::V4l2(camera)) => match camera.examine() {
-            Ok(_) => lost("it is there, but gives no usable picture"),
-            Err(reason) => lost(&reason),
-        },
-        ("lost", _) => lost("it gives no picture"),
-        (_, CameraSettings::Replay { .. }) => Verdict::warning(
-            "the replay has ended",
-            "nobody is recorded until the daemon is started again",
-            "[camera] source = \"v4l2\" where there is a camera",
-        ),
-        (_, camera) => verdict(camera),
+/// Runs the command as the daemon would.
+fn try_command(settings: &PipeSettings) -> CheckResult {
+    match measure_exposure(&mut PipeCamera::new(settings.clone())) {
+        Ok(exposure) => explain_exposure(&exposure).unwrap_or_else(|| {
+            let program = settings.command.first().map_or("", String::as_str);
+            CheckResult::good(format!("{program} delivers pictures with enough light"))
+        }),
+        Err(fault) => explain_command_fault(settings, &fault),
     }
 }
 
-/// What the running daemon's camera sees, without the picture.
-fn place_exposure(settings: &Settings) -> Option<Exposure> {
-    let mut answer = watch::ask(settings, Question::Exposure).ok()?;
-    answer.get_ref().set_read_timeout(Some(PATIENCE)).ok()?;
+fn explain_command_fault(settings: &PipeSettings, fault: &CameraFault) -> CheckResult {
+    match (fault.kind, settings.preset) {
+        (FaultKind::ProgramMissing, Some(preset)) => CheckResult::fault(
+            fault.reason(),
+            NOBODY,
+            format!("sudo apt install {}", preset.packages()),
+        ),
+        _ => explain_fault(fault),
+    }
+}
+
+fn check_replay(settings: &ReplaySettings) -> CheckResult {
+    const REMEDY: &str = "check [camera] path in config.toml";
+    let mut replay = match Replay::open(settings.clone()) {
+        Ok(replay) => replay,
+        Err(error) => {
+            let means = "the daemon does not start: nobody is recorded";
+            return CheckResult::fault(error_chain(&error), means, REMEDY);
+        }
+    };
+    match measure_exposure(&mut replay) {
+        Ok(exposure) => explain_exposure(&exposure).unwrap_or_else(replay_configured),
+        Err(fault) => CheckResult::fault(fault.to_string(), NOBODY, REMEDY),
+    }
+}
+
+pub fn replay_configured() -> CheckResult {
+    CheckResult::warning(
+        "a replay is configured instead of a camera",
+        "attendance comes from the replay, not from the door",
+        "[camera] source = \"v4l2\" in config.toml where there is a camera",
+    )
+}
+
+fn explain_state(installation: &Installation, state: &str) -> CheckResult {
+    let settings = &installation.settings;
+    let reported = reported_fault(installation);
+    match (state, &settings.camera) {
+        ("streaming", _) => match request_exposure(settings) {
+            Some(exposure) => explain_exposure(&exposure).unwrap_or_else(|| {
+                CheckResult::good(
+                    "the daemon receives pictures with enough light (`rollcall watch`)",
+                )
+            }),
+            None => CheckResult::good("the daemon receives pictures (`rollcall watch`)"),
+        },
+        ("lost", CameraSettings::V4l2(camera)) => match camera.examine() {
+            Ok(_) => explain_fault(&reported),
+            Err(fault) => explain_fault(&fault),
+        },
+        ("lost", CameraSettings::Pipe(settings)) => explain_command_fault(settings, &reported),
+        ("lost", _) => explain_fault(&reported),
+        (_, CameraSettings::Replay { .. }) => CheckResult::warning(
+            "the replay has ended",
+            "nobody is recorded until the daemon is restarted",
+            "[camera] source = \"v4l2\" where there is a camera",
+        ),
+        (_, camera) => try_camera(camera),
+    }
+}
+
+/// Requests the exposure of the running daemon's camera, without the picture.
+fn request_exposure(settings: &Settings) -> Option<Exposure> {
+    let mut answer = watch::ask_daemon(settings, &PreviewRequest::Exposure).ok()?;
+    answer.get_ref().set_read_timeout(Some(PICTURE_TIMEOUT)).ok()?;
     let mut line = String::new();
     answer.read_line(&mut line).ok()?;
     serde_json::from_str(&line).ok()
 }
 
-/// In a caretaker's words, by the reason that the camera module gives.
-fn lost(reason: &str) -> Verdict {
-    let has = |part: &str| reason.contains(part);
-    let remedy = if has("permission denied") {
-        "sudo usermod -aG video rollcall, then sudo systemctl restart rollcall (or run doctor with sudo)"
-    } else if has("another program") || has("Device or resource busy") {
-        "end the other program that shows the camera (a browser, a video call, a second rollcall); `sudo fuser -v /dev/video*` \
-         names it"
-    } else if has("no camera of that name") {
-        "plug the camera in; if it is, `rollcall cameras` lists what is connected, and [camera] device in config.toml names one of them"
-    } else if has("there is no camera") || has("unplugged") {
-        "plug the camera in, try its cable and another USB port; `rollcall cameras` lists what is connected. The daemon takes it \
-         back by itself"
-    } else if has("no room for this format") {
-        "set a smaller [camera] width and height, or format = \"mjpg\", or use a USB port of its own"
-    } else if has("format refused") || has("several planes") || has("is no camera") {
-        "name another camera in [camera] device (`rollcall cameras` lists them), or set [camera] format = \"auto\""
-    } else if has("damaged") {
-        "change the cable or the USB port: the pictures are damaged on their way"
-    } else {
-        "unplug the camera and plug it in again; try another cable, another USB port, another camera"
-    };
-    Verdict::fault(reason, NOBODY, remedy)
+/// Returns the fault that the running daemon reports.
+fn reported_fault(installation: &Installation) -> CameraFault {
+    let text = |key| installation.health_value(key).and_then(|it| it.as_str());
+    let kind = text("/camera/fault").and_then(|it| it.parse().ok()).unwrap_or(FaultKind::Stalled);
+    CameraFault::new(kind, text("/camera/reason").unwrap_or("it delivers no picture"))
 }
 
-/// What is wrong with the light or the lens; none when nothing is.
-fn exposed(exposure: &Exposure) -> Option<Verdict> {
-    const FEWER: &str = "faces are missed: whoever passes may not be recorded";
+fn explain_fault(fault: &CameraFault) -> CheckResult {
+    explain_with(fault, find::sensor_preset())
+}
+
+/// `sensor`: what reads a sensor on a ribbon cable, where there is one.
+fn explain_with(fault: &CameraFault, sensor: Option<Preset>) -> CheckResult {
+    let is_direct = matches!(
+        fault.kind,
+        FaultKind::Absent | FaultKind::Missing | FaultKind::Format | FaultKind::NotCamera
+    );
+    let remedy = match sensor.filter(|_| is_direct) {
+        Some(preset) => format!("the camera on the ribbon cable is used by {}", preset.advice()),
+        None => remedy(fault.kind).to_owned(),
+    };
+    CheckResult::fault(fault.reason(), NOBODY, remedy)
+}
+
+/// Returns what to do about a fault.
+fn remedy(kind: FaultKind) -> &'static str {
+    match kind {
+        FaultKind::Denied => {
+            "sudo usermod -aG video rollcall, then sudo systemctl restart rollcall (or run doctor with sudo)"
+        }
+        FaultKind::Busy => {
+            "end the other program that shows the camera (a browser, a video call, a second rollcall); `sudo fuser -v \
+             /dev/video*` names it"
+        }
+        FaultKind::Missing => {
+            "plug the camera in; if it is, `rollcall cameras` lists what is connected, and [camera] device in config.toml names \
+             one of them"
+        }
+        FaultKind::Absent | FaultKind::Unplugged => {
+            "plug the camera in, try its cable and another USB port; `rollcall cameras` lists what is connected. The daemon \
+             uses it again by itself"
+        }
+        FaultKind::Bandwidth => {
+            "set a smaller [camera] width and height, or format = \"mjpg\", or use a USB port of its own"
+        }
+        FaultKind::Format | FaultKind::NotCamera => {
+            "name another camera in [camera] device (`rollcall cameras` lists them), or set [camera] format = \"auto\""
+        }
+        FaultKind::Damaged => {
+            "change the cable or the USB port: the pictures are damaged on their way, or in a form that cannot be read"
+        }
+        FaultKind::Stalled | FaultKind::Failing => {
+            "unplug the camera (or its power) and plug it in again; try another cable, another USB port, another camera"
+        }
+        FaultKind::ProgramMissing => {
+            "install the program (docs/camera.md names its package), or correct [camera] command"
+        }
+        FaultKind::ProgramDenied => {
+            "[camera] command must begin with a program that the user rollcall may run"
+        }
+        FaultKind::CommandEnded => {
+            "the line after the exit status is the program's own: run the command by hand as the user rollcall; under systemd it \
+             may need the drop-in of docs/camera.md"
+        }
+        FaultKind::CommandStuck => {
+            "the program does not end, which is a fault of a driver: restart the device"
+        }
+        FaultKind::NotPictures => {
+            "the output must be motion JPEG, or raw pictures of [camera] format, width, height and stride"
+        }
+        FaultKind::Unreachable => {
+            "is the camera switched on and in the network, is the address in the URL right (`ping`, a browser)?"
+        }
+        FaultKind::Unauthorised => {
+            "put the URL with the right user and password into [camera] url_file"
+        }
+        FaultKind::NoStream => {
+            "the URL must be that of the camera's motion JPEG stream: docs/camera.md lists usual ones"
+        }
+    }
+}
+
+/// Returns what is wrong with the light or the lens, if anything.
+fn explain_exposure(exposure: &Exposure) -> Option<CheckResult> {
+    const FEWER: &str = "faces are missed: people who pass may not be recorded";
     let (words, remedy) = match exposure.unfit()? {
-        Unfit::Dark => (
+        ExposureFlaw::Dark => (
             format!("the picture is dark (brightness {:.0} of 255)", exposure.luma),
-            "switch a light on, take a cover off the lens, point it away from windows; docs/camera.md has the exposure",
+            "switch a light on, remove any cover from the lens, point it away from windows; docs/camera.md explains exposure",
         ),
-        Unfit::Bright => (
+        ExposureFlaw::Bright => (
             format!("the picture is too bright (brightness {:.0} of 255)", exposure.luma),
             "point the camera away from lamp, window or sun; [camera] auto_exposure = \"on\"",
         ),
-        Unfit::Blank => (
-            "nothing can be told apart in the picture".to_owned(),
-            "is there a cover, a film or a sticker on the lens, or does it look at a bare wall? `rollcall snapshot` shows it",
+        ExposureFlaw::Blank => (
+            "the picture shows nothing".to_owned(),
+            "is there a cover, a film or a sticker on the lens, or a bare wall before it? `rollcall snapshot` shows the picture",
         ),
-        Unfit::Blurred => (
+        ExposureFlaw::Blurred => (
             format!("the picture is blurred (sharpness {:.2}; 0.5 is usual)", exposure.sharpness),
-            "wipe the lens with a soft cloth, take the film off, turn the focus ring; `rollcall snapshot` shows the picture",
+            "wipe the lens with a soft cloth, remove any film, turn the focus ring; `rollcall snapshot` shows the picture",
         ),
     };
-    Some(Verdict::warning(words, FEWER, remedy))
+    Some(CheckResult::warning(words, FEWER, remedy))
 }
 
-/// A camera needs some pictures until it has found the right exposure.
-const SETTLED: usize = 10;
+/// Frames and time that a camera needs to find the right exposure (a guess).
+const SETTLED_FRAMES: usize = 10;
 const SETTLED_AFTER: Duration = Duration::from_millis(1500);
-/// The longest that a picture is waited for.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// The longest wait for a picture.
+const PICTURE_TIMEOUT: Duration = Duration::from_secs(8);
 
-fn first_picture(camera: &mut dyn FrameSource) -> Result<Exposure, String> {
+fn measure_exposure(camera: &mut dyn FrameSource) -> Result<Exposure, CameraFault> {
     let watch = Stopwatch::start();
-    let (mut frames, mut seen, mut damage) = (0, None, None);
-    while watch.elapsed() < PATIENCE {
+    let mut frames = 0;
+    let mut latest = None;
+    let mut damage = None;
+    while watch.elapsed() < PICTURE_TIMEOUT {
         match camera.next() {
             Ok(Next::Frame(frame)) => {
                 frames += 1;
                 // A replay has its exposure already, and its first picture is as good as any.
-                let settled = frames >= SETTLED && watch.elapsed() >= SETTLED_AFTER;
-                if settled || matches!(frame.when, crate::camera::When::At(_)) {
+                let settled = frames >= SETTLED_FRAMES && watch.elapsed() >= SETTLED_AFTER;
+                if settled || matches!(frame.when, crate::camera::FrameTime::Media(_)) {
                     match frame.pixels.full() {
                         Ok(picture) => return Ok(Exposure::of(picture)),
                         Err(error) => damage = Some(error.to_string()),
                     }
                 } else {
-                    seen = Some(frame);
+                    latest = Some(frame);
                 }
             }
             Ok(Next::Nothing) => {}
-            Ok(Next::End) => return Err("the replay has no picture".into()),
+            Ok(Next::End) => {
+                return Err(CameraFault::new(FaultKind::Damaged, "the replay has no picture"));
+            }
             Err(CameraError::Damaged { why }) => damage = Some(why),
-            Err(CameraError::Lost { reason }) => return Err(reason),
-            Err(other) => return Err(words(other)),
+            Err(CameraError::Lost(fault)) => return Err(fault),
+            Err(other) => return Err(CameraFault::new(FaultKind::Damaged, error_chain(&other))),
         }
     }
-    // A slow camera's only picture is better than none.
-    let exposure = seen.and_then(|frame| frame.pixels.full().ok().map(Exposure::of));
-    exposure.ok_or_else(|| match damage {
-        Some(why) => format!("nothing but damaged pictures in {} s: {why}", PATIENCE.as_secs()),
-        None => format!("stalled: no picture in {} s", PATIENCE.as_secs()),
-    })
-}
-
-fn words(error: CameraError) -> String {
-    format!("{:#}", anyhow::Error::new(error))
+    // A slow camera's only frame is better than none.
+    let exposure = latest.and_then(|frame| frame.pixels.full().ok().map(Exposure::of));
+    if let Some(exposure) = exposure {
+        return Ok(exposure);
+    }
+    if let Some(why) = damage {
+        return Err(unreadable_fault(PICTURE_TIMEOUT, &why));
+    }
+    let reason = format!("stalled: no picture in {} s", PICTURE_TIMEOUT.as_secs());
+    Err(CameraFault::new(FaultKind::Stalled, reason))
 }
 
 #[cfg(test)]
@@ -194,24 +312,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_has_its_remedy() {
-        for (reason, remedy) in [
-            (
-                "permission denied: the daemon must be in the group video (Permission denied)",
-                "usermod",
-            ),
-            ("another program uses the camera (Device or resource busy (os error 16))", "fuser"),
-            ("there is no camera of that name", "rollcall cameras"),
-            ("there is no camera", "plug the camera in"),
-            ("unplugged (No such device (os error 19))", "cable"),
-            ("format refused: the camera has H264, wanted is MJPG", "[camera] format"),
-            ("nothing but damaged pictures for 4000 ms, the last: x", "cable"),
-            ("the USB port has no room for this format: choose a smaller size", "width"),
-            ("stalled: no picture for 4000 ms", "another camera"),
+    fn each_camera_fault_has_its_remedy() {
+        for (kind, part) in [
+            (FaultKind::Denied, "usermod"),
+            (FaultKind::Busy, "fuser"),
+            (FaultKind::Missing, "rollcall cameras"),
+            (FaultKind::Absent, "plug the camera in"),
+            (FaultKind::Unplugged, "cable"),
+            (FaultKind::Format, "[camera] format"),
+            (FaultKind::NotCamera, "[camera] device"),
+            (FaultKind::Damaged, "cable"),
+            (FaultKind::Bandwidth, "width"),
+            (FaultKind::Stalled, "another camera"),
+            (FaultKind::ProgramMissing, "install"),
+            (FaultKind::ProgramDenied, "may run"),
+            (FaultKind::CommandEnded, "drop-in"),
+            (FaultKind::CommandStuck, "restart the device"),
+            (FaultKind::NotPictures, "motion JPEG"),
+            (FaultKind::Unreachable, "ping"),
+            (FaultKind::Unauthorised, "url_file"),
+            (FaultKind::NoStream, "URL"),
         ] {
-            let verdict = lost(reason);
-            assert!(verdict.remedy.contains(remedy), "{reason}: {}", verdict.remedy);
-            assert!(!verdict.means.is_empty());
+            let result = explain_with(&CameraFault::new(kind, "why"), None);
+            assert!(result.remedy.contains(part), "{kind:?}: {}", result.remedy);
+            assert_eq!(result.words, "why");
         }
+        let absent = CameraFault::new(FaultKind::Absent, "there is no camera");
+        let result = explain_with(&absent, Some(Preset::Rpicam));
+        assert!(result.remedy.contains("preset = \"rpicam\""), "{}", result.remedy);
     }
 }

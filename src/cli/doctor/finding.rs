@@ -1,12 +1,12 @@
-//! What `doctor` says of one part: what was found, and where it is not good, what that means for attendance and what to
-//! do. The three belong together: nothing but good news can be said without them.
+//! What `doctor` reports of one part: what was found and, where that is not good, what it means for
+//! attendance and what to do. The constructors require all three for anything that is not good.
 
 use std::fmt::Write as _;
 
-/// How bad it is.
+/// How serious it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum CheckState {
     Good,
     /// The daemon runs, but not as well as it could.
     Warning,
@@ -14,10 +14,10 @@ pub enum State {
     Fault,
 }
 
-/// What a check came to.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Verdict {
-    pub state: State,
+pub struct CheckResult {
+    pub state: CheckState,
     pub words: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub means: String,
@@ -25,10 +25,10 @@ pub struct Verdict {
     pub remedy: String,
 }
 
-impl Verdict {
+impl CheckResult {
     pub fn good(words: impl Into<String>) -> Self {
         Self {
-            state: State::Good,
+            state: CheckState::Good,
             words: words.into(),
             means: String::new(),
             remedy: String::new(),
@@ -41,7 +41,7 @@ impl Verdict {
         remedy: impl Into<String>,
     ) -> Self {
         Self {
-            state: State::Warning,
+            state: CheckState::Warning,
             words: words.into(),
             means: means.into(),
             remedy: remedy.into(),
@@ -53,42 +53,42 @@ impl Verdict {
         means: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self { state: State::Fault, ..Self::warning(words, means, remedy) }
+        Self { state: CheckState::Fault, ..Self::warning(words, means, remedy) }
     }
 
     pub fn is_good(&self) -> bool {
-        self.state == State::Good
+        self.state == CheckState::Good
     }
 
-    /// In lines for a terminal; all but the first are indented by `indent`.
+    /// Returns the lines for a terminal; all but the first are indented by `indent`.
     pub fn lines(&self, indent: usize) -> String {
         let mut text = self.words.clone();
-        for (what, said) in [("it means", &self.means), ("to do", &self.remedy)] {
-            if !said.is_empty() {
+        for (label, value) in [("it means", &self.means), ("to do", &self.remedy)] {
+            if !value.is_empty() {
                 // Writing to a string cannot fail.
-                write!(text, "\n{:indent$}{what}: {said}", "").ok();
+                write!(text, "\n{:indent$}{label}: {value}", "").ok();
             }
         }
         text
     }
 }
 
-/// A part with its verdict.
+/// A part with the result of its check.
 #[derive(Debug, serde::Serialize)]
 pub struct Finding {
     pub part: &'static str,
     #[serde(flatten)]
-    pub verdict: Verdict,
+    pub result: CheckResult,
 }
 
 impl Finding {
     pub fn text(&self) -> String {
-        let mark = match self.verdict.state {
-            State::Good => "good   ",
-            State::Warning => "warning",
-            State::Fault => "FAULT  ",
+        let mark = match self.result.state {
+            CheckState::Good => "good   ",
+            CheckState::Warning => "warning",
+            CheckState::Fault => "FAULT  ",
         };
-        format!("{mark}  {:14}  {}\n", self.part, self.verdict.lines(25))
+        format!("{mark}  {:14}  {}\n", self.part, self.result.lines(25))
     }
 }
 
@@ -97,14 +97,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bad_news_come_with_their_meaning_and_a_remedy() {
-        let verdict = Verdict::fault("no camera", "nobody is recorded", "plug it in");
+    fn fault_finding_has_meaning_and_remedy() {
+        let result = CheckResult::fault("no camera", "nobody is recorded", "plug it in");
         assert_eq!(
-            Finding { part: "camera", verdict }.text(),
+            Finding { part: "camera", result }.text(),
             "FAULT    camera          no camera\n                         it means: nobody is recorded\n                         \
              to do: plug it in\n"
         );
-        let good = Finding { part: "clock", verdict: Verdict::good("kept right") };
+        let good = Finding { part: "clock", result: CheckResult::good("kept right") };
         assert_eq!(
             serde_json::to_value(&good).unwrap(),
             serde_json::json!({"part": "clock", "state": "good", "words": "kept right"})

@@ -1,247 +1,277 @@
-//! Who the daemon talks to: broker, MongoDB, the site's other doors.
+//! What the daemon is connected to: the broker, MongoDB, the page's port, the site's other doors.
 
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::app;
-use crate::app::serve::link_settings;
-use crate::cli::doctor::Place;
-use crate::cli::doctor::finding::Verdict;
+use crate::app::links::link_settings;
+use crate::cli::doctor::Installation;
+use crate::cli::doctor::finding::CheckResult;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{MqttSettings, Settings};
-use crate::mongo::{self, Examined};
-use crate::mqtt::link::{self, LinkEvent};
+use crate::config::Settings;
+use crate::config::mqtt::MqttSettings;
+use crate::keys::secret_file::credentials_dir;
+use crate::mongo::{self, Examined, MongoFlaw};
+use crate::mqtt::event::LinkEvent;
+use crate::mqtt::fault::{ConnectRefusal, DisconnectReason, LinkFault, TlsFault};
+use crate::mqtt::link::{self, Link};
+use crate::mqtt::message::{Message, NotAcknowledged};
+use crate::mqtt::refusal::{PublishRefusal, RefusedTopic};
+use crate::mqtt::settings::Version;
 use crate::mqtt::topics::Topics;
-use crate::record::store::{SinkName, Store};
+use crate::store::{SinkName, Store};
 
-const UNPUBLISHED: &str = "who passes is recorded here; what the broker is owed waits on this device's disk and is delivered later";
+const UNPUBLISHED: &str = "attendance is recorded here; what is pending for the broker waits on this device's disk and is \
+                           delivered later";
 
-pub fn broker(place: &Place) -> Verdict {
-    broker_of(&place.settings)
+/// Reports what the daemon found out on the topics that it needs. If it found nothing, connects to
+/// the broker as the daemon would.
+pub fn check_link(installation: &Installation) -> CheckResult {
+    let settings = &installation.settings;
+    let reason = installation.health_value("/mqtt/reason").and_then(Value::as_str);
+    let is_refused = installation.health_value("/mqtt/refused_topic").is_some_and(Value::is_string);
+    match (reason, &settings.mqtt) {
+        (Some(reason), Some(mqtt)) if is_refused => {
+            publish_refused(&format!("{}:{}", mqtt.host, mqtt.port), reason)
+        }
+        _ => check_broker(settings),
+    }
 }
 
-/// Also what `rollcall setup` says.
-pub fn broker_of(settings: &Settings) -> Verdict {
+fn publish_refused(name: &str, reason: &str) -> CheckResult {
+    CheckResult::fault(
+        format!("{name}: {reason}"),
+        "nothing is delivered, and what is pending waits on this device's disk",
+        "give the user of this door the access rules of docs/mosquitto/rollcall.acl",
+    )
+}
+
+/// Connects to the broker as the daemon would.
+pub fn check_broker(settings: &Settings) -> CheckResult {
     let Some(mqtt) = &settings.mqtt else {
-        return Verdict::warning(
+        return CheckResult::warning(
             "none configured",
-            "nothing is published, and nobody can be enrolled from elsewhere; the record is kept here",
+            "nothing is published, and nobody can be enrolled from elsewhere; attendance is recorded here",
             "[mqtt] host in config.toml, or `rollcall setup`",
         );
     };
     if settings.broker.is_some() {
-        return Verdict::good(format!("embedded, on port {}", mqtt.port));
+        return CheckResult::good(format!("embedded, on port {}", mqtt.port));
     }
     let name = format!("{}:{}", mqtt.host, mqtt.port);
-    match greet(settings, mqtt) {
-        Ok(None) => {
+    match try_broker(settings, mqtt) {
+        Ok(BrokerAnswer::Accepted) => {
             let user = mqtt
                 .credentials
                 .as_ref()
                 .map_or("without a user".into(), |it| format!("as {:?}", it.user));
             let tls = if mqtt.tls.is_some() { ", over TLS" } else { "" };
-            Verdict::good(format!("{name} takes us {user}{tls}"))
+            CheckResult::good(format!("{name} accepts this device {user}{tls}"))
         }
-        Ok(Some(filter)) => Verdict::fault(
-            format!("{name} does not let us hear {filter}"),
-            "no command arrives: nobody can be enrolled from elsewhere; attendance is published all the same",
+        Ok(BrokerAnswer::SubscriptionRejected(filter)) => CheckResult::fault(
+            format!("{name} does not allow this device to subscribe to {filter}"),
+            "no command arrives: nobody can be enrolled from elsewhere; attendance is still published",
             "give the user of this door the access rules of docs/mosquitto/rollcall.acl",
         ),
-        Err(why) => {
-            let trusted = SystemClock::new(settings.trust).now().trusted;
-            refused(&name, &why, mqtt.tls.is_some(), trusted)
+        Ok(BrokerAnswer::PublishRefused(refused)) => publish_refused(&name, &refused),
+        Ok(BrokerAnswer::Fault(fault)) => {
+            let clock_trusted = SystemClock::new(settings.trust).now().trusted;
+            explain_fault(&name, &fault, mqtt.tls.is_some(), clock_trusted)
         }
+        Err(error) => CheckResult::fault(
+            format!("{name} cannot be tried ({error:#})"),
+            UNPUBLISHED,
+            "correct [mqtt] in config.toml, or `rollcall setup`",
+        ),
     }
 }
 
-/// The longest that the broker is waited for.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// The longest wait for the broker.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Connects as the daemon does, but under another name, so that a running daemon is not pushed off. Gives the
-/// subscription that was refused, if one was.
-fn greet(settings: &Settings, mqtt: &MqttSettings) -> Result<Option<String>, String> {
-    let words = |error: anyhow::Error| format!("{error:#}");
-    let topics =
-        Topics::new(&settings.site, &settings.device).map_err(|error| words(error.into()))?;
+enum BrokerAnswer {
+    Accepted,
+    SubscriptionRejected(String),
+    PublishRefused(String),
+    Fault(LinkFault),
+}
+
+/// Connects as the daemon does, but under another client id, so that a running daemon is not
+/// disconnected.
+fn try_broker(settings: &Settings, mqtt: &MqttSettings) -> anyhow::Result<BrokerAnswer> {
+    let topics = Topics::new(&settings.site, &settings.device)?;
     let mut wanted = link_settings(mqtt, &topics);
     wanted.client_id = format!("rollcall-doctor-{}", Uuid::now_v7().simple());
     wanted.persistent = false;
     wanted.status_topic = topics.below(&format!("console/{}", wanted.client_id));
-    // Nobody sends such a command: what is asked is whether commands may be heard.
+    // No such command exists: the question is whether commands may be received.
     wanted.subscriptions = vec![topics.below("command/doctor")];
-    let (_link, driver, mut events) = link::open(wanted).map_err(|error| words(error.into()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| e.to_string())?;
-    runtime.block_on(async {
+    let (link, driver, mut events) = link::open(wanted)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(async {
         let (stop, stopped) = watch::channel(false);
         let answer = async {
-            let answer = tokio::time::timeout(PATIENCE, async {
+            let answer = tokio::time::timeout(BROKER_TIMEOUT, async {
                 while let Some(event) = events.recv().await {
                     match event {
-                        LinkEvent::Subscribed { .. } => return Ok(None),
-                        LinkEvent::SubscriptionRefused { filter } => return Ok(Some(filter)),
-                        LinkEvent::Unreachable { why } | LinkEvent::Lost { why } => {
-                            return Err(why);
+                        LinkEvent::Subscribed { .. } => return try_publish(&link, &topics).await,
+                        LinkEvent::SubscriptionRefused { filter } => {
+                            return BrokerAnswer::SubscriptionRejected(filter);
+                        }
+                        LinkEvent::Unreachable { fault } | LinkEvent::Lost { fault } => {
+                            return BrokerAnswer::Fault(fault);
                         }
                         _ => {}
                     }
                 }
-                Err("the link ended".to_owned())
+                BrokerAnswer::Fault(LinkFault::Closed)
             });
-            let answer = answer
-                .await
-                .unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
+            let answer = answer.await.unwrap_or_else(|_elapsed| match link.version() {
+                // The probe did not come back; that is the only thing that takes so long.
+                Some(Version::V311) => BrokerAnswer::PublishRefused(
+                    RefusedTopic { topic: topics.probe(), refusal: PublishRefusal::NoEcho }
+                        .to_string(),
+                ),
+                _ => BrokerAnswer::Fault(LinkFault::Timeout(BROKER_TIMEOUT)),
+            });
             stop.send_replace(true);
             answer
         };
-        // How the goodbye goes does not matter any more.
+        // How the disconnection goes does not matter any more.
         tokio::join!(answer, driver.drive(stopped)).0
-    })
+    }))
 }
 
-/// In a caretaker's words, by what the link says.
-fn refused(name: &str, why: &str, tls: bool, clock_trusted: bool) -> Verdict {
-    let has = |parts: &[&str]| parts.iter().any(|part| why.contains(part));
-    let fault = |words: &str, remedy: &str| {
-        Verdict::fault(format!("{name} {words} ({why})"), UNPUBLISHED, remedy)
+/// Publishes what nobody acts upon. MQTT 5 replies whether it was passed on; with 3.1.1, the echo of
+/// a probe shows it.
+async fn try_publish(link: &Link, topics: &Topics) -> BrokerAnswer {
+    let message =
+        Message { topic: topics.below("console/doctor"), payload: Vec::new(), retain: false };
+    let refused = match link.deliver_batch(vec![message]).await.pop() {
+        Some(Err(error @ NotAcknowledged::Refused(_))) => {
+            link.refused_topic().map_or_else(|| error.to_string(), |it| it.to_string())
+        }
+        _ => return BrokerAnswer::Accepted,
     };
-    let away = |words: &str, remedy: &str| {
-        Verdict::warning(format!("{name} {words} ({why})"), UNPUBLISHED, remedy)
+    BrokerAnswer::PublishRefused(refused)
+}
+
+/// Returns what a fault of the connection means to a caretaker, and what to do.
+fn explain_fault(name: &str, fault: &LinkFault, tls: bool, clock_trusted: bool) -> CheckResult {
+    let is_broken = |words: &str, remedy: &str| {
+        CheckResult::fault(format!("{name} {words} ({fault})"), UNPUBLISHED, remedy)
     };
-    if has(&["user name or password"]) {
-        return fault(
-            "refuses our user or password",
+    let is_away = |words: &str, remedy: &str| {
+        CheckResult::warning(format!("{name} {words} ({fault})"), UNPUBLISHED, remedy)
+    };
+    match fault {
+        LinkFault::Refused(ConnectRefusal::Credentials) => is_broken(
+            "rejects the user or password",
             "ask whoever runs the broker for user and password, then `sudo rollcall setup`",
-        );
-    }
-    if has(&["authorise"]) {
-        return fault(
-            "does not let us in",
+        ),
+        LinkFault::Refused(ConnectRefusal::NotAuthorised) => is_broken(
+            "does not let this device in",
             "has this door a user on the broker (docs/mosquitto)? `sudo rollcall setup` takes user and password",
-        );
-    }
-    if let Some((words, remedy)) = certificate(why, clock_trusted) {
-        return fault(words, remedy);
-    }
-    if tls
-        && has(&[
-            "InvalidContentType",
-            "corrupt message",
-            "closed",
-            "reset",
-            "Broken pipe",
-            "unexpected end of file",
-            "eof",
-        ])
-    {
-        return fault(
-            "does not speak TLS",
-            "check [mqtt] port: with TLS it is mostly 8883, without 1883",
-        );
-    }
-    if has(&["closed", "reset by peer", "aborted", "not an MQTT broker", "corrupt"]) {
-        return fault(
+        ),
+        LinkFault::Tls { fault, .. } => {
+            let (words, remedy) = explain_tls(*fault, clock_trusted);
+            is_broken(words, remedy)
+        }
+        LinkFault::Disconnected(DisconnectReason::NotAuthorised) => is_broken(
+            "lets this device in and ends the connection",
+            "give the user of this door the access rules of docs/mosquitto/rollcall.acl",
+        ),
+        LinkFault::Closed if tls => {
+            let (words, remedy) = explain_tls(TlsFault::NotTls, clock_trusted);
+            is_broken(words, remedy)
+        }
+        LinkFault::Closed | LinkFault::NotMqtt => is_broken(
             "does not answer as a broker",
-            "check [mqtt] host and port; where the broker wants TLS (mostly port 8883), [mqtt] tls = true",
-        );
-    }
-    if has(&[
-        "lookup address",
-        "Name or service not known",
-        "name resolution",
-        "No address associated",
-    ]) {
-        return fault(
+            "check [mqtt] host and port; where the broker requires TLS (usually port 8883), set [mqtt] tls = true",
+        ),
+        LinkFault::Dns(_) => is_broken(
             "has no address",
             "check [mqtt] host for a typing mistake, the network cable, and the name server (`getent hosts`)",
-        );
-    }
-    if has(&["Connection refused"]) {
-        return away(
+        ),
+        LinkFault::Tcp { kind: ErrorKind::ConnectionRefused, .. } => is_away(
             "is there, but no broker answers at this port",
             "start the broker there, or correct [mqtt] port",
-        );
+        ),
+        LinkFault::Tcp {
+            kind: ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable, ..
+        } => is_away(
+            "cannot be reached",
+            "is the network cable plugged in, is the Wi-Fi on (`ip route`)?",
+        ),
+        _ => is_away(
+            "does not answer",
+            "is the broker running, is the network up, is a firewall in between?",
+        ),
     }
-    if has(&["unreachable", "No route"]) {
-        return away("cannot be reached", "is the network cable in, is the Wi-Fi on (`ip route`)?");
-    }
-    away(
-        "does not answer",
-        "is the broker running, is the network up, does a firewall stand between?",
-    )
 }
 
-/// What is wrong with a certificate, theirs or ours, and what to do; none where it is something else.
-fn certificate(why: &str, clock_trusted: bool) -> Option<(&'static str, &'static str)> {
-    let has = |parts: &[&str]| parts.iter().any(|part| why.contains(part));
-    if has(&["Expired", "expired", "NotValidYet", "not valid yet"]) {
-        let remedy = if clock_trusted {
-            "whoever runs the broker must renew its certificate (or its clock or ours is wrong: `date`)"
-        } else {
-            "the time is not known here, so no certificate can be judged: see \"clock\"; if the date is right, the broker's \
-             certificate must be renewed"
-        };
-        return Some(("shows a certificate that is not valid at this time", remedy));
-    }
-    if has(&["NotValidForName", "not valid for name"]) {
-        return Some((
-            "shows a certificate for another name",
-            "[mqtt] host must be the name that stands in the broker's certificate, not its address or another name of it",
-        ));
-    }
-    if has(&["UnknownIssuer", "BadSignature", "unknown issuer", "CaUsedAsEndEntity"]) {
-        return Some((
-            "shows a certificate of an authority that we do not know",
+/// Returns what failed in the TLS handshake, and what to do.
+fn explain_tls(fault: TlsFault, clock_trusted: bool) -> (&'static str, &'static str) {
+    match fault {
+        TlsFault::NotValidNow if clock_trusted => (
+            "has a certificate that is not valid at this time",
+            "whoever runs the broker must renew its certificate (or a clock is wrong there or here: `date`)",
+        ),
+        TlsFault::NotValidNow => (
+            "has a certificate that is not valid at this time",
+            "the time is not known here, so no certificate can be checked: see \"clock\"; if the date is right, the broker's \
+             certificate must be renewed",
+        ),
+        TlsFault::WrongName => (
+            "has a certificate for another name",
+            "[mqtt] host must be the name in the broker's certificate, not its address or another name of it",
+        ),
+        TlsFault::UnknownAuthority => (
+            "has a certificate of an unknown authority",
             "[mqtt] ca_file must be the certificate of the authority that signed the broker's: ask whoever runs it",
-        ));
-    }
-    if has(&[
-        "CertificateRequired",
-        "HandshakeFailure",
-        "BadCertificate",
-        "UnknownCA",
-        "CertificateUnknown",
-    ]) {
-        return Some((
-            "does not take our certificate",
+        ),
+        TlsFault::UnusableCertificate => (
+            "has a certificate that cannot be used",
+            "ask whoever runs the broker to check its certificate (that of an authority cannot be a server's as well)",
+        ),
+        TlsFault::ClientCertificate => (
+            "does not accept the certificate of this device",
             "[mqtt] client_cert_file and client_key_file must be a certificate that the broker's authority signed",
-        ));
+        ),
+        TlsFault::NotTls | TlsFault::Other => {
+            ("does not use TLS", "check [mqtt] port: with TLS it is usually 8883, without it 1883")
+        }
     }
-    why.contains("certificate").then_some((
-        "shows a certificate that cannot be used",
-        "ask whoever runs the broker to look at its certificate",
-    ))
 }
 
-const UNDELIVERED: &str = "who passes is recorded here and published; what MongoDB is owed waits on this device's disk and is delivered later";
+const UNDELIVERED: &str = "attendance is recorded here and published; what is pending for MongoDB waits on this device's disk \
+                           and is delivered later";
 
-pub fn mongodb(place: &Place) -> Verdict {
-    if let Some(warning) = place.settings.warnings.iter().find(|it| it.starts_with("[mongo]")) {
-        return Verdict::warning(
+pub fn check_mongodb(settings: &Settings) -> CheckResult {
+    if let Some(warning) = settings.warnings.iter().find(|it| it.starts_with("[mongo]")) {
+        return CheckResult::warning(
             warning.clone(),
-            "whoever logs in here can read the password",
-            "chmod 600 the file, or `sudo rollcall setup`, which keeps it in a file of its own",
+            "everybody who logs in here can read the password",
+            "chmod 600 the file, or `sudo rollcall setup`, which keeps the password in a file of its own",
         );
     }
-    mongodb_of(&place.settings)
+    try_mongodb(settings)
 }
 
-/// Also what `rollcall setup` says.
-pub fn mongodb_of(settings: &Settings) -> Verdict {
+/// Connects to MongoDB as the daemon would.
+pub fn try_mongodb(settings: &Settings) -> CheckResult {
     let Some(mongo) = &settings.mongo else {
-        return Verdict::good("none configured: the record is kept here ([mongo] uri_file)");
+        return CheckResult::good("none configured: attendance is kept here ([mongo] uri_file)");
     };
     let now_ms = SystemClock::new(settings.trust).now().wall_ms;
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            return Verdict::fault(
+            return CheckResult::fault(
                 format!("cannot start the runtime: {error}"),
                 UNDELIVERED,
                 "restart the device",
@@ -251,71 +281,75 @@ pub fn mongodb_of(settings: &Settings) -> Verdict {
     let examined = runtime.block_on(mongo::examine(mongo, now_ms));
     runtime.shutdown_background();
     match examined {
-        Examined::Good(words) => Verdict::good(words),
-        Examined::Warning(words) => {
-            let remedy = if words.contains("certificate") {
-                "[mongo] ca_file must be the authority that signed the server's certificate, and the name in the URI the one that \
-                 stands in it; a certificate that expired must be renewed there"
-            } else if words.contains("replica set") && !words.contains("reached") {
-                "docs/operations.md, MongoDB in four steps: the server's keeper makes it a replica set"
-            } else if words.contains("clock") {
-                "set the clock that is wrong; NTP keeps both right"
-            } else {
-                "is the server running, is the address in the URI right, does a firewall stand between, does it speak TLS if we do?"
-            };
-            Verdict::warning(words, UNDELIVERED, remedy)
+        Examined::Good(words) => CheckResult::good(words),
+        Examined::Warning(flaw, words) => {
+            CheckResult::warning(words, UNDELIVERED, mongodb_remedy(flaw))
         }
-        Examined::Fault(words) => Verdict::fault(
+        Examined::Fault(words) => CheckResult::fault(
             words,
             UNDELIVERED,
-            "the URI with the right user and password in [mongo] uri_file (`sudo rollcall setup`), and the role of \
-             docs/operations.md for that user",
+            "put the URI with the right user and password into [mongo] uri_file (`sudo rollcall setup`), and give that user the \
+             role of docs/operations.md",
         ),
     }
 }
 
-pub fn http(place: &Place) -> Verdict {
-    http_of(&place.settings, place.answers)
+fn mongodb_remedy(flaw: MongoFlaw) -> &'static str {
+    match flaw {
+        MongoFlaw::Certificate => {
+            "[mongo] ca_file must be the authority that signed the server's certificate, and the name in the URI must be the \
+             one in the certificate; an expired certificate must be renewed there"
+        }
+        MongoFlaw::SingleServer => {
+            "docs/operations.md, MongoDB in four steps: whoever runs the server makes it a replica set"
+        }
+        MongoFlaw::FormerService => "set the two keys, to go on with those venues",
+        MongoFlaw::Clock => "set the clock that is wrong; NTP keeps both right",
+        MongoFlaw::Unreachable => {
+            "is the server running, is the address in the URI right, is a firewall in between, do both sides use TLS or \
+             neither?"
+        }
+    }
 }
 
-/// Also what `rollcall setup` says. `served`: by a daemon that runs here now.
-pub fn http_of(settings: &Settings, served: bool) -> Verdict {
-    const STOPPED: &str = "the daemon does not start: nobody is recorded";
+/// Checks the listener. `is_served`: by a daemon that runs here now.
+pub fn check_http(settings: &Settings, is_served: bool) -> CheckResult {
+    const STOPPED: &str = "page, metrics and HTTP routes are not served, and the daemon tries again; attendance is recorded";
     let Some(http) = &settings.http else {
-        return Verdict::good("off ([http] listen)");
+        return CheckResult::good("off ([http] listen)");
     };
     let listen = http.listen;
-    if served {
+    if is_served {
         return match TcpStream::connect_timeout(&listen, Duration::from_secs(3)) {
-            Ok(_) => Verdict::good(format!("the daemon answers at {listen}")),
-            Err(error) => Verdict::fault(
+            Ok(_) => CheckResult::good(format!("the daemon answers at {listen}")),
+            Err(error) => CheckResult::fault(
                 format!("a daemon runs, but does not answer at {listen} ({error})"),
-                "page, metrics and HTTP routes are not served; attendance is recorded all the same",
-                "sudo systemctl restart rollcall, so that it takes what config.toml says now",
+                "page, metrics and HTTP routes are not served; attendance is still recorded",
+                "sudo systemctl restart rollcall, so that it reads the present config.toml",
             ),
         };
     }
     match TcpListener::bind(listen).map_err(|error| (error.kind(), error)) {
-        Ok(_) => Verdict::good(format!("{listen} is free for the daemon")),
-        Err((ErrorKind::AddrInUse, _)) => Verdict::fault(
+        Ok(_) => CheckResult::good(format!("{listen} is free for the daemon")),
+        Err((ErrorKind::AddrInUse, _)) => CheckResult::fault(
             format!("another program uses {listen}"),
             STOPPED,
             format!(
-                "end it (`sudo ss -ltnp` names it), or take another port in [http] listen than {}",
+                "end it (`sudo ss -ltnp` names it), or set another port in [http] listen than {}",
                 listen.port()
             ),
         ),
-        Err((ErrorKind::AddrNotAvailable, _)) => Verdict::fault(
+        Err((ErrorKind::AddrNotAvailable, _)) => CheckResult::fault(
             format!("{listen} is no address of this device"),
             STOPPED,
             "[http] listen = \"0.0.0.0:PORT\" is every address, \"127.0.0.1:PORT\" this device alone",
         ),
-        Err((ErrorKind::PermissionDenied, _)) => Verdict::fault(
+        Err((ErrorKind::PermissionDenied, _)) => CheckResult::fault(
             format!("{listen} is reserved for root"),
             STOPPED,
-            "take a port from 1024 on in [http] listen, 8080 for example",
+            "set a port from 1024 on in [http] listen, for example 8080",
         ),
-        Err((_, error)) => Verdict::fault(
+        Err((_, error)) => CheckResult::fault(
             format!("{listen} cannot be used ({error})"),
             STOPPED,
             "check [http] listen",
@@ -323,104 +357,124 @@ pub fn http_of(settings: &Settings, served: bool) -> Verdict {
     }
 }
 
-pub fn fleet(place: &Place) -> Verdict {
+pub fn check_fleet(installation: &Installation) -> CheckResult {
     const ALONE: &str =
-        "who is enrolled at another door is not known here, and the other way round";
-    let settings = &place.settings;
+        "people enrolled at another door are not known here, and the other way round";
+    const WRITE_RULES: &str = "docs/operations.md, \"One gallery for all doors\"";
+    let settings = &installation.settings;
     if let Some(warning) = settings.warnings.iter().find(|it| it.starts_with("[fleet]")) {
-        return Verdict::warning(
+        return CheckResult::warning(
             warning.clone(),
             ALONE,
             "`sudo rollcall setup` with a broker, or [fleet] share = \"off\"",
         );
     }
     let Some(fleet) = &settings.fleet else {
-        return Verdict::good(
+        return CheckResult::good(
             "the gallery is this door's own ([fleet] key_file shares it with the site)",
         );
     };
     let print = fleet.key.fingerprint();
-    match place.told("/gallery/sharing/state").and_then(|it| it.as_str()) {
+    let health = |name: &str| installation.health_value(name);
+    let count = |name: &str| health(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let unsealed = count("/gallery/sharing/unsealed");
+    match health("/gallery/sharing/state").and_then(|it| it.as_str()) {
         Some("wrong_key") => {
-            return Verdict::fault(
-                format!("the site's gallery does not open with our key ({print})"),
+            return CheckResult::fault(
+                format!("this door's key does not open the site's gallery ({print})"),
                 ALONE,
-                "copy the site's key from a door that shares (`rollcall doctor` there shows the same eight characters when it is the \
-                 right one) into [fleet] key_file, mode 0600; restart",
+                "copy the site's key from a door that shares (`rollcall doctor` there shows the same eight characters when it is \
+                 the right one) into [fleet] key_file, mode 0600; restart",
+            );
+        }
+        Some("blocked") => {
+            let pending = count("/gallery/sharing/pending");
+            return CheckResult::fault(
+                format!(
+                    "the site's gallery is disturbed: {unsealed} parts are not sealed with the site's key ({print}); {pending} \
+                     people are not at the site as they are here"
+                ),
+                "somebody without the key writes it: doors that are off now may not receive withdrawals and enrolments",
+                format!(
+                    "allow only doors to write it ({WRITE_RULES}); it then repairs itself within minutes. A door with a former \
+                     key causes the same"
+                ),
             );
         }
         Some("away") => {
-            return Verdict::warning(
-                format!("where the gallery is shared cannot be reached (site key {print})"),
+            return CheckResult::warning(
+                format!("the shared gallery cannot be reached (site key {print})"),
                 ALONE,
                 "see \"broker\" or \"mongodb\"",
             );
         }
         _ => {}
     }
-    let owed = Store::open_read_only(&settings.state_dir, app::credentials_dir().as_deref())
+    let shared = format!("the gallery is shared, site key {print} (the same at every door)");
+    let pending = Store::open_read_only(&settings.state_dir, credentials_dir().as_deref())
         .and_then(|reader| reader.outbox_depth(SinkName::GALLERY));
-    match owed {
-        Ok(depth) if depth.rows > 0 => Verdict::warning(
-            format!(
-                "shared, site key {print} (the same at every door); {} subjects are not told the site yet",
-                depth.rows
-            ),
+    match pending {
+        Ok(depth) if depth.rows > 0 => CheckResult::warning(
+            format!("{shared}; {} people are still pending for the site", depth.rows),
             "other doors do not know them yet",
             "if that lasts, see \"broker\" or \"mongodb\"",
         ),
-        // Where there is no database yet, `storage` says so.
-        _ => Verdict::good(format!(
-            "the gallery is shared, site key {print} (the same at every door)"
-        )),
+        _ if unsealed > 0 => CheckResult::warning(
+            format!("{shared}; {unsealed} parts were not sealed with it"),
+            "they are ignored, but somebody without the key can write the site's gallery",
+            format!("allow only doors to write it ({WRITE_RULES}), and delete them"),
+        ),
+        // Without a database the check `storage` reports it.
+        _ => CheckResult::good(shared),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::doctor::finding::State;
+    use crate::cli::doctor::finding::CheckState;
 
     #[test]
-    fn what_the_broker_says_is_told_in_words() {
-        let fault = State::Fault;
-        let away = State::Warning;
-        for (why, tls, state, part) in [
-            ("the broker refuses our user name or password", false, fault, "setup"),
+    fn mongodb_flaws_have_their_remedies() {
+        for (flaw, part) in [
+            (MongoFlaw::Certificate, "ca_file"),
+            (MongoFlaw::SingleServer, "replica set"),
+            (MongoFlaw::FormerService, "two keys"),
+            (MongoFlaw::Clock, "NTP"),
+            (MongoFlaw::Unreachable, "firewall"),
+        ] {
+            assert!(mongodb_remedy(flaw).contains(part), "{flaw:?}");
+        }
+    }
+
+    #[test]
+    fn broker_faults_have_their_remedies() {
+        let tcp = |kind| LinkFault::Tcp { kind, detail: String::new() };
+        let tls = |fault| LinkFault::Tls { fault, detail: String::new() };
+        for (fault, tls, state, part) in [
+            (LinkFault::Refused(ConnectRefusal::Credentials), false, CheckState::Fault, "setup"),
             (
-                "the broker does not authorise us: check user, password and access rules",
+                LinkFault::Refused(ConnectRefusal::NotAuthorised),
                 false,
-                fault,
+                CheckState::Fault,
                 "mosquitto",
             ),
-            ("TLS: I/O: invalid peer certificate: Expired", true, fault, "renew"),
-            ("TLS: I/O: invalid peer certificate: NotValidForName", true, fault, "name"),
-            ("TLS: I/O: invalid peer certificate: UnknownIssuer", true, fault, "ca_file"),
-            (
-                "TLS: I/O: received fatal alert: CertificateRequired",
-                true,
-                fault,
-                "client_cert_file",
-            ),
-            ("TLS: I/O: received corrupt message of type InvalidContentType", true, fault, "8883"),
-            ("the broker closed the connection", false, fault, "tls = true"),
-            (
-                "I/O: failed to lookup address information: Name or service not known",
-                false,
-                fault,
-                "typing",
-            ),
-            ("I/O: Connection refused (os error 111)", false, away, "start the broker"),
-            ("I/O: Network is unreachable (os error 101)", false, away, "cable"),
-            ("no answer within 8 s", false, away, "firewall"),
+            (tls(TlsFault::NotValidNow), true, CheckState::Fault, "renew"),
+            (tls(TlsFault::WrongName), true, CheckState::Fault, "name"),
+            (tls(TlsFault::UnknownAuthority), true, CheckState::Fault, "ca_file"),
+            (tls(TlsFault::ClientCertificate), true, CheckState::Fault, "client_cert_file"),
+            (tls(TlsFault::NotTls), true, CheckState::Fault, "8883"),
+            (LinkFault::Closed, true, CheckState::Fault, "8883"),
+            (LinkFault::Closed, false, CheckState::Fault, "tls = true"),
+            (LinkFault::Dns(String::new()), false, CheckState::Fault, "typing"),
+            (tcp(ErrorKind::ConnectionRefused), false, CheckState::Warning, "start the broker"),
+            (tcp(ErrorKind::NetworkUnreachable), false, CheckState::Warning, "cable"),
+            (LinkFault::Timeout(BROKER_TIMEOUT), false, CheckState::Warning, "firewall"),
         ] {
-            let verdict = refused("broker:1883", why, tls, true);
-            assert!(verdict.state == state && verdict.remedy.contains(part), "{why}: {verdict:?}");
+            let result = explain_fault("broker:1883", &fault, tls, true);
+            assert!(result.state == state && result.remedy.contains(part), "{fault:?}: {result:?}");
         }
-        assert!(
-            refused("b", "invalid peer certificate: NotValidYet", true, false)
-                .remedy
-                .contains("clock")
-        );
+        let result = explain_fault("b", &tls(TlsFault::NotValidNow), true, false);
+        assert!(result.remedy.contains("clock"));
     }
 }

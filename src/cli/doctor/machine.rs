@@ -1,43 +1,44 @@
-//! The machine beneath the daemon: clock, processor, power supply.
+//! The computer that the daemon runs on: clock, processor, power supply.
 
 use std::fs;
 use std::path::Path;
 
-use crate::cli::doctor::Place;
-use crate::cli::doctor::finding::Verdict;
+use crate::cli::doctor::Installation;
+use crate::cli::doctor::finding::CheckResult;
 use crate::clock::{Clock, SystemClock, rfc3339};
+use crate::config::Settings;
 use crate::health;
 
 /// Above this the processor slows itself down on the usual boards.
 const HOT_CELSIUS: f32 = 80.0;
 
-pub fn clock(place: &Place) -> Verdict {
-    let now = SystemClock::new(place.settings.trust).now();
+pub fn check_clock(settings: &Settings) -> CheckResult {
+    let now = SystemClock::new(settings.trust).now();
     if now.trusted {
-        return Verdict::good("kept right");
+        return CheckResult::good("synchronised");
     }
-    Verdict::warning(
-        format!("nothing keeps the time right (no NTP); it shows {}", rfc3339(now.wall_ms)),
-        "who passes is recorded, but marked \"unsynced\", without session and lateness, until the time is known",
+    CheckResult::warning(
+        format!("the clock is not synchronised (no NTP); it shows {}", rfc3339(now.wall_ms)),
+        "attendance is recorded, but marked \"unsynced\", without session and lateness, until the time is known",
         "connect the network, sudo timedatectl set-ntp true; on a device with a battery-backed clock [clock] trust = \"always\"",
     )
 }
 
-pub fn processor(place: &Place) -> Verdict {
+pub fn check_processor(installation: &Installation) -> CheckResult {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let slowed = place
-        .told("/recognition/pace_step")
+    let slowed = installation
+        .health_value("/recognition/pace_step")
         .and_then(serde_json::Value::as_u64)
         .is_some_and(|step| step > 0);
-    heat(cores, health::cpu_celsius(), slowed)
+    check_heat(cores, health::cpu_celsius(), slowed)
 }
 
-fn heat(cores: usize, celsius: Option<f32>, slowed: bool) -> Verdict {
+fn check_heat(cores: usize, celsius: Option<f32>, slowed: bool) -> CheckResult {
     let hot = |words: String| {
-        Verdict::warning(
+        CheckResult::warning(
             words,
-            "recognition goes slower to cool down: somebody who passes quickly may be missed",
-            "give it air: out of the sun and of the closed box, a heat sink or a fan",
+            "recognition slows down to cool the device: somebody who passes quickly may be missed",
+            "give it air: move it out of the sun or the closed box, add a heat sink or a fan",
         )
     };
     match celsius {
@@ -47,22 +48,23 @@ fn heat(cores: usize, celsius: Option<f32>, slowed: bool) -> Verdict {
         Some(celsius) if slowed => {
             hot(format!("{cores} cores at {celsius:.0} °C, slowed down because it was hotter"))
         }
-        Some(celsius) => Verdict::good(format!("{cores} cores at {celsius:.0} °C")),
-        None => Verdict::good(format!("{cores} cores; no temperature sensor")),
+        Some(celsius) => CheckResult::good(format!("{cores} cores at {celsius:.0} °C")),
+        None => CheckResult::good(format!("{cores} cores; no temperature sensor")),
     }
 }
 
-pub fn power(_: &Place) -> Verdict {
-    supply(Path::new("/sys"))
+pub fn check_power() -> CheckResult {
+    check_supply(Path::new("/sys"))
 }
 
-/// A Raspberry Pi says when its supply is too weak: the kernel's `rpi_volt` sensor, and on some the firmware's flags.
-fn supply(sys: &Path) -> Verdict {
+/// A Raspberry Pi reports a weak supply: by the kernel's `rpi_volt` sensor, and on some models by
+/// the firmware's flags.
+fn check_supply(sys: &Path) -> CheckResult {
     let low = |words: &str| {
-        Verdict::fault(
+        CheckResult::fault(
             words,
-            "the device may stop at any moment, and its card may be damaged; nothing that was recorded is lost by a stop",
-            "use the maker's own power supply (Raspberry Pi 4: 5 V 3 A, 5: 5 V 5 A) and a short cable; fewer USB devices",
+            "the device may stop at any moment, and its card may be damaged; a stop loses nothing that was recorded",
+            "use the maker's own power supply (Raspberry Pi 4: 5 V 3 A, 5: 5 V 5 A), a short cable, and fewer USB devices",
         )
     };
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
@@ -84,9 +86,9 @@ fn supply(sys: &Path) -> Verdict {
         Ok(flags) if flags & (1 << 16) != 0 => {
             low("the power supply was too weak since the device was switched on")
         }
-        Ok(_) => Verdict::good("the supply is strong enough"),
-        Err(_) if volt.is_some() => Verdict::good("the supply is strong enough"),
-        Err(_) => Verdict::good("this machine does not tell about its supply"),
+        Ok(_) => CheckResult::good("the supply is strong enough"),
+        Err(_) if volt.is_some() => CheckResult::good("the supply is strong enough"),
+        Err(_) => CheckResult::good("this machine does not report on its supply"),
     }
 }
 
@@ -95,19 +97,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heat_is_told_while_it_lasts_and_while_it_still_slows() {
+    fn heat_warning_lasts_until_slow_down_ends() {
         for (celsius, slowed, good) in [
             (Some(60.0), false, true),
             (Some(80.0), false, false),
             (Some(75.0), true, false),
             (None, false, true),
         ] {
-            assert_eq!(heat(4, celsius, slowed).is_good(), good, "{celsius:?} {slowed}");
+            assert_eq!(check_heat(4, celsius, slowed).is_good(), good, "{celsius:?} {slowed}");
         }
     }
 
     #[test]
-    fn a_weak_supply_is_told_by_sensor_or_firmware() {
+    fn undervoltage_is_read_from_either_source() {
         let words = |sensor: Option<&str>, flags: Option<&str>| {
             let sys = tempfile::tempdir().unwrap();
             if let Some(alarm) = sensor {
@@ -121,18 +123,18 @@ mod tests {
                 fs::create_dir_all(&firmware).unwrap();
                 fs::write(firmware.join("get_throttled"), flags).unwrap();
             }
-            supply(sys.path()).words
+            check_supply(sys.path()).words
         };
         for (sensor, flags, part) in [
-            (None, None, "does not tell"),
+            (None, None, "does not report"),
             (Some("0\n"), None, "strong enough"),
             (Some("1\n"), None, "undervoltage"),
             (Some("0\n"), Some("50000\n"), "was too weak"),
             (None, Some("0x50005\n"), "undervoltage now"),
             (None, Some("0\n"), "strong enough"),
         ] {
-            let said = words(sensor, flags);
-            assert!(said.contains(part), "{sensor:?} {flags:?}: {said}");
+            let found = words(sensor, flags);
+            assert!(found.contains(part), "{sensor:?} {flags:?}: {found}");
         }
     }
 }

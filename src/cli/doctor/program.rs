@@ -1,86 +1,90 @@
-//! What was installed: configuration, networks, library, and the service that runs them.
+//! What was installed: configuration, models, library, and the service.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
 use crate::app::exit;
-use crate::cli::doctor::Place;
-use crate::cli::doctor::finding::Verdict;
-use crate::config::{self, ConfigError};
+use crate::bounded_file;
+use crate::cli::doctor::Installation;
+use crate::cli::doctor::finding::CheckResult;
+use crate::config::checks::ConfigError;
+use crate::config::{self, Settings};
+use crate::error_chain::error_chain;
 use crate::vision::manifest::ModelError;
-use crate::vision::{self, Vision, runtime};
+use crate::vision::{self, Vision, VisionSettings, runtime};
 
 const STOPPED: &str = "the daemon does not start: nobody is recorded";
 
-pub fn unusable(error: &anyhow::Error) -> Verdict {
+pub fn explain_config_error(error: &anyhow::Error) -> CheckResult {
     let causes = || error.chain();
-    let denied = causes()
+    let is_denied = causes()
         .filter_map(|it| it.downcast_ref::<std::io::Error>())
         .any(|it| it.kind() == std::io::ErrorKind::PermissionDenied);
-    let unread = causes().any(|it| matches!(it.downcast_ref(), Some(ConfigError::Read { .. })));
-    let variable =
+    let is_missing = causes().any(|it| matches!(it.downcast_ref(), Some(ConfigError::Read { .. })));
+    let is_variable =
         causes().any(|it| matches!(it.downcast_ref(), Some(ConfigError::Environment { .. })));
-    let remedy = if denied {
-        "run it as root (sudo rollcall doctor); if it says the same then, the file's owner must be the daemon's user"
-    } else if variable {
-        "take the variable out of the environment, or of the service (systemctl cat rollcall)"
-    } else if unread {
-        "put the file where it is looked for, or name the right place; `rollcall setup` writes a new configuration"
+    let remedy = if is_denied {
+        "run it as root (sudo rollcall doctor); if the result is the same, the daemon's user must own the file"
+    } else if is_variable {
+        "remove the variable from the environment, or from the service (systemctl cat rollcall)"
+    } else if is_missing {
+        "put the file at this path, or give the right path; `rollcall setup` writes a new configuration"
     } else {
-        "mend this key in the file, where its meaning stands beside it, then `rollcall check-config`; or `rollcall setup`"
+        "correct this key in the file, where a comment explains it, then `rollcall check-config`; or `rollcall setup`"
     };
-    Verdict::fault(format!("{error:#}"), STOPPED, remedy)
+    CheckResult::fault(format!("{error:#}"), STOPPED, remedy)
 }
 
-pub fn configuration(path: Option<&Path>, place: &Place) -> Verdict {
+pub fn check_configuration(path: Option<&Path>, settings: &Settings) -> CheckResult {
     let Some(path) = path else {
-        return Verdict::warning(
-            "there is none: the built-in defaults are in force",
-            "no camera, no broker: only what is asked on the command line is done",
+        return CheckResult::warning(
+            "there is none: the built-in defaults are used",
+            "no camera, no broker: only subcommands work",
             "sudo rollcall setup",
         );
     };
-    // The others are told where they belong.
+    // The others are reported with their part.
     let own = |it: &&String| !it.starts_with("[mongo]") && !it.starts_with("[fleet]");
-    match place.settings.warnings.iter().find(own) {
-        Some(warning) => Verdict::warning(
+    match settings.warnings.iter().find(own) {
+        Some(warning) => CheckResult::warning(
             warning.clone(),
-            "the daemon runs, but hardly as it was meant",
-            format!("mend it in {}, then sudo systemctl restart rollcall", path.display()),
+            "the daemon runs, but probably not as intended",
+            format!("correct it in {}, then sudo systemctl restart rollcall", path.display()),
         ),
-        None => Verdict::good(path.display().to_string()),
+        None => CheckResult::good(path.display().to_string()),
     }
 }
 
-pub fn networks(place: &Place) -> Verdict {
-    match vision::verify(&place.settings.vision.models) {
-        Ok(files) => Verdict::good(format!("{} files are as the manifest describes", files.len())),
-        Err(error) => unloadable(error),
+pub fn check_models(settings: &VisionSettings) -> CheckResult {
+    match vision::verify(&settings.models) {
+        Ok(files) => {
+            CheckResult::good(format!("{} model files are as the manifest describes", files.len()))
+        }
+        Err(error) => explain_model_error(&error),
     }
 }
 
-pub fn library(place: &Place) -> Verdict {
-    let vision = &place.settings.vision;
-    if let Err(error) = Vision::load(vision) {
-        return unloadable(error);
+pub fn check_library(settings: &VisionSettings) -> CheckResult {
+    if let Err(error) = Vision::load(settings) {
+        return explain_model_error(&error);
     }
     let version = runtime::PINNED_VERSION;
-    if runtime::is_pinned(vision.runtime_library.as_deref(), &vision.models) == Some(true) {
-        return Verdict::good(format!(
+    if runtime::is_pinned(settings.runtime_library.as_deref(), &settings.models) == Some(true) {
+        return CheckResult::good(format!(
             "ONNX Runtime {version} loads; one inference uses {} of the cores",
-            vision.threads
+            settings.threads
         ));
     }
-    Verdict::warning(
+    CheckResult::warning(
         format!("another ONNX Runtime than {version} loads"),
-        "nothing was measured with it: it may recognise worse, or more slowly",
+        "nothing was measured with it: recognition may be worse or slower",
         "reinstall the package (sudo apt install --reinstall rollcall); in a source tree `make setup`",
     )
 }
 
-fn unloadable(error: ModelError) -> Verdict {
-    let remedy = match &error {
+fn explain_model_error(error: &ModelError) -> CheckResult {
+    let remedy = match error {
         ModelError::WrongDigest { .. } => {
             "reinstall the package (sudo apt install --reinstall rollcall). If a file changes by itself, the card is failing: \
              `rollcall backup`, then a new card"
@@ -98,72 +102,72 @@ fn unloadable(error: ModelError) -> Verdict {
              runtime_library names another"
         }
         ModelError::Read { .. } => {
-            "run doctor with sudo; if it says the same then, the card may be failing (dmesg)"
+            "run doctor with sudo; if the result is the same, the card may be failing (dmesg)"
         }
     };
-    Verdict::fault(format!("{:#}", anyhow::Error::new(error)), STOPPED, remedy)
+    CheckResult::fault(error_chain(error), STOPPED, remedy)
 }
 
-/// Where systemd looks for what it manages, when it runs.
+/// Exists while systemd manages this computer.
 pub const SYSTEMD: &str = "/run/systemd/system";
 pub const UNIT: &str = "rollcall.service";
 
-pub fn service(place: &Place) -> Verdict {
-    let unit = Path::new(SYSTEMD).is_dir().then(show_unit).flatten();
-    let version = place.told("/version").and_then(|it| it.as_str()).map(str::to_owned);
-    of_service(unit.as_ref(), place.answers, version.as_deref())
+pub fn check_service(installation: &Installation) -> CheckResult {
+    let unit = Path::new(SYSTEMD).is_dir().then(read_unit).flatten();
+    let version = installation.health_value("/version").and_then(|it| it.as_str());
+    explain_service(unit.as_ref(), installation.is_running, version)
 }
 
-/// What systemd says of the unit; none when it does not answer.
-fn show_unit() -> Option<BTreeMap<String, String>> {
+/// Returns what systemd reports of the unit; `None` if it does not answer.
+fn read_unit() -> Option<BTreeMap<String, String>> {
     const WANTED: &str =
         "LoadState,ActiveState,SubState,UnitFileState,Result,ExecMainCode,ExecMainStatus,NRestarts";
     let output = Command::new("systemctl").args(["show", UNIT, "-p", WANTED]).output().ok()?;
-    output.status.success().then(|| properties(&String::from_utf8_lossy(&output.stdout)))
+    output.status.success().then(|| parse_properties(&String::from_utf8_lossy(&output.stdout)))
 }
 
-fn properties(text: &str) -> BTreeMap<String, String> {
+fn parse_properties(text: &str) -> BTreeMap<String, String> {
     text.lines()
         .filter_map(|line| line.split_once('='))
         .map(|(key, value)| (key.into(), value.into()))
         .collect()
 }
 
-fn of_service(
+fn explain_service(
     unit: Option<&BTreeMap<String, String>>,
-    answers: bool,
+    is_running: bool,
     version: Option<&str>,
-) -> Verdict {
-    const LOG: &str = "journalctl -u rollcall -e shows its last words";
+) -> CheckResult {
+    const LOG: &str = "journalctl -u rollcall -e shows why";
     let own = env!("CARGO_PKG_VERSION");
     let unit = unit.filter(|unit| unit.get("LoadState").is_some_and(|it| it == "loaded"));
     let of = |key: &str| unit.and_then(|unit| unit.get(key)).map_or("", String::as_str);
     if let Some(version) = version.filter(|it| *it != own) {
         let words = format!("the running daemon is version {version}, installed is {own}");
-        return Verdict::warning(
+        return CheckResult::warning(
             words,
-            "the old version goes on",
+            "the old version is still used",
             "sudo systemctl restart rollcall",
         );
     }
     match (of("ActiveState"), unit) {
-        ("active", _) if of("UnitFileState") == "disabled" => Verdict::warning(
+        ("active", _) if of("UnitFileState") == "disabled" => CheckResult::warning(
             "the service runs, but is not enabled",
             "after the next power cut nobody is recorded",
             "sudo systemctl enable rollcall",
         ),
-        ("active", _) => Verdict::good(match of("NRestarts") {
+        ("active", _) => CheckResult::good(match of("NRestarts") {
             "" | "0" => "runs".to_owned(),
-            restarts => format!("runs; it was started again {restarts} times, {LOG}"),
+            restarts => format!("runs; it was restarted {restarts} times, {LOG}"),
         }),
-        (state, Some(_)) if state != "inactive" || of("Result") != "success" => ended(&of),
-        (_, Some(_)) if !answers => Verdict::fault(
+        (state, Some(_)) if state != "inactive" || of("Result") != "success" => explain_exit(&of),
+        (_, Some(_)) if !is_running => CheckResult::fault(
             "the service is not started",
             "nobody is recorded",
             "sudo systemctl enable --now rollcall",
         ),
-        _ if answers => Verdict::good("a daemon runs (not as a service)"),
-        _ => Verdict::warning(
+        _ if is_running => CheckResult::good("a daemon runs (not as a service)"),
+        _ => CheckResult::warning(
             "no daemon runs here",
             "nobody is recorded",
             "sudo systemctl enable --now rollcall where the package is installed, else `rollcall run`",
@@ -171,8 +175,8 @@ fn of_service(
     }
 }
 
-/// The service failed, or is being started again and again.
-fn ended<'a>(of: &impl Fn(&str) -> &'a str) -> Verdict {
+/// Explains why the service failed, or is restarted again and again.
+fn explain_exit<'a>(of: &impl Fn(&str) -> &'a str) -> CheckResult {
     let status = of("ExecMainStatus");
     let (why, remedy) = match (of("Result"), status.parse::<u8>()) {
         ("exit-code", Ok(exit::CONFIG)) => (
@@ -181,15 +185,15 @@ fn ended<'a>(of: &impl Fn(&str) -> &'a str) -> Verdict {
         ),
         ("exit-code", Ok(exit::STORAGE)) => (
             "the storage cannot be used",
-            "see \"storage\" and \"disk\"; journalctl -u rollcall -e says what it could not do",
+            "see \"storage\" and \"disk\"; journalctl -u rollcall -e shows what failed",
         ),
         ("exit-code", Ok(exit::MODEL)) => (
-            "a network or the library is missing",
+            "a model or the library is missing",
             "see \"networks\" and \"library\"; reinstall the package",
         ),
         ("exit-code", Ok(exit::USAGE)) => (
             "it was started with wrong arguments",
-            "systemctl cat rollcall: take back what was changed in ExecStart",
+            "systemctl cat rollcall: undo what was changed in ExecStart",
         ),
         ("watchdog", _) => (
             "it hung and was stopped by the watchdog",
@@ -200,38 +204,40 @@ fn ended<'a>(of: &impl Fn(&str) -> &'a str) -> Verdict {
             "it did not get ready in time",
             "is the card very slow (dmesg)? journalctl -u rollcall -e",
         ),
-        _ => ("it ended by itself", "journalctl -u rollcall -e shows its last words"),
+        _ => ("it ended by itself", "journalctl -u rollcall -e shows why"),
     };
     let state = format!("{}, {}", of("ActiveState"), of("SubState"));
     let words =
         format!("the service does not stay up ({state}; exit {status}, {}): {why}", of("Result"));
-    Verdict::fault(words, "nobody is recorded", remedy)
+    CheckResult::fault(words, "nobody is recorded", remedy)
 }
 
 /// Where provisioning files are put on the boot partition, which everybody can read.
+/// A larger one is rejected by `setup`.
+pub const CARD_BYTES_MAX: u64 = 64 << 10;
 pub const CARDS: [&str; 2] = ["/boot/firmware/rollcall.toml", "/boot/rollcall.toml"];
 
-/// A file with secrets that was left where everybody can read it; none where there is none, and nothing is worth saying.
-pub fn card(_: &Place) -> Option<Verdict> {
+/// Checks for a provisioning file that was left where everybody can read it; `None` without one.
+pub fn check_card() -> Option<CheckResult> {
     let left = CARDS.iter().map(Path::new).find(|path| path.is_file())?;
-    let text = std::fs::read_to_string(left).unwrap_or_default();
+    let text = bounded_file::read_text(left, CARD_BYTES_MAX).unwrap_or_default();
     Some(if holds_secrets(&text) {
-        Verdict::warning(
+        CheckResult::warning(
             format!("{} holds a password", left.display()),
-            "whoever takes the card or logs in can read it, and publish in this device's name",
+            "everybody who takes the card or logs in can read it, and publish in this device's name",
             format!(
                 "sudo rollcall setup --from {0} (if that was not done), then sudo rm {0}",
                 left.display()
             ),
         )
     } else {
-        Verdict::good(format!("{} is still there and holds no password", left.display()))
+        CheckResult::good(format!("{} is still there and holds no password", left.display()))
     })
 }
 
 fn holds_secrets(text: &str) -> bool {
-    let Ok(raw) = config::parse(text, Path::new("card"), &BTreeMap::new()) else {
-        // Better a word too many.
+    let Ok(raw) = config::load::parse(text, &BTreeMap::new()) else {
+        // A warning too many is better than one too few.
         return text.contains("password") || text.contains("uri");
     };
     !raw.mqtt.password.is_empty() || raw.mongo.uri.contains('@')
@@ -242,14 +248,14 @@ mod tests {
     use super::*;
 
     fn unit(active: &str, sub: &str, result: &str, status: &str) -> BTreeMap<String, String> {
-        properties(&format!(
+        parse_properties(&format!(
             "LoadState=loaded\nActiveState={active}\nSubState={sub}\nUnitFileState=enabled\nResult={result}\n\
              ExecMainCode=1\nExecMainStatus={status}\nNRestarts=0\n"
         ))
     }
 
     #[test]
-    fn every_end_of_the_service_is_explained() {
+    fn each_service_failure_is_explained() {
         for (result, status, part) in [
             ("exit-code", "78", "configuration"),
             ("exit-code", "74", "storage"),
@@ -262,38 +268,42 @@ mod tests {
             ("signal", "9", "ended by itself"),
         ] {
             for (active, sub) in [("failed", "failed"), ("activating", "auto-restart")] {
-                let verdict = of_service(Some(&unit(active, sub, result, status)), false, None);
-                assert!(verdict.words.contains(part), "{result} {status}: {}", verdict.words);
-                assert!(!verdict.is_good() && !verdict.remedy.is_empty());
+                let unit = unit(active, sub, result, status);
+                let check = explain_service(Some(&unit), false, None);
+                assert!(check.words.contains(part), "{result} {status}: {}", check.words);
+                assert!(!check.is_good() && !check.remedy.is_empty());
             }
         }
     }
 
     #[test]
-    fn a_service_runs_or_does_not() {
+    fn service_state_gives_matching_verdict() {
         let own = Some(env!("CARGO_PKG_VERSION"));
-        assert!(of_service(Some(&unit("active", "running", "success", "0")), true, own).is_good());
         assert!(
-            of_service(Some(&unit("active", "running", "success", "0")), true, Some("0.0.1"))
+            explain_service(Some(&unit("active", "running", "success", "0")), true, own).is_good()
+        );
+        assert!(
+            explain_service(Some(&unit("active", "running", "success", "0")), true, Some("0.0.1"))
                 .words
                 .contains("0.0.1")
         );
-        let stopped = of_service(Some(&unit("inactive", "dead", "success", "0")), false, None);
+        let stopped = explain_service(Some(&unit("inactive", "dead", "success", "0")), false, None);
         assert!(
             stopped.words.contains("not started") && stopped.remedy.contains("enable --now"),
             "{stopped:?}"
         );
-        let absent = properties("LoadState=not-found\nActiveState=inactive\nResult=success\n");
-        assert!(of_service(Some(&absent), true, own).is_good());
-        assert!(of_service(Some(&absent), false, None).words.contains("no daemon"));
-        assert!(of_service(None, false, None).words.contains("no daemon"));
+        let absent =
+            parse_properties("LoadState=not-found\nActiveState=inactive\nResult=success\n");
+        assert!(explain_service(Some(&absent), true, own).is_good());
+        assert!(explain_service(Some(&absent), false, None).words.contains("no daemon"));
+        assert!(explain_service(None, false, None).words.contains("no daemon"));
         let mut disabled = unit("active", "running", "success", "0");
         disabled.insert("UnitFileState".into(), "disabled".into());
-        assert!(of_service(Some(&disabled), true, own).remedy.contains("enable"));
+        assert!(explain_service(Some(&disabled), true, own).remedy.contains("enable"));
     }
 
     #[test]
-    fn what_is_left_on_the_card_is_looked_through() {
+    fn provisioning_file_secrets_are_detected() {
         assert!(holds_secrets("[mqtt]\nhost = \"b\"\nuser = \"u\"\npassword = \"s3cret\"\n"));
         assert!(holds_secrets("[mongo]\nuri = \"mongodb://u:p@h\"\n"));
         assert!(holds_secrets("password = broken"));

@@ -1,64 +1,75 @@
-//! What is kept on the device: database, key, people, room.
+//! What is stored on the device: database, key, people, free space.
 
 use std::path::Path;
 
 use rustix::fs::{Access, StatVfsMountFlags};
 
-use crate::app;
-use crate::cli::doctor::Place;
-use crate::cli::doctor::finding::Verdict;
-use crate::record::seal::SealError;
-use crate::record::store::{DATABASE, Store, StoreError};
+use crate::cli::doctor::finding::CheckResult;
+use crate::config::Settings;
+use crate::error_chain::error_chain;
+use crate::keys::seal::SealError;
+use crate::keys::secret_file::credentials_dir;
+use crate::store::{ConsentCounts, DATABASE, Store, StoreError};
 use crate::vision;
 
-/// Less than this is a warning: a year of visits is about 100 MB, a database written anew after an erasure needs twice its size.
+/// Less than this is a warning: a year of visits is about 100 MB, a database written anew after an
+/// erasure needs twice its size.
 const FREE_BYTES_MIN: u64 = 500 << 20;
 /// Less than this is a fault: the reserve is soon given up.
 const FREE_BYTES_FAULT: u64 = 20 << 20;
 
-pub fn storage(place: &Place) -> Verdict {
-    let dir = &place.settings.state_dir;
+pub fn check_storage(dir: &Path) -> CheckResult {
     match dir.join(DATABASE).try_exists() {
         Ok(true) => {}
         Ok(false) => {
-            return Verdict::good(format!(
-                "{} has no database yet; the first start makes one",
+            return CheckResult::good(format!(
+                "{} has no database yet; the first start creates one",
                 dir.display()
             ));
         }
-        // What is in a folder of mode 0700 only its owner sees.
-        Err(error) => return unusable(StoreError::Io { path: dir.clone(), source: error.into() }),
+        // Only the owner can read a directory of mode 0700.
+        Err(error) => {
+            return explain_store_error(&StoreError::Io {
+                path: dir.to_owned(),
+                source: error.into(),
+            });
+        }
     }
-    let read = || -> Result<(usize, u64), StoreError> {
-        let reader = Store::open_read_only(dir, app::credentials_dir().as_deref())?;
+    let read = || -> Result<(usize, u64, u64), StoreError> {
+        let reader = Store::open_read_only(dir, credentials_dir().as_deref())?;
         reader.check_key(dir)?;
         let subjects = reader.subjects(None, 500)?.len();
-        Ok((subjects, reader.buried(500)?.len() as u64))
+        Ok((subjects, reader.dead_letters(500)?.len() as u64, reader.unreadable()?.rows))
     };
     match read() {
-        Ok((subjects, 0)) => Verdict::good(format!(
-            "{subjects}{} subjects enrolled",
+        Ok((_, _, unreadable @ 1..)) => CheckResult::warning(
+            format!("{unreadable} rows of the database are damaged and were set apart"),
+            "events among them are missing from the record; everything else goes on working",
+            "stop the daemon, then `rollcall doctor --repair` lists them; a damaged row is the sign of a failing card",
+        ),
+        Ok((subjects, 0, 0)) => CheckResult::good(format!(
+            "{subjects}{} people enrolled",
             if subjects == 500 { " or more" } else { "" }
         )),
-        Ok((_, buried)) => Verdict::warning(
-            format!("{buried} messages could not be delivered and were set aside"),
-            "they are kept here, but broker or MongoDB do not have them, and what comes after is not called complete",
-            "`rollcall sync --status` says why; when that is put right, `rollcall sync --retry-buried`",
+        Ok((_, failed, 0)) => CheckResult::warning(
+            format!("{failed} messages failed and are not retried (dead-lettered)"),
+            "they are kept here, but the broker or MongoDB does not have them, and what follows is not reported as complete",
+            "`rollcall sync --status` shows why; when that is corrected, `rollcall sync --retry-buried`",
         ),
-        Err(error) => unusable(error),
+        Err(error) => explain_store_error(&error),
     }
 }
 
-fn unusable(error: StoreError) -> Verdict {
+fn explain_store_error(error: &StoreError) -> CheckResult {
     const STOPPED: &str = "the daemon does not start: nobody is recorded";
-    let (means, remedy) = match &error {
+    let (means, remedy) = match error {
         StoreError::Sealed { source } if source.is_lost() => (
-            "nobody who is enrolled can be recognised, and the daemon does not start; the attendance recorded is whole",
+            "nobody who is enrolled can be recognised, and the daemon does not start; the recorded attendance is intact",
             "put rollcall.key back from its backup into the state directory (owner: the daemon's user, mode 0600). Only if it is \
              lost for good: `rollcall keys forget`, and enrol everybody again",
         ),
         StoreError::Sealed { source } if matches!(**source, SealError::KeyExposed { .. }) => (
-            "the daemon does not start; whoever has read the key can read the templates in the database",
+            "the daemon does not start; everybody who has read the key can read the templates in the database",
             "chmod 600 the key, then `rollcall keys rotate` while the daemon is stopped makes a new one",
         ),
         StoreError::Sealed { .. } => {
@@ -76,141 +87,190 @@ fn unusable(error: StoreError) -> Verdict {
             "sudo systemctl restart rollcall, or `rollcall run`",
         ),
         StoreError::Damaged { .. } => (
-            "at its next start the daemon sets the damaged database aside whole and begins anew, with nobody enrolled",
+            "at its next start the daemon moves the damaged database aside and begins a new one, with nobody enrolled",
             "restore a backup (`rollcall restore`); a database is damaged by a failing card: replace it",
         ),
         StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => (
-            "what is in it could not be looked at",
-            "run doctor with sudo; if the daemon itself says so, chown -R rollcall: the state directory",
+            "its content could not be checked",
+            "run doctor with sudo; if the daemon itself logs this, chown -R rollcall: the state directory",
         ),
-        StoreError::Full => ("new visits may not be recorded", "make room on the disk"),
+        StoreError::Full => ("new visits may not be recorded", "free space on the disk"),
         _ => (
             STOPPED,
-            "is the card failing (dmesg)? `rollcall backup` what can be read, then a new card",
+            "is the card failing (dmesg)? Save what can be read with `rollcall backup`, then use a new card",
         ),
     };
     let too_old = matches!(error, StoreError::SchemaTooOld { .. });
-    let words = format!("{:#}", anyhow::Error::new(error));
+    let words = error_chain(error);
     if too_old {
-        Verdict::warning(words, means, remedy)
+        CheckResult::warning(words, means, remedy)
     } else {
-        Verdict::fault(words, means, remedy)
+        CheckResult::fault(words, means, remedy)
     }
 }
 
-/// After a change of the network everybody is photographed again, one by one: how far that is.
-pub fn people(place: &Place) -> Verdict {
-    let dir = &place.settings.state_dir;
+/// After a change of the embedder everybody is enrolled again, one by one: reports how far that is.
+pub fn check_people(settings: &Settings) -> CheckResult {
+    let dir = &settings.state_dir;
     if !dir.join(DATABASE).is_file() {
-        return Verdict::good("nobody is enrolled yet");
+        return CheckResult::good("nobody is enrolled yet");
     }
-    let Ok(embedder) = vision::embedder_digest(&place.settings.vision) else {
-        return Verdict::warning(
-            "cannot be told without the networks",
+    let Ok(embedder) = vision::embedder_digest(&settings.vision) else {
+        return CheckResult::warning(
+            "cannot be checked without the models",
             "see \"networks\"",
             "see \"networks\"",
         );
     };
-    let migration = Store::open_read_only(dir, app::credentials_dir().as_deref())
+    let migration = Store::open_read_only(dir, credentials_dir().as_deref())
         .and_then(|it| it.migration(&embedder));
     match migration {
-        Ok(it) if it.subjects == 0 => Verdict::warning(
+        Ok(it) if it.subjects == 0 => CheckResult::warning(
             "nobody is enrolled yet",
-            "everybody who passes is a stranger",
+            "nobody who passes is recognised",
             "enrol people: `rollcall enrol --id ID --name NAME PHOTO…`, `rollcall import`, or by MQTT",
         ),
         Ok(it) if it.outdated == 0 => {
-            Verdict::good(format!("all {} who are enrolled can be recognised", it.subjects))
+            CheckResult::good(format!("all {} who are enrolled can be recognised", it.subjects))
         }
-        Ok(it) => Verdict::warning(
+        Ok(it) => CheckResult::warning(
             format!(
-                "{} of {} who are enrolled have no reference of the network in use ({})",
-                it.outdated, it.subjects, place.settings.vision.embedder
+                "{} of {} who are enrolled have no photos for the model in use ({})",
+                it.outdated, it.subjects, settings.vision.embedder
             ),
             "they are not recognised",
-            "publish their photographs again (`rollcall subjects --outdated` lists them)",
+            "enrol their photos again (`rollcall subjects --outdated` lists them)",
         ),
-        Err(error) => unusable(error),
+        Err(error) => explain_store_error(&error),
     }
 }
 
-pub fn disk(place: &Place) -> Verdict {
-    // The state directory may not be there yet: then the nearest folder above it tells.
-    let above = place.settings.state_dir.ancestors().find(|path| path.is_dir());
-    room(above.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+/// Reports consents that end soon and, where one is required, people without one.
+pub fn check_consents(settings: &Settings, now_ms: i64) -> CheckResult {
+    let dir = &settings.state_dir;
+    if !dir.join(DATABASE).is_file() {
+        return CheckResult::good("nobody is enrolled yet");
+    }
+    let counts = Store::open_read_only(dir, credentials_dir().as_deref())
+        .and_then(|it| Ok((it.subject_count()?, it.consent_counts(now_ms)?)));
+    match counts {
+        Ok((subjects, counts)) => explain_consents(subjects, counts, settings.is_consent_required),
+        Err(error) => explain_store_error(&error),
+    }
 }
 
-fn room(place: &Path) -> Verdict {
-    let Ok(stat) = rustix::fs::statvfs(place) else {
-        return Verdict::warning(
-            format!("{} cannot be looked at", place.display()),
-            "how much room there is is not known",
+fn explain_consents(subjects: u64, counts: ConsentCounts, is_required: bool) -> CheckResult {
+    let ConsentCounts { recorded, ending } = counts;
+    let without = subjects.saturating_sub(recorded);
+    if ending > 0 {
+        return CheckResult::warning(
+            format!("{ending} consents end within 30 days"),
+            "then these people are withdrawn: face samples are deleted, nobody recognises them",
+            "ask them again, and `rollcall consent ID …` records it (`rollcall subjects --consent-ending` lists them)",
+        );
+    }
+    if is_required && without > 0 {
+        return CheckResult::warning(
+            format!("{without} people are enrolled without a recorded consent"),
+            "they are recognised, though [enrolment] consent = \"required\"",
+            "`rollcall consent ID …` records it (`rollcall subjects --without-consent` lists them)",
+        );
+    }
+    CheckResult::good(format!("{recorded} recorded, none ends within 30 days"))
+}
+
+pub fn check_disk(state_dir: &Path) -> CheckResult {
+    // Before the first start the nearest directory above counts.
+    let above = state_dir.ancestors().find(|path| path.is_dir());
+    check_space(above.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+fn check_space(dir: &Path) -> CheckResult {
+    let Ok(stat) = rustix::fs::statvfs(dir) else {
+        return CheckResult::warning(
+            format!("{} cannot be checked", dir.display()),
+            "the free space is not known",
             "run doctor with sudo",
         );
     };
     let read_only = stat.f_flag.contains(StatVfsMountFlags::RDONLY)
-        || rustix::fs::access(place, Access::WRITE_OK) == Err(rustix::io::Errno::ROFS);
+        || rustix::fs::access(dir, Access::WRITE_OK) == Err(rustix::io::Errno::ROFS);
     if read_only {
-        return Verdict::fault(
-            format!("the file system of {} is read-only", place.display()),
+        return CheckResult::fault(
+            format!("the file system of {} is read-only", dir.display()),
             "nothing can be recorded",
-            "a card that fails is made read-only by the kernel (dmesg): save it with `rollcall backup`, replace it. If the root \
+            "the kernel makes a failing card read-only (dmesg): save it with `rollcall backup`, replace it. If the root \
              is read-only by intent, the state directory needs a writable partition ([storage] directory)",
         );
     }
-    fullness(stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_files, stat.f_favail)
+    explain_space(stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_files, stat.f_favail)
 }
 
-fn fullness(free: u64, files: u64, files_free: u64) -> Verdict {
-    const REMEDY: &str = "make room: old logs (sudo journalctl --vacuum-size=50M), packages (sudo apt clean); `rollcall prune` deletes \
+fn explain_space(free: u64, files: u64, files_free: u64) -> CheckResult {
+    const REMEDY: &str = "free space: old logs (sudo journalctl --vacuum-size=50M), packages (sudo apt clean); `rollcall prune` deletes \
                           what was delivered, [storage] keep_days does it every day";
     let free_mb = free >> 20;
     if files > 0 && files_free == 0 {
-        return Verdict::fault(
-            "no more files can be made on the disk",
+        return CheckResult::fault(
+            "no more files can be created on the disk",
             "nothing can be recorded soon",
             REMEDY,
         );
     }
     if free < FREE_BYTES_FAULT {
         let means =
-            "recognition goes on, and visits are recorded only as long as the last room lasts";
-        return Verdict::fault(format!("the disk is full: {free_mb} MB free"), means, REMEDY);
+            "recognition continues, and visits are recorded only as long as the last space lasts";
+        return CheckResult::fault(format!("the disk is full: {free_mb} MB free"), means, REMEDY);
     }
     if free < FREE_BYTES_MIN {
-        return Verdict::warning(
+        return CheckResult::warning(
             format!("only {free_mb} MB free"),
             "when it is full, visits are recorded only as long as a small reserve lasts",
             REMEDY,
         );
     }
-    Verdict::good(format!("{free_mb} MB free"))
+    CheckResult::good(format!("{free_mb} MB free"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::doctor::finding::State;
+    use crate::cli::doctor::finding::CheckState;
 
     #[test]
-    fn room_runs_out_in_steps() {
+    fn low_disk_space_warns_then_faults() {
         for (free, files_free, state) in [
-            (1 << 30, 10, State::Good),
-            (100 << 20, 10, State::Warning),
-            (1 << 20, 10, State::Fault),
-            (1 << 30, 0, State::Fault),
+            (1 << 30, 10, CheckState::Good),
+            (100 << 20, 10, CheckState::Warning),
+            (1 << 20, 10, CheckState::Fault),
+            (1 << 30, 0, CheckState::Fault),
         ] {
-            assert_eq!(fullness(free, 100, files_free).state, state, "{free} {files_free}");
+            assert_eq!(explain_space(free, 100, files_free).state, state, "{free} {files_free}");
         }
         // Some file systems have no such number.
-        assert_eq!(fullness(1 << 30, 0, 0).state, State::Good);
+        assert_eq!(explain_space(1 << 30, 0, 0).state, CheckState::Good);
     }
 
     #[test]
-    fn a_place_without_room_is_a_fault() {
+    fn ending_or_missing_consent_warns() {
+        for (subjects, recorded, ending, is_required, state, words) in [
+            (3, 0, 0, false, CheckState::Good, "0 recorded"),
+            (3, 3, 0, true, CheckState::Good, "3 recorded"),
+            (3, 2, 0, true, CheckState::Warning, "1 people"),
+            (3, 2, 1, false, CheckState::Warning, "1 consents"),
+        ] {
+            let counts = ConsentCounts { recorded, ending };
+            let result = explain_consents(subjects, counts, is_required);
+            assert_eq!(result.state, state, "{result:?}");
+            assert!(result.words.starts_with(words), "{result:?}");
+        }
+    }
+
+    #[test]
+    fn full_file_system_is_a_fault() {
         // The kernel's own files have none.
-        let verdict = room(Path::new("/proc"));
-        assert_eq!(verdict.state, State::Fault, "{verdict:?}");
-        assert!(room(Path::new("/nowhere")).words.contains("cannot be looked at"));
+        let result = check_space(Path::new("/proc"));
+        assert_eq!(result.state, CheckState::Fault, "{result:?}");
+        assert!(check_space(Path::new("/nowhere")).words.contains("cannot be checked"));
     }
 }

@@ -1,6 +1,8 @@
-//! `rollcall import`: people from photographs, or a sealed gallery that `rollcall export` made.
+//! `rollcall import`: enrols people from photographs, or imports a sealed gallery that `rollcall
+//! export` wrote.
 
-mod people;
+mod archive;
+pub mod people;
 mod photographs;
 mod remote;
 mod report;
@@ -11,41 +13,50 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::app;
-use crate::cli::import::photographs::{Allowed, Here};
-use crate::cli::import::remote::Remote;
-use crate::cli::import::report::Report;
+use crate::app::exit;
+use crate::app::open;
+use crate::cli::consent::ConsentArgs;
+use crate::cli::import::photographs::{LocalImport, Permissions};
+use crate::cli::import::remote::RemoteImport;
+use crate::cli::import::report::ImportReport;
 use crate::cli::progress;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Settings;
-use crate::record::store::{Store, StoreError};
+use crate::store::{Store, StoreError};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  rollcall import --photos staff/ --report result.csv\n  \
+                  rollcall import gallery.rollcall --key-file transfer.key")]
 pub struct Args {
-    /// A gallery that `rollcall export` made
+    /// A gallery that `rollcall export` wrote
     #[arg(value_name = "FILE", requires = "key_file", required_unless_present = "photographs")]
     file: Option<PathBuf>,
-    /// The key it was sealed with
+    /// The key with which it was sealed
     #[arg(long, value_name = "FILE", conflicts_with = "photographs")]
     key_file: Option<PathBuf>,
-    /// A folder of photographs: one file (NAME.jpg) or one folder (NAME/…jpg) a person
+    /// A folder of photographs, or a zip archive of one: one file (NAME.jpg) or one folder (NAME/…jpg)
+    /// for each person
     #[arg(long = "photos", value_name = "DIR", conflicts_with = "file")]
     photographs: Option<PathBuf>,
-    /// Ids and names by a CSV file with the columns file, id, name, instead of by the names of files; files are relative
-    /// to DIR
+    /// A CSV file with the columns file, id, name (separated by comma, semicolon or tab), which gives
+    /// ids and names instead of the file names; files are relative to DIR. Consents are in the columns
+    /// consent_version, consent_given, consent_until, recorded_by
     #[arg(long, requires = "photographs", value_name = "CSV")]
     map: Option<PathBuf>,
-    /// Write what became of every photograph into this CSV file
+    /// Write the outcome of every photograph into this CSV file
     #[arg(long, requires = "photographs", value_name = "CSV")]
     report: Option<PathBuf>,
-    /// Enrol people even if their face is already another subject's
+    /// Enrol people even if their face belongs to another subject already
     #[arg(long, requires = "photographs")]
     allow_duplicate: bool,
-    /// Enrol people too who were withdrawn from this device
+    /// Also enrol people who were removed (withdrawn) from this device
     #[arg(long, requires = "photographs")]
     also_withdrawn: bool,
-    /// Photographs worked on at a time, each with networks of its own, when no daemon runs [default: one for each
-    /// processor]
+    /// Of everybody of the folder who has none in the table
+    #[command(flatten)]
+    consent: ConsentArgs,
+    /// Photographs processed at a time, each with models of its own, when no daemon runs [default:
+    /// one for each processor]
     #[arg(long, requires = "photographs", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
     /// Print JSON
@@ -55,51 +66,66 @@ pub struct Args {
 
 pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     match (&args.photographs, &args.file, &args.key_file) {
-        (Some(dir), ..) => photographs(args, dir, settings),
+        (Some(dir), ..) => import_photographs(args, dir, settings),
         (None, Some(file), Some(key_file)) => sealed::run(file, key_file, args.json, settings),
         _ => bail!(
-            "name a folder of photographs (--photos DIR), or a gallery and its key (FILE --key-file K)"
+            "name a folder of photographs (--photos DIR), or a gallery and its key (FILE --key-file KEY)"
         ),
     }
 }
 
-fn photographs(args: &Args, dir: &Path, settings: &Settings) -> anyhow::Result<()> {
+fn import_photographs(args: &Args, dir: &Path, settings: &Settings) -> anyhow::Result<()> {
     let most = settings.commands.images_max;
-    let found = match &args.map {
-        Some(map) => people::of_map(map, dir, most)?,
-        None => people::of_folder(dir, most)?,
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
+    let mut found = match &args.map {
+        Some(map) => people::from_map(map, dir, most)?,
+        None => people::from_folder(dir, most)?,
     };
     ensure!(
-        !found.people.is_empty() || !found.faults.is_empty(),
-        "{} has no photographs: one file (NAME.jpg) or one folder (NAME/…jpg) a person is expected",
+        !found.people.is_empty() || !found.skipped.is_empty(),
+        "{} has no photographs: it should have one file (NAME.jpg) or one folder (NAME/…jpg) for each \
+         person",
         dir.display()
     );
-    let mut report = Report::new(args.report.as_deref())?;
-    found.faults.iter().try_for_each(|fault| report.fault(fault))?;
-    let allowed = Allowed { duplicate: args.allow_duplicate, withdrawn: args.also_withdrawn };
+    if let Some(consent) = args.consent.dated_consent()? {
+        for person in &mut found.people {
+            person.consent.get_or_insert_with(|| consent.clone());
+        }
+    }
+    let mut report = ImportReport::new(args.report.as_deref())?;
+    found.skipped.iter().try_for_each(|it| report.add_skipped(it))?;
+    let allowed = Permissions {
+        duplicate: args.allow_duplicate,
+        withdrawn: args.also_withdrawn,
+        without_consent: !settings.is_consent_required,
+        ended_ms: Some(clock.now()).filter(|it| it.trusted).map(|it| it.wall_ms),
+    };
     let bar = progress::bar(found.people.len() as u64, "people");
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
-    match Store::open(&settings.state_dir, app::store_options(settings, &clock)) {
+    match Store::open(&settings.state_dir, open::store_options(settings, &clock)) {
         Ok(opened) => {
-            app::tell_opened(&opened);
+            open::log_opened(&opened);
             let workers = args.workers.map_or_else(all_processors, usize::from);
             let store = opened.store.clone();
-            let here = Here { settings, store, clock, allowed, workers };
+            let here = LocalImport { settings, store, clock, allowed, workers };
             here.run(&found.people, &mut report, &bar)?;
-            opened.store.close().map_err(app::storage)?;
+            opened.store.close().map_err(exit::storage)?;
         }
         Err(StoreError::Locked { .. }) => {
-            Remote { settings, allowed }.run(&found.people, &mut report, &bar)?
+            RemoteImport { settings, allowed }.run(&found.people, &mut report, &bar)?;
         }
-        Err(error) => return Err(app::storage(error)),
+        Err(error) => return Err(exit::storage(error)),
     }
     bar.finish_and_clear();
-    if found.passed_over > 0 && !args.json {
-        println!("{} files are no photographs and were passed over", found.passed_over);
+    if found.ignored > 0 && !args.json {
+        println!("{} files are not photographs and were ignored", found.ignored);
     }
-    let refused = report.finish(args.json).context("the import is done, its report is not")?;
-    if refused > 0 {
-        bail!("{refused} of {} people were not enrolled", found.people.len() + found.faults.len());
+    let rejected =
+        report.finish(args.json).context("the import is complete, but its report is not")?;
+    if rejected > 0 {
+        bail!(
+            "{rejected} of {} people were not enrolled",
+            found.people.len() + found.skipped.len()
+        );
     }
     Ok(())
 }

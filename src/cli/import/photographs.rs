@@ -1,13 +1,12 @@
-//! People enrolled from their photographs: here, by all processors, or through the daemon where it runs.
+//! Imports people from photographs where no daemon runs, with all processors.
 //!
-//! Invariants: each person is one transaction; what is in already (by id and by the photograph's digest) is not looked
-//! at again; so an import that was cut off at any instant is simply begun again. People are taken in the order of their
-//! names, whatever the number of workers, so that of two with one face always the same is the duplicate.
+//! Invariants: each person is one transaction. What is enrolled already (by id and digest of the
+//! photograph) is not processed again, so an interrupted import is simply repeated. People are enrolled
+//! in the order of their names, whatever the number of workers, so that of two people with one face
+//! always the same one is the duplicate.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::Read as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,254 +14,306 @@ use anyhow::Context as _;
 use indicatif::ProgressBar;
 use sha2::{Digest as _, Sha256};
 
-use crate::app;
-use crate::app::commander::carry_out::{NewEnrolment, reason_text, unfit};
-use crate::cli::import::people::Person;
-use crate::cli::import::report::{Outcome, Report, Told, Verdict};
+use crate::app::commands::consent::record_consent;
+use crate::app::commands::enrolment::{NewEnrolment, reason_text, unfit};
+use crate::app::open;
+use crate::cli::import::people::{Person, Photograph};
+use crate::cli::import::report::{ImportReport, PersonOutcome, PersonResult, PhotographOutcome};
+use crate::cli::photograph;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::enrol::{self, EnrolSettings, Judged};
+use crate::ids::Name;
 use crate::recognise::engine::FaceEngine as _;
-use crate::recognise::face::{ModelDigest, Name};
+use crate::recognise::face::ModelDigest;
 use crate::recognise::gallery::{Gallery, Subject};
-use crate::record::store::{PhotographDigest, Reader, Store};
+use crate::recognise::picture::PictureLimits;
+use crate::store::{PhotographDigest, Reader, Store, Tx};
 use crate::vision::Vision;
+use crate::wire::consent::Consent;
+use crate::wire::event::SubjectRef;
 
-/// The operator's own files may be larger than what a command may carry; the bound on pixels is the same.
-const FILE_BYTES_MAX: u64 = 64 << 20;
+/// People processed together: enough that workers seldom wait for one another, few enough for the
+/// memory.
+const CHUNK: usize = 64;
 
-/// People looked at together: enough that workers seldom wait for one another, few enough to be held in memory.
-const TOGETHER: usize = 64;
-
-/// What the operator allows.
+/// What the operator permits.
 #[derive(Clone, Copy, Debug)]
-pub struct Allowed {
+pub struct Permissions {
     pub duplicate: bool,
-    /// People who were enrolled here and withdrawn.
+    /// Enrolling people who were withdrawn here.
     pub withdrawn: bool,
+    /// Enrolling people without a consent.
+    pub without_consent: bool,
+    /// A consent that ends until then has ended; none if the clock is not trusted.
+    pub ended_ms: Option<i64>,
 }
 
-/// A photograph to be looked at. Only one at a time is held in memory: a folder may be full of large ones.
-pub struct Photograph {
-    /// Of the person's photographs.
+/// A photograph to process. Only one at a time is in memory, because a folder may hold many large
+/// ones.
+pub struct NewPhotograph {
+    /// Its index among the photographs of the person.
     pub at: usize,
     pub digest: PhotographDigest,
     pub bytes: u64,
 }
 
-/// What is to be done for a person.
-pub enum Standing {
-    /// Nothing: this is what is told.
-    Settled(Told),
-    /// These are to be looked at; of the others the verdicts are known.
-    Fresh { name: Name, is_new: bool, photographs: Vec<Photograph>, verdicts: Vec<Verdict> },
+/// What an import does for a person.
+pub enum PersonPlan {
+    /// Nothing: this is the result.
+    Done(PersonResult),
+    /// Only record the consent: the photographs are known.
+    Consent { consent: Consent, verdicts: Vec<PhotographOutcome> },
+    /// Process these photographs; the outcomes of the others are known.
+    Process {
+        name: Name,
+        is_new: bool,
+        photographs: Vec<NewPhotograph>,
+        verdicts: Vec<PhotographOutcome>,
+    },
 }
 
-/// What the record says of a person and their photographs.
-pub fn standing(
+/// Plans the import of a person from what the database has of them and their photographs.
+pub fn plan_person(
     reader: &Reader,
     embedder: &ModelDigest,
     person: &Person,
-    allowed: Allowed,
-) -> anyhow::Result<Standing> {
+    allowed: Permissions,
+    limits: PictureLimits,
+) -> anyhow::Result<PersonPlan> {
     let subject = reader.subject(&person.id)?;
     let known = reader.photographs(&person.id)?;
-    let (mut photographs, mut verdicts, mut digests) = (Vec::new(), Vec::new(), HashSet::new());
-    for (at, path) in person.photographs.iter().enumerate() {
-        verdicts.push(match read(path) {
-            Err(why) => Verdict::Refused(why),
-            Ok(bytes) => {
-                let digest = Sha256::digest(&bytes).into();
+    let mut photographs = Vec::new();
+    let mut verdicts = Vec::new();
+    let mut digests = HashSet::new();
+    for (at, photograph) in person.photographs.iter().enumerate() {
+        verdicts.push(match prepared(photograph, limits) {
+            Err(why) => PhotographOutcome::Rejected(why),
+            Ok(Prepared { digest, original, bytes }) => {
                 let bytes = bytes.len() as u64;
-                if digests.insert(digest) && !known.contains(&(*embedder, digest)) {
-                    photographs.push(Photograph { at, digest, bytes });
-                    Verdict::NotUsed
+                let is_known = [digest, original].map(|it| known.contains(&(*embedder, it)));
+                let is_first = digests.insert(digest);
+                digests.insert(original);
+                if is_first && is_known == [false; 2] {
+                    photographs.push(NewPhotograph { at, digest, bytes });
+                    PhotographOutcome::NotUsed
                 } else {
-                    Verdict::Known
+                    PhotographOutcome::Known
                 }
             }
         });
     }
     let is_same = known.iter().any(|(_, digest)| digests.contains(digest));
-    let settled = |outcome, verdicts| Ok(Standing::Settled(Told { outcome, verdicts }));
-    let refused = |why: String, verdicts| settled(Outcome::Refused(why), verdicts);
+    let done = |outcome, verdicts| Ok(PersonPlan::Done(PersonResult { outcome, verdicts }));
+    let rejected = |why: String, verdicts| done(PersonOutcome::Rejected(why), verdicts);
     let name = match &subject {
-        // Renamed since: it is the same person.
+        // The person was renamed since.
         Some(subject) if is_same => subject.name.clone(),
         Some(subject) if !person.chosen && subject.name != person.name => {
             let why = format!(
                 "same_id ({} is enrolled here with another name; name ids with --map)",
                 person.id
             );
-            return refused(why, verdicts);
+            return rejected(why, verdicts);
         }
         None if reader.was_withdrawn(&person.id)? && !allowed.withdrawn => {
             let why =
-                "withdrawn (from this device; --also-withdrawn enrols all the same)".to_owned();
-            return refused(why, verdicts);
+                "withdrawn (from this device; --also-withdrawn enrols them anyway)".to_owned();
+            return rejected(why, verdicts);
         }
         _ => person.name.clone(),
     };
+    let consent = subject.as_ref().and_then(|it| it.consent.as_ref());
+    if !allowed.without_consent && person.consent.is_none() && consent.is_none() {
+        let why = "consent_required (a column or --consent-version states it)".to_owned();
+        return rejected(why, verdicts);
+    }
+    let has_ended = |it: &Consent| allowed.ended_ms.is_some_and(|now_ms| it.has_ended(now_ms));
+    if person.consent.as_ref().is_some_and(has_ended) {
+        return rejected("consent_ended (its end has passed)".to_owned(), verdicts);
+    }
     if !photographs.is_empty() {
-        return Ok(Standing::Fresh { name, is_new: subject.is_none(), photographs, verdicts });
+        return Ok(PersonPlan::Process { name, is_new: subject.is_none(), photographs, verdicts });
+    }
+    if let (Some(_), Some(stated)) = (&subject, &person.consent)
+        && consent.is_none_or(|it| it.given_ms() < stated.given_ms())
+    {
+        return Ok(PersonPlan::Consent { consent: stated.clone(), verdicts });
     }
     if subject.is_some() {
-        return settled(Outcome::Already, verdicts);
+        return done(PersonOutcome::Unchanged, verdicts);
     }
-    let why = verdicts
-        .iter()
-        .find_map(|it| if let Verdict::Refused(why) = it { Some(why.clone()) } else { None });
-    refused(why.unwrap_or_else(|| "no_photograph".into()), verdicts)
+    let why = verdicts.iter().find_map(|it| {
+        if let PhotographOutcome::Rejected(why) = it { Some(why.clone()) } else { None }
+    });
+    rejected(why.unwrap_or_else(|| "no_photograph".into()), verdicts)
 }
 
-/// The file's bytes, or why not.
-pub fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let unreadable = |error: std::io::Error| format!("unreadable ({error})");
-    // Before it is opened: opening a FIFO waits for whoever writes into it.
-    let kind = std::fs::metadata(path).map_err(unreadable)?;
-    if !kind.is_file() {
-        return Err("unreadable (it is not a file)".into());
-    }
-    let file = File::open(path).map_err(unreadable)?;
-    let mut bytes = Vec::with_capacity(kind.len().min(FILE_BYTES_MAX) as usize);
-    // One byte more tells a file that is too long.
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(format!("too_large (at most {} MiB)", FILE_BYTES_MAX >> 20));
-    }
-    Ok(bytes)
+/// A photograph as it is judged: as it is, or made smaller.
+pub fn prepared(photograph: &Photograph, limits: PictureLimits) -> Result<Prepared, String> {
+    let bytes = photograph.read()?;
+    let original = Sha256::digest(&bytes).into();
+    let prepared = match photograph::prepare(&bytes, limits) {
+        Ok(Cow::Borrowed(_)) => None,
+        Ok(Cow::Owned(smaller)) => Some(smaller),
+        Err(error) => return Err(format!("decode_error ({error})")),
+    };
+    let bytes = prepared.unwrap_or(bytes);
+    Ok(Prepared { digest: Sha256::digest(&bytes).into(), original, bytes })
 }
 
-/// Someone looked at, to be settled in their turn.
-enum Looked {
-    Settled(Told),
+/// What is judged of a photograph.
+pub struct Prepared {
+    pub bytes: Vec<u8>,
+    pub digest: PhotographDigest,
+    /// Of the file: large ones were once judged as they are.
+    pub original: PhotographDigest,
+}
+
+/// A processed person, to be stored in their turn.
+enum ProcessedPerson {
+    Done(PersonResult),
+    Consent(Consent, Vec<PhotographOutcome>),
     Judged {
         name: Name,
         is_new: bool,
         judged: Vec<(usize, PhotographDigest, Judged)>,
-        verdicts: Vec<Verdict>,
+        verdicts: Vec<PhotographOutcome>,
     },
 }
 
 /// The import where no daemon runs.
-pub struct Here<'a> {
+pub struct LocalImport<'a> {
     pub settings: &'a Settings,
     pub store: Store,
     pub clock: Arc<dyn Clock>,
-    pub allowed: Allowed,
+    pub allowed: Permissions,
     pub workers: usize,
 }
 
-impl Here<'_> {
+impl LocalImport<'_> {
     pub fn run(
         &self,
         people: &[Person],
-        report: &mut Report,
+        report: &mut ImportReport,
         bar: &ProgressBar,
     ) -> anyhow::Result<()> {
         let mut workers = (0..self.workers.max(1))
-            .map(|_| Ok((app::load_vision(self.settings)?, app::open_reader(self.settings)?)))
+            .map(|_| Ok((open::load_vision(self.settings)?, open::open_reader(self.settings)?)))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let (first, _) = &workers[0];
-        let mut rules = self.settings.recognition.enrol(&first.template_spec());
-        rules.picture.bytes = FILE_BYTES_MAX as usize;
-        let mut settling = Settling {
-            here: self,
+        let rules = self.settings.recognition.enrol(&first.template_spec());
+        let mut storing = Storing {
+            import: self,
             embedder: first.embedder(),
-            gallery: app::load_gallery(&self.store, first)?,
+            gallery: open::load_gallery(&self.store, first)?,
             rules: &rules,
             report,
             bar,
         };
-        // While some are settled, the next are looked at.
-        let mut before: (&[Person], Vec<Looked>) = (&[], Vec::new());
-        for chunk in people.chunks(TOGETHER).chain([&people[..0]]) {
+        // While one chunk is stored, the next is processed.
+        let mut previous: (&[Person], Vec<ProcessedPerson>) = (&[], Vec::new());
+        for chunk in people.chunks(CHUNK).chain([&people[..0]]) {
             let next = AtomicUsize::new(0);
-            let (settled, looked) = std::thread::scope(|scope| {
-                let (next, rules) = (&next, &rules);
-                let start = |worker| scope.spawn(move || self.look_at(worker, chunk, next, rules));
+            let (stored, processed) = std::thread::scope(|scope| {
+                let next = &next;
+                let rules = &rules;
+                let start =
+                    |worker| scope.spawn(move || self.process_people(worker, chunk, next, rules));
                 let running: Vec<_> = workers.iter_mut().map(start).collect();
-                let (people, looked) = std::mem::take(&mut before);
-                let settled = people
+                let (people, processed) = std::mem::take(&mut previous);
+                let stored = people
                     .iter()
-                    .zip(looked)
-                    .try_for_each(|(person, it)| settling.settle(person, it));
+                    .zip(processed)
+                    .try_for_each(|(person, it)| storing.store_person(person, it));
                 let joined =
                     running.into_iter().map(|it| it.join().expect("a worker does not panic"));
-                (settled, joined.collect::<anyhow::Result<Vec<_>>>())
+                (stored, joined.collect::<anyhow::Result<Vec<_>>>())
             });
-            settled?;
-            let mut looked: Vec<(usize, Looked)> = looked?.into_iter().flatten().collect();
-            looked.sort_by_key(|(at, _)| *at);
-            before = (chunk, looked.into_iter().map(|(_, it)| it).collect());
+            stored?;
+            let mut processed: Vec<(usize, ProcessedPerson)> =
+                processed?.into_iter().flatten().collect();
+            processed.sort_by_key(|(at, _)| *at);
+            previous = (chunk, processed.into_iter().map(|(_, it)| it).collect());
         }
         Ok(())
     }
 
-    /// Takes one person after the other, as long as there are some.
-    fn look_at(
+    /// Processes one person after the other until none is left.
+    fn process_people(
         &self,
         (vision, reader): &mut (Vision, Reader),
         people: &[Person],
         next: &AtomicUsize,
         rules: &EnrolSettings,
-    ) -> anyhow::Result<Vec<(usize, Looked)>> {
-        let mut looked = Vec::new();
+    ) -> anyhow::Result<Vec<(usize, ProcessedPerson)>> {
+        let mut processed = Vec::new();
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(person) = people.get(at) else {
-                return Ok(looked);
+                return Ok(processed);
             };
-            looked.push((at, self.look(vision, reader, person, rules)?));
+            processed.push((at, self.process_person(vision, reader, person, rules)?));
         }
     }
 
-    fn look(
+    fn process_person(
         &self,
         vision: &mut Vision,
         reader: &Reader,
         person: &Person,
         rules: &EnrolSettings,
-    ) -> anyhow::Result<Looked> {
+    ) -> anyhow::Result<ProcessedPerson> {
+        let limits = photograph::command_limits(self.settings);
         let (name, is_new, photographs, mut verdicts) =
-            match standing(reader, &vision.embedder(), person, self.allowed)? {
-                Standing::Settled(told) => return Ok(Looked::Settled(told)),
-                Standing::Fresh { name, is_new, photographs, verdicts } => {
+            match plan_person(reader, &vision.embedder(), person, self.allowed, limits)? {
+                PersonPlan::Done(result) => return Ok(ProcessedPerson::Done(result)),
+                PersonPlan::Consent { consent, verdicts } => {
+                    return Ok(ProcessedPerson::Consent(consent, verdicts));
+                }
+                PersonPlan::Process { name, is_new, photographs, verdicts } => {
                     (name, is_new, photographs, verdicts)
                 }
             };
         let mut judged = Vec::with_capacity(photographs.len());
-        for Photograph { at, digest, .. } in photographs {
-            match read(&person.photographs[at]) {
-                Ok(bytes) => {
-                    judged.push((at, digest, enrol::judge_photograph(vision, &bytes, rules)?))
+        for NewPhotograph { at, digest, .. } in photographs {
+            match prepared(&person.photographs[at], limits) {
+                Ok(Prepared { bytes, .. }) => {
+                    judged.push((at, digest, enrol::judge_photograph(vision, &bytes, rules)?));
                 }
-                Err(why) => verdicts[at] = Verdict::Refused(why),
+                Err(why) => verdicts[at] = PhotographOutcome::Rejected(why),
             }
         }
-        Ok(Looked::Judged { name, is_new, judged, verdicts })
+        Ok(ProcessedPerson::Judged { name, is_new, judged, verdicts })
     }
 }
 
-/// Where people come one after the other, in their order.
-struct Settling<'a> {
-    here: &'a Here<'a>,
+/// Stores people one after the other, in their order.
+struct Storing<'a> {
+    import: &'a LocalImport<'a>,
     embedder: ModelDigest,
     gallery: Gallery,
     rules: &'a EnrolSettings,
-    report: &'a mut Report,
+    report: &'a mut ImportReport,
     bar: &'a ProgressBar,
 }
 
-impl Settling<'_> {
-    fn settle(&mut self, person: &Person, looked: Looked) -> anyhow::Result<()> {
-        let told = match looked {
-            Looked::Settled(told) => told,
-            Looked::Judged { name, is_new, judged, verdicts } => {
+impl Storing<'_> {
+    fn store_person(&mut self, person: &Person, processed: ProcessedPerson) -> anyhow::Result<()> {
+        let result = match processed {
+            ProcessedPerson::Done(result) => result,
+            ProcessedPerson::Consent(consent, verdicts) => {
+                let id = person.id.clone();
+                let at = self.import.clock.now();
+                let write = move |tx: &mut Tx<'_>| record_consent(tx, &id, &consent, at, None);
+                self.import.store.write(write).context("the import stopped here")?;
+                PersonResult { outcome: PersonOutcome::Unchanged, verdicts }
+            }
+            ProcessedPerson::Judged { name, is_new, judged, verdicts } => {
                 self.enrol(person, name, is_new, judged, verdicts)?
             }
         };
-        self.report.tell(person, &told)?;
+        self.report.add_person(person, &result)?;
         self.bar.inc(1);
         Ok(())
     }
@@ -273,9 +324,11 @@ impl Settling<'_> {
         name: Name,
         is_new: bool,
         judged: Vec<(usize, PhotographDigest, Judged)>,
-        mut verdicts: Vec<Verdict>,
-    ) -> anyhow::Result<Told> {
-        let (mut places, mut digests, mut each) = (Vec::new(), Vec::new(), Vec::new());
+        mut verdicts: Vec<PhotographOutcome>,
+    ) -> anyhow::Result<PersonResult> {
+        let mut places = Vec::new();
+        let mut digests = Vec::new();
+        let mut each = Vec::new();
         for (at, digest, judged) in judged {
             places.push(at);
             digests.push(digest);
@@ -284,36 +337,34 @@ impl Settling<'_> {
         let judgement = enrol::conclude(each, &self.gallery, &person.id, false, self.rules);
         for (at, judged) in places.iter().zip(&judgement.photographs) {
             verdicts[*at] = match judged {
-                Judged::Accepted { .. } => Verdict::Accepted,
-                Judged::Refused(_) => Verdict::Refused(reason_text(judged)),
+                Judged::Accepted { .. } => PhotographOutcome::Accepted,
+                Judged::Rejected(_) => PhotographOutcome::Rejected(reason_text(judged)),
             };
         }
-        if let Some((code, why)) = unfit(&judgement, self.here.allowed.duplicate) {
-            // The photographs are good, and still not used.
+        if let Some((code, why)) = unfit(&judgement, self.import.allowed.duplicate) {
+            // The photographs are good, but not used.
             verdicts
                 .iter_mut()
-                .filter(|it| **it == Verdict::Accepted)
-                .for_each(|it| *it = Verdict::NotUsed);
+                .filter(|it| **it == PhotographOutcome::Accepted)
+                .for_each(|it| *it = PhotographOutcome::NotUsed);
             let why = format!("{} ({why})", code.as_str());
-            return Ok(Told { outcome: Outcome::Refused(why), verdicts });
+            return Ok(PersonResult { outcome: PersonOutcome::Rejected(why), verdicts });
         }
-        let at = self.here.clock.now();
-        let enrolment = NewEnrolment::new(
-            person.id.clone(),
-            name.clone(),
-            false,
-            &judgement,
-            self.embedder,
-            at,
-        )
-        .with_photographs(digests);
-        let stored = self
-            .here
+        let at = self.import.clock.now();
+        let subject = SubjectRef { id: person.id.clone(), name: name.clone() };
+        let enrolment = NewEnrolment::new(subject, false, &judgement, self.embedder, at)
+            .with_photographs(digests)
+            .with_consent(person.consent.clone());
+        let enrolled = self
+            .import
             .store
             .write(move |tx| enrolment.store(tx, None))
             .context("the import stopped here")?;
         let subject = Subject { id: person.id.clone(), name };
-        self.gallery = std::mem::take(&mut self.gallery).replaced(subject, &stored.templates);
-        Ok(Told { outcome: if is_new { Outcome::Enrolled } else { Outcome::Added }, verdicts })
+        self.gallery = std::mem::take(&mut self.gallery).replaced(subject, &enrolled.templates);
+        Ok(PersonResult {
+            outcome: if is_new { PersonOutcome::Enrolled } else { PersonOutcome::Added },
+            verdicts,
+        })
     }
 }

@@ -1,4 +1,5 @@
-//! What became of everybody: counted, the refused listed, everything in a CSV file where one is wanted.
+//! The report of an import: counts, a list of the people who were rejected, and on request every
+//! photograph in a CSV file.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufWriter, Write as _};
@@ -7,58 +8,58 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::app::csv;
-use crate::cli::import::people::{Fault, Person};
+use crate::cli::import::people::{Person, SkippedFile};
 use crate::cli::table;
+use crate::wire::csv;
 
-/// What became of one person.
+/// The outcome for one person.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Was not in, and is.
+pub enum PersonOutcome {
+    /// Was not enrolled before.
     Enrolled,
-    /// Was in, and got references of further photographs.
+    /// Was enrolled, and received references from further photographs.
     Added,
-    /// Was in with all these photographs.
-    Already,
-    Refused(String),
+    /// Was enrolled with all these photographs.
+    Unchanged,
+    Rejected(String),
 }
 
-/// What became of one photograph.
+/// The outcome for one photograph.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PhotographOutcome {
     Accepted,
     Known,
-    Refused(String),
-    /// One more than count.
+    Rejected(String),
+    /// Beyond the maximum for one person.
     Surplus,
-    /// The person was refused as a whole.
+    /// The person was rejected as a whole.
     NotUsed,
 }
 
-/// The photographs in the order of the person's.
+/// The outcomes for a person and their photographs, in the order of the photographs.
 #[derive(Debug)]
-pub struct Told {
-    pub outcome: Outcome,
-    pub verdicts: Vec<Verdict>,
+pub struct PersonResult {
+    pub outcome: PersonOutcome,
+    pub verdicts: Vec<PhotographOutcome>,
 }
 
-/// So many of the refused are listed on the terminal; all of them are in the file.
-const LISTED: usize = 50;
+/// The most rejections that are listed on the terminal; the file has all of them.
+const LISTED_MAX: usize = 50;
 
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct ImportReport {
     enrolled: u64,
     added: u64,
     already: u64,
-    refused: u64,
+    rejected: u64,
     photographs_refused: u64,
     photographs_surplus: u64,
     listed: Vec<(String, String)>,
     file: Option<(PathBuf, BufWriter<File>)>,
 }
 
-impl Report {
-    /// With a file, readable by its owner only: it has names.
+impl ImportReport {
+    /// Starts a report. The file, if any, has names, so only its owner can read it.
     pub fn new(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path else {
             return Ok(Self::default());
@@ -78,29 +79,32 @@ impl Report {
         Ok(Self { file: Some((path.to_owned(), file)), ..Self::default() })
     }
 
-    pub fn fault(&mut self, fault: &Fault) -> anyhow::Result<()> {
-        self.refuse(&fault.file.display().to_string(), &fault.why);
-        self.row(["", "", &fault.file.display().to_string(), "refused", &fault.why])
+    pub fn add_skipped(&mut self, skipped: &SkippedFile) -> anyhow::Result<()> {
+        self.add_rejection(&skipped.file.display().to_string(), &skipped.why);
+        self.write_row(["", "", &skipped.file.display().to_string(), "refused", &skipped.why])
     }
 
-    pub fn tell(&mut self, person: &Person, told: &Told) -> anyhow::Result<()> {
-        match &told.outcome {
-            Outcome::Enrolled => self.enrolled += 1,
-            Outcome::Added => self.added += 1,
-            Outcome::Already => self.already += 1,
-            Outcome::Refused(why) => self.refuse(person.name.as_str(), why),
+    pub fn add_person(&mut self, person: &Person, result: &PersonResult) -> anyhow::Result<()> {
+        match &result.outcome {
+            PersonOutcome::Enrolled => self.enrolled += 1,
+            PersonOutcome::Added => self.added += 1,
+            PersonOutcome::Unchanged => self.already += 1,
+            PersonOutcome::Rejected(why) => self.add_rejection(person.name.as_str(), why),
         }
         self.photographs_surplus += person.surplus.len() as u64;
-        let verdicts = told.verdicts.iter().chain(person.surplus.iter().map(|_| &Verdict::Surplus));
+        let verdicts = result
+            .verdicts
+            .iter()
+            .chain(person.surplus.iter().map(|_| &PhotographOutcome::Surplus));
         for (file, verdict) in person.photographs.iter().chain(&person.surplus).zip(verdicts) {
-            let refused = matches!(told.outcome, Outcome::Refused(_));
+            let rejected = matches!(result.outcome, PersonOutcome::Rejected(_));
             self.photographs_refused +=
-                u64::from(!refused && matches!(verdict, Verdict::Refused(_)));
-            let (outcome, reason) = words(&told.outcome, verdict);
-            self.row([
+                u64::from(!rejected && matches!(verdict, PhotographOutcome::Rejected(_)));
+            let (outcome, reason) = csv_words(&result.outcome, verdict);
+            self.write_row([
                 person.id.as_str(),
                 person.name.as_str(),
-                &file.display().to_string(),
+                &file.path.display().to_string(),
                 outcome,
                 reason,
             ])?;
@@ -108,14 +112,14 @@ impl Report {
         Ok(())
     }
 
-    fn refuse(&mut self, who: &str, why: &str) {
-        self.refused += 1;
-        if self.listed.len() < LISTED {
+    fn add_rejection(&mut self, who: &str, why: &str) {
+        self.rejected += 1;
+        if self.listed.len() < LISTED_MAX {
             self.listed.push((who.to_owned(), why.to_owned()));
         }
     }
 
-    fn row(&mut self, fields: [&str; 5]) -> anyhow::Result<()> {
+    fn write_row(&mut self, fields: [&str; 5]) -> anyhow::Result<()> {
         let Some((path, file)) = &mut self.file else {
             return Ok(());
         };
@@ -124,54 +128,58 @@ impl Report {
             .with_context(|| format!("cannot write the report {}", path.display()))
     }
 
-    /// Prints it; gives how many people were refused.
+    /// Prints the report and returns how many people were rejected.
     pub fn finish(mut self, json: bool) -> anyhow::Result<u64> {
         if let Some((path, file)) = &mut self.file {
             file.flush().with_context(|| format!("cannot write the report {}", path.display()))?;
         }
         if json {
-            let refused =
+            let rejected =
                 self.listed.iter().map(|(who, why)| serde_json::json!({"who": who, "reason": why}));
-            let told = serde_json::json!({
-                "enrolled": self.enrolled, "added": self.added, "already": self.already, "refused": self.refused,
+            let counts = serde_json::json!({
+                "enrolled": self.enrolled, "added": self.added, "already": self.already, "refused": self.rejected,
                 "photographs_refused": self.photographs_refused, "photographs_surplus": self.photographs_surplus,
-                "refusals": refused.collect::<Vec<_>>(),
+                "refusals": rejected.collect::<Vec<_>>(),
             });
-            println!("{told}");
-            return Ok(self.refused);
+            println!("{counts}");
+            return Ok(self.rejected);
         }
         println!(
-            "{} enrolled, {} got further photographs, {} were in already",
+            "{} enrolled, {} got further references (face samples), {} were enrolled already",
             self.enrolled, self.added, self.already
         );
         if self.photographs_refused > 0 {
-            println!("{} photographs of theirs could not be used", self.photographs_refused);
+            println!("{} of their photographs could not be used", self.photographs_refused);
         }
         if self.photographs_surplus > 0 {
             println!(
-                "{} photographs were more than count for one person",
+                "{} photographs were beyond the maximum for one person",
                 self.photographs_surplus
             );
         }
-        if self.refused > 0 {
-            println!("{} refused:", self.refused);
+        if self.rejected > 0 {
+            println!("{} rejected:", self.rejected);
             let rows: Vec<_> =
                 self.listed.iter().map(|(who, why)| vec![who.clone(), why.clone()]).collect();
             print!("{}", table::render(&["who", "why"], &rows));
         }
         if let Some((path, _)) = &self.file {
-            println!("all of it, photograph by photograph: {}", path.display());
+            println!("the outcome of every photograph: {}", path.display());
         }
-        Ok(self.refused)
+        Ok(self.rejected)
     }
 }
 
-fn words<'a>(outcome: &'a Outcome, verdict: &'a Verdict) -> (&'static str, &'a str) {
+fn csv_words<'a>(
+    outcome: &'a PersonOutcome,
+    verdict: &'a PhotographOutcome,
+) -> (&'static str, &'a str) {
     match (verdict, outcome) {
-        (Verdict::Accepted, _) => ("accepted", ""),
-        (Verdict::Known, _) => ("already", ""),
-        (Verdict::Refused(why), _) | (Verdict::NotUsed, Outcome::Refused(why)) => ("refused", why),
-        (Verdict::Surplus, _) => ("not_looked_at", "more than count for one person"),
-        (Verdict::NotUsed, _) => ("not_used", ""),
+        (PhotographOutcome::Accepted, _) => ("accepted", ""),
+        (PhotographOutcome::Known, _) => ("already", ""),
+        (PhotographOutcome::Rejected(why), _)
+        | (PhotographOutcome::NotUsed, PersonOutcome::Rejected(why)) => ("refused", why),
+        (PhotographOutcome::Surplus, _) => ("not_looked_at", "beyond the maximum for one person"),
+        (PhotographOutcome::NotUsed, _) => ("not_used", ""),
     }
 }

@@ -1,5 +1,6 @@
-//! A gallery that `rollcall export` made, taken in. The whole file is checked first, so that one which was cut or altered
-//! changes nothing; whom this device knows by a newer account stays as they are, so that it can be begun again.
+//! Imports a gallery that `rollcall export` wrote. The whole file is checked first, so that a truncated
+//! or altered file changes nothing. People of whom this device has a newer version stay as they are,
+//! so an import can be repeated.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,59 +10,63 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
-use crate::app;
-use crate::app::commander::carry_out::accept_imported;
+use crate::app::commands::enrolment::accept_imported;
+use crate::app::exit;
+use crate::app::open;
 use crate::cli::progress;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Settings;
+use crate::keys::seal::SharedKey;
 use crate::recognise::engine::FaceEngine as _;
 use crate::recognise::face::ModelDigest;
-use crate::record::export::Reading;
-use crate::record::portable::{Portable, State};
-use crate::record::seal::SharedKey;
-use crate::record::store::{Outcome, Store, StoreError, Tx};
+use crate::store::{AcceptOutcome, Store, StoreError, Tx};
+use crate::wire::export::ExportReader;
+use crate::wire::subject::{Portable, State};
 
-/// Subjects in one transaction: one after the other would be one fsync each.
-const TOGETHER: usize = 100;
+/// Subjects in one transaction: single ones would need an fsync each.
+const BATCH: usize = 100;
 
 #[derive(Debug, Default)]
-struct Count {
+struct ImportCounts {
     taken: u64,
     same: u64,
     older: u64,
+    without_consent: u64,
     references: BTreeMap<String, u64>,
 }
 
 pub fn run(file: &Path, key_file: &Path, json: bool, settings: &Settings) -> anyhow::Result<()> {
     let key = SharedKey::load(key_file, false)?;
-    let open = || -> anyhow::Result<_> {
+    let open_file = || -> anyhow::Result<_> {
         let reader = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-        Reading::begin(BufReader::new(reader), &key)
+        ExportReader::begin(BufReader::new(reader), &key)
             .with_context(|| format!("{} cannot be used", file.display()))
     };
-    let checked = open()?;
+    let checked = open_file()?;
     let header = checked.header.clone();
     let bar = progress::bar(header.subjects, "subjects checked");
     checked
         .verify(|_| bar.inc(1))
-        .with_context(|| format!("{} cannot be used, and nothing was taken", file.display()))?;
+        .with_context(|| format!("{} cannot be used, and nothing was imported", file.display()))?;
     bar.finish_and_clear();
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
-    let opened = match Store::open(&settings.state_dir, app::store_options(settings, &clock)) {
+    let opened = match Store::open(&settings.state_dir, open::store_options(settings, &clock)) {
         Ok(opened) => opened,
         Err(error @ StoreError::Locked { .. }) => {
-            return Err(app::storage(error)
-                .context("stop the daemon first: a gallery from a file is taken in without it"));
+            return Err(exit::storage(error).context(
+                "stop the daemon first: a gallery cannot be imported from a file while it runs",
+            ));
         }
-        Err(error) => return Err(app::storage(error)),
+        Err(error) => return Err(exit::storage(error)),
     };
-    app::tell_opened(&opened);
+    open::log_opened(&opened);
     let bar = progress::bar(header.subjects, "subjects");
-    let (mut reading, mut count) = (open()?, Count::default());
+    let mut reading = open_file()?;
+    let mut count = ImportCounts::default();
     loop {
-        let mut batch = Vec::with_capacity(TOGETHER);
-        while batch.len() < TOGETHER
+        let mut batch = Vec::with_capacity(BATCH);
+        while batch.len() < BATCH
             && let Some(portable) = reading.subject()?
         {
             batch.push(portable);
@@ -70,24 +75,33 @@ pub fn run(file: &Path, key_file: &Path, json: bool, settings: &Settings) -> any
             break;
         }
         let length = batch.len() as u64;
-        take(&opened.store, clock.as_ref(), batch, &mut count)?;
+        if settings.is_consent_required {
+            batch.retain(has_consent);
+            count.without_consent += length - batch.len() as u64;
+        }
+        import_batch(&opened.store, clock.as_ref(), batch, &mut count)?;
         bar.inc(length);
     }
     bar.finish_and_clear();
-    opened.store.close().map_err(app::storage)?;
-    tell(&count, json, settings)
+    opened.store.close().map_err(exit::storage)?;
+    print_result(&count, json, settings)
 }
 
-fn take(
+/// A withdrawal needs none.
+fn has_consent(portable: &Portable) -> bool {
+    !matches!(portable.state, State::Enrolled { consent: None, .. })
+}
+
+fn import_batch(
     store: &Store,
     clock: &dyn Clock,
     batch: Vec<Portable>,
-    count: &mut Count,
+    counts: &mut ImportCounts,
 ) -> anyhow::Result<()> {
     for portable in &batch {
         if let State::Enrolled { references, .. } = &portable.state {
             for reference in references {
-                *count.references.entry(reference.embedder.to_string()).or_default() += 1;
+                *counts.references.entry(reference.embedder.to_string()).or_default() += 1;
             }
         }
     }
@@ -95,43 +109,49 @@ fn take(
     let write = move |tx: &mut Tx<'_>| {
         batch.iter().map(|it| accept_imported(tx, it, at)).collect::<Result<Vec<_>, _>>()
     };
-    for outcome in store
-        .write(write)
-        .context("the import stopped here; begin it again, it goes on where it was")?
+    for outcome in
+        store.write(write).context("the import stopped here: run it again, and it continues")?
     {
         match outcome {
-            Outcome::Taken => count.taken += 1,
-            Outcome::Same => count.same += 1,
-            Outcome::Older => count.older += 1,
+            AcceptOutcome::Accepted => counts.taken += 1,
+            AcceptOutcome::Same => counts.same += 1,
+            AcceptOutcome::Older => counts.older += 1,
         }
     }
     Ok(())
 }
 
-fn tell(count: &Count, json: bool, settings: &Settings) -> anyhow::Result<()> {
-    let Count { taken, same, older, references } = count;
-    // Only to be told: a machine without networks can take a gallery in.
-    let own = app::load_vision(settings).ok().map(|vision| vision.embedder());
+fn print_result(count: &ImportCounts, json: bool, settings: &Settings) -> anyhow::Result<()> {
+    let ImportCounts { taken, same, older, without_consent, references } = count;
+    // For the report only: a machine without models can import a gallery.
+    let own = open::load_vision(settings).ok().map(|vision| vision.embedder());
     let is_other = |it: &String| own.is_some_and(|own| ModelDigest::from_hex(it) != Some(own));
     let others: u64 =
         references.iter().filter(|(embedder, _)| is_other(embedder)).map(|(_, count)| count).sum();
     if json {
-        let told = serde_json::json!({
+        let report = serde_json::json!({
             "taken": taken, "same": same, "older": older, "references": references,
-            "references_of_other_embedders": others,
+            "references_of_other_embedders": others, "without_consent": without_consent,
         });
-        println!("{told}");
+        println!("{report}");
     } else {
         println!(
-            "{taken} taken, {same} were in already, {older} are kept as they are: this device has a newer account"
+            "{taken} imported, {same} were here already, {older} are kept as they are: this device has newer \
+             versions"
         );
+        if *without_consent > 0 {
+            println!(
+                "{without_consent} were not imported: they have no consent, and [enrolment] consent = \"required\""
+            );
+        }
         if others > 0 {
             println!(
-                "{others} references are of another embedder: kept, not compared. Enrol these people again, or configure it."
+                "{others} references (face samples) are of another model: they are kept but not compared. Enrol these \
+                 people again, or configure that model."
             );
         }
     }
-    if taken + same + older == 0 {
+    if taken + same + older + without_consent == 0 {
         bail!("the gallery is empty");
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Questions: answered by a flag, by what is known, or by whoever sits at the terminal.
+//! Questions, answered by a flag, by the present configuration, or at the terminal.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 
@@ -8,9 +8,10 @@ use rustix::termios::{
 };
 use zeroize::Zeroizing;
 
-use crate::app::{Failure, exit};
+use crate::app::exit;
+use crate::app::exit::Failure;
 
-/// No answer is longer.
+/// The most bytes of an answer.
 const BYTES_MAX: u64 = 4096;
 
 /// One question.
@@ -18,17 +19,17 @@ pub struct Question<'a> {
     /// The flag that answers it: `--site SITE`.
     pub flag: &'a str,
     pub words: &'a str,
-    /// What the flag said.
+    /// The value of the flag.
     pub given: Option<&'a str>,
-    /// What is taken when nothing is said.
+    /// The default.
     pub usual: Option<String>,
-    /// Whether `usual` is somebody's answer, given before, and not only our guess.
+    /// Whether `usual` is an earlier answer and not only a guess.
     pub settled: bool,
 }
 
 pub struct Asker {
     terminal: bool,
-    /// Take what is usual without asking.
+    /// Take the defaults without asking.
     yes: bool,
 }
 
@@ -41,7 +42,7 @@ impl Asker {
         self.terminal
     }
 
-    /// The first answer that `check` takes; it gives what is to be used, or what is wrong.
+    /// Returns the first answer that `check` accepts; `check` returns the value or what is wrong.
     pub fn ask<T>(
         &self,
         question: &Question<'_>,
@@ -49,57 +50,57 @@ impl Asker {
     ) -> anyhow::Result<T> {
         let Question { flag, words, given, usual, settled } = question;
         if let Some(given) = given {
-            return check(given).map_err(|why| usage(anyhow!("{flag}: {given:?} {why}")));
+            return check(given).map_err(|why| usage_error(anyhow!("{flag}: {given:?} {why}")));
         }
         if !self.terminal {
             let usual = usual.as_deref().filter(|_| self.yes || *settled);
             let Some(usual) = usual else {
-                let hint = if self.yes { "" } else { ", or --yes for what is usual" };
-                return Err(usage(anyhow!(
+                let hint = if self.yes { "" } else { ", or --yes for the default" };
+                return Err(usage_error(anyhow!(
                     "{flag} is missing ({words}), and there is no terminal to ask on{hint}"
                 )));
             };
-            return check(usual).map_err(|why| usage(anyhow!("{flag}: {usual:?} {why}")));
+            return check(usual).map_err(|why| usage_error(anyhow!("{flag}: {usual:?} {why}")));
         }
         loop {
             let shown = usual.as_ref().map_or_else(String::new, |usual| format!(" [{usual}]"));
-            say(&format!("{words}{shown}: "))?;
-            let line = line()?;
+            print_prompt(&format!("{words}{shown}: "))?;
+            let line = read_line()?;
             let answer = match (line.trim(), usual) {
                 ("", Some(usual)) => usual,
                 (line, _) => line,
             };
             match check(answer) {
                 Ok(taken) => return Ok(taken),
-                Err(why) => say(&format!("  {answer:?} {why}\n"))?,
+                Err(why) => print_prompt(&format!("  {answer:?} {why}\n"))?,
             }
         }
     }
 
-    /// What nobody may see on the screen; none when nothing was typed, or there is nobody to ask.
-    pub fn secret(&self, words: &str) -> anyhow::Result<Option<Zeroizing<String>>> {
+    /// Asks for a secret without showing it. Returns `None` without input or terminal.
+    pub fn ask_secret(&self, words: &str) -> anyhow::Result<Option<Zeroizing<String>>> {
         if !self.terminal {
             return Ok(None);
         }
-        say(&format!("{words}: "))?;
-        let typed = hidden_line()?;
-        say("\n")?;
+        print_prompt(&format!("{words}: "))?;
+        let typed = read_hidden_line()?;
+        print_prompt("\n")?;
         Ok((!typed.is_empty()).then_some(typed))
     }
 
-    /// What to do about something that is not good.
-    pub fn keep(&self, what: &str) -> anyhow::Result<Choice> {
+    /// Asks whether to keep an answer whose check failed.
+    pub fn ask_whether_to_keep(&self, what: &str) -> anyhow::Result<Retry> {
         if !self.terminal {
             if self.yes {
-                return Ok(Choice::Keep);
+                return Ok(Retry::Keep);
             }
-            bail!("{what}: nothing was changed (--yes writes it all the same)");
+            bail!("{what}: nothing was changed (--yes writes it anyway)");
         }
         loop {
-            say("Keep it all the same (k), answer again (a), or stop (s)? [a]: ")?;
-            match line()?.trim() {
-                "" | "a" => return Ok(Choice::Again),
-                "k" => return Ok(Choice::Keep),
+            print_prompt("Keep it anyway (k), answer again (a), or stop (s)? [a]: ")?;
+            match read_line()?.trim() {
+                "" | "a" => return Ok(Retry::Again),
+                "k" => return Ok(Retry::Keep),
                 "s" => bail!("stopped: nothing was changed"),
                 _ => {}
             }
@@ -108,33 +109,33 @@ impl Asker {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum Retry {
     Keep,
     Again,
 }
 
-pub fn usage(source: anyhow::Error) -> anyhow::Error {
+pub fn usage_error(source: anyhow::Error) -> anyhow::Error {
     Failure { code: exit::USAGE, what: "setup needs an answer", source }.into()
 }
 
-fn say(text: &str) -> io::Result<()> {
+fn print_prompt(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
-fn line() -> anyhow::Result<String> {
+fn read_line() -> anyhow::Result<String> {
     let mut line = String::new();
     let read = io::stdin().lock().take(BYTES_MAX).read_line(&mut line)?;
-    anyhow::ensure!(read > 0, "the questions were broken off: nothing was changed");
+    anyhow::ensure!(read > 0, "interrupted: nothing was changed");
     Ok(line)
 }
 
-/// The terminal shows nothing, and is put back whatever happens. It gives us each key, Ctrl-C among them: a process that dies
-/// of it would leave a terminal that shows nothing.
-struct Hidden(Termios);
+/// Hides the input of the terminal and restores it on drop. Each key is read as input, Ctrl-C among
+/// them: a process that it killed would leave a terminal without echo.
+struct HiddenInput(Termios);
 
-impl Hidden {
+impl HiddenInput {
     fn new() -> io::Result<Self> {
         let before = tcgetattr(io::stdin())?;
         let mut hidden = before.clone();
@@ -146,24 +147,24 @@ impl Hidden {
     }
 }
 
-impl Drop for Hidden {
+impl Drop for HiddenInput {
     fn drop(&mut self) {
         tcsetattr(io::stdin(), OptionalActions::Drain, &self.0).ok();
     }
 }
 
-fn hidden_line() -> anyhow::Result<Zeroizing<String>> {
-    let _hidden = Hidden::new()?;
+fn read_hidden_line() -> anyhow::Result<Zeroizing<String>> {
+    let _hidden = HiddenInput::new()?;
     let mut typed = Zeroizing::new(Vec::new());
-    // Byte by byte through the same buffer as `line`: what was typed ahead is not lost.
+    // Through the same buffer as `read_line`, so that input typed ahead is not lost.
     let mut input = io::stdin().lock();
     let mut byte = [0];
     while typed.len() < BYTES_MAX as usize {
         let read = input.read(&mut byte)?;
         match byte[0] {
-            _ if read == 0 => bail!("the questions were broken off: nothing was changed"),
+            _ if read == 0 => bail!("interrupted: nothing was changed"),
             b'\r' | b'\n' => break,
-            3 | 4 => bail!("the questions were broken off: nothing was changed"),
+            3 | 4 => bail!("interrupted: nothing was changed"),
             8 | 127 => {
                 // A whole character.
                 while typed.pop().is_some_and(|it| it & 0xC0 == 0x80) {}
@@ -172,7 +173,7 @@ fn hidden_line() -> anyhow::Result<Zeroizing<String>> {
         }
     }
     let text = std::str::from_utf8(&typed)
-        .map_err(|_| anyhow!("what was typed is not UTF-8: nothing was changed"))?;
+        .map_err(|_| anyhow!("the input is not UTF-8: nothing was changed"))?;
     Ok(Zeroizing::new(text.to_owned()))
 }
 
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_terminal_an_answer_is_known_or_missing() {
+    fn unanswered_question_fails_without_terminal() {
         let check = |text: &str| {
             if text.contains(' ') { Err("has a blank".into()) } else { Ok(text.to_owned()) }
         };
@@ -214,10 +215,14 @@ mod tests {
                 (asked, expected) => panic!("{asked:?} is not {expected:?}"),
             }
         }
-        assert!(Asker { terminal: false, yes: false }.keep("the broker is away").is_err());
+        assert!(
+            Asker { terminal: false, yes: false }
+                .ask_whether_to_keep("the broker is away")
+                .is_err()
+        );
         assert_eq!(
-            Asker { terminal: false, yes: true }.keep("the broker is away").unwrap(),
-            Choice::Keep
+            Asker { terminal: false, yes: true }.ask_whether_to_keep("the broker is away").unwrap(),
+            Retry::Keep
         );
     }
 }

@@ -1,13 +1,13 @@
-//! The configuration to be written: what is there, with its comments, and what was answered. Files that it names (passwords,
-//! keys, certificates) are held in memory until it is committed.
+//! The configuration to be written: what is there, with its comments, and what was answered. Files
+//! that it names (passwords, keys, certificates) are held in memory until it is committed.
 //!
-//! Invariants: a secret never stands in config.toml. Nothing on the disk changes before `commit`; whatever ends it before
-//! its last rename leaves the old configuration with the files that it names, whole.
+//! Invariants: a secret never stands in config.toml. Nothing on the disk changes before `commit`;
+//! whatever ends it before its last rename leaves the old configuration with the files that it
+//! names, whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
@@ -15,8 +15,10 @@ use rustix::fs::{MemfdFlags, Mode, fchmod, memfd_create};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, TableLike, Value};
 use zeroize::Zeroizing;
 
+use crate::bounded_file;
 use crate::cli::setup::files::{self, Owner, Writer};
 use crate::config::{self, Settings};
+use crate::keys::secret_file::{OTHERS, exposed_mode};
 
 /// The file as it ships.
 const SHIPPED: &str = include_str!("../../../config.toml");
@@ -49,6 +51,7 @@ const fn kept(
 pub const PASSWORD: Kept = kept("mqtt", "password_file", Some("password"), "mqtt_password");
 pub const URI: Kept = kept("mongo", "uri_file", Some("uri"), "mongo_uri");
 pub const TOKEN: Kept = kept("http", "token_file", None, "http_token");
+pub const CAMERA_URL: Kept = kept("camera", "url_file", None, "camera_url");
 pub const SITE_KEY: Kept = kept("fleet", "key_file", None, "site.key");
 pub const MQTT_CA: Kept = Kept { secret: false, ..kept("mqtt", "ca_file", None, "mqtt_ca.pem") };
 pub const MONGO_CA: Kept = Kept { secret: false, ..kept("mongo", "ca_file", None, "mongo_ca.pem") };
@@ -57,7 +60,8 @@ const CLIENT_CERT: Kept =
 const CLIENT_KEY: Kept = kept("mqtt", "client_key_file", None, "mqtt_client.key");
 const SIGNING_KEY: Kept = kept("commands", "signing_key_file", None, "signing.key");
 
-pub const ALL_KEPT: [&Kept; 9] = [
+pub const ALL_KEPT: [&Kept; 10] = [
+    &CAMERA_URL,
     &PASSWORD,
     &URI,
     &TOKEN,
@@ -110,9 +114,11 @@ impl Draft {
         let before = read(&path)?;
         let text = before.as_deref().unwrap_or(SHIPPED);
         // What the daemon would refuse is not written on; its own words, which name the key.
-        config::parse(text, &path, &BTreeMap::new())?;
+        config::load::parse(text, &BTreeMap::new())?;
         let document = text.parse().with_context(|| format!("cannot edit {}", path.display()))?;
-        let (staged, answered, notes) = (Vec::new(), BTreeSet::new(), Vec::new());
+        let staged = Vec::new();
+        let answered = BTreeSet::new();
+        let notes = Vec::new();
         let mut draft = Self { document, path, folder, before, staged, answered, notes };
         if draft.before.is_none() {
             draft.begin();
@@ -148,8 +154,9 @@ impl Draft {
         self.keep(kept, text.into_bytes())
     }
 
-    /// A file that is named but not there would let the daemon refuse everything, as would a secret that others may read:
-    /// the one is forgotten, to be answered anew, the other gets a file of its own.
+    /// A file that is named but not there would let the daemon refuse everything, as would a secret
+    /// that others may read: the one is forgotten, to be answered anew, the other gets a file of
+    /// its own.
     fn mend(&mut self, kept: &'static Kept) -> anyhow::Result<()> {
         let Some(named) = self.text(kept.section, kept.key) else { return Ok(()) };
         let path = self.folder.join(&named);
@@ -159,7 +166,7 @@ impl Draft {
                 self.drop_kept(kept);
                 self.notes.push(format!("{what} is not there: it is left out"));
             }
-            Ok(it) if kept.secret && it.mode() & 0o077 != 0 => {
+            Ok(it) if kept.secret && exposed_mode(&it, OTHERS).is_some() => {
                 self.keep_file(kept, &path)?;
                 self.notes
                     .push(format!("{what} may be read by others: it is copied into a file that only the daemon reads"));
@@ -176,6 +183,16 @@ impl Draft {
     /// What was noticed in the file that was there.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    pub fn note(&mut self, what: &str) {
+        self.notes.push(what.to_owned());
+    }
+
+    /// A value as it would be written, or as it ships.
+    pub fn shown(&self, section: &str, key: &str) -> Option<String> {
+        let value = self.section(section).and_then(|it| it.get(key)?.as_value());
+        value.map(|it| it.to_string().trim().to_owned())
     }
 
     /// Before anybody answers questions for nothing.
@@ -196,6 +213,12 @@ impl Draft {
     pub fn text(&self, section: &str, key: &str) -> Option<String> {
         let text = self.section(section)?.get(key)?.as_str()?;
         (!text.is_empty()).then(|| text.to_owned())
+    }
+
+    /// The content of a file that is held, where it is text.
+    pub fn held_text(&self, kept: &Kept) -> Option<String> {
+        let held = self.staged.iter().find(|it| it.of == kept)?;
+        std::str::from_utf8(&held.bytes).ok().map(str::to_owned)
     }
 
     pub fn number(&self, section: &str, key: &str) -> Option<i64> {
@@ -263,15 +286,24 @@ impl Draft {
 
     /// Reads a file that is to be kept.
     pub fn keep_file(&mut self, kept: &'static Kept, path: &Path) -> anyhow::Result<()> {
-        let mut bytes = Vec::new();
-        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        ensure!(file.metadata()?.is_file(), "{} is no file", path.display());
-        file.take(KEPT_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-        ensure!(
-            bytes.len() as u64 <= KEPT_BYTES_MAX,
-            "{} is too large for a key or certificate",
-            path.display()
-        );
+        let file = bounded_file::open(path);
+        self.keep_open_file(kept, path, file)
+    }
+
+    /// Reads a file that is to be kept, unless it is a link to another place.
+    pub fn keep_unlinked_file(&mut self, kept: &'static Kept, path: &Path) -> anyhow::Result<()> {
+        let file = bounded_file::open_no_link(path);
+        self.keep_open_file(kept, path, file)
+    }
+
+    fn keep_open_file(
+        &mut self,
+        kept: &'static Kept,
+        path: &Path,
+        file: std::io::Result<File>,
+    ) -> anyhow::Result<()> {
+        let bytes = file.and_then(|it| bounded_file::read_all(it, KEPT_BYTES_MAX));
+        let bytes = bytes.with_context(|| format!("cannot use {}", path.display()))?;
         ensure!(!bytes.is_empty(), "{} is empty", path.display());
         self.keep(kept, bytes)
     }
@@ -354,7 +386,7 @@ impl Draft {
     }
 
     fn check(&self, text: &str) -> anyhow::Result<Settings> {
-        let raw = config::parse(text, &self.path, &BTreeMap::new())?;
+        let raw = config::load::parse(text, &BTreeMap::new())?;
         Ok(config::check(&raw, &self.folder)?)
     }
 
@@ -406,8 +438,8 @@ impl Draft {
         }
     }
 
-    /// Where a file goes: never over one that the configuration on the disk names, since that must hold until the new one is
-    /// there.
+    /// Where a file goes: never over one that the configuration on the disk names, since that must
+    /// hold until the new one is there.
     fn place_of(&self, staged: &Staged, before: &DocumentMut) -> (PathBuf, String) {
         let place = if staged.of.secret { self.folder.join(SECRETS) } else { self.folder.clone() };
         let named = before
@@ -460,7 +492,7 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 fn read(path: &Path) -> anyhow::Result<Option<String>> {
-    let file = match File::open(path) {
+    let file = match bounded_file::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
@@ -511,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_changed_is_written_and_comments_stay() {
+    fn draft_changes_keys_and_keeps_comments() {
         let text = "# ours\n[device]\nsite = 'hq'   # the house\nname=\"door-1\" # old\n\n[log]\nlevel = \"warn\"\n";
         let (dir, mut draft) = draft(text);
         draft.set("device", "site", "hq");
@@ -525,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shipped_file_changes_in_the_lines_that_were_answered() {
+    fn shipped_file_changes_only_answered_lines() {
         let (dir, mut draft) = draft(SHIPPED);
         draft.set("device", "site", "hq");
         draft.set("camera", "source", "v4l2");
@@ -542,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_go_into_files_of_their_own_and_the_old_one_holds_until_the_end() {
+    fn secrets_move_into_files_on_commit() {
         let (dir, mut draft) = draft("[mqtt]\nhost = \"b\"\nuser = \"u\"\npassword = \"first\"\n");
         assert!(draft.settings().unwrap().mqtt.unwrap().credentials.unwrap().password == "first");
         draft.set("log", "level", "warn");
@@ -573,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_leaves_everything_as_it_was() {
+    fn invalid_draft_changes_no_file() {
         let text = "[device]\nsite = \"hq\"\n";
         let (dir, mut draft) = draft(text);
         draft.keep(&PASSWORD, b"secret".to_vec()).unwrap();
@@ -585,7 +617,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_the_daemon_would_refuse_is_not_written_on() {
+    fn invalid_configuration_is_not_edited() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         fs::write(&path, "[device]\nsight = \"hq\"\n").unwrap();

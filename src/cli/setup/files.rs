@@ -1,5 +1,5 @@
-//! Files written so that they are whole or not there: beside their place, to the disk, then renamed into it. Those of secrets
-//! belong to the daemon's user, and nobody else may read them.
+//! Files written so that they are whole or not there: beside their place, to the disk, then renamed
+//! into it. Those of secrets belong to the daemon's user, and nobody else may read them.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write as _;
@@ -132,7 +132,8 @@ fn write_whole(
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
     let mut file = options.open(path)?;
-    // On the open file: nobody can put another in its place meanwhile. Only root may give a file away.
+    // On the open file: nobody can put another in its place meanwhile. Only root may give a file
+    // away.
     if let Some(owner) = owner
         && rustix::process::geteuid().is_root()
     {
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_is_found_by_the_whole_name() {
+    fn user_is_found_by_whole_name() {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nrollcall2:x:7:7::/:/bin/false\nrollcall:x:990:991::/:/usr/sbin/nologin\n";
         let owner = Owner::find(passwd, "rollcall").unwrap();
         assert_eq!((owner.uid.as_raw(), owner.gid.as_raw()), (990, 991));
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_kept_is_taken_away_again() {
+    fn unkept_files_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(dir.path(), None).unwrap();
         writer.write(Some("secrets"), "a", b"x", true).unwrap();
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_way_is_not_followed() {
+    fn symlink_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let elsewhere = dir.path().join("elsewhere");
         fs::write(&elsewhere, "theirs").unwrap();

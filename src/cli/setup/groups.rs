@@ -8,23 +8,27 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::camera::v4l2::find::{self, Choice as Camera, Described};
-use crate::cli::doctor::finding::{State, Verdict};
-use crate::cli::doctor::{Place, camera, links, machine};
-use crate::cli::setup::ask::{Asker, Choice, Question, usage};
-use crate::cli::setup::draft::{Draft, MONGO_CA, MQTT_CA, PASSWORD, SITE_KEY, TOKEN, URI};
-use crate::cli::setup::{Answers, first_line, show};
+use crate::camera::pipe::presets::Preset;
+use crate::camera::v4l2::find::{self, CameraChoice as Camera, Described};
+use crate::cli::doctor::finding::{CheckResult, CheckState};
+use crate::cli::doctor::{Installation, camera, links, machine};
+use crate::cli::setup::ask::{Asker, Question, Retry, usage_error};
+use crate::cli::setup::draft::{
+    CAMERA_URL, Draft, MONGO_CA, MQTT_CA, PASSWORD, SITE_KEY, TOKEN, URI,
+};
+use crate::cli::setup::{Answers, print_check, read_first_line};
 use crate::clock;
+use crate::config::Settings;
+use crate::config::camera::CameraSettings;
 use crate::config::raw::RawConfig;
-use crate::config::{CameraSettings, Settings};
+use crate::ids::check_id;
 use crate::mqtt::topics;
-use crate::recognise::face::check_id;
 
 pub fn ask_all(asker: &Asker, answers: &Answers, draft: &mut Draft) -> anyhow::Result<()> {
     place(asker, answers, draft)?;
     venue(asker, answers, draft)?;
-    // What a provisioning file said besides is wrong for good.
-    draft.settings().map_err(usage)?;
+    // What else a provisioning file has is wrong for good.
+    draft.settings().map_err(usage_error)?;
     until_good(asker, draft, |asker, draft, again| ask_camera(asker, answers, draft, again))?;
     until_good(asker, draft, |asker, draft, again| ask_broker(asker, answers, draft, again))?;
     until_good(asker, draft, |asker, draft, again| ask_mongo(asker, answers, draft, again))?;
@@ -32,8 +36,8 @@ pub fn ask_all(asker: &Asker, answers: &Answers, draft: &mut Draft) -> anyhow::R
     if let Some(file) = &answers.site_key_file {
         draft.keep_file(&SITE_KEY, file)?;
     }
-    let settings = draft.settings().map_err(usage)?;
-    show("clock", &machine::clock(&Place::quiet(settings)));
+    let settings = draft.settings().map_err(usage_error)?;
+    print_check("clock", &machine::check_clock(&settings));
     Ok(())
 }
 
@@ -41,7 +45,7 @@ pub fn ask_all(asker: &Asker, answers: &Answers, draft: &mut Draft) -> anyhow::R
 fn until_good(
     asker: &Asker,
     draft: &mut Draft,
-    ask: impl Fn(&Asker, &mut Draft, bool) -> anyhow::Result<Option<(&'static str, Verdict)>>,
+    ask: impl Fn(&Asker, &mut Draft, bool) -> anyhow::Result<Option<(&'static str, CheckResult)>>,
 ) -> anyhow::Result<()> {
     let mut again = false;
     loop {
@@ -49,7 +53,7 @@ fn until_good(
         let what = match outcome {
             Ok(None) => return Ok(()),
             Ok(Some((part, verdict))) => {
-                show(part, &verdict);
+                print_check(part, &verdict);
                 if verdict.is_good() {
                     return Ok(());
                 }
@@ -61,10 +65,10 @@ fn until_good(
                 again = true;
                 continue;
             }
-            Err(error) if error.is::<Unfit>() => return Err(usage(error)),
+            Err(error) if error.is::<Unfit>() => return Err(usage_error(error)),
             Err(error) => return Err(error),
         };
-        if asker.keep(&what)? == Choice::Keep {
+        if asker.ask_whether_to_keep(&what)? == Retry::Keep {
             return Ok(());
         }
         again = true;
@@ -88,7 +92,8 @@ struct Ask<'a> {
 }
 
 impl Ask<'_> {
-    /// Whether provisioning file or flags have said something of this part: then the rest of it is as it is.
+    /// Whether provisioning file or flags answer anything of this part: then the rest of it is
+    /// as it is.
     fn text<T>(
         &mut self,
         (section, key): (&str, &str),
@@ -100,7 +105,7 @@ impl Ask<'_> {
         if known && !self.again {
             let usual = question.usual.clone().unwrap_or_default();
             return check(&usual)
-                .map_err(|why| usage(anyhow!("[{section}] {key} = {usual:?} {why}")));
+                .map_err(|why| usage_error(anyhow!("[{section}] {key} = {usual:?} {why}")));
         }
         self.asker.ask(&Question { given, ..question }, check)
     }
@@ -207,59 +212,132 @@ fn zone(text: &str) -> Result<String, String> {
     Err(format!("is no time zone; {hint}"))
 }
 
-type Checked = anyhow::Result<Option<(&'static str, Verdict)>>;
+type Checked = anyhow::Result<Option<(&'static str, CheckResult)>>;
 
 fn ask_camera(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) -> Checked {
     let before = draft.settings().map(|it| it.camera).ok();
     let found = find::describe_all();
     let given = answers.camera.as_deref().filter(|_| !again);
     let is_answered =
-        ["source", "device"].iter().any(|key| draft.is_answered("camera", key)) && given.is_none();
+        ["source", "device", "preset"].iter().any(|key| draft.is_answered("camera", key))
+            && given.is_none();
     if !is_answered || again {
         let source = draft.text("camera", "source").unwrap_or_else(|| "none".into());
         let settled = source != "none";
-        let usual = match source.as_str() {
-            "v4l2" => draft.text("camera", "device").unwrap_or_else(|| "auto".into()),
-            "replay" => "replay".into(),
-            // A device for a door has one, or gets one.
-            _ => "auto".into(),
-        };
         if asker.is_interactive() && given.is_none() {
             list(&found);
         }
-        let words = "Camera (number, name, path, auto, none)";
-        let question =
-            Question { flag: "--camera CAMERA", words, given, usual: Some(usual), settled };
-        match asker.ask(&question, |text| camera_of(text, &found))?.as_str() {
-            "none" => draft.set("camera", "source", "none"),
-            "replay" => {}
-            device => {
-                draft.set("camera", "source", "v4l2");
-                draft.set("camera", "device", device);
-            }
-        }
+        let usual = Some(usual_camera(draft, &source, &found));
+        let words = "Camera (number, name, path, auto, rpicam, gstreamer, rtsp, http, none)";
+        let question = Question { flag: "--camera CAMERA", words, given, usual, settled };
+        let answer = asker.ask(&question, |text| camera_of(text, &found))?;
+        set_camera(asker, answers, draft, &answer, again)?;
     }
     let settings = settings_of(draft)?;
     let same = before.as_ref().is_some_and(|it| is_same(it, &settings.camera));
     Ok(match &settings.camera {
         CameraSettings::None => None,
-        // Whoever sets a replay up knows it.
-        camera @ CameraSettings::Replay { .. } => {
-            let verdict = camera::verdict(camera);
-            if verdict.state == State::Fault {
-                return Ok(Some(("camera", verdict)));
-            }
-            show("camera", &verdict);
+        // What a provisioning file names is not opened by root.
+        CameraSettings::Replay { .. } if draft.is_answered("camera", "path") => {
+            print_check("camera", &camera::replay_configured());
             None
         }
-        // A running daemon has the camera that it was told: of that one it can be asked.
-        _ if same && !draft.is_new() => Some(("camera", camera::check(&Place::new(settings)))),
-        camera => Some(("camera", camera::verdict(camera))),
+        // Whoever sets a replay up knows it.
+        camera @ CameraSettings::Replay { .. } => {
+            let verdict = camera::try_camera(camera);
+            if verdict.state == CheckState::Fault {
+                return Ok(Some(("camera", verdict)));
+            }
+            print_check("camera", &verdict);
+            None
+        }
+        // A running daemon holds its own camera, and can report on that one.
+        _ if same && !draft.is_new() => {
+            Some(("camera", camera::check_camera(&Installation::new(settings))))
+        }
+        camera => Some(("camera", camera::try_camera(camera))),
     })
 }
 
+/// What the configuration has; where it has nothing, what is connected.
+fn usual_camera(draft: &Draft, source: &str, found: &[Described]) -> String {
+    match source {
+        "v4l2" => draft.text("camera", "device").unwrap_or_else(|| "auto".into()),
+        "pipe" => draft.text("camera", "preset").unwrap_or_else(|| "pipe".into()),
+        "replay" | "http" => source.to_owned(),
+        // A device for a door has one, or gets one.
+        _ => {
+            let has_direct = found.iter().any(|it| it.unusable.is_none());
+            let preset = found.iter().find_map(|it| it.preset).filter(|_| !has_direct);
+            preset.map_or("auto", Preset::name).to_owned()
+        }
+    }
+}
+
+fn set_camera(
+    asker: &Asker,
+    answers: &Answers,
+    draft: &mut Draft,
+    answer: &str,
+    again: bool,
+) -> anyhow::Result<()> {
+    let is_preset = Preset::ALL.iter().any(|it| it.name() == answer);
+    match answer {
+        "replay" | "pipe" => return Ok(()),
+        "none" | "http" => draft.set("camera", "source", answer),
+        preset if is_preset => {
+            draft.set("camera", "source", "pipe");
+            draft.set("camera", "preset", preset);
+        }
+        device => {
+            draft.set("camera", "source", "v4l2");
+            draft.set("camera", "device", device);
+        }
+    }
+    if !is_preset && draft.text("camera", "preset").is_some() {
+        draft.set("camera", "preset", "");
+    }
+    if !matches!(answer, "rtsp" | "http") {
+        draft.drop_kept(&CAMERA_URL);
+        return Ok(());
+    }
+    ask_camera_url(asker, answers, draft, again)
+}
+
+fn ask_camera_url(
+    asker: &Asker,
+    answers: &Answers,
+    draft: &mut Draft,
+    again: bool,
+) -> anyhow::Result<()> {
+    if let (Some(file), false) = (&answers.camera_url_file, again) {
+        return draft.keep(&CAMERA_URL, read_first_line(file)?.into_bytes());
+    }
+    let has = draft.has_kept(&CAMERA_URL) || draft.text("camera", "url").is_some();
+    if !asker.is_interactive() {
+        if has {
+            return Ok(());
+        }
+        return Err(usage_error(anyhow!("--camera-url-file FILE is missing")));
+    }
+    let words = if has {
+        "URL of the camera (not shown; empty: as it is)"
+    } else {
+        "URL of the camera, rtsp://USER:PASSWORD@HOST/PATH (not shown)"
+    };
+    match asker.ask_secret(words)? {
+        Some(url) => draft.keep(&CAMERA_URL, url.trim().into()),
+        None => Ok(()),
+    }
+}
+
 fn is_same(a: &CameraSettings, b: &CameraSettings) -> bool {
-    matches!((a, b), (CameraSettings::V4l2(a), CameraSettings::V4l2(b)) if a == b)
+    match (a, b) {
+        (CameraSettings::V4l2(a), CameraSettings::V4l2(b)) => a == b,
+        (CameraSettings::Pipe(a), CameraSettings::Pipe(b)) => a == b,
+        (CameraSettings::Http(a), CameraSettings::Http(b)) => a == b,
+        _ => false,
+    }
 }
 
 fn list(found: &[Described]) {
@@ -273,6 +351,9 @@ fn list(found: &[Described]) {
             .as_ref()
             .map_or_else(String::new, |why| format!(", cannot be used: {why}"));
         println!("  {}  {name} ({}){why}", at + 1, camera.node.display());
+        if let Some(preset) = camera.preset {
+            println!("     it is used as {}", preset.name());
+        }
     }
 }
 
@@ -280,6 +361,9 @@ fn camera_of(text: &str, found: &[Described]) -> Result<String, String> {
     if let Ok(number) = text.parse::<usize>() {
         let camera =
             number.checked_sub(1).and_then(|at| found.get(at)).ok_or("is not in the list")?;
+        if let Some(preset) = camera.preset {
+            return Ok(preset.name().to_owned());
+        }
         // The stable name: a number may change when a camera is plugged in again.
         return Ok(camera.stable.clone().unwrap_or_else(|| camera.node.display().to_string()));
     }
@@ -300,8 +384,8 @@ fn ask_broker(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) 
     let usual = known.unwrap_or_else(|| if embedded { "embedded".into() } else { "none".into() });
     let words = "MQTT broker (name or address; embedded; none)";
     let given = answers.mqtt_host.as_deref();
-    // What the flags say besides is of this broker.
-    let told = given.is_some() || provisioned;
+    // All other flags are about this broker.
+    let is_given = given.is_some() || provisioned;
     let question = Question { flag: "--mqtt-host HOST", words, given, usual: Some(usual), settled };
     let host = if provisioned && given.is_none() && !again {
         question.usual.unwrap_or_default()
@@ -320,8 +404,8 @@ fn ask_broker(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) 
             draft.set("mqtt", "host", host);
         }
     }
-    ask_security(asker, answers, draft, again, told)?;
-    Ok(Some(("broker", links::broker_of(&settings_of(draft)?))))
+    ask_security(asker, answers, draft, again, is_given)?;
+    Ok(Some(("broker", links::check_broker(&settings_of(draft)?))))
 }
 
 fn host(text: &str) -> Result<String, String> {
@@ -346,17 +430,17 @@ fn without_broker(draft: &mut Draft) {
     }
 }
 
-/// TLS, port, authority, user and password of a broker. `told`: flags or a file speak of it, and what they leave out is as
-/// it is.
+/// TLS, port, authority, user and password of a broker. `is_given`: by flags or a file, and
+/// what they leave out is as it is.
 fn ask_security(
     asker: &Asker,
     answers: &Answers,
     draft: &mut Draft,
     again: bool,
-    told: bool,
+    is_given: bool,
 ) -> anyhow::Result<()> {
     let mut ask = Ask { asker, draft, again };
-    let settled = told || !asker.is_interactive();
+    let settled = is_given || !asker.is_interactive();
     let port = ask.draft.number("mqtt", "port").filter(|port| *port != 0);
     let usual = if ask.draft.is_on("mqtt", "tls") || port == Some(8883) { "yes" } else { "no" };
     let given =
@@ -368,7 +452,7 @@ fn ask_security(
         usual: Some(usual.into()),
         settled,
     };
-    let tls = ask.quiet_or(("mqtt", "tls"), told, tls, yes_or_no)?;
+    let tls = ask.quiet_or(("mqtt", "tls"), is_given, tls, yes_or_no)?;
     let given = answers.mqtt_port.as_deref();
     // 0 is the usual one, and stays so when TLS is switched.
     let shown = port
@@ -379,7 +463,7 @@ fn ask_security(
         Ok(port) if port > 0 => Ok(port),
         _ => Err("is no port (1 to 65535)".to_owned()),
     };
-    let port = ask.quiet_or(("mqtt", "port"), told, question, number)?;
+    let port = ask.quiet_or(("mqtt", "port"), is_given, question, number)?;
     let usual_port = if tls { 8883 } else { 1883 };
     let port = if port == usual_port { 0 } else { i64::from(port) };
     ask.draft.set("mqtt", "tls", tls);
@@ -395,7 +479,8 @@ fn ask_security(
             usual: Some(now.clone()),
             settled,
         };
-        let file = ask.quiet_or(("mqtt", "ca_file"), told, question, |text| Ok(text.to_owned()))?;
+        let file =
+            ask.quiet_or(("mqtt", "ca_file"), is_given, question, |text| Ok(text.to_owned()))?;
         if file == "system" {
             ask.draft.drop_kept(&MQTT_CA);
         } else if file != now {
@@ -406,7 +491,7 @@ fn ask_security(
     } else {
         ask.draft.drop_kept(&MQTT_CA);
     }
-    ask_credentials(asker, answers, draft, again, told)
+    ask_credentials(asker, answers, draft, again, is_given)
 }
 
 fn ask_credentials(
@@ -414,12 +499,12 @@ fn ask_credentials(
     answers: &Answers,
     draft: &mut Draft,
     again: bool,
-    told: bool,
+    is_given: bool,
 ) -> anyhow::Result<()> {
     let mut ask = Ask { asker, draft, again };
     let now = ask.draft.text("mqtt", "user").unwrap_or_else(|| "none".into());
     let given = answers.mqtt_user.as_deref();
-    let settled = told || !asker.is_interactive();
+    let settled = is_given || !asker.is_interactive();
     let question = Question {
         flag: "--mqtt-user USER",
         words: "User (or none)",
@@ -427,7 +512,7 @@ fn ask_credentials(
         usual: Some(now),
         settled,
     };
-    let user = ask.quiet_or(("mqtt", "user"), told, question, |text| Ok(text.to_owned()))?;
+    let user = ask.quiet_or(("mqtt", "user"), is_given, question, |text| Ok(text.to_owned()))?;
     if user == "none" {
         draft.drop_kept(&PASSWORD);
         draft.set("mqtt", "user", "");
@@ -435,17 +520,17 @@ fn ask_credentials(
     }
     draft.set("mqtt", "user", user.as_str());
     if let (Some(file), false) = (&answers.mqtt_password_file, again) {
-        let password = first_line(file)?;
+        let password = read_first_line(file)?;
         return draft.keep(&PASSWORD, password.into_bytes());
     }
     let has = draft.has_kept(&PASSWORD);
-    if asker.is_interactive() && (again || !told || !has) {
+    if asker.is_interactive() && (again || !is_given || !has) {
         let words = if has {
             "Password (not shown; empty: as it is)"
         } else {
             "Password (not shown; empty: none)"
         };
-        if let Some(password) = asker.secret(words)? {
+        if let Some(password) = asker.ask_secret(words)? {
             draft.keep(&PASSWORD, password.as_bytes().to_vec())?;
         }
     }
@@ -453,18 +538,18 @@ fn ask_credentials(
 }
 
 impl Ask<'_> {
-    /// Where the part is told already, what is not said of it is as it is, and nobody is asked.
+    /// Where the part is given already, the rest of it stays as it is, and nobody is asked.
     fn quiet_or<T>(
         &mut self,
         key: (&str, &str),
-        told: bool,
+        is_given: bool,
         question: Question<'_>,
         check: impl Fn(&str) -> Result<T, String>,
     ) -> anyhow::Result<T> {
-        if told && question.given.is_none() && !self.again {
+        if is_given && question.given.is_none() && !self.again {
             let usual = question.usual.unwrap_or_default();
             return check(&usual)
-                .map_err(|why| usage(anyhow!("{}: {usual:?} {why}", question.flag)));
+                .map_err(|why| usage_error(anyhow!("{}: {usual:?} {why}", question.flag)));
         }
         self.text(key, question, check)
     }
@@ -477,7 +562,7 @@ fn ask_mongo(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) -
     match given {
         Some(file) if file == Path::new("none") => without_mongo(draft),
         Some(file) => {
-            let uri = first_line(file)?;
+            let uri = read_first_line(file)?;
             draft.keep(&URI, uri.into_bytes())?;
         }
         None if provisioned && !again => {}
@@ -487,7 +572,7 @@ fn ask_mongo(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) -
             } else {
                 "MongoDB URI, mongodb://USER:PASSWORD@HOST/?replicaSet=NAME (not shown; empty: none)"
             };
-            match asker.secret(words)? {
+            match asker.ask_secret(words)? {
                 Some(uri) if uri.trim() == "none" => without_mongo(draft),
                 Some(uri) => draft.keep(&URI, uri.trim().into())?,
                 None => {}
@@ -510,7 +595,7 @@ fn ask_mongo(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) -
         draft.keep_file(&MONGO_CA, file)?;
     }
     let settings = settings_of(draft)?;
-    Ok(settings.mongo.is_some().then(|| ("mongodb", links::mongodb_of(&settings))))
+    Ok(settings.mongo.is_some().then(|| ("mongodb", links::try_mongodb(&settings))))
 }
 
 fn without_mongo(draft: &mut Draft) {
@@ -543,14 +628,14 @@ fn ask_http(asker: &Asker, answers: &Answers, draft: &mut Draft, again: bool) ->
     };
     draft.set("http", "listen", listen.to_string());
     if let (Some(file), false) = (&answers.http_token_file, again) {
-        draft.keep(&TOKEN, first_line(file)?.into_bytes())?;
+        draft.keep(&TOKEN, read_first_line(file)?.into_bytes())?;
     } else if !listen.ip().is_loopback() && !draft.has_kept(&TOKEN) {
         draft.keep(&TOKEN, make_token()?.into_bytes())?;
         println!("  a token was made for HTTP clients; the file it is written to is named below");
     }
     let settings = settings_of(draft)?;
-    let served = before == Some(listen) && Place::new(settings.clone()).answers;
-    Ok(Some(("http", links::http_of(&settings, served))))
+    let served = before == Some(listen) && Installation::new(settings.clone()).is_running;
+    Ok(Some(("http", links::check_http(&settings, served))))
 }
 
 /// 192 bits, in letters that survive being typed into a header.
@@ -575,7 +660,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_zone_is_known_or_one_like_it_is_named() {
+    fn unknown_zone_suggests_similar_one() {
         assert_eq!(zone("Europe/Berlin").unwrap(), "Europe/Berlin");
         assert!(zone("berlin").unwrap_err().contains("Europe/Berlin"));
         assert!(zone("new york").unwrap_err().contains("America/New_York"));
@@ -583,7 +668,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_a_name_or_an_address() {
+    fn host_is_name_or_address() {
         for good in ["broker.example.net", "192.0.2.1", "fd00::1", "none"] {
             assert!(host(good).is_ok(), "{good}");
         }

@@ -1,42 +1,53 @@
-//! `rollcall setup`: from an installed package to a door that records. Asks, or takes from flags and a provisioning file;
-//! checks each part as it goes; writes the configuration in one step; starts the service.
+//! `rollcall setup`: makes a recording door of an installed package. Takes answers from flags, a
+//! provisioning file or the terminal, checks each part, writes the configuration in one step, and
+//! starts the service.
 
 mod ask;
-mod draft;
+pub mod draft;
 mod files;
 mod groups;
-mod provision;
+pub mod provision;
 mod service;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::app::{Failure, exit};
-use crate::cli::doctor::finding::Verdict;
+use crate::app::exit;
+use crate::app::exit::Failure;
+use crate::bounded_file;
+use crate::cli::doctor::finding::CheckResult;
 use crate::cli::doctor::program::CARDS;
 use crate::cli::setup::ask::{Asker, Question};
 use crate::cli::setup::draft::{Committed, Draft};
 use crate::cli::setup::files::Owner;
-use crate::cli::setup::service::Started;
+use crate::cli::setup::service::ServiceStart;
+use crate::config::camera::CameraSettings;
 
-/// Set this device up: site, camera, broker, MongoDB, venue; checks each, writes config.toml, starts the service.
+/// Sets this device up: site, camera, broker, MongoDB, venue; checks each, writes config.toml and
+/// starts the service.
 ///
-/// Every question has a flag. With a terminal the rest is asked, with what is set now as the answer to Enter; without one an
-/// answer that is missing is an error, unless --yes takes what is usual. Nothing is written before the end.
+/// Every question has a flag. On a terminal the rest is asked, and Enter keeps the present value.
+/// Without a terminal a missing answer is an error, unless --yes takes the default. Nothing is written
+/// before the end.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  sudo rollcall setup --site hq --device door-1 --mqtt-host broker.local"
+)]
 pub struct Args {
-    /// Take keys from a provisioning file first: a part of config.toml, on the card's boot partition for example. Secrets
-    /// in it, and files that it names beside itself, are moved into files that only the daemon reads
+    /// Read a provisioning file first: a part of config.toml, for example on the boot partition.
+    /// Its secrets, and the files beside it that it names, are copied into files that only the
+    /// daemon can read
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
-    /// Ask nothing: take what is usual for what is not said, and write although a check was not good
+    /// Ask nothing: use defaults for missing answers, and write the configuration even if a check
+    /// failed
     #[arg(long, short)]
     yes: bool,
     /// Do not start the service
     #[arg(long)]
     no_start: bool,
-    /// To whom the files with secrets belong
+    /// The owner of the files with secrets
     #[arg(long, value_name = "NAME", default_value = "rollcall")]
     user: String,
     #[command(flatten)]
@@ -45,27 +56,32 @@ pub struct Args {
 
 #[derive(Debug, clap::Args)]
 struct Answers {
-    /// Where the device belongs: first part of its topics
+    /// The site of the device, which is the first part of its topics
     #[arg(long)]
     site: Option<String>,
-    /// The device's name
+    /// The name of the device
     #[arg(long)]
     device: Option<String>,
-    /// "auto", a stable name or path (`rollcall cameras`), or "none"
+    /// The camera: "auto", a stable name or path (`rollcall cameras`), "rpicam" (Raspberry Pi camera
+    /// module), "gstreamer" (libcamera), "rtsp" or "http" (in the network), or "none"
     #[arg(long)]
     camera: Option<String>,
+    /// A file with the URL of a camera in the network in its first line; it is copied
+    #[arg(long, value_name = "FILE")]
+    camera_url_file: Option<PathBuf>,
     /// The broker's name or address, "embedded" for one inside the daemon, or "none"
     #[arg(long, value_name = "HOST")]
     mqtt_host: Option<String>,
+    /// The broker's port
     #[arg(long, value_name = "PORT")]
     mqtt_port: Option<String>,
-    /// "yes" or "no"
+    /// Whether the broker is reached by TLS
     #[arg(long, value_name = "YES|NO")]
     mqtt_tls: Option<String>,
     /// The authority that signed the broker's certificate (PEM), or "system"
     #[arg(long, value_name = "FILE")]
     mqtt_ca_file: Option<String>,
-    /// The user, or "none"
+    /// The broker's user for this device, or "none"
     #[arg(long, value_name = "USER")]
     mqtt_user: Option<String>,
     /// A file with the password in its first line; it is copied
@@ -77,10 +93,12 @@ struct Answers {
     /// The authority that signed MongoDB's certificate (PEM)
     #[arg(long, value_name = "FILE")]
     mongo_ca_file: Option<PathBuf>,
-    /// Where page, metrics and HTTP routes are served: "127.0.0.1:8080", "0.0.0.0:8080" (with a token), or "none"
+    /// Where page, metrics and HTTP routes are served: "127.0.0.1:8080", "0.0.0.0:8080" (with a
+    /// token), or "none"
     #[arg(long, value_name = "ADDRESS")]
     http_listen: Option<String>,
-    /// A file with the token that HTTP clients show, which is copied; without one a token is made where one is needed
+    /// A file with the token of the HTTP clients, which is copied; without one a token is made where
+    /// it is needed
     #[arg(long, value_name = "FILE")]
     http_token_file: Option<PathBuf>,
     /// The venue at which the camera records
@@ -89,7 +107,8 @@ struct Answers {
     /// The venue's time zone: Europe/Berlin
     #[arg(long, value_name = "ZONE")]
     time_zone: Option<String>,
-    /// The site's key, by which doors share who is enrolled (`rollcall keys site` makes one); it is copied
+    /// The site key, with which doors share the enrolled people (`rollcall keys site` makes one); it
+    /// is copied
     #[arg(long, value_name = "FILE")]
     site_key_file: Option<PathBuf>,
 }
@@ -99,7 +118,7 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
     let asker = Asker::new(args.yes);
     let unusable = |source| Failure {
         code: exit::CONFIG,
-        what: "the configuration that is there cannot be used",
+        what: "the existing configuration cannot be used",
         source,
     };
     let mut draft = Draft::load(path).map_err(unusable)?;
@@ -107,27 +126,32 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
         with_remedy(anyhow::Error::new(error).context(format!("cannot write {}", path.display())))
     })?;
     draft.settings().map_err(unusable)?;
-    for note in draft.notes() {
-        println!("{note}");
-    }
+    draft.notes().iter().for_each(|note| println!("{note}"));
+    let printed = draft.notes().len();
     println!("{} {}", if draft.is_new() { "A new" } else { "Changing" }, draft.path().display());
-    let secrets = match card(args, &asker)? {
-        Some(card) => provision::apply(&mut draft, &card)?,
+    let secrets = match provisioning_file(args, &asker)? {
+        Some(file) => provision::apply(&mut draft, &file)?,
         None => Vec::new(),
     };
+    draft.notes().iter().skip(printed).for_each(|note| println!("{note}"));
     groups::ask_all(&asker, &args.answers, &mut draft)?;
+    let is_command = matches!(draft.settings()?.camera, CameraSettings::Pipe(_));
     let owner = Owner::of_user(&args.user);
-    let (path, has_owner) = (draft.path().to_owned(), owner.is_some());
+    let path = draft.path().to_owned();
+    let has_owner = owner.is_some();
     let committed = draft.commit(owner).map_err(with_remedy)?;
-    tell_written(&path, &committed, has_owner, &args.user);
-    let started =
-        if args.no_start { Started::Not("--no-start was given") } else { service::start(&path)? };
-    tell_next(&path, &started, &secrets);
+    print_written(&path, &committed, has_owner, &args.user);
+    let started = if args.no_start {
+        ServiceStart::Skipped("--no-start was given")
+    } else {
+        service::start_service(&path, is_command)?
+    };
+    print_next_steps(&path, &started, &secrets);
     Ok(())
 }
 
-/// The provisioning file, if one is to be used.
-fn card(args: &Args, asker: &Asker) -> anyhow::Result<Option<PathBuf>> {
+/// Returns the provisioning file to use, if any.
+fn provisioning_file(args: &Args, asker: &Asker) -> anyhow::Result<Option<PathBuf>> {
     if let Some(from) = &args.from {
         return Ok(Some(from.clone()));
     }
@@ -135,10 +159,10 @@ fn card(args: &Args, asker: &Asker) -> anyhow::Result<Option<PathBuf>> {
         return Ok(None);
     };
     if !asker.is_interactive() {
-        println!("{} is there, and is used only with --from", found.display());
+        println!("{} exists, but is used only with --from", found.display());
         return Ok(None);
     }
-    let words = format!("There is {}. Use it (yes, no)", found.display());
+    let words = format!("Found {}. Use it (yes, no)", found.display());
     let question = Question {
         flag: "--from FILE",
         words: &words,
@@ -170,57 +194,57 @@ fn with_remedy(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-fn tell_written(path: &Path, committed: &Committed, has_owner: bool, user: &str) {
+fn print_written(path: &Path, committed: &Committed, has_owner: bool, user: &str) {
     if !committed.changed {
-        println!("\n{} is as it should be: nothing was changed", path.display());
+        println!("\n{} is up to date: nothing was changed", path.display());
         return;
     }
     println!("\nWritten: {}", path.display());
     for file in &committed.files {
-        println!("  {} (only its owner may read it)", file.display());
+        println!("  {} (only its owner can read it)", file.display());
     }
     if !committed.files.is_empty() && !has_owner && rustix::process::geteuid().is_root() {
         println!(
-            "  There is no user {user:?} here, so they are root's: the daemon must run as root, or chown them"
+            "  There is no user {user:?} here, so they belong to root: run the daemon as root, or chown them"
         );
     }
 }
 
-fn tell_next(path: &Path, started: &Started, secrets: &[PathBuf]) {
+fn print_next_steps(path: &Path, started: &ServiceStart, secrets: &[PathBuf]) {
     match started {
-        Started::Runs => {
-            println!("The service is enabled and runs.");
+        ServiceStart::Running => {
+            println!("The service is enabled and running.");
             println!("\nNext:");
-            println!("  sudo rollcall watch            what it sees and decides, live");
-            println!("  sudo rollcall doctor           is everything well?");
-            println!("  journalctl -u rollcall -f      its log");
+            println!("  sudo rollcall watch            shows live what it detects and decides");
+            println!("  sudo rollcall doctor           checks everything");
+            println!("  journalctl -u rollcall -f      shows its log");
         }
-        Started::Not(why) => {
+        ServiceStart::Skipped(why) => {
             println!("The service was not started: {why}.");
             println!("\nNext:");
-            println!("  rollcall --config {0} doctor   is everything well?", path.display());
-            println!("  rollcall --config {0} run      the daemon", path.display());
+            println!("  rollcall --config {0} doctor   checks everything", path.display());
+            println!("  rollcall --config {0} run      runs the daemon", path.display());
         }
     }
-    println!("  rollcall enrol --id ID --name NAME PHOTO…   the first person");
+    println!("  rollcall enrol --id ID --name NAME PHOTO…   enrols the first person");
     for file in secrets {
         println!(
-            "\n{} holds a secret in the clear. It was moved: delete it now (sudo rm {0}).",
+            "\n{} holds a secret in clear text. It was copied: delete the file now (sudo rm {0}).",
             file.display()
         );
     }
 }
 
-/// As `doctor` would say it.
-fn show(part: &str, verdict: &Verdict) {
-    println!("  {part}: {}", verdict.lines(4));
+/// Prints the result of a check as `doctor` does.
+fn print_check(part: &str, result: &CheckResult) {
+    println!("  {part}: {}", result.lines(4));
 }
 
-/// The first line of a file that the operator named.
-fn first_line(path: &Path) -> anyhow::Result<String> {
+/// Returns the first line of a file that the operator named.
+fn read_first_line(path: &Path) -> anyhow::Result<String> {
     use std::io::{BufRead as _, Read as _};
     let file =
-        std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        bounded_file::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut line = String::new();
     std::io::BufReader::new(file.take(4096))
         .read_line(&mut line)

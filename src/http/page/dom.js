@@ -1,10 +1,10 @@
-// Small things every section needs: elements, times, the dialog. What comes from data becomes text, never markup.
+// What every section needs: elements, times, the dialog. Data becomes text, never markup.
 
 import { LANGUAGE, text } from "./texts.js";
 
 export const by = (id) => document.getElementById(id);
 
-/// An element with attributes (`onclick` and the like are functions, `state` is data-state) and children: elements or text.
+/// Returns an element with attributes (`onclick` and the like are functions, `state` is data-state) and children: elements or text.
 export function make(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -17,7 +17,7 @@ export function make(tag, attributes = {}, ...children) {
   return made;
 }
 
-/// A row of a list: a mark or time before it, what it is with a smaller line below, a badge and buttons after it.
+/// Returns a row of a list: a mark or time, the content with a smaller line below, a badge and buttons.
 export function row({ before, what, small, badge, state, buttons = [], isNew = false }) {
   return make("li", { class: isNew ? "new" : null },
     before ?? null,
@@ -28,7 +28,7 @@ export function row({ before, what, small, badge, state, buttons = [], isNew = f
 
 export const emptyRow = (what) => make("li", { class: "none" }, what);
 
-/// What a section has to say (a line or several): good, look or bad.
+/// Shows the message of a section (one line or several): good, look or bad.
 export function say(id, what = "", state = "") {
   const place = by(id);
   place.dataset.state = state;
@@ -46,9 +46,33 @@ function format(moment, zone, options) {
 export const timeOf = (moment, zone) => format(moment, zone, { hour: "2-digit", minute: "2-digit" });
 export const dateOf = (moment, zone) => format(moment, zone, { dateStyle: "medium" });
 export const dayOf = (moment, zone) => new Intl.DateTimeFormat("en-CA", { timeZone: zone }).format(new Date(moment));
+/// The bounds of a local day (YYYY-MM-DD) in a zone, as RFC 3339: where the clocks change, by the offset at each end.
+export function dayBounds(day, zone) {
+  const midnight = (at) => {
+    let moment = Date.parse(`${at}T00:00:00Z`);
+    for (let round = 0; round < 2; round += 1) moment = Date.parse(`${at}T00:00:00Z`) - offsetOf(moment, zone);
+    // Where midnight is skipped, the day begins at the first moment that there is.
+    const before = Date.parse(`${at}T00:00:00Z`) - (moment + offsetOf(moment, zone));
+    return new Date(moment + Math.max(0, before)).toISOString();
+  };
+  const next = new Date(Date.parse(`${day}T12:00:00Z`) + 86_400_000).toISOString().slice(0, 10);
+  return { from: midnight(day), to: midnight(next) };
+}
+function offsetOf(moment, zone) {
+  const parts = Object.fromEntries(new Intl.DateTimeFormat("en-US", {
+    timeZone: zone, hourCycle: "h23", year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit",
+  }).formatToParts(new Date(moment)).map((part) => [part.type, part.value]));
+  return Date.UTC(parts.year, parts.month - 1, parts.day, parts.hour, parts.minute, parts.second) - Math.floor(moment / 1000) * 1000;
+}
+
+const collator = new Intl.Collator(undefined, { sensitivity: "base", numeric: true });
+export const byName = (a, b) => collator.compare(a, b);
+/// A name as it is searched: without case and marks.
+export const plain = (name) => name.normalize("NFD").replace(/\p{Diacritic}/gu, "").toLowerCase();
+
 export const momentOf = (moment, zone) => format(moment, zone, { dateStyle: "medium", timeStyle: "short" });
 
-/// A length of time in its two largest units.
+/// Returns a duration in its two largest units.
 export function lengthOf(ms) {
   let rest = Math.max(0, Math.round(ms / 1000));
   const parts = [];
@@ -67,7 +91,7 @@ export function bytesOf(bytes) {
   return `${bytes.toFixed(bytes < 10 && at > 0 ? 1 : 0)} ${units[at]}`;
 }
 
-/// Asks in the dialog; true when the answer is yes. `yes` may change while it is open: it is given to `body`'s maker.
+/// Asks in the dialog and returns whether the user confirms. `yes` may change while it is open.
 export function ask({ title, body, yes, danger = false }) {
   const dialog = by("dialog");
   const button = by("dialog-yes");
@@ -76,7 +100,7 @@ export function ask({ title, body, yes, danger = false }) {
   button.textContent = yes;
   button.className = danger ? "danger" : "";
   return new Promise((resolve) => {
-    // Not by the event `close`: it comes later, and would answer a question that was asked meanwhile.
+    // Not the event `close`: it comes later, and would answer the next question.
     const settle = (answer) => () => { dialog.close(); resolve(answer); };
     button.onclick = settle(true);
     by("dialog-no").onclick = settle(false);
@@ -85,13 +109,13 @@ export function ask({ title, body, yes, danger = false }) {
   });
 }
 
-/// For what may be told many times at once, and is looked up once a moment later.
+/// Debounces: many calls at once lead to one run a moment later.
 export function settled(act, ms) {
   let waiting = null;
   return () => { waiting ??= setTimeout(() => { waiting = null; act(); }, ms); };
 }
 
-/// Tells those who do not see the screen.
+/// Announces a text to screen readers.
 export function announce(what) {
   by("arrivals").textContent = what;
 }

@@ -1,11 +1,11 @@
-// What the camera sees: boxes and decisions, and the picture itself only on demand.
+// The preview: boxes and decisions, and the picture itself only on request.
 
 import { by, emptyRow, make, row, say, timeOf } from "./dom.js";
 import { hasText, text } from "./texts.js";
 import { request } from "./wire.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-/// A picture that somebody forgot on a screen is hidden again.
+/// A forgotten picture is hidden after this time.
 const PICTURE_SHOWN_MS = 120_000;
 const PICTURE_EVERY_MS = 1_000;
 const LIST_EVERY_MS = 500;
@@ -13,6 +13,8 @@ const LAST_MAX = 5;
 
 let listed = -Infinity;
 let showing = null;
+/// The time zone of the door's venue.
+let zone;
 
 export function start(onNames) {
   by("picture-on").addEventListener("click", () => (showing ? hidePicture() : showPicture()));
@@ -22,7 +24,7 @@ export function start(onNames) {
 }
 export const wantsNames = () => by("names").checked;
 
-/// Good: recognised; look: a stranger; bad: a picture of somebody; none: not decided.
+/// The state of a face. Good: recognised; look: unknown; bad: presentation attack; none: undecided.
 function stateOf(face) {
   if (face.presentation === "attack") return "bad";
   return { identified: "good", unknown: "look" }[face.decision] ?? "none";
@@ -39,7 +41,7 @@ export function view(seen) {
   const height = seen.height || 480;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren(...seen.faces.map((face) => outline(face, width, height)));
-  // Ten times a second is for eyes; a list that changes so fast cannot be read.
+  // Boxes may change ten times a second, but nobody can read a list that does.
   const now = performance.now();
   if (now - listed < LIST_EVERY_MS) return;
   listed = now;
@@ -57,11 +59,12 @@ export function view(seen) {
   by("faces").replaceChildren(...(rows.length ? rows : [emptyRow(text("door.nobody"))]));
 }
 
-/// Without frames nothing is seen, and the health alone tells why.
+/// Without frames there is no preview, and only the health message gives the reason.
 export function vitals(health) {
   const state = health.camera.state;
   by("stage-says").textContent = state === "streaming" ? "" : text(`camera.${state}`);
   if (state !== "streaming") by("boxes").replaceChildren();
+  showSteps(health);
 }
 
 function outline(face, width, height) {
@@ -82,13 +85,39 @@ function outline(face, width, height) {
   return group;
 }
 
-/// What just happened, newest first.
-export function event(told) {
+/// The venue's time, and what the device still needs.
+export function venues(all) {
+  const door = all.find((it) => it.door);
+  zone = door?.time_zone;
+  hasSessions = all.some((it) => it.sessions.length > 0);
+}
+let hasSessions = true;
+
+function showSteps(health) {
+  const missing = [
+    health.camera.state === "absent" ? "steps.camera" : null,
+    health.clock_trusted ? null : "steps.clock",
+    health.gallery.subjects === 0 ? "steps.people" : null,
+    hasSessions ? null : "steps.sessions",
+  ].filter(Boolean);
+  by("steps").hidden = health.gallery.subjects > 0 && health.camera.state !== "absent" && health.clock_trusted;
+  by("steps-list").replaceChildren(...missing.map((key) => make("li", {}, text(key))));
+}
+
+/// What was recorded before the page was opened.
+export function seed(records) {
+  if (!by("last").querySelector(".none")) return;
+  const latest = records.sort((a, b) => (a.occurred_at < b.occurred_at ? -1 : 1)).slice(-LAST_MAX);
+  for (const record of latest) event({ kind: "attendance", ...record }, false);
+}
+
+/// The latest events, newest first.
+export function event(told, isNew = true) {
   const what = wordsOf(told);
   if (!what) return;
   const list = by("last");
   list.querySelector(".none")?.remove();
-  list.prepend(row({ before: make("time", { datetime: told.occurred_at }, timeOf(told.occurred_at)), what, isNew: true }));
+  list.prepend(row({ before: make("time", { datetime: told.occurred_at }, timeOf(told.occurred_at, zone)), what, isNew }));
   while (list.children.length > LAST_MAX) list.lastElementChild.remove();
 }
 export function wordsOf(told) {
@@ -106,7 +135,7 @@ export function wordsOf(told) {
       return null;
   }
 }
-/// Somebody was erased: their name does not stay on the screen.
+/// Clears the events after an erasure, so that no name stays on the screen.
 export function forget() {
   by("last").replaceChildren(emptyRow(text("nobody")));
 }

@@ -1,11 +1,11 @@
-// What the device says of itself: the set-up check, what is owed to whom since when, and its figures.
+// The health of the device: the set-up check, what is pending since when, and its counters.
 
 import { by, bytesOf, lengthOf, make, momentOf, row, say } from "./dom.js";
 import { text } from "./texts.js";
 import { hintOf } from "./door.js";
 import { command } from "./wire.js";
 
-/// Owed for longer than this is worth a look; less free than this, too.
+/// A delivery pending for longer than this is a warning, as is less free space than this.
 const OWED_LONG_S = 120;
 const FREE_LOW_BYTES = 500e6;
 
@@ -23,7 +23,7 @@ export function take(told) {
   showDevice();
 }
 
-/// The last face before the camera is what light and distance are judged by.
+/// Light and distance are judged by the last face before the camera.
 export function view(seen) {
   const judged = seen.faces.find((it) => it.samples > 0 || it.flaw !== null);
   if (!judged) return;
@@ -36,7 +36,7 @@ const owedTo = (sink) => health.outbox.find((it) => it.sink === sink);
 const lasting = (owed) => lengthOf((owed.oldest_age_s ?? 0) * 1000);
 const isLong = (owed) => owed.rows > 0 && (owed.oldest_age_s ?? 0) > OWED_LONG_S;
 
-/// Each check: its state and a sentence.
+/// Returns the state and the sentence of each check.
 function checks() {
   const { camera, gallery, store } = health;
   return [
@@ -44,7 +44,7 @@ function checks() {
     ["face", camera.state !== "streaming" ? null : faceCheck()],
     ["clock", health.clock_trusted ? ["good", "check.clockGood"] : ["bad", "check.clockBad"]],
     ["people", galleryCheck(gallery)],
-    ["broker", sinkCheck(owedTo("mqtt"))],
+    ["broker", brokerCheck()],
     ["mongo", mongoCheck()],
     ["sharing", sharingCheck(gallery.sharing)],
     ["disk", diskCheck(store)],
@@ -64,6 +64,10 @@ function sinkCheck(owed) {
   if (owed.buried > 0) return ["bad", "check.buriedSome", { n: owed.buried }];
   return isLong(owed) ? ["look", "check.owedLong", { time: lasting(owed) }] : ["good", "check.delivered"];
 }
+function brokerCheck() {
+  if (health.mqtt?.state !== "refused") return sinkCheck(owedTo("mqtt"));
+  return health.mqtt.refused_topic ? ["bad", "check.brokerRefuses", { topic: health.mqtt.refused_topic }] : ["bad", "check.brokerAway"];
+}
 function mongoCheck() {
   if (!health.mongo) return ["none", "check.mongoNone"];
   if (health.mongo.state === "refused") return ["bad", "check.mongoRefused"];
@@ -76,6 +80,7 @@ function sharingCheck(sharing) {
   return {
     shared: ["good", "check.shared"], learning: ["look", "check.learning", { n: sharing.behind }],
     away: ["look", "check.sharingAway"], wrong_key: ["bad", "check.wrongKey"],
+    blocked: ["bad", "check.sharingBlocked", { n: sharing.pending }],
   }[sharing.state] ?? ["none", "check.sharingNone"];
 }
 function diskCheck(store) {

@@ -1,4 +1,4 @@
-// The page as a whole: signing in, the sections, and who hears what of the stream.
+// The page as a whole: signing in, the sections, and the distribution of the event stream.
 
 import { announce, by, say } from "./dom.js";
 import * as door from "./door.js";
@@ -13,6 +13,7 @@ const SECTIONS = ["door", "today", "people", "venues", "health"];
 
 let isIn = false;
 let enrolsFromCamera = false;
+let deviceName = "rollcall";
 
 const current = () => (SECTIONS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "door");
 
@@ -23,10 +24,13 @@ function fillTexts() {
   by("host").textContent = location.host;
 }
 
-/// Shows the section of the address; `moved` when somebody went there.
+const headingOf = (name) => document.querySelector(`#section-${name} h1`);
+const titleOf = () => `${headingOf(isIn ? current() : "sign-in").textContent} – ${deviceName}`;
+
+/// Shows the section of the address; `moved` where the user navigated there.
 function show(moved) {
   const name = isIn ? current() : "sign-in";
-  // The sections' ids are not those of the addresses: the browser would scroll to them.
+  // Sections and addresses have different ids, or the browser would scroll to them.
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== `section-${name}`;
   for (const link of document.querySelectorAll("#nav a")) {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
@@ -34,8 +38,8 @@ function show(moved) {
   }
   by("nav").hidden = !isIn;
   by("forget").hidden = !(isIn && token.get());
-  const heading = document.querySelector(`#section-${name} h1`);
-  document.title = `${heading.textContent} – rollcall`;
+  const heading = headingOf(name);
+  document.title = titleOf();
   if (name !== "door") door.hidePicture();
   if (name === "today") today.load();
   wantWhatIsSeen();
@@ -91,7 +95,7 @@ function listen() {
   follow({ link, opened, event, view, health: vitals });
 }
 
-/// At first, and after each gap, everything is asked for.
+/// Loads everything at the start and after each gap of the stream.
 function opened() {
   venues.load();
   people.load();
@@ -107,6 +111,9 @@ function event(told) {
 }
 
 function vitals(told) {
+  if (told.device) deviceName = `${told.site} / ${told.device}`;
+  by("device-name").textContent = deviceName;
+  document.title = titleOf();
   health.take(told);
   door.vitals(told);
 }
@@ -120,15 +127,15 @@ function view(seen) {
 async function begin() {
   fillTexts();
   door.start(wantWhatIsSeen);
-  today.start();
+  today.start(door.seed);
   people.start((uses) => { enrolsFromCamera = uses; wantWhatIsSeen(); });
-  venues.start((all) => { today.takeVenues(all); today.load(); });
+  venues.start((all) => { door.venues(all); today.takeVenues(all); today.load(); });
   health.start();
   by("sign-in-form").addEventListener("submit", (submitted) => { submitted.preventDefault(); signIn(by("token").value.trim()); });
   by("forget").addEventListener("click", () => { signOut(); location.reload(); });
   document.querySelector(".skip").addEventListener("click", (clicked) => { clicked.preventDefault(); by("main").focus(); });
   window.addEventListener("hashchange", () => show(true));
-  // A page that nobody looks at asks for nothing.
+  // A hidden page requests nothing.
   document.addEventListener("visibilitychange", () => {
     if (!isIn) return;
     if (document.hidden) { door.hidePicture(); unfollow(); } else listen();

@@ -1,17 +1,26 @@
-// Who is enrolled: the list, enrolment by photographs or from the door's camera, a new name, withdrawal, erasure.
+// The enrolled people: the list, enrolment from photographs or the door's camera, renaming, withdrawal and erasure.
 
-import { ask, by, dateOf, emptyRow, make, row, say, settled } from "./dom.js";
+import { ask, by, byName, dateOf, emptyRow, make, plain, row, say, settled } from "./dom.js";
 import { hasText, text } from "./texts.js";
 import { LIMITS, command, pages } from "./wire.js";
 import { hintOf } from "./door.js";
 
-/// What is loaded for the search, and what is shown at a time.
+/// The number of people loaded for the search, and shown at a time.
 const LOADED_MAX = 5_000;
 const PAGE = 25;
 const SETTLE_MS = 500;
+/// As the device counts them.
+const CONSENT_ENDING_MS = 30 * 86_400_000;
 const CAMERA_SECONDS = 30;
-/// The answer may take a little longer than the time that the person has.
+/// The reply may take a little longer than the time that the person has.
 const ANSWER_MS = (CAMERA_SECONDS + 15) * 1000;
+
+/// A photograph of fewer bytes is sent without a look at it. One of more pixels than the device keeps is made smaller, to
+/// more pixels than any face needs.
+const SURELY_SMALL_BYTES = 2 ** 20;
+const KEPT_PIXELS_MAX = 12_600_000;
+const SENT_PIXELS_MAX = 6_000_000;
+const SENT_PIXELS_MIN = 10_000;
 
 let subjects = [];
 let isComplete = true;
@@ -31,7 +40,7 @@ export function start(whenCameraIsUsed) {
   chooseHow();
 }
 
-/// An id from chance: one that is made from a name would stay when the person is erased.
+/// Returns a random id: an id made from the name would remain when the person is erased.
 function freshId() {
   return `p-${[...crypto.getRandomValues(new Uint8Array(4))].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }
@@ -45,7 +54,7 @@ function chooseHow() {
 export async function load() {
   try {
     const { all, complete } = await pages("subjects", {}, "subjects", LOADED_MAX);
-    subjects = all;
+    subjects = all.sort((a, b) => byName(a.name, b.name));
     isComplete = complete;
     show();
   } catch (error) {
@@ -55,16 +64,14 @@ export async function load() {
 
 export const loadSoon = settled(load, SETTLE_MS);
 
-const plain = (name) => name.normalize("NFD").replace(/\p{Diacritic}/gu, "").toLowerCase();
-
 function show() {
   const sought = plain(by("search").value.trim());
   const found = subjects.filter((it) => plain(it.name).includes(sought) || it.id.toLowerCase().includes(sought));
   if (first >= found.length) first = Math.max(0, Math.floor((found.length - 1) / PAGE) * PAGE);
   const rows = found.slice(first, first + PAGE).map((it) => row({
     what: it.name,
-    small: [it.id, text("people.references", { n: it.references }), text("people.since", { date: dateOf(it.enrolled_at) })].join(" · "),
-    badge: it.recognisable ? null : text("people.outdated"),
+    small: [it.id, text("people.references", { n: it.references }), text("people.since", { date: dateOf(it.enrolled_at) }), ...consentOf(it)].join(" · "),
+    badge: it.recognisable ? endingOf(it) : text("people.outdated"),
     state: "look",
     buttons: [
       action("people.add", it, () => fill(it)),
@@ -82,7 +89,23 @@ function show() {
 }
 const action = (key, it, act) => make("button", { type: "button", class: "quiet", "aria-label": text(`${key}Of`, { name: it.name }), onclick: act }, text(key));
 
+/// What a person agreed to, if it is recorded.
+function consentOf({ consent }) {
+  if (!consent) return [];
+  const { text_version: version, valid_until: until } = consent;
+  return [until ? text("people.consentUntil", { version, date: dateOf(until) }) : text("people.consent", { version })];
+}
+function endingOf({ consent }) {
+  const until = consent?.valid_until;
+  return until && new Date(until) - Date.now() < CONSENT_ENDING_MS ? text("people.consentEnding", { date: dateOf(until) }) : null;
+}
+
 function fill(subject) {
+  by("enrol").reset();
+  chooseHow();
+  by("photo-results").replaceChildren();
+  say("enrol-says");
+  by("enrol-anyway").hidden = true;
   by("enrol-name").value = subject.name;
   by("enrol-id").value = subject.id;
   by("photos").focus();
@@ -123,6 +146,16 @@ async function change(act, done) {
   by("people-list").focus();
 }
 
+/// Returns the consent of the form, given now; it holds to the end of the chosen day here.
+function statedConsent() {
+  const [version, until, recorder] = ["consent-version", "consent-until", "recorded-by"].map((id) => by(id).value.trim());
+  if (!version) return null;
+  if (!recorder) throw new Error(text("enrol.consentBy"));
+  const [year, month, day] = until.split("-").map(Number);
+  const end = until ? new Date(year, month - 1, day + 1).toISOString() : null;
+  return { given_at: new Date().toISOString(), text_version: version, valid_until: end, recorded_by: recorder };
+}
+
 async function enrol(anyway) {
   const fields = {
     subject: { id: by("enrol-id").value.trim(), name: by("enrol-name").value.trim() },
@@ -134,6 +167,7 @@ async function enrol(anyway) {
   by("enrol-go").disabled = true;
   let files = [];
   try {
+    fields.consent = statedConsent();
     const answer = isByCamera() ? await fromCamera(fields) : await byPhotographs(fields, files = [...by("photos").files]);
     showImages(answer.images, files);
     const alike = answer.look_alikes.map((it) => text("enrol.alike", { name: nameOf(it.subject_id), score: it.score.toFixed(2) }));
@@ -157,14 +191,51 @@ const nameOf = (id) => subjects.find((it) => it.id === id)?.name ?? id;
 async function byPhotographs(fields, files) {
   if (files.length === 0) throw new Error(text("enrol.noPhotos"));
   if (files.length > LIMITS.photographs) throw new Error(text("enrol.tooMany"));
-  const tooLarge = files.find((file) => file.size > LIMITS.photographBytes);
-  if (tooLarge) throw new Error(text("enrol.tooLarge", { file: tooLarge.name }));
-  // In base64 four characters stand for three bytes; the rest of the command is small.
-  if (files.reduce((sum, file) => sum + file.size * 4 / 3 + 8, 2048) > LIMITS.bodyBytes) throw new Error(text("enrol.tooLargeTogether"));
   say("enrol-says", text("enrol.working"));
+  // In base64 four characters stand for three bytes; the rest of the command is small.
+  const room = (LIMITS.bodyBytes - 2048) * 3 / 4;
+  const sizeOf = (all) => all.reduce((sum, file) => sum + file.size + 8, 0);
+  let fitting = await fit(files, LIMITS.photographBytes);
+  if (sizeOf(fitting) > room) fitting = await fit(files, Math.floor(room / files.length) - 8);
+  if (sizeOf(fitting) > room) throw new Error(text("enrol.tooLargeTogether"));
   const images = [];
-  for (const file of files) images.push(await base64Of(file));
+  for (const file of fitting) images.push(await base64Of(file));
   return command("enrol", { ...fields, images });
+}
+
+/// Each file, or a smaller picture of it, one after the other: decoded photographs are large.
+async function fit(files, bytesMax) {
+  const fitting = [];
+  for (const file of files) fitting.push(await fitOne(file, bytesMax));
+  return fitting;
+}
+
+/// Returns a file that the device accepts as it is, or a smaller JPEG of it. The browser turns it upright by its EXIF
+/// orientation. What the browser cannot decode is sent as it is if it is small: the device names what it is.
+async function fitOne(file, bytesMax) {
+  if (file.size <= Math.min(bytesMax, SURELY_SMALL_BYTES)) return file;
+  const picture = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => null);
+  if (picture === null && file.size <= bytesMax) return file;
+  if (picture === null) throw new Error(text("enrol.tooLarge", { file: file.name }));
+  try {
+    const pixels = picture.width * picture.height;
+    if (file.size <= bytesMax && pixels <= KEPT_PIXELS_MAX) return file;
+    for (let most = Math.min(pixels, SENT_PIXELS_MAX); most > SENT_PIXELS_MIN; most /= 2) {
+      const smaller = await encode(picture, Math.sqrt(most / pixels));
+      if (smaller !== null && smaller.size <= bytesMax) return smaller;
+    }
+    throw new Error(text("enrol.tooLarge", { file: file.name }));
+  } finally {
+    picture.close();
+  }
+}
+
+function encode(picture, scale) {
+  const canvas = make("canvas", { width: Math.max(1, Math.round(picture.width * scale)), height: Math.max(1, Math.round(picture.height * scale)) });
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  return new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.92));
 }
 
 async function base64Of(file) {
@@ -183,7 +254,7 @@ async function fromCamera(fields) {
   const tick = () => {
     const left = Math.max(0, Math.ceil((ends - performance.now()) / 1000));
     bar.value = left;
-    // Read aloud: each ten seconds are enough.
+    // Screen readers announce it: every ten seconds is enough.
     if (told === null || (left % 10 === 0 && told !== left)) {
       told = left;
       by("countdown-says").textContent = text("enrol.countdown", { n: left });
@@ -203,7 +274,7 @@ async function fromCamera(fields) {
   }
 }
 
-/// What the camera sees while somebody is enrolled from it: what they should do.
+/// Shows a person who is enrolled from the camera what to do.
 export function view(seen) {
   if (countdown === null) return;
   const hint = seen.faces.map(hintOf).find(Boolean) ?? "";

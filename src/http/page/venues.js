@@ -1,4 +1,4 @@
-// Venues and their sessions: the list, and one form to put a venue.
+// Venues and their sessions: the list, and one form for a venue.
 
 import { ask, by, emptyRow, make, momentOf, row, say } from "./dom.js";
 import { LANGUAGE, text } from "./texts.js";
@@ -42,7 +42,7 @@ export async function load() {
 }
 const shortly = (session) => `${(session.weekdays?.length ? session.weekdays.map((day) => text(`day.${day}`)) : session.dates ?? []).join(" ")} ${session.start}–${session.end}`;
 
-/// The form with a venue, or empty for a new one.
+/// Fills the form with a venue, or empties it for a new one.
 function fill(venue) {
   by("venue-title").textContent = venue ? text("venues.change", { name: venue.name }) : text("venues.fresh");
   by("venue-id").value = venue?.venue ?? "";
@@ -83,7 +83,7 @@ function addSession(session) {
   return set;
 }
 
-/// Sessions are counted as they stand.
+/// Numbers the sessions in their order.
 function number() {
   const sets = [...by("sessions").children];
   sets.forEach((set, at) => {

@@ -3,11 +3,11 @@
 import { hasText, text } from "./texts.js";
 
 const KEPT_AS = "rollcall-token";
-/// A command's body at most, as the device has it ([limits]).
+/// The largest body of a command, as the device allows it ([limits]).
 export const LIMITS = { photographs: 10, photographBytes: 4 * 2 ** 20, bodyBytes: 8 * 2 ** 20 };
-/// The device says something every five seconds. Silence for this long is a lost connection.
+/// The device sends something every five seconds. Silence for this long is a lost connection.
 const SILENCE_MS = 20_000;
-/// What stands in the stream between two blank lines at most; more is not ours.
+/// The largest event of the stream.
 const MESSAGE_CHARS_MAX = 4 * 2 ** 20;
 
 export const token = {
@@ -16,7 +16,7 @@ export const token = {
   forget: () => sessionStorage.removeItem(KEPT_AS),
 };
 
-/// The device did not do what was asked; `message` is for people.
+/// The device rejected a request; `message` is for people.
 export class Refused extends Error {
   constructor(message, status, answer = null) {
     super(message);
@@ -29,7 +29,7 @@ export class Refused extends Error {
 let onUnauthorised = () => {};
 export function whenUnauthorised(act) { onUnauthorised = act; }
 
-/// One request with the token; a Response that is well.
+/// Sends a request with the token and returns a successful Response.
 export async function request(path, { accept = "application/json", body, signal, lastId: after } = {}) {
   const headers = { Accept: accept };
   if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
@@ -42,25 +42,28 @@ export async function request(path, { accept = "application/json", body, signal,
     if (error.name === "AbortError") throw error;
     throw new Refused(text("error.away"), 0);
   }
+  // With whose token: a reader's page shows nothing that a reader may not do.
+  const access = response.headers.get("rollcall-access");
+  if (access) document.documentElement.dataset.access = access;
   if (response.ok) return response;
   if (response.status === 401) onUnauthorised();
   const answer = await response.json().catch(() => null);
   const code = `error.${answer?.error?.code}`;
-  // The commands' refusals have a code and a message, those of the server itself only words.
+  // A rejected command has a code and a message, an error of the server only a text.
   const plain = hasText(code) ? text(code) : answer?.error?.message ?? (typeof answer?.error === "string" ? answer.error : null);
   throw new Refused(plain ?? text("error.status", { status: response.status }), response.status, answer);
 }
 
 export const get = async (path, options) => (await request(path, options)).json();
 
-/// Carries a command out; its answer.
+/// Sends a command and returns its reply.
 export async function command(verb, fields = {}, options = {}) {
   const answer = await (await request(`api/command/${verb}`, { ...options, body: JSON.stringify(fields) })).json();
   if (answer.ok === false) throw new Refused(answer.error?.message ?? "", 200, answer);
   return answer;
 }
 
-/// Every page of a command's list, `most` entries at most.
+/// Loads every page of a list, at most `most` entries.
 export async function pages(verb, fields, list, most) {
   const all = [];
   let after = null;
@@ -75,12 +78,12 @@ export async function pages(verb, fields, list, most) {
 let handlers = {};
 let wanted = "";
 let running = null;
-/// The last event that was heard, so that none is missed where the stream is asked for anew; and whether some may be.
+/// The last event received, so that none is missed after a reconnect; and whether some may be missing.
 let lastId = null;
 let missed = true;
 
-/// Follows the device until `unfollow`: `event`, `health` and `view` get what is told, `link` whether it is heard, and
-/// `opened` is called at first and after each gap.
+/// Follows the event stream until `unfollow`: `event`, `health` and `view` receive the messages, `link` the state of the
+/// connection, and `opened` is called at the start and after each gap.
 export function follow(given) {
   handlers = given;
   missed = true;
@@ -90,7 +93,7 @@ export function unfollow() {
   running?.abort();
   running = null;
 }
-/// What the camera sees is asked for only while somebody looks.
+/// The preview is requested only while somebody watches.
 export function want({ view, names }) {
   const query = view ? `?view=true${names ? "&names=true" : ""}` : "";
   if (query === wanted) return;
@@ -141,7 +144,7 @@ async function listen(mine) {
   }
 }
 
-/// Hands on every whole message; what is left over.
+/// Passes on every complete message and returns the rest.
 function take(heard) {
   const messages = heard.split("\n\n");
   const rest = messages.pop();

@@ -1,42 +1,26 @@
 //! Events as documents and update statements. Only computes.
 //!
-//! Each statement may be carried out any number of times. `_id` of an attendance is the event's id as a string, as MQTT
-//! has it, so that both can be joined.
+//! Each statement is idempotent. `_id` of an attendance is the event's id
+//! as a string, as MQTT has it, so that both can be joined.
 
-use std::time::Duration;
-
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::bson::{Bson, Document, doc};
 
-use crate::attend::venue::DirectionMode;
-use crate::record::event::{
+use crate::ids::Origin;
+use crate::mongo::types::VenueRecord;
+use crate::wire::event::{
     Attendance, Body, Correction, EXPIRES_AFTER_MS, Enrolment, EnrolmentAction, SCHEMA,
     StoredEvent, SubjectRef,
 };
 
-/// A venue, as far as MongoDB's readers are told of it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct VenueNote {
-    pub id: String,
-    pub name: String,
-    /// As in `venue_put`; none where there is none.
-    pub schedule: Option<serde_json::Value>,
-    pub direction: DirectionMode,
-    pub re_entry_gap: Duration,
-}
-
-/// Who writes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Origin {
-    pub(super) site: String,
-    pub(super) device: String,
-}
-
 pub(super) fn date(wall_ms: i64) -> Bson {
-    Bson::DateTime(DateTime::from_millis(wall_ms))
+    Bson::DateTime(mongodb::bson::DateTime::from_millis(wall_ms))
 }
 
-/// Without the noise that a float gains on its way to a double.
+/// Removes the noise that a float gains when it becomes a double.
 fn decimal(value: f32) -> f64 {
     (f64::from(value) * 1e6).round() / 1e6
 }
@@ -49,8 +33,12 @@ fn subject(subject: Option<&SubjectRef>) -> Bson {
     optional(subject.map(|it| doc! { "id": it.id.as_str(), "name": it.name.as_str() }))
 }
 
-/// Inserts an attendance unless it is there. The filter holds a sharded cluster's whole key.
-pub(super) fn attendance(event: &StoredEvent, body: &Attendance, origin: &Origin) -> Document {
+/// Inserts an attendance unless it is there. The filter has the whole key of a sharded cluster.
+pub(super) fn insert_attendance(
+    event: &StoredEvent,
+    body: &Attendance,
+    origin: &Origin,
+) -> Document {
     let mut fields = doc! {
         "schema": i64::from(SCHEMA),
         "seq": event.seq,
@@ -79,11 +67,12 @@ pub(super) fn attendance(event: &StoredEvent, body: &Attendance, origin: &Origin
     doc! { "q": id, "u": { "$setOnInsert": fields }, "upsert": true }
 }
 
-/// Puts the time of an attendance right, and its place in the record. Where there is none (the correction is of another
-/// kind of event, or the attendance was buried and comes later, as it is by then), nothing is done. A mark of another
-/// door goes too: the look that follows sees again what it was made for. `corrected` is the attendance as it is now,
-/// after all its corrections; what the correction itself says holds only where that is gone.
-pub(super) fn correction(
+/// Corrects the time of an attendance, its session and its status. Without the attendance (the
+/// correction is of another kind of event, or the attendance was dead-lettered and is delivered
+/// later, in its corrected form) nothing changes. A mark by another device is removed; the search
+/// that follows makes it again if it still applies. `corrected` is the attendance as it is now, after
+/// all corrections; the content of this correction counts only if that is gone.
+pub(super) fn correct_attendance(
     event: &StoredEvent,
     body: &Correction,
     corrected: Option<&StoredEvent>,
@@ -116,23 +105,35 @@ pub(super) fn correction(
     doc! { "q": q, "u": { "$set": fields } }
 }
 
-/// A venue's `_id`: what looks like an ObjectId is one, as in the former service's database.
-pub(super) fn venue_id(id: &str) -> Bson {
-    former_id(id).map_or_else(|| id.into(), Bson::ObjectId)
+/// A time without a zone, as the former service stored it: as if it were in UTC.
+fn date_time(time: DateTime) -> Bson {
+    let zoned = time.to_zoned(TimeZone::UTC);
+    zoned.map_or(Bson::Null, |it| date(it.timestamp().as_millisecond()))
 }
 
-fn former_id(id: &str) -> Option<ObjectId> {
+/// Reads the time of a document of the former service.
+pub(super) fn read_date_time(stored: &Bson) -> Option<DateTime> {
+    let at = Timestamp::from_millisecond(stored.as_datetime()?.timestamp_millis()).ok()?;
+    Some(at.to_zoned(TimeZone::UTC).datetime())
+}
+
+/// Returns a venue's `_id`: what looks like an ObjectId is one, as in the predecessor's database.
+pub(super) fn venue_id(id: &str) -> Bson {
+    object_id(id).map_or_else(|| id.into(), Bson::ObjectId)
+}
+
+fn object_id(id: &str) -> Option<ObjectId> {
     ObjectId::parse_str(id).ok()
 }
 
-/// Adds names to those who were ever at a venue, for readers of the former service.
-pub(super) fn venue_names<'a>(id: &str, names: impl IntoIterator<Item = &'a str>) -> Document {
+/// Adds names to those that were ever at a venue, for readers of the predecessor's database.
+pub(super) fn add_venue_names<'a>(id: &str, names: impl IntoIterator<Item = &'a str>) -> Document {
     let names: Vec<&str> = names.into_iter().collect();
     doc! { "q": { "_id": venue_id(id) }, "u": { "$addToSet": { "attendance": { "$each": names } } }, "upsert": true }
 }
 
-/// JSON as it is; the driver would take `{"$oid": …}` for something else.
-fn plain(value: &serde_json::Value) -> Bson {
+/// Converts JSON as it is; the driver would read `{"$oid": …}` as an ObjectId.
+fn json_to_bson(value: &serde_json::Value) -> Bson {
     use serde_json::Value;
     match value {
         Value::Null => Bson::Null,
@@ -141,20 +142,22 @@ fn plain(value: &serde_json::Value) -> Bson {
             it.as_i64().map_or_else(|| Bson::Double(it.as_f64().unwrap_or_default()), Bson::Int64)
         }
         Value::String(it) => Bson::String(it.clone()),
-        Value::Array(it) => Bson::Array(it.iter().map(plain).collect()),
+        Value::Array(it) => Bson::Array(it.iter().map(json_to_bson).collect()),
         Value::Object(it) => {
-            Bson::Document(it.iter().map(|(key, it)| (key.clone(), plain(it))).collect())
+            Bson::Document(it.iter().map(|(key, it)| (key.clone(), json_to_bson(it))).collect())
         }
     }
 }
 
-/// What a venue is called and when it is open. A document of the former service keeps its own name.
-pub(super) fn venue(note: &VenueNote) -> Document {
-    let schedule = note.schedule.as_ref().map_or(Bson::Null, plain);
+/// Writes a venue's name and schedule. A document of the predecessor keeps its own name.
+pub(super) fn put_venue(note: &VenueRecord) -> Document {
+    let schedule = note.schedule.as_ref().map_or(Bson::Null, json_to_bson);
     let set =
         doc! { "schedule": schedule, "re_entry_gap_ms": note.re_entry_gap.as_millis() as i64 };
-    let update = if former_id(&note.id).is_some() {
-        doc! { "$set": set, "$setOnInsert": { "name": &note.name, "attendance": [] } }
+    let update = if object_id(&note.id).is_some() {
+        let mut added = doc! { "name": &note.name, "attendance": [] };
+        added.extend(note.date_time.map(|it| ("date_time".to_owned(), date_time(it))));
+        doc! { "$set": set, "$setOnInsert": added }
     } else {
         let mut set = set;
         set.insert("name", &note.name);
@@ -163,7 +166,7 @@ pub(super) fn venue(note: &VenueNote) -> Document {
     doc! { "q": { "_id": venue_id(&note.id) }, "u": update, "upsert": true }
 }
 
-/// What an enrolment changes among the subjects. None: nothing (the person was erased since).
+/// Writes what an enrolment changes in `subjects`; `None` if the subject was erased since.
 pub(super) fn subject_change(
     event: &StoredEvent,
     body: &Enrolment,
@@ -174,8 +177,10 @@ pub(super) fn subject_change(
     match body.action {
         EnrolmentAction::Enrolled | EnrolmentAction::Updated | EnrolmentAction::Renamed => {
             let at = date(event.occurred_ms);
-            // The newest name counts, whichever door delivers last. `$literal`: a name may begin with a dollar sign.
-            let newer = doc! { "$lte": [{ "$ifNull": ["$named_at", DateTime::MIN] }, &at] };
+            // The newest name counts, whichever device delivers last. `$literal`, because a name may
+            // begin with a dollar sign.
+            let newer =
+                doc! { "$lte": [{ "$ifNull": ["$named_at", mongodb::bson::DateTime::MIN] }, &at] };
             let name = doc! { "$cond": [newer, { "$literal": person.name.as_str() }, "$name"] };
             let set = doc! {
                 "name": name,
@@ -192,20 +197,20 @@ pub(super) fn subject_change(
     }
 }
 
-/// The body of a row, as far as it concerns MongoDB: other kinds have no collection there.
-pub(super) enum Concern<'a> {
+/// The body of an event that MongoDB stores: other kinds have no collection there.
+pub(super) enum StoredBody<'a> {
     Attendance(&'a Attendance),
     Correction(&'a Correction),
     Enrolment(&'a Enrolment),
     None,
 }
 
-impl<'a> Concern<'a> {
+impl<'a> StoredBody<'a> {
     pub(super) fn of(body: &'a Body) -> Self {
         match body {
             Body::Attendance(it) => Self::Attendance(it),
             Body::Correction(it) => Self::Correction(it),
-            // The erasure itself is a message of its own.
+            // An erasure is delivered as a message of its own.
             Body::Enrolment(it) if it.subject.is_none() || it.action == EnrolmentAction::Erased => {
                 Self::None
             }
@@ -221,10 +226,10 @@ mod tests {
 
     use super::*;
     use crate::clock::BootId;
-    use crate::record::event::{ClockState, Status};
+    use crate::wire::event::{ClockState, Status};
 
     #[test]
-    fn a_correction_says_what_is_known_now() {
+    fn correction_uses_the_present_attendance() {
         let body = Correction {
             corrects: Uuid::from_u128(7),
             was: "1970-01-01T00:00:00.000Z".into(),
@@ -245,13 +250,13 @@ mod tests {
         let set = doc! { "occurred_at": date(5), "expires_at": date(30_005), "clock": "corrected",
         "session": "2026-11-23T08:00Z/mon-am", "status": "late" };
         assert_eq!(
-            correction(&event, &body, None),
+            correct_attendance(&event, &body, None),
             doc! { "q": { "_id": Uuid::from_u128(7).to_string() }, "u": { "$set": set, "$unset": { "superseded_by": "" } } }
         );
         // Its time was right, its place in the record was not.
         event.clock = ClockState::Synced;
         let body = Correction { superseded_by: Some(Uuid::from_u128(9)), ..body };
-        let update = correction(&event, &body, None).get_document("u").unwrap().clone();
+        let update = correct_attendance(&event, &body, None).get_document("u").unwrap().clone();
         assert_eq!(update.len(), 1);
         let set = update.get_document("$set").unwrap();
         assert_eq!(set.get_str("superseded_by").unwrap(), Uuid::from_u128(9).to_string());
@@ -259,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_venue_of_the_former_service_is_the_same_venue() {
+    fn predecessors_venue_keeps_its_id() {
         let hex = "65f0c1d2e3a4b5c6d7e8f901";
         assert_eq!(venue_id(hex), Bson::ObjectId(ObjectId::parse_str(hex).unwrap()));
         assert_eq!(venue_id("65f0c1d2e3a4b5c6d7e8f90"), Bson::from("65f0c1d2e3a4b5c6d7e8f90"));
@@ -267,11 +272,11 @@ mod tests {
     }
 
     #[test]
-    fn json_stays_what_it_is() {
+    fn json_is_converted_unchanged() {
         let value =
             serde_json::json!({"$oid": "65f0c1d2e3a4b5c6d7e8f901", "n": [1, 0.5, true, null]});
         let expected =
             doc! { "$oid": "65f0c1d2e3a4b5c6d7e8f901", "n": [1_i64, 0.5, true, Bson::Null] };
-        assert_eq!(plain(&value), Bson::Document(expected));
+        assert_eq!(json_to_bson(&value), Bson::Document(expected));
     }
 }

@@ -1,93 +1,141 @@
-//! What `doctor` finds out about MongoDB, in words for whoever looks after the device.
+//! The check of MongoDB for `doctor`, with texts for operators.
 
 use std::time::Duration;
 
+use mongodb::Client;
 use mongodb::bson::{Bson, Document, doc};
 
-use super::fault::{Fault, Verdict};
-use super::link::{WIRE_VERSION_MIN, bounded, connect};
+use super::fault::{MongoFault, WriteVerdict};
+use super::link::{WIRE_VERSION_MIN, bounded, create_client};
 use super::settings::MongoSettings;
+use crate::mongo::types::{Examined, MongoFlaw};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Examined {
-    Good(String),
-    /// It works, but not as well as it could.
-    Warning(String),
-    /// Nothing is delivered until this is put right.
-    Fault(String),
-}
-
-/// What is needed where (docs/operations.md has the role).
-const NEEDED: [(&str, &[&str]); 4] = [
+/// The actions that are needed, by collection (docs/operations.md has the role).
+const NEEDED: [(&str, &[&str]); 3] = [
     ("attendance", &["find", "insert", "update", "createIndex"]),
-    ("venues", &["find", "insert", "update"]),
     ("subjects", &["find", "insert", "update", "remove"]),
     ("devices", &["find", "insert", "update"]),
 ];
 
-/// Clocks further apart than this are worth a word; nothing of ours depends on the server's.
+/// The same for the venues, whose collection may have another name.
+const NEEDED_OF_VENUES: &[&str] = &["find", "insert", "update"];
+
+/// What the former service named its database and its collection.
+const FORMER_DATABASE: &str = "SmartAttendanceSystem";
+const FORMER_COLLECTION: &str = "attendancevenues";
+
+/// A larger difference of the clocks is reported; nothing of ours depends on the server's.
 const SKEW_MAX_MS: i64 = 5_000;
 
-/// Changes nothing. `now_ms` is this device's wall clock.
+/// Checks access without changing anything. `now_ms` is this device's wall clock.
 pub async fn examine(settings: &MongoSettings, now_ms: i64) -> Examined {
-    match look(settings, now_ms).await {
+    match examine_server(settings, now_ms).await {
         Ok(examined) => examined,
-        Err(fault) if fault.verdict == Verdict::Refused => Examined::Fault(format!(
-            "{} refuses us: {}; check user, password and roles",
-            settings.place, fault.why
+        Err(fault) if fault.verdict == WriteVerdict::Refused => Examined::Fault(format!(
+            "{} refuses access: {}; check user, password and roles",
+            settings.hosts, fault.why
         )),
         Err(fault) => {
-            let words = "events wait on disk until it can be reached. Is it running, is the address right, is a firewall in \
-                         between, does it speak TLS if we do?";
-            Examined::Warning(format!("{}: {}; {words}", settings.place, fault.why))
+            let advice = "events stay pending on disk until it can be reached. Check that it is \
+                          running, the address, firewalls in between, and whether it uses TLS";
+            let is_certificate = fault.is_certificate_failure();
+            let flaw = if is_certificate { MongoFlaw::Certificate } else { MongoFlaw::Unreachable };
+            Examined::Warning(flaw, format!("{}: {}; {advice}", settings.hosts, fault.why))
         }
     }
 }
 
-async fn look(settings: &MongoSettings, now_ms: i64) -> Result<Examined, Fault> {
+async fn examine_server(settings: &MongoSettings, now_ms: i64) -> Result<Examined, MongoFault> {
     let limit = settings.timeout.min(Duration::from_secs(10));
-    let client = bounded("the look-up of the servers", limit, connect(settings)).await?;
+    let client = bounded("resolving the servers", limit, create_client(settings)).await?;
     let admin = client.database("admin");
-    let hello = bounded("the greeting", limit, admin.run_command(doc! { "hello": 1 })).await?;
+    let hello = bounded("the command hello", limit, admin.run_command(doc! { "hello": 1 })).await?;
     let wire = hello.get_i32("maxWireVersion").unwrap_or_default();
     if wire < WIRE_VERSION_MIN {
         return Ok(Examined::Fault("this MongoDB is older than 4.4".into()));
     }
     let status = doc! { "connectionStatus": 1, "showPrivileges": true };
-    let status = bounded("the question who we are", limit, admin.run_command(status)).await?;
+    let status = bounded("the command connectionStatus", limit, admin.run_command(status)).await?;
     let database = client.database(&settings.database);
-    // Tells whether it wants to know us at all.
-    let ask = doc! { "find": "devices", "limit": 1, "projection": { "_id": 1 } };
-    bounded("a first question", limit, database.run_command(ask)).await?;
-    let missing = missing(&status, &settings.database);
+    // Fails if the user has no access at all.
+    let query = doc! { "find": "devices", "limit": 1, "projection": { "_id": 1 } };
+    bounded("a first query", limit, database.run_command(query)).await?;
+    let missing = missing_actions(&status, &settings.database, &settings.venues);
     if !missing.is_empty() {
-        let words = "make the role of docs/operations.md and grant it to the user";
-        return Ok(Examined::Fault(format!("the user may not {}: {words}", missing.join(", "))));
+        let advice = "create the role of docs/operations.md and grant it to the user";
+        return Ok(Examined::Fault(format!("the user may not {}: {advice}", missing.join(", "))));
     }
-    let mut words = vec![format!("{} answers as {}", settings.place, kind(&hello))];
-    let mut good = true;
+    let mut findings = vec![format!("{} replies as {}", settings.hosts, describe_server(&hello))];
+    let mut flaw = None;
     if hello.get_str("setName").is_err() && !matches!(hello.get_str("msg"), Ok("isdbgrid")) {
-        good = false;
-        words.push(
-            "a single server without a replica set: if its disk dies, so does what was delivered. Start it with --replSet, even alone"
+        flaw = Some(MongoFlaw::SingleServer);
+        findings.push(
+            "a single server without a replica set: if its disk fails, what was delivered is lost. \
+             Start it with --replSet, even alone"
                 .into(),
         );
+    }
+    if let Some(advice) = bounded(
+        "looking for the former service's venues",
+        limit,
+        advice_on_former_service(&client, settings),
+    )
+    .await?
+    {
+        flaw = flaw.or(Some(MongoFlaw::FormerService));
+        findings.push(advice);
     }
     if let Ok(theirs) = hello.get_datetime("localTime") {
         let skew_ms = theirs.timestamp_millis() - now_ms;
         if skew_ms.abs() > SKEW_MAX_MS {
-            good = false;
-            words.push(format!(
-                "its clock and ours are {} s apart: one of them is wrong",
+            flaw = flaw.or(Some(MongoFlaw::Clock));
+            findings.push(format!(
+                "its clock and this device's are {} s apart: one of them is wrong",
                 skew_ms.abs() / 1000
             ));
         }
     }
-    let words = words.join("; ");
-    Ok(if good { Examined::Good(words) } else { Examined::Warning(words) })
+    let findings = findings.join("; ");
+    Ok(match flaw {
+        None => Examined::Good(findings),
+        Some(flaw) => Examined::Warning(flaw, findings),
+    })
 }
 
-fn kind(hello: &Document) -> String {
+/// What to set so that venues of the former service are used, where there are some and another
+/// database or collection is configured.
+async fn advice_on_former_service(
+    client: &Client,
+    settings: &MongoSettings,
+) -> mongodb::error::Result<Option<String>> {
+    if settings.venues == FORMER_COLLECTION {
+        return Ok(None);
+    }
+    let filter = doc! { "name": FORMER_COLLECTION };
+    let mut found = None;
+    for name in [settings.database.as_str(), FORMER_DATABASE] {
+        let list = doc! {
+            "listCollections": 1, "filter": filter.clone(), "nameOnly": true,
+            "authorizedCollections": true,
+        };
+        // Who may not list them has no use for the advice.
+        let Ok(reply) = client.database(name).run_command(list).await else { continue };
+        let batch = reply.get_document("cursor").and_then(|it| it.get_array("firstBatch"));
+        if batch.is_ok_and(|it| !it.is_empty()) {
+            found = Some(name);
+            break;
+        }
+    }
+    Ok(found.map(|database| {
+        format!(
+            "the database {database} has the venues of the former service: to go on with them set \
+             [mongo] database = \"{database}\" and venues_collection = \"{FORMER_COLLECTION}\" \
+             (docs/migration.md)"
+        )
+    }))
+}
+
+fn describe_server(hello: &Document) -> String {
     match (hello.get_str("setName"), hello.get_str("msg")) {
         (Ok(name), _) => {
             let hosts = hello.get_array("hosts").map_or(0, Vec::len);
@@ -98,8 +146,8 @@ fn kind(hello: &Document) -> String {
     }
 }
 
-/// What the user may not do of what is needed. Without users (no access control) everything may be done.
-fn missing(status: &Document, database: &str) -> Vec<String> {
+/// Returns the needed actions that the user may not do. Without access control nothing is missing.
+fn missing_actions(status: &Document, database: &str, venues: &str) -> Vec<String> {
     let info = status.get_document("authInfo").cloned().unwrap_or_default();
     let list = |key: &str| info.get_array(key).cloned().unwrap_or_default();
     if list("authenticatedUsers").is_empty() {
@@ -108,8 +156,9 @@ fn missing(status: &Document, database: &str) -> Vec<String> {
     let privileges = list("authenticatedUserPrivileges");
     let allowed = |collection: &str, action: &str| {
         privileges.iter().filter_map(Bson::as_document).any(|privilege| {
-            let of =
-                privilege.get_document("resource").is_ok_and(|it| covers(it, database, collection));
+            let of = privilege
+                .get_document("resource")
+                .is_ok_and(|it| covers_collection(it, database, collection));
             let actions = privilege.get_array("actions").map(Vec::as_slice).unwrap_or_default();
             of && actions.iter().any(
                 |it| matches!(it.as_str(), Some(name) if name == action || name == "anyAction"),
@@ -117,7 +166,7 @@ fn missing(status: &Document, database: &str) -> Vec<String> {
         })
     };
     let mut missing = Vec::new();
-    for (collection, actions) in NEEDED {
+    for (collection, actions) in NEEDED.into_iter().chain([(venues, NEEDED_OF_VENUES)]) {
         let lacking: Vec<&str> =
             actions.iter().copied().filter(|it| !allowed(collection, it)).collect();
         if !lacking.is_empty() {
@@ -127,7 +176,7 @@ fn missing(status: &Document, database: &str) -> Vec<String> {
     missing
 }
 
-fn covers(resource: &Document, database: &str, collection: &str) -> bool {
+fn covers_collection(resource: &Document, database: &str, collection: &str) -> bool {
     if resource.get_bool("anyResource").unwrap_or_default() {
         return true;
     }
@@ -141,12 +190,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_user_may_not_do_is_named() {
+    fn missing_actions_are_named() {
         let with = |privileges: Vec<Document>| {
             let status = doc! { "authInfo": {
                 "authenticatedUsers": [{ "user": "door", "db": "admin" }], "authenticatedUserPrivileges": privileges,
             } };
-            missing(&status, "rollcall")
+            missing_actions(&status, "rollcall", "venues")
         };
         let all = ["find", "insert", "update", "remove", "createIndex"];
         let on = |collection: &str, actions: &[&str]| {
@@ -167,6 +216,13 @@ mod tests {
         let elsewhere =
             doc! { "resource": { "db": "other", "collection": "" }, "actions": all.to_vec() };
         assert_eq!(with(vec![elsewhere]).len(), 4);
-        assert!(missing(&doc! { "authInfo": { "authenticatedUsers": [] } }, "rollcall").is_empty());
+        assert!(
+            missing_actions(
+                &doc! { "authInfo": { "authenticatedUsers": [] } },
+                "rollcall",
+                "venues"
+            )
+            .is_empty()
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Where MongoDB is, checked: what is written there must be as durable as the contract says, so that options of the URI
-//! which say otherwise are refused by name.
+//! The checked settings of `[mongo]`. Writes must be as durable as the contract promises, so options
+//! of the URI that contradict it are rejected by name.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,35 +7,24 @@ use std::time::Duration;
 
 use mongodb::options::{ConnectionString, Tls};
 
-use crate::mongo::WINDOW_MAX;
-
-/// What the configuration says, unchecked.
-#[derive(Clone)]
-pub struct UriSource {
-    pub uri: String,
-    pub database: String,
-    /// An authority besides Mozilla's, for TLS.
-    pub ca_file: Option<PathBuf>,
-    pub tls: bool,
-    pub timeout: Duration,
-    pub window: usize,
-}
+use crate::mongo::types::{SettingsError, UriSource, WINDOW_MAX};
 
 #[derive(Clone)]
 pub struct MongoSettings {
     pub(super) uri: String,
     pub(super) database: String,
+    pub(super) venues: String,
     pub(super) ca_file: Option<PathBuf>,
-    /// The longest that any call may take.
+    /// The time limit of each call.
     pub(super) timeout: Duration,
     window: usize,
     /// Hosts as the URI names them, without user and password.
-    pub(super) place: String,
+    pub(super) hosts: String,
     has_password: bool,
 }
 
 impl MongoSettings {
-    /// Rows given to the sink at a time.
+    /// Returns how many rows are given to the sink at a time.
     pub fn window(&self) -> usize {
         self.window
     }
@@ -50,21 +39,13 @@ impl fmt::Debug for MongoSettings {
         write!(
             f,
             "MongoSettings({}/{}, at most {:?} a call)",
-            self.place, self.database, self.timeout
+            self.hosts, self.database, self.timeout
         )
     }
 }
 
-/// Which key of `[mongo]` cannot be used, and why. Never quotes the URI, which may hold a password.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{key} {why}")]
-pub struct SettingsError {
-    pub key: &'static str,
-    pub why: String,
-}
-
-/// Options that say how and from where to read and write: that is the contract's business.
-const NOT_OURS: [(&str, &str); 6] = [
+/// Options that the contract decides, with the reason.
+const RESERVED: [(&str, &str); 6] = [
     ("w", "a majority must have what is acknowledged"),
     ("journal", "what is acknowledged is journaled"),
     ("wtimeoutms", "[mongo] timeout bounds every call"),
@@ -72,18 +53,22 @@ const NOT_OURS: [(&str, &str); 6] = [
     ("readpreferencetags", "what was just written must be seen"),
     ("readconcernlevel", "what was just written must be seen"),
 ];
-/// Which say what holds anyway.
+/// Reserved options with the value that holds anyway.
 const HARMLESS: [(&str, &str); 4] = [
     ("w", "majority"),
     ("journal", "true"),
     ("readpreference", "primary"),
     ("readconcernlevel", "majority"),
 ];
-/// Options by which the other end is not the one that is meant.
+/// Where the record is kept, unless it is configured or the URI names a database.
+const DATABASE: &str = "rollcall";
+/// The other collections.
+const OURS: [&str; 4] = ["attendance", "subjects", "devices", "gallery"];
+/// Options that allow the server to be an impostor.
 const UNSAFE: [&str; 3] =
     ["tlsinsecure", "tlsallowinvalidcertificates", "tlsallowinvalidhostnames"];
 
-/// Without a URI there is no MongoDB; then nothing else may be set either.
+/// Checks the settings; `None` without a URI, and then nothing else may be set either.
 pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsError> {
     let refuse = |key, why: &str| Err(SettingsError { key, why: why.into() });
     if from.uri.is_empty() {
@@ -101,12 +86,8 @@ pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsE
             why: format!("is not within 1 to {WINDOW_MAX}"),
         });
     }
-    let good_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    if !(1..=60).contains(&from.database.len()) || !from.database.chars().all(good_name) {
-        return refuse("[mongo] database", "is not 1 to 60 of the characters A-Z a-z 0-9 _ -");
-    }
     check_options(&from.uri)?;
-    // The parser's own words may quote the URI.
+    // The parser's error may quote the URI.
     let Ok(parsed) = ConnectionString::parse(&from.uri) else {
         return refuse(
             "[mongo] uri",
@@ -114,7 +95,25 @@ pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsE
              write / : @ and % as %2F %3A %40 %25)",
         );
     };
-    let place = place(&from.uri);
+    let is_name = |name: &str| {
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+        (1..=60).contains(&name.len()) && name.chars().all(good)
+    };
+    let database =
+        match (from.database.as_str(), parsed.default_database.as_deref().unwrap_or_default()) {
+            // Users are kept there; it is named to authenticate, not to write to.
+            ("", "" | "admin") => DATABASE.to_owned(),
+            ("", named) => named.to_owned(),
+            (chosen, _) => chosen.to_owned(),
+        };
+    if !is_name(&database) {
+        return refuse("[mongo] database", "is not 1 to 60 of the characters A-Z a-z 0-9 _ -");
+    }
+    if !is_name(&from.venues_collection) || OURS.contains(&from.venues_collection.as_str()) {
+        let why = "is not 1 to 60 of the characters A-Z a-z 0-9 _ -, or is another collection of rollcall";
+        return refuse("[mongo] venues_collection", why);
+    }
+    let hosts = hosts(&from.uri);
     let tls = match &parsed.tls {
         Some(Tls::Enabled(options)) => {
             if options.ca_file_path.is_some() && from.ca_file.is_some() {
@@ -133,28 +132,29 @@ pub fn settings_from(from: UriSource) -> Result<Option<MongoSettings>, SettingsE
         });
     }
     if from.ca_file.is_some() && !tls {
-        return refuse("[mongo] ca_file", "would not be used: the URI does not say tls=true");
+        return refuse("[mongo] ca_file", "would not be used: the URI does not have tls=true");
     }
     if from.tls && !tls {
         return refuse(
             "[mongo] tls",
-            "= true, but the URI does not say tls=true: the connection would be in the clear",
+            "= true, but the URI does not have tls=true: the connection would be in the clear",
         );
     }
     let has_password = parsed.credential.as_ref().is_some_and(|it| it.password.is_some());
     Ok(Some(MongoSettings {
         uri: from.uri,
-        database: from.database,
+        database,
+        venues: from.venues_collection,
         ca_file: from.ca_file,
         timeout: from.timeout,
         window: from.window,
-        place,
+        hosts,
         has_password,
     }))
 }
 
-/// Hosts and ports, as they stand between credentials and path.
-fn place(uri: &str) -> String {
+/// Returns hosts and ports: what is between credentials and path.
+fn hosts(uri: &str) -> String {
     let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
     let hosts = rest.split(['/', '?']).next().unwrap_or_default();
     hosts.rsplit_once('@').map_or(hosts, |(_, hosts)| hosts).to_owned()
@@ -165,8 +165,9 @@ fn check_options(uri: &str) -> Result<(), SettingsError> {
     let options = uri.split_once('?').map_or("", |(_, options)| options);
     for option in options.split(['&', ';']).filter(|it| !it.is_empty()) {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
-        let (name, value) = (name.to_lowercase(), value.to_lowercase());
-        if let Some((_, why)) = NOT_OURS.iter().find(|it| it.0 == name) {
+        let name = name.to_lowercase();
+        let value = value.to_lowercase();
+        if let Some((_, why)) = RESERVED.iter().find(|it| it.0 == name) {
             let harmless = HARMLESS.contains(&(name.as_str(), value.as_str()));
             if !harmless {
                 return refuse(format!("may not set {name}: {why}"));
@@ -174,7 +175,7 @@ fn check_options(uri: &str) -> Result<(), SettingsError> {
         }
         if UNSAFE.contains(&name.as_str()) && value != "false" {
             return refuse(format!(
-                "may not set {name}: whoever answers would get the password and the record"
+                "may not set {name}: any server that replies would get the password and the record"
             ));
         }
     }
@@ -186,12 +187,19 @@ mod tests {
     use super::*;
 
     fn from(uri: &str) -> UriSource {
-        let (database, timeout) = ("rollcall".into(), Duration::from_secs(10));
-        UriSource { uri: uri.into(), database, ca_file: None, tls: false, timeout, window: 500 }
+        UriSource {
+            uri: uri.into(),
+            database: String::new(),
+            venues_collection: "venues".into(),
+            ca_file: None,
+            tls: false,
+            timeout: Duration::from_secs(10),
+            window: 500,
+        }
     }
 
     #[test]
-    fn a_uri_is_checked_and_its_password_never_shown() {
+    fn uri_is_checked_and_password_hidden() {
         let settings =
             settings_from(from("mongodb://door:s3cret@a:1,b:2/?replicaSet=rs0&w=majority"))
                 .unwrap()
@@ -208,14 +216,17 @@ mod tests {
             ("mongodb://door:s3c/ret@a", "connection string"),
             ("localhost:27017", "connection string"),
         ] {
-            let said = settings_from(from(uri)).unwrap_err();
-            assert_eq!(said.key, "[mongo] uri");
-            assert!(said.why.contains(named) && !said.to_string().contains("s3c"), "{uri}: {said}");
+            let error = settings_from(from(uri)).unwrap_err();
+            assert_eq!(error.key, "[mongo] uri");
+            assert!(
+                error.why.contains(named) && !error.to_string().contains("s3c"),
+                "{uri}: {error}"
+            );
         }
     }
 
     #[test]
-    fn what_would_not_be_used_is_refused() {
+    fn settings_without_effect_are_rejected() {
         let with = |change: fn(&mut UriSource), uri: &str| {
             let mut source = from(uri);
             change(&mut source);

@@ -1,29 +1,27 @@
 //! The MongoDB sink: a batch of rows becomes a few commands, whatever its size.
 //!
-//! In this order: attendances; corrections; the look for other doors' attendances; names of venues; subjects. A row is
-//! acknowledged after the last of what it needs. An erasure divides a batch: what stands before it is written before
-//! it, and what stands after it after it.
+//! In this order: attendances; corrections; marks for attendances that another device superseded;
+//! names of venues; subjects. A row is acknowledged after the last write that it needs. An erasure
+//! divides a batch: rows before it are written before it, and rows after it after it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::FindOptions;
 
-use super::documents::{self, Concern, Origin, VenueNote, date};
-use super::doors::{self, Rule, Seen};
-use super::fault::{DUPLICATE_KEY, Fault, Verdict};
+use super::documents::{self, StoredBody, date};
+use super::fault::{DUPLICATE_KEY, MongoFault, WriteVerdict};
 use super::link::{MongoLink, bounded};
+use super::superseded::{self, Passage, VenueRule};
 use crate::attend::venue::DirectionMode;
-use crate::record::outbox::{Delivery, Sink};
-use crate::record::store::{Erasure, OutboxRow, SinkName};
+use crate::ids::Origin;
+use crate::mongo::types::{VenueRecord, Venues};
+use crate::store::relay::{Delivery, Sink};
+use crate::store::{Erasure, OutboxPayload, OutboxRow, SinkName};
 
-/// The most rows that one batch may have.
-pub const WINDOW_MAX: usize = 2_000;
-
-/// A document that fails for a reason we do not know is tried so often: about ten minutes where nothing else gets
-/// through either.
+/// How often a document that fails for an unknown reason is tried: about ten minutes if nothing else
+/// is delivered either.
 const ATTEMPTS_MAX: u32 = 16;
 
 pub struct MongoSink {
@@ -31,229 +29,249 @@ pub struct MongoSink {
     origin: Origin,
     venues: Venues,
     /// As they were at the last delivery.
-    current: Vec<VenueNote>,
-    /// As MongoDB knows them.
-    told: Option<Vec<VenueNote>>,
+    current: Vec<VenueRecord>,
+    /// As they were last published.
+    published: Option<Vec<VenueRecord>>,
 }
 
-/// Gives the venues as they are now.
-pub type Venues = Arc<dyn Fn() -> Vec<VenueNote> + Send + Sync>;
+/// The delivery of each row of a batch: acknowledged unless a fault is recorded.
+struct RowDeliveries(Vec<Delivery>);
 
-/// What became of each row of a batch; acknowledged unless something is known against it.
-struct Outcomes(Vec<Delivery>);
-
-impl Outcomes {
-    fn fail(&mut self, row: usize, attempts: u32, fault: &Fault) {
-        self.0[row] = delivery(fault, attempts);
+impl RowDeliveries {
+    fn fail(&mut self, row: usize, attempts: u32, fault: &MongoFault) {
+        self.0[row] = to_delivery(fault, attempts);
     }
 
-    fn is_well(&self, row: usize) -> bool {
+    fn is_delivered(&self, row: usize) -> bool {
         self.0[row] == Delivery::Acknowledged
     }
 }
 
-/// What a row's fault means for the relay.
-pub(super) fn delivery(fault: &Fault, attempts: u32) -> Delivery {
+/// Converts a row's fault for the relay.
+pub(super) fn to_delivery(fault: &MongoFault, attempts: u32) -> Delivery {
     let why = fault.why.clone();
     match fault.verdict {
-        Verdict::Poison => Delivery::Poison(why),
-        Verdict::Unknown if attempts >= ATTEMPTS_MAX => {
+        WriteVerdict::Poison => Delivery::Poison(why),
+        WriteVerdict::Unknown if attempts >= ATTEMPTS_MAX => {
             Delivery::Poison(format!("{why} ({attempts} times)"))
         }
-        Verdict::Refused => Delivery::Refused(why),
-        Verdict::Unknown => Delivery::Doubtful(why),
-        Verdict::Retry => Delivery::Retry(why),
+        WriteVerdict::Refused => Delivery::Rejected(why),
+        WriteVerdict::Unknown => Delivery::Doubtful(why),
+        WriteVerdict::Retry => Delivery::Retry(why),
     }
 }
 
-/// Names that a venue is to hold, and the rows they come from with their attempts so far.
-type Named<'a> = (BTreeSet<&'a str>, Vec<(usize, u32)>);
+/// Names to add to a venue, and the rows they come from with their attempts so far.
+type VenueNames<'a> = (BTreeSet<&'a str>, Vec<(usize, u32)>);
 
-/// Rows as they stand in the batch, with their places in it.
-type Rows<'a> = [(usize, &'a OutboxRow)];
+/// Rows with their index in the batch.
+type IndexedRows<'a> = [(usize, &'a OutboxRow)];
 
 impl MongoSink {
-    pub fn new(link: MongoLink, site: &str, device: &str, venues: Venues) -> Self {
-        let origin = Origin { site: site.to_owned(), device: device.to_owned() };
-        Self { link, origin, venues, current: Vec::new(), told: None }
+    pub fn new(link: MongoLink, origin: Origin, venues: Venues) -> Self {
+        Self { link, origin, venues, current: Vec::new(), published: None }
     }
 
-    fn rule(&self, venue: &str) -> Rule {
-        let rule_of = |it: &VenueNote| Rule {
+    fn rule(&self, venue: &str) -> VenueRule {
+        let rule_of = |it: &VenueRecord| VenueRule {
             gap: it.re_entry_gap,
             alternates: it.direction == DirectionMode::Alternate,
         };
-        self.current.iter().find(|it| it.id == venue).map_or(Rule::USUAL, rule_of)
+        self.current.iter().find(|it| it.id == venue).map_or(VenueRule::USUAL, rule_of)
     }
 
-    /// Gives whether the server was asked anything.
+    /// Returns whether the server was contacted.
     async fn deliver_all(
         &mut self,
         batch: &[OutboxRow],
-        outcomes: &mut Outcomes,
-    ) -> Result<bool, (usize, Fault)> {
-        let mut asked = self.link.ensure_indexes().await.map_err(|fault| (0, fault))?;
-        asked |= self.tell_venues().await.map_err(|fault| (0, fault))?;
-        asked |= batch.iter().any(concerns_us);
+        outcomes: &mut RowDeliveries,
+    ) -> Result<bool, (usize, MongoFault)> {
+        let mut is_contacted = self.link.ensure_indexes().await.map_err(|fault| (0, fault))?;
+        is_contacted |= self.publish_venues().await.map_err(|fault| (0, fault))?;
+        is_contacted |= batch.iter().any(is_for_mongo);
         let rows: Vec<(usize, &OutboxRow)> = batch.iter().enumerate().collect();
         let mut rest = rows.as_slice();
         while !rest.is_empty() {
-            let until = rest.iter().position(|(_, row)| row.reply.is_some()).unwrap_or(rest.len());
+            let until =
+                rest.iter().position(|(_, row)| row.message().is_some()).unwrap_or(rest.len());
             let (events, after) = rest.split_at(until);
             let first = rest[0].0;
-            self.events(events, outcomes).await.map_err(|fault| (first, fault))?;
+            self.deliver_events(events, outcomes).await.map_err(|fault| (first, fault))?;
             rest = after;
             if let Some(((at, row), after)) = rest.split_first() {
-                self.message(*at, row, outcomes).await.map_err(|fault| (*at, fault))?;
+                self.deliver_message(*at, row, outcomes).await.map_err(|fault| (*at, fault))?;
                 rest = after;
             }
         }
-        Ok(asked)
+        Ok(is_contacted)
     }
 
-    /// What is no event. `Err`: nothing is known of it and all behind it. An erasure that will never be taken is set
-    /// aside as any row is: to be tried again by whoever puts right what is in its way.
-    async fn message(
+    /// Delivers a row that is no event: an erasure. `Err`: the outcome of it and of all rows behind
+    /// it is unknown. An erasure that is never accepted is dead-lettered as any row: it can be
+    /// retried when the cause is corrected.
+    async fn deliver_message(
         &self,
         at: usize,
         row: &OutboxRow,
-        outcomes: &mut Outcomes,
-    ) -> Result<(), Fault> {
-        let read = row
-            .reply
-            .as_ref()
-            .and_then(|(_, payload)| serde_json::from_slice::<Erasure>(payload).ok());
+        outcomes: &mut RowDeliveries,
+    ) -> Result<(), MongoFault> {
+        let read = row.message().and_then(|(_, it)| serde_json::from_slice::<Erasure>(it).ok());
         let Some(erasure) = read else {
-            outcomes.0[at] = Delivery::Poison("this version does not know what it asks for".into());
+            outcomes.0[at] =
+                Delivery::Poison("this version does not know this kind of message".into());
             return Ok(());
         };
-        match self.erase(&erasure).await {
+        match self.erase_subject(&erasure).await {
             Err(fault) if fault.is_of_document() => outcomes.fail(at, row.attempts, &fault),
             Err(fault) if self.link.lacks_index_for(&fault).await => {
-                outcomes.fail(at, row.attempts, &Fault { verdict: Verdict::Unknown, ..fault });
+                outcomes.fail(
+                    at,
+                    row.attempts,
+                    &MongoFault { verdict: WriteVerdict::Unknown, ..fault },
+                );
             }
             other => other?,
         }
         Ok(())
     }
 
-    async fn events(&self, rows: &Rows<'_>, outcomes: &mut Outcomes) -> Result<(), Fault> {
-        let (mut attendances, mut corrections, mut subjects) = (Vec::new(), Vec::new(), Vec::new());
+    async fn deliver_events(
+        &self,
+        rows: &IndexedRows<'_>,
+        outcomes: &mut RowDeliveries,
+    ) -> Result<(), MongoFault> {
+        let mut attendances = Vec::new();
+        let mut corrections = Vec::new();
+        let mut subjects = Vec::new();
         for (at, row) in rows {
-            let Some(event) = &row.event else { continue };
-            match Concern::of(&event.body) {
-                Concern::Attendance(body) => {
-                    attendances.push((*at, *row, documents::attendance(event, body, &self.origin)));
+            let OutboxPayload::Event { event, corrected } = &row.payload else { continue };
+            match StoredBody::of(&event.body) {
+                StoredBody::Attendance(body) => {
+                    attendances.push((
+                        *at,
+                        *row,
+                        documents::insert_attendance(event, body, &self.origin),
+                    ));
                 }
-                Concern::Correction(body) => {
-                    let corrected = row.corrected.as_deref();
-                    corrections.push((*at, *row, documents::correction(event, body, corrected)));
+                StoredBody::Correction(body) => {
+                    let corrected = corrected.as_deref();
+                    corrections.push((
+                        *at,
+                        *row,
+                        documents::correct_attendance(event, body, corrected),
+                    ));
                 }
-                Concern::Enrolment(body) => {
+                StoredBody::Enrolment(body) => {
                     if let Some(change) =
                         documents::subject_change(event, body, &self.origin.device)
                     {
                         subjects.push((*at, *row, change));
                     }
                 }
-                Concern::None => {}
+                StoredBody::None => {}
             }
         }
-        self.insert(&attendances, outcomes).await?;
-        self.write("attendance", &corrections, outcomes).await?;
-        self.look(&attendances, &corrections).await?;
-        self.names(&attendances, outcomes).await?;
-        self.subjects(subjects, outcomes).await
+        self.insert_attendances(&attendances, outcomes).await?;
+        self.write_rows("attendance", &corrections, outcomes).await?;
+        self.mark_superseded(&attendances, &corrections).await?;
+        self.add_venue_names(&attendances, outcomes).await?;
+        self.write_subjects(subjects, outcomes).await
     }
 
-    /// Each person's in their order, a round for each further one; who fails does not keep the others waiting.
-    async fn subjects(
+    /// Writes the changes of each subject in their order, a round for each further one. A failure
+    /// delays only the same subject.
+    async fn write_subjects(
         &self,
         mut rows: Vec<(usize, &OutboxRow, Document)>,
-        outcomes: &mut Outcomes,
-    ) -> Result<(), Fault> {
-        let whose = |row: &OutboxRow| row.event.as_ref()?.body.subject().map(|it| it.id.clone());
+        outcomes: &mut RowDeliveries,
+    ) -> Result<(), MongoFault> {
+        let subject_id = |row: &OutboxRow| row.event()?.body.subject().map(|it| it.id.clone());
         while !rows.is_empty() {
-            let mut met = HashSet::new();
+            let mut seen = HashSet::new();
             let (round, rest): (Vec<_>, Vec<_>) =
-                rows.into_iter().partition(|it| met.insert(whose(it.1)));
-            self.write("subjects", &round, outcomes).await?;
-            let failed: HashSet<_> =
-                round.iter().filter(|it| !outcomes.is_well(it.0)).map(|it| whose(it.1)).collect();
-            let (held_up, rest): (Vec<_>, Vec<_>) =
-                rest.into_iter().partition(|it| failed.contains(&whose(it.1)));
-            for (at, ..) in held_up {
-                outcomes.0[at] =
-                    Delivery::Retry("what was before it of the same person is not there".into());
+                rows.into_iter().partition(|it| seen.insert(subject_id(it.1)));
+            self.write_rows("subjects", &round, outcomes).await?;
+            let failed: HashSet<_> = round
+                .iter()
+                .filter(|it| !outcomes.is_delivered(it.0))
+                .map(|it| subject_id(it.1))
+                .collect();
+            let (delayed, rest): (Vec<_>, Vec<_>) =
+                rest.into_iter().partition(|it| failed.contains(&subject_id(it.1)));
+            for (at, ..) in delayed {
+                outcomes.0[at] = Delivery::Retry(
+                    "an earlier change of the same subject is not delivered yet".into(),
+                );
             }
             rows = rest;
         }
         Ok(())
     }
 
-    async fn insert(
+    async fn insert_attendances(
         &self,
         rows: &[(usize, &OutboxRow, Document)],
-        outcomes: &mut Outcomes,
-    ) -> Result<(), Fault> {
+        outcomes: &mut RowDeliveries,
+    ) -> Result<(), MongoFault> {
         let statements: Vec<Document> = rows.iter().map(|it| it.2.clone()).collect();
         let faults = self.link.update("attendance", &statements).await?;
-        let doubled: Vec<Bson> = faults
+        let duplicates: Vec<Bson> = faults
             .iter()
             .filter(|(_, fault)| fault.code == Some(DUPLICATE_KEY))
-            .filter_map(|(at, _)| rows.get(*at)?.1.event.as_ref())
+            .filter_map(|(at, _)| rows.get(*at)?.1.event())
             .map(|event| event.event_id.to_string().into())
             .collect();
-        // It is there already, or an index of somebody else's does not let it in.
-        let there: HashSet<String> = if doubled.is_empty() {
+        // It is there already, or a foreign unique index rejects it.
+        let present: HashSet<String> = if duplicates.is_empty() {
             HashSet::new()
         } else {
-            let wanted = doc! { "_id": { "$in": doubled } };
-            let found = self.find("attendance", wanted, doc! { "_id": 1 }).await?;
+            let wanted = doc! { "_id": { "$in": duplicates } };
+            let found = self.find_documents("attendance", wanted, doc! { "_id": 1 }).await?;
             found.iter().filter_map(|it| it.get_str("_id").ok().map(str::to_owned)).collect()
         };
         for (at, fault) in faults {
-            let Some((row, owed, _)) = rows.get(at) else { continue };
+            let Some((row, pending, _)) = rows.get(at) else { continue };
             if fault.code == Some(DUPLICATE_KEY) {
-                let id = owed.event.as_ref().map(|it| it.event_id.to_string()).unwrap_or_default();
-                if !there.contains(&id) {
+                let id = pending.event().map(|it| it.event_id.to_string()).unwrap_or_default();
+                if !present.contains(&id) {
                     outcomes.fail(
                         *row,
-                        owed.attempts,
-                        &Fault { verdict: Verdict::Poison, ..fault },
+                        pending.attempts,
+                        &MongoFault { verdict: WriteVerdict::Poison, ..fault },
                     );
                 }
             } else {
-                outcomes.fail(*row, owed.attempts, &fault);
+                outcomes.fail(*row, pending.attempts, &fault);
             }
         }
         Ok(())
     }
 
-    async fn write(
+    async fn write_rows(
         &self,
         collection: &str,
         rows: &[(usize, &OutboxRow, Document)],
-        outcomes: &mut Outcomes,
-    ) -> Result<(), Fault> {
+        outcomes: &mut RowDeliveries,
+    ) -> Result<(), MongoFault> {
         let statements: Vec<Document> = rows.iter().map(|it| it.2.clone()).collect();
         for (at, fault) in self.link.update(collection, &statements).await? {
-            if let Some((row, owed, _)) = rows.get(at) {
-                outcomes.fail(*row, owed.attempts, &fault);
+            if let Some((row, pending, _)) = rows.get(at) {
+                outcomes.fail(*row, pending.attempts, &fault);
             }
         }
         Ok(())
     }
 
-    /// Two doors, one venue: after the inserts, so that of two doors at least one sees both.
-    async fn look(
+    /// Marks attendances of one venue that two devices recorded. This comes after the inserts, so that
+    /// at least one of the devices sees both.
+    async fn mark_superseded(
         &self,
         attendances: &[(usize, &OutboxRow, Document)],
         corrections: &[(usize, &OutboxRow, Document)],
-    ) -> Result<(), Fault> {
+    ) -> Result<(), MongoFault> {
         let mut new = Vec::new();
         for (_, row, _) in attendances {
-            new.extend(row.event.as_ref().and_then(|event| self.seen(event)));
+            new.extend(row.event().and_then(|event| self.passage(event)));
         }
         if !corrections.is_empty() {
             let ids: Vec<Bson> = corrections
@@ -261,38 +279,46 @@ impl MongoSink {
                 .filter_map(|it| it.2.get_document("q").ok()?.get("_id").cloned())
                 .collect();
             let found = self
-                .find("attendance", doc! { "_id": { "$in": ids } }, doors::projection())
+                .find_documents(
+                    "attendance",
+                    doc! { "_id": { "$in": ids } },
+                    superseded::field_projection(),
+                )
                 .await?;
-            new.extend(found.iter().filter_map(Seen::read));
+            new.extend(found.iter().filter_map(Passage::from_document));
         }
         let rule = |venue: &str| self.rule(venue);
-        let Some(query) = doors::query(&new, rule) else {
+        let Some(query) = superseded::build_query(&new, rule) else {
             return Ok(());
         };
-        let found = match self.find("attendance", query, doors::projection()).await {
-            Err(fault) if self.link.lacks_index_for(&fault).await => {
-                self.link.note_slow_look(&fault);
-                return Ok(());
-            }
-            other => other?,
-        };
-        let marks = doors::marks(found.iter().filter_map(Seen::read).collect(), rule);
-        let statements: Vec<Document> = marks.iter().map(doors::mark).collect();
+        let found =
+            match self.find_documents("attendance", query, superseded::field_projection()).await {
+                Err(fault) if self.link.lacks_index_for(&fault).await => {
+                    self.link.log_missing_index(&fault);
+                    return Ok(());
+                }
+                other => other?,
+            };
+        let marks = superseded::find_superseded(
+            found.iter().filter_map(Passage::from_document).collect(),
+            rule,
+        );
+        let statements: Vec<Document> = marks.iter().map(superseded::mark_statement).collect();
         let faults = self.link.update("attendance", &statements).await?;
-        // A mark that a rule of the collection does not let through is not worth holding up the record.
+        // A mark that a rule of the collection rejects must not delay the record.
         match faults.into_iter().find(|(_, fault)| !fault.is_of_document()) {
             Some((_, fault)) => Err(fault),
             None => Ok(()),
         }
     }
 
-    fn seen(&self, event: &crate::record::event::StoredEvent) -> Option<Seen> {
-        use crate::record::event::{Body, ClockState};
+    fn passage(&self, event: &crate::wire::event::StoredEvent) -> Option<Passage> {
+        use crate::wire::event::{Body, ClockState};
         let Body::Attendance(body) = &event.body else { return None };
         if event.clock == ClockState::Unsynced {
             return None;
         }
-        Some(Seen {
+        Some(Passage {
             occurred_ms: event.occurred_ms,
             id: event.event_id.to_string(),
             device: self.origin.device.clone(),
@@ -304,15 +330,15 @@ impl MongoSink {
         })
     }
 
-    /// One statement for each venue of the batch.
-    async fn names(
+    /// Adds names to venues, one statement for each venue of the batch.
+    async fn add_venue_names(
         &self,
         rows: &[(usize, &OutboxRow, Document)],
-        outcomes: &mut Outcomes,
-    ) -> Result<(), Fault> {
-        let mut venues: BTreeMap<&str, Named<'_>> = BTreeMap::new();
+        outcomes: &mut RowDeliveries,
+    ) -> Result<(), MongoFault> {
+        let mut venues: BTreeMap<&str, VenueNames<'_>> = BTreeMap::new();
         for (at, row, _) in rows {
-            let Some(event) = row.event.as_ref().filter(|_| outcomes.is_well(*at)) else {
+            let Some(event) = row.event().filter(|_| outcomes.is_delivered(*at)) else {
                 continue;
             };
             if let (Some(venue), Some(subject)) = (event.body.venue(), event.body.subject()) {
@@ -323,16 +349,16 @@ impl MongoSink {
         }
         let statements: Vec<Document> = venues
             .iter()
-            .map(|(id, (names, _))| documents::venue_names(id, names.iter().copied()))
+            .map(|(id, (names, _))| documents::add_venue_names(id, names.iter().copied()))
             .collect();
-        let faults = self.link.update("venues", &statements).await?;
+        let faults = self.link.update(self.link.venues(), &statements).await?;
         let of: Vec<_> = venues.into_iter().collect();
         for (at, fault) in faults {
             let Some((id, (_, rows))) = of.get(at) else { continue };
-            let why = format!("the venue {id} does not take the name: {}", fault.why);
-            // A duplicate key among them: two devices that make the same venue at the same moment, which the next
-            // round finds; or an index of somebody else's that will never let it in.
-            let fault = Fault { why, ..fault };
+            let why = format!("the venue {id} rejects the name: {}", fault.why);
+            // A duplicate key means that two devices created the venue at the same moment, which the
+            // next attempt finds, or that a foreign unique index rejects it for ever.
+            let fault = MongoFault { why, ..fault };
             for (row, attempts) in rows {
                 outcomes.fail(*row, *attempts, &fault);
             }
@@ -340,27 +366,30 @@ impl MongoSink {
         Ok(())
     }
 
-    /// Venues as they are now, once for each change; with the next event. Gives whether there was anything to tell.
-    async fn tell_venues(&mut self) -> Result<bool, Fault> {
+    /// Publishes the venues with the next event after each change. Returns whether anything changed.
+    async fn publish_venues(&mut self) -> Result<bool, MongoFault> {
         self.current = (self.venues)();
-        if self.told.as_ref() == Some(&self.current) {
+        if self.published.as_ref() == Some(&self.current) {
             return Ok(false);
         }
-        let statements: Vec<Document> = self.current.iter().map(documents::venue).collect();
-        let faults = self.link.update("venues", &statements).await?;
+        let published = self.published.as_deref().unwrap_or_default();
+        let changed = self.current.iter().filter(|it| !published.contains(it));
+        let statements: Vec<Document> = changed.map(documents::put_venue).collect();
+        let faults = self.link.update(self.link.venues(), &statements).await?;
         for (_, fault) in &faults {
             if !fault.is_of_document() {
                 return Err(fault.clone());
             }
-            tracing::error!(reason = fault.why, "MongoDB does not take the description of a venue");
+            tracing::error!(reason = fault.why, "MongoDB rejects the description of a venue");
         }
-        self.told = Some(self.current.clone());
+        self.published = Some(self.current.clone());
         Ok(!statements.is_empty())
     }
 
-    /// Takes a person out of the shared record: what this device wrote up to then, and what others wrote before that
-    /// moment. The attendance is redacted last, since it tells which names to look for.
-    async fn erase(&self, erasure: &Erasure) -> Result<(), Fault> {
+    /// Erases a subject from the shared record: what this device wrote up to then, and what others
+    /// wrote before that moment. The attendance is redacted last, because it has the names to search
+    /// for.
+    async fn erase_subject(&self, erasure: &Erasure) -> Result<(), MongoFault> {
         let id = erasure.subject_id.as_str();
         let mut others = doc! { "device": { "$ne": &self.origin.device } };
         if erasure.trusted {
@@ -370,7 +399,7 @@ impl MongoSink {
         let theirs = doc! { "subject.id": id, "$or": [ours, others] };
         let distinct = doc! { "distinct": "attendance", "key": "subject.name", "query": theirs.clone(),
         "maxTimeMS": self.link.server_limit_ms() };
-        let reply = self.link.command("reading an erased person's names", distinct).await?;
+        let reply = self.link.run_command("reading an erased person's names", distinct).await?;
         let mut names: BTreeSet<String> = reply
             .get_array("values")
             .into_iter()
@@ -378,17 +407,18 @@ impl MongoSink {
             .filter_map(Bson::as_str)
             .map(str::to_owned)
             .collect();
-        let subjects = self.find("subjects", doc! { "_id": id }, doc! { "name": 1 }).await?;
+        let subjects =
+            self.find_documents("subjects", doc! { "_id": id }, doc! { "name": 1 }).await?;
         names.extend(subjects.iter().filter_map(|it| it.get_str("name").ok()).map(str::to_owned));
         let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
         let namesakes = doc! { "name": { "$in": wanted }, "_id": { "$ne": id } };
-        for namesake in self.find("subjects", namesakes, doc! { "name": 1 }).await? {
+        for namesake in self.find_documents("subjects", namesakes, doc! { "name": 1 }).await? {
             names.remove(namesake.get_str("name").unwrap_or_default());
         }
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let pull = doc! { "q": { "attendance": { "$in": &names } }, "u": { "$pull": { "attendance": { "$in": &names } } },
         "multi": true };
-        self.all_or_nothing("venues", &pull).await?;
+        self.update_one(self.link.venues(), &pull).await?;
         let mut gone = doc! { "_id": id };
         if erasure.trusted {
             gone.insert("$nor", vec![doc! { "named_at": { "$gt": date(erasure.at_ms) } }]);
@@ -396,26 +426,26 @@ impl MongoSink {
         let delete = doc! {
             "delete": "subjects",
             "deletes": [{ "q": gone, "limit": 1 }],
-            "writeConcern": self.link.concern(),
+            "writeConcern": self.link.write_concern(),
             "maxTimeMS": self.link.server_limit_ms(),
         };
-        self.link.command("erasing a subject", delete).await?;
+        self.link.run_command("erasing a subject", delete).await?;
         let redact = doc! { "q": theirs, "u": { "$set": { "subject": null } }, "multi": true };
-        self.all_or_nothing("attendance", &redact).await
+        self.update_one("attendance", &redact).await
     }
 
-    async fn all_or_nothing(&self, collection: &str, statement: &Document) -> Result<(), Fault> {
+    async fn update_one(&self, collection: &str, statement: &Document) -> Result<(), MongoFault> {
         let faults = self.link.update(collection, std::slice::from_ref(statement)).await?;
         faults.into_iter().next().map_or(Ok(()), |(_, fault)| Err(fault))
     }
 
-    /// Reads from the primary, where what was acknowledged a moment ago is seen.
-    async fn find(
+    /// Reads from the primary, which has what was acknowledged a moment ago.
+    async fn find_documents(
         &self,
         collection: &str,
         filter: Document,
         projection: Document,
-    ) -> Result<Vec<Document>, Fault> {
+    ) -> Result<Vec<Document>, MongoFault> {
         let database = self.link.database().await?;
         let options = FindOptions::builder()
             .projection(projection)
@@ -443,24 +473,24 @@ impl Sink for MongoSink {
     }
 
     async fn deliver(&mut self, batch: &[OutboxRow]) -> Vec<Delivery> {
-        let mut outcomes = Outcomes(vec![Delivery::Acknowledged; batch.len()]);
+        let mut outcomes = RowDeliveries(vec![Delivery::Acknowledged; batch.len()]);
         let outcome = self.deliver_all(batch, &mut outcomes).await;
         match &outcome {
-            // The server may be anywhere: nothing was said to it.
+            // The server was not contacted, so nothing is known of its state.
             Ok(false) => {}
-            Ok(true) => self.link.note_record(Ok(())),
-            Err((_, fault)) => self.link.note_record(Err(fault)),
+            Ok(true) => self.link.record_events_outcome(Ok(())),
+            Err((_, fault)) => self.link.record_events_outcome(Err(fault)),
         }
         if let Err((from, fault)) = outcome {
-            // Nothing is known of these, or not everything they need was done: all of it may be done again.
-            for (row, owed) in batch.iter().enumerate().skip(from) {
-                let verdict = if fault.verdict == Verdict::Refused {
-                    Verdict::Refused
+            // Their outcome is unknown or incomplete: everything may be repeated.
+            for (row, pending) in batch.iter().enumerate().skip(from) {
+                let verdict = if fault.verdict == WriteVerdict::Refused {
+                    WriteVerdict::Refused
                 } else {
-                    Verdict::Retry
+                    WriteVerdict::Retry
                 };
-                if outcomes.is_well(row) && concerns_us(owed) {
-                    outcomes.fail(row, 0, &Fault { verdict, ..fault.clone() });
+                if outcomes.is_delivered(row) && is_for_mongo(pending) {
+                    outcomes.fail(row, 0, &MongoFault { verdict, ..fault.clone() });
                 }
             }
         }
@@ -468,7 +498,7 @@ impl Sink for MongoSink {
     }
 }
 
-/// Other rows are acknowledged without a word to the server.
-fn concerns_us(row: &OutboxRow) -> bool {
-    row.event.as_ref().is_none_or(|event| !matches!(Concern::of(&event.body), Concern::None))
+/// Other rows are acknowledged without contacting the server.
+fn is_for_mongo(row: &OutboxRow) -> bool {
+    row.event().is_none_or(|event| !matches!(StoredBody::of(&event.body), StoredBody::None))
 }

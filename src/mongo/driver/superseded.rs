@@ -1,11 +1,13 @@
-//! Two doors, one venue: each door's event stays as evidence, the record counts one. Only computes.
+//! Two devices at one venue: the event of each stays as evidence, and the record counts one. Only
+//! computes.
 //!
-//! The rule: an attendance is *superseded* when another device has an earlier one (by `occurred_at`, then `_id`) of the
-//! same subject, venue and direction; with a session anywhere in the same session, without one within the venue's
-//! re-entry gap before it. Where directions alternate every passage counts, so that the gap decides in a session too.
-//! It gets `superseded_by`: the earliest such one. Marks are only ever added, each by whichever
-//! device looks after both were written, so that the order of arrival does not matter. An `unsynced` time says nothing:
-//! such an attendance is looked at once it is corrected.
+//! The rule: an attendance is *superseded* when another device has an earlier one (by
+//! `occurred_at`, then `_id`) of the same subject, venue and direction; with a session anywhere in
+//! the same session, without one within the venue's re-entry gap before it. Where directions
+//! alternate every passage counts, so that the gap decides in a session too. It gets
+//! `superseded_by`: the earliest such one. Marks are only ever added, each by a device that searches
+//! after both were written, so that the order of arrival does not matter. An attendance with an
+//! `unsynced` time is judged when it is corrected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,9 +16,9 @@ use mongodb::bson::{Document, doc};
 
 use super::documents::date;
 
-/// An attendance, as far as the rule asks.
+/// The part of an attendance that the rule uses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Seen {
+pub(super) struct Passage {
     pub(super) occurred_ms: i64,
     pub(super) id: String,
     pub(super) device: String,
@@ -27,27 +29,28 @@ pub(super) struct Seen {
     pub(super) marked: bool,
 }
 
-/// What a venue says about it.
+/// What the rule needs of a venue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rule {
+pub(super) struct VenueRule {
     pub(super) gap: Duration,
     /// Directions alternate: sessions do not matter.
     pub(super) alternates: bool,
 }
 
-impl Rule {
-    /// Of a venue that is not known here any more.
+impl VenueRule {
+    /// For a venue that is no longer known here.
     pub(super) const USUAL: Self = Self { gap: Duration::from_mins(5), alternates: false };
 }
 
 /// No session is longer than a day, of 25 hours at most, and it opens half a day earlier at most.
 const SESSION_SPAN_MS: i64 = 38 * 3_600_000;
-/// Times further apart than this are asked for one by one, so that a batch that spans years does not ask for all of them.
+/// Times further apart than this are queried one by one, so that a batch that spans years does not
+/// read all of them.
 const STRETCH_MS: i64 = 2 * 86_400_000;
 
-impl Seen {
-    /// From a document of `attendance`; none where its time or its subject is not known (any more).
-    pub(super) fn read(found: &Document) -> Option<Self> {
+impl Passage {
+    /// Reads a document of `attendance`; `None` without a known time or subject.
+    pub(super) fn from_document(found: &Document) -> Option<Self> {
         if found.get_str("clock").ok()? == "unsynced" {
             return None;
         }
@@ -64,8 +67,8 @@ impl Seen {
         })
     }
 
-    /// How far around it others may be that concern it.
-    fn span_ms(&self, rule: impl Fn(&str) -> Rule) -> i64 {
+    /// Returns how far apart attendances may be that supersede one another.
+    fn span_ms(&self, rule: impl Fn(&str) -> VenueRule) -> i64 {
         let rule = rule(&self.venue);
         if self.session.is_some() && !rule.alternates {
             SESSION_SPAN_MS
@@ -75,7 +78,7 @@ impl Seen {
     }
 }
 
-pub(super) fn projection() -> Document {
+pub(super) fn field_projection() -> Document {
     let fields = [
         "device",
         "venue",
@@ -89,16 +92,16 @@ pub(super) fn projection() -> Document {
     fields.iter().map(|field| ((*field).to_owned(), 1.into())).collect()
 }
 
-/// Everything that may concern `new`, in one query that the index on subject and time serves: a stretch of time with
-/// the subjects that were seen in it.
-pub(super) fn query(new: &[Seen], rule: impl Fn(&str) -> Rule) -> Option<Document> {
-    let mut sorted: Vec<&Seen> = new.iter().collect();
+/// Returns one query for everything that may supersede or be superseded by `new`, which the index on
+/// subject and time serves: stretches of time with the subjects of each.
+pub(super) fn build_query(new: &[Passage], rule: impl Fn(&str) -> VenueRule) -> Option<Document> {
+    let mut sorted: Vec<&Passage> = new.iter().collect();
     sorted.sort();
     let mut stretches: Vec<(i64, i64, BTreeSet<&str>)> = Vec::new();
     for seen in sorted {
         let span = seen.span_ms(&rule);
-        let (from, to) =
-            (seen.occurred_ms.saturating_sub(span), seen.occurred_ms.saturating_add(span));
+        let from = seen.occurred_ms.saturating_sub(span);
+        let to = seen.occurred_ms.saturating_add(span);
         match stretches.last_mut() {
             Some(last) if seen.occurred_ms.saturating_sub(last.1) < STRETCH_MS => {
                 last.0 = last.0.min(from);
@@ -118,10 +121,13 @@ pub(super) fn query(new: &[Seen], rule: impl Fn(&str) -> Rule) -> Option<Documen
     (!clauses.is_empty()).then(|| doc! { "$or": clauses })
 }
 
-/// Which of `found` are superseded and not marked so yet, and by which.
-pub(super) fn marks(found: Vec<Seen>, rule: impl Fn(&str) -> Rule) -> Vec<(String, String)> {
+/// Returns which of `found` are superseded and not marked yet, and by which.
+pub(super) fn find_superseded(
+    found: Vec<Passage>,
+    rule: impl Fn(&str) -> VenueRule,
+) -> Vec<(String, String)> {
     type Key = (String, String, String, Option<String>);
-    let mut groups: BTreeMap<Key, Vec<Seen>> = BTreeMap::new();
+    let mut groups: BTreeMap<Key, Vec<Passage>> = BTreeMap::new();
     for seen in found {
         let session = seen.session.clone().filter(|_| !rule(&seen.venue).alternates);
         let key = (seen.venue.clone(), seen.subject.clone(), seen.direction.clone(), session);
@@ -131,7 +137,7 @@ pub(super) fn marks(found: Vec<Seen>, rule: impl Fn(&str) -> Rule) -> Vec<(Strin
     for ((venue, _, _, session), mut group) in groups {
         group.sort();
         let gap_ms = rule(&venue).gap.as_millis() as i64;
-        // Where those begin that are still within the gap.
+        // The first that is still within the gap.
         let mut first = 0;
         for at in 0..group.len() {
             let seen = &group[at];
@@ -150,8 +156,8 @@ pub(super) fn marks(found: Vec<Seen>, rule: impl Fn(&str) -> Rule) -> Vec<(Strin
     marks
 }
 
-/// The mark as an update statement. One that is there stays.
-pub(super) fn mark((id, by): &(String, String)) -> Document {
+/// Returns the mark as an update statement. An existing mark stays.
+pub(super) fn mark_statement((id, by): &(String, String)) -> Document {
     doc! { "q": { "_id": id, "superseded_by": null }, "u": { "$set": { "superseded_by": by } } }
 }
 
@@ -161,15 +167,15 @@ mod tests {
 
     const MIN: i64 = 60_000;
 
-    fn rule(venue: &str) -> Rule {
-        Rule { alternates: venue == "gate", ..Rule::USUAL }
+    fn rule(venue: &str) -> VenueRule {
+        VenueRule { alternates: venue == "gate", ..VenueRule::USUAL }
     }
 
-    /// `A0` is door A at minute 0; `A0:in:s1` adds direction and session.
-    fn seen(text: &str) -> Seen {
+    /// `A0` is device A at minute 0; `A0:in:s1` adds direction and session.
+    fn seen(text: &str) -> Passage {
         let mut parts = text.split(':');
         let what = parts.next().unwrap();
-        Seen {
+        Passage {
             occurred_ms: what[1..].parse::<i64>().unwrap() * MIN,
             id: what.into(),
             device: what[..1].into(),
@@ -182,7 +188,7 @@ mod tests {
     }
 
     fn check(found: &[&str], expected: &[&str]) {
-        let mut of: Vec<String> = marks(found.iter().map(|it| seen(it)).collect(), rule)
+        let mut of: Vec<String> = find_superseded(found.iter().map(|it| seen(it)).collect(), rule)
             .into_iter()
             .map(|(id, by)| format!("{id}<{by}"))
             .collect();
@@ -191,37 +197,42 @@ mod tests {
     }
 
     #[test]
-    fn the_earliest_counts() {
+    fn earliest_attendance_counts() {
         check(&["A0", "B0"], &["B0<A0"]); // the same moment: by id
         check(&["A0", "B4"], &["B4<A0"]);
         check(&["B4", "A0"], &["B4<A0"]); // whatever the order
         check(&["A0", "B5"], &[]); // the gap is over
-        check(&["A0", "A1"], &[]); // one door judges for itself
+        check(&["A0", "A1"], &[]); // a device judges its own itself
         check(&["A0", "B1", "C2"], &["B1<A0", "C2<A0"]);
         check(&["A0", "B4", "C8"], &["B4<A0", "C8<B4"]); // each within the gap before it
         check(&["A0:in", "B1:out"], &[]); // in and out are two
     }
 
     #[test]
-    fn a_session_counts_as_a_whole() {
+    fn session_counts_as_a_whole() {
         check(&["A0:in:s1", "B90:in:s1"], &["B90<A0"]);
         check(&["A0:in:s1", "B1:in:s2"], &[]);
         check(&["A0:in:s1", "B1"], &[]);
     }
 
     #[test]
-    fn where_directions_alternate_every_passage_counts() {
-        let at_gate = |it: &&str| Seen { venue: "gate".into(), ..seen(it) };
+    fn alternating_directions_count_every_passage() {
+        let at_gate = |it: &&str| Passage { venue: "gate".into(), ..seen(it) };
         let check = |found: &[&str], expected: &[(&str, &str)]| {
             let expected: Vec<_> =
                 expected.iter().map(|(id, by)| ((*id).to_owned(), (*by).to_owned())).collect();
-            assert_eq!(marks(found.iter().map(at_gate).collect(), rule), expected, "{found:?}");
+            assert_eq!(
+                find_superseded(found.iter().map(at_gate).collect(), rule),
+                expected,
+                "{found:?}"
+            );
         };
-        check(&["A0:in:s1", "A60:out:s1", "B90:in:s1"], &[]); // left by one door, came back by the other
+        // left past one device, came back past the other
+        check(&["A0:in:s1", "A60:out:s1", "B90:in:s1"], &[]);
         check(&["A0:in:s1", "B1:in:s1"], &[("B1", "A0")]); // one passage, seen by both
         check(&["A0:in", "B1:in:s1"], &[("B1", "A0")]); // on the edge of a session
-        let asked = query(&[at_gate(&"A0:in:s1")], rule).unwrap();
-        let range = asked.get_array("$or").unwrap()[0]
+        let query = build_query(&[at_gate(&"A0:in:s1")], rule).unwrap();
+        let range = query.get_array("$or").unwrap()[0]
             .as_document()
             .unwrap()
             .get_document("occurred_at")
@@ -230,54 +241,54 @@ mod tests {
     }
 
     #[test]
-    fn marks_stay_whatever_comes_later_and_do_not_depend_on_the_order() {
-        let doors = ["A0", "B3", "A6", "C7", "B20", "A21", "C23"];
-        let of = |found: Vec<Seen>| -> BTreeSet<String> {
-            marks(found, rule).into_iter().map(|it| it.0).collect()
+    fn marks_do_not_depend_on_order() {
+        let devices = ["A0", "B3", "A6", "C7", "B20", "A21", "C23"];
+        let of = |found: Vec<Passage>| -> BTreeSet<String> {
+            find_superseded(found, rule).into_iter().map(|it| it.0).collect()
         };
-        let all = of(doors.iter().map(|it| seen(it)).collect());
-        // Every subset's marks are among the marks of all: to look early is never wrong.
-        for subset in 0..1_u32 << doors.len() {
-            let some = (0..doors.len())
+        let all = of(devices.iter().map(|it| seen(it)).collect());
+        // Every subset's marks are among the marks of all: an early search is never wrong.
+        for subset in 0..1_u32 << devices.len() {
+            let some = (0..devices.len())
                 .filter(|at| subset & (1 << at) != 0)
-                .map(|at| seen(doors[at]))
+                .map(|at| seen(devices[at]))
                 .collect();
             assert!(of(some).is_subset(&all), "{subset:b}");
         }
-        // And every mark of all is found by whoever looks after the later of its two was written.
-        let mut arrived: Vec<Seen> = Vec::new();
+        // Every mark is found by a search after the later of its two was written.
+        let mut arrived: Vec<Passage> = Vec::new();
         let mut by_steps = BTreeSet::new();
         for at in [3, 6, 0, 5, 2, 1, 4] {
-            arrived.push(seen(doors[at]));
+            arrived.push(seen(devices[at]));
             by_steps.extend(of(arrived.clone()));
         }
         assert_eq!(by_steps, all);
     }
 
     #[test]
-    fn a_time_that_is_not_known_says_nothing() {
+    fn unsynced_attendance_is_ignored() {
         let mut found = doc! {
             "_id": "1", "device": "a", "venue": "room", "subject": { "id": "ada" }, "direction": "in", "session": null,
             "occurred_at": date(0), "clock": "unsynced",
         };
-        assert_eq!(Seen::read(&found), None);
+        assert_eq!(Passage::from_document(&found), None);
         found.insert("clock", "corrected");
-        assert!(Seen::read(&found).is_some());
+        assert!(Passage::from_document(&found).is_some());
         found.insert("subject", mongodb::bson::Bson::Null);
-        assert_eq!(Seen::read(&found), None);
+        assert_eq!(Passage::from_document(&found), None);
     }
 
     #[test]
-    fn one_query_holds_a_batch() {
-        let batch: Vec<Seen> = (0..500).map(|at| seen(&format!("A{at}"))).collect();
-        let asked = query(&batch, rule).unwrap();
-        let clauses = asked.get_array("$or").unwrap();
+    fn one_query_covers_a_batch() {
+        let batch: Vec<Passage> = (0..500).map(|at| seen(&format!("A{at}"))).collect();
+        let query = build_query(&batch, rule).unwrap();
+        let clauses = query.get_array("$or").unwrap();
         assert_eq!(clauses.len(), 1);
         let range = clauses[0].as_document().unwrap().get_document("occurred_at").unwrap();
         assert_eq!(range.get_datetime("$gte").unwrap().timestamp_millis(), -5 * MIN);
         assert_eq!(range.get_datetime("$lte").unwrap().timestamp_millis(), 504 * MIN);
-        let apart = query(&[seen("A0"), seen("A1000000")], rule).unwrap();
+        let apart = build_query(&[seen("A0"), seen("A1000000")], rule).unwrap();
         assert_eq!(apart.get_array("$or").unwrap().len(), 2);
-        assert_eq!(query(&[], rule), None);
+        assert_eq!(build_query(&[], rule), None);
     }
 }

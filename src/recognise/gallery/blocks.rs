@@ -1,13 +1,16 @@
-//! Templates packed for the scan: each in float, and in int8 with one scale and the length of what rounding took.
+//! Templates packed for the scan: each in float, and in int8 with one scale and the length of what
+//! rounding took.
 //!
-//! Kept in blocks that snapshots share; what changes is copied, a block at a time. A template that leaves is replaced by the
-//! very last one, so that all blocks but the last stay full however many come and go.
+//! Kept in blocks that snapshots share; what changes is copied, a block at a time. A template that
+//! leaves is replaced by the very last one, so that all blocks but the last stay full however many
+//! come and go.
 
 use std::sync::Arc;
 
 use simsimd::SpatialSimilarity;
 
-/// Templates in one block. Copying one of 512 elements takes 0.05 ms; a gallery of 100,000 has 800 of them.
+/// Templates in one block. Copying one of 512 elements takes 0.05 ms; a gallery of 100,000 has 800
+/// of them.
 const BLOCK: usize = 128;
 
 #[derive(Clone, Default)]
@@ -29,7 +32,8 @@ struct Block {
     errors: Vec<f32>,
 }
 
-/// A template rounded to int8: `template ≈ scale · codes`, with `|template − scale · codes| = error`.
+/// A template rounded to int8: `template ≈ scale · codes`, with `|template − scale · codes| =
+/// error`.
 pub(super) struct Rounded {
     codes: Vec<i8>,
     scale: f32,
@@ -78,11 +82,13 @@ impl Blocks {
 
     /// Removes the templates of a slot, `count` at most; shows the codes of each.
     pub(super) fn remove(&mut self, slot: u32, count: usize, mut gone: impl FnMut(&[i8])) {
-        // From the end, so that the last template, which takes the place of one that leaves, is never one that leaves later.
+        // From the end, so that the last template, which takes the place of one that leaves, is
+        // never one that leaves later.
         let places: Vec<usize> = self.places(slot).take(count).collect();
         let dimension = self.dimension;
         for place in places {
-            let (block, index) = (place / BLOCK, place % BLOCK);
+            let block = place / BLOCK;
+            let index = place % BLOCK;
             gone(self.list[block].codes(index, dimension));
             let mut last = self.list.pop().expect("what has a place has a block");
             let from = last.slots.len() - 1;
@@ -193,8 +199,9 @@ impl Block {
         self.errors.truncate(len);
     }
 
-    /// How far the int8 score of this template can be from the float score: with `q = Q + e` and `r = R + f`,
-    /// `|q·r − Q·R| = |e·r + Q·f| ≤ |e||r| + |Q||f|`, where `|r| = 1` and `|Q| ≤ 1 + |e|`.
+    /// How far the int8 score of this template can be from the float score: with `q = Q + e` and `r
+    /// = R + f`, `|q·r − Q·R| = |e·r + Q·f| ≤ |e||r| + |Q||f|`, where `|r| = 1` and `|Q| ≤ 1 +
+    /// |e|`.
     fn bound(&self, index: usize, probe: &Rounded) -> f32 {
         probe.error + (1.0 + probe.error) * self.errors[index] + 1e-5
     }

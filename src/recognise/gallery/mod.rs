@@ -1,39 +1,38 @@
 //! The references that probes are compared with, and the exact 1:N search among them.
 //!
-//! A gallery is an immutable snapshot: a change makes a new one that shares with the old all but the few blocks, and the page
-//! of the book, that it touches. So a search under way is never disturbed, and who is added, renamed or withdrawn costs less
-//! than a millisecond at a hundred thousand references (`rollcall bench`; docs/performance.md).
+//! A gallery is an immutable snapshot: a change makes a new one that shares with the old all but
+//! the few blocks, and the page of the slot table, that it touches. So a running search is never
+//! disturbed, and adding, renaming or withdrawing a subject costs less than a millisecond at a hundred
+//! thousand references (`rollcall bench`; docs/performance.md).
 //!
-//! **A subject's score** is the best of its references and, where it has several, of their mean: what the photographs have
-//! in common is the person, what they do not is light and pose. On `faces-open` (144 subjects, 307 references) the mean
-//! takes FNIR at FPIR 1 % from 2.8 % to 2.1 % without raising a stranger's score (mean of 40 draws of 100 subjects: 2.9 %
-//! to 2.2 %); two photographs enrolled are worth more than a better network.
+//! **A subject's score** is the best of its references and, where it has several, of their mean:
+//! what the photographs have in common is the person, what they do not is light and pose. On
+//! `faces-open` (144 subjects, 307 references) the mean takes FNIR at FPIR 1 % from 2.8 % to 2.1 %
+//! without raising a stranger's score (mean of 40 draws of 100 subjects: 2.9 % to 2.2 %); two
+//! photographs enrolled are worth more than a better model.
 //!
-//! **Exact and fast.** Each template is kept twice: in float, and in int8 with one scale. A search first scans the int8
-//! codes, whose score is off by no more than a bound known per template (Cauchy-Schwarz on the rounding errors); then it
-//! compares in float only those that could still be among the two best subjects. The answer is that of a float scan.
-//! At 100,000 references of 512 elements the scan reads 51 MB where a float scan reads 205 MB.
-//! Budget: 8 ms at 100,000 x 512 on one core; `rollcall bench` measures it.
+//! **Exact and fast.** Each template is kept twice: in float, and in int8 with one scale. A search
+//! first scans the int8 codes, whose score is off by no more than a bound known per template
+//! (Cauchy-Schwarz on the rounding errors); then it compares in float only those that could still
+//! be among the two best subjects. The answer is that of a float scan. At 100,000 references of 512
+//! elements the scan reads 51 MB where a float scan reads 205 MB. Budget: 8 ms at 100,000 x 512 on
+//! one core; `rollcall bench` measures it.
 
 mod blocks;
-mod book;
+mod slots;
+mod subject;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use blocks::{Blocks, Rounded};
-use book::Book;
+use slots::SlotTable;
+pub use subject::Subject;
 
 use simsimd::SpatialSimilarity as _;
 
-use crate::recognise::face::{Name, SubjectId, Template};
-
-/// Who can be found.
-#[derive(Clone, Debug)]
-pub struct Subject {
-    pub id: SubjectId,
-    pub name: Name,
-}
+use crate::ids::{Name, SubjectId};
+use crate::recognise::face::Template;
 
 /// The snapshot. Cloning shares everything.
 #[derive(Clone, Default)]
@@ -42,7 +41,7 @@ pub struct Gallery {
     references: Blocks,
     /// The mean template of each subject with several references.
     means: Blocks,
-    book: Book,
+    slots: SlotTable,
     digest: u64,
     version: u64,
 }
@@ -67,7 +66,7 @@ impl Gallery {
             dimension,
             references: Blocks::new(dimension),
             means: Blocks::new(dimension),
-            book: Book::default(),
+            slots: SlotTable::default(),
             digest: 0,
             version: 0,
         }
@@ -81,10 +80,11 @@ impl Gallery {
         self.references.len()
     }
     pub fn subjects(&self) -> usize {
-        self.book.len()
+        self.slots.len()
     }
-    /// A fingerprint of who is enrolled with which references, whatever the order: doors with the same gallery have the
-    /// same. Not a proof against forgery. Kept as the references come and go: the sum of a mark for each.
+    /// A fingerprint of subjects and references in any order: devices with the same gallery have the
+    /// same. Not a proof against forgery. Kept as the references come and go:
+    /// the sum of a mark for each.
     pub fn digest(&self) -> u64 {
         self.digest
     }
@@ -93,38 +93,39 @@ impl Gallery {
         self.version
     }
     pub fn subject(&self, id: &SubjectId) -> Option<&Arc<Subject>> {
-        self.book.subject(self.book.slot(id)?)
+        self.slots.subject(self.slots.slot(id)?)
     }
     /// How many references a subject has here.
     pub fn references_of(&self, id: &SubjectId) -> usize {
-        self.book.slot(id).map_or(0, |slot| self.book.references(slot))
+        self.slots.slot(id).map_or(0, |slot| self.slots.references(slot))
     }
 
-    /// A gallery with these references added to the subject (who is renamed, should the name differ). Templates of
-    /// another dimension are left out: they come from another embedder. Nobody is added without any.
+    /// A gallery with these references added to the subject (who is renamed, should the name
+    /// differ). Templates of another dimension are left out: they come from another embedder.
+    /// A subject without any is not added.
     #[must_use]
     pub fn with(mut self, subject: Subject, templates: &[Template]) -> Self {
-        let known = self.book.slot(&subject.id).is_some();
+        let known = self.slots.slot(&subject.id).is_some();
         let mut fitting =
             templates.iter().filter(|template| template.dimension() == self.dimension).peekable();
         if fitting.peek().is_none() && !known {
             return self;
         }
         let id = subject.id.clone();
-        let slot = self.book.put(subject);
-        let before = self.book.references(slot);
+        let slot = self.slots.put(subject);
+        let before = self.slots.references(slot);
         for template in fitting {
             let codes = self.references.push(slot, template.as_slice());
-            self.digest = self.digest.wrapping_add(mark(&id, codes));
-            self.book.count(slot, 1);
+            self.digest = self.digest.wrapping_add(digest_mark(&id, codes));
+            self.slots.count(slot, 1);
         }
         self.renew_mean(slot, before);
         self.version += 1;
         self
     }
 
-    /// A gallery in which the subject has these references and no others; without any that fit, a gallery without the
-    /// subject.
+    /// A gallery in which the subject has these references and no others; without any that fit, a
+    /// gallery without the subject.
     #[must_use]
     pub fn replaced(self, subject: Subject, templates: &[Template]) -> Self {
         let version = self.version + 1;
@@ -134,17 +135,18 @@ impl Gallery {
     /// A gallery without the subject.
     #[must_use]
     pub fn without(mut self, id: &SubjectId) -> Self {
-        let Some(slot) = self.book.slot(id) else {
+        let Some(slot) = self.slots.slot(id) else {
             return self;
         };
         let mut digest = self.digest;
-        let count = self.book.references(slot);
-        self.references.remove(slot, count, |codes| digest = digest.wrapping_sub(mark(id, codes)));
+        let count = self.slots.references(slot);
+        self.references
+            .remove(slot, count, |codes| digest = digest.wrapping_sub(digest_mark(id, codes)));
         self.digest = digest;
         if count > 1 {
             self.means.remove(slot, 1, |_| {});
         }
-        self.book.remove(slot);
+        self.slots.remove(slot);
         self.version += 1;
         self
     }
@@ -152,17 +154,17 @@ impl Gallery {
     /// A gallery in which the subject has another name; unchanged when there is no such subject.
     #[must_use]
     pub fn renamed(mut self, id: &SubjectId, name: Name) -> Self {
-        if self.book.slot(id).is_some() {
-            self.book.put(Subject { id: id.clone(), name });
+        if self.slots.slot(id).is_some() {
+            self.slots.put(Subject { id: id.clone(), name });
             self.version += 1;
         }
         self
     }
 
-    /// Puts the mean of the slot's references in its place; a single reference is its own mean and needs none. `before` is
-    /// how many references it had: who had several has a mean already.
+    /// Puts the mean of the slot's references in its place; a single reference is its own mean and
+    /// needs none. `before` is how many references it had: who had several has a mean already.
     fn renew_mean(&mut self, slot: u32, before: usize) {
-        let count = self.book.references(slot);
+        let count = self.slots.references(slot);
         if count < 2 || count == before {
             return;
         }
@@ -202,7 +204,7 @@ impl Gallery {
         if self.references() == 0 || probe.dimension() != self.dimension {
             return Vec::new();
         }
-        let own = self.book.slot(except);
+        let own = self.slots.slot(except);
         let rounded = Rounded::of(probe.as_slice());
         let scan = self.scan(&rounded, |_, _| {});
         let mut best: HashMap<u32, f32> = HashMap::new();
@@ -220,20 +222,22 @@ impl Gallery {
         found
     }
 
-    /// The best score with the subject's own references; none where it has none here, or the probe is of another dimension.
+    /// The best score with the subject's own references; none where it has none here, or the probe
+    /// is of another dimension.
     pub fn own_score(&self, probe: &Template, id: &SubjectId) -> Option<f32> {
-        let slot = self.book.slot(id).filter(|_| probe.dimension() == self.dimension)?;
-        let own = self.references.of(slot, self.book.references(slot));
+        let slot = self.slots.slot(id).filter(|_| probe.dimension() == self.dimension)?;
+        let own = self.references.of(slot, self.slots.references(slot));
         own.filter_map(|it| f32::dot(probe.as_slice(), it))
             .map(|score| score as f32)
             .max_by(f32::total_cmp)
     }
 
     fn candidate(&self, slot: u32, score: f32) -> Option<Candidate> {
-        Some(Candidate { subject: Arc::clone(self.book.subject(slot)?), score })
+        Some(Candidate { subject: Arc::clone(self.slots.subject(slot)?), score })
     }
 
-    /// Each reference's int8 score, those of the means after them; shows for each the least that its float score can be.
+    /// Each reference's int8 score, those of the means after them; shows for each the least that
+    /// its float score can be.
     fn scan(&self, probe: &Rounded, mut least: impl FnMut(u32, f32)) -> Vec<f32> {
         let mut scores = Vec::with_capacity(self.references.len() + self.means.len());
         for blocks in [&self.references, &self.means] {
@@ -259,7 +263,7 @@ impl Gallery {
 }
 
 /// What one reference adds to the digest.
-fn mark(id: &SubjectId, codes: &[i8]) -> u64 {
+fn digest_mark(id: &SubjectId, codes: &[i8]) -> u64 {
     fnv1a(id.as_str().bytes().chain([0]).chain(codes.iter().map(|code| *code as u8)))
 }
 

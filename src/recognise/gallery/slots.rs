@@ -4,17 +4,18 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
-use super::Subject;
-use crate::recognise::face::SubjectId;
+use super::subject::Subject;
+use crate::ids::SubjectId;
 
-/// Slots in a page, and shards of the ids: at 100,000 subjects either copy is of some 400 entries, a few microseconds.
+/// Slots in a page, and shards of the ids: at 100,000 subjects either copy is of some 400 entries,
+/// a few microseconds.
 const PAGE: usize = 256;
 const SHARDS: usize = 256;
 
 #[derive(Clone, Default)]
-pub(super) struct Book {
-    pages: Vec<Arc<Vec<Option<Entry>>>>,
-    /// Empty until there is somebody; then `SHARDS` of them.
+pub(super) struct SlotTable {
+    pages: Vec<Arc<Vec<Option<SlotEntry>>>>,
+    /// Empty until the first subject; then `SHARDS` of them.
     shards: Vec<Arc<HashMap<SubjectId, u32>>>,
     /// Slots of subjects who were withdrawn, for those who come.
     free: Vec<u32>,
@@ -23,12 +24,12 @@ pub(super) struct Book {
 }
 
 #[derive(Clone)]
-struct Entry {
+struct SlotEntry {
     subject: Arc<Subject>,
     references: usize,
 }
 
-impl Book {
+impl SlotTable {
     pub(super) fn len(&self) -> usize {
         self.slots as usize - self.free.len()
     }
@@ -45,11 +46,11 @@ impl Book {
         self.entry(slot).map_or(0, |entry| entry.references)
     }
 
-    fn entry(&self, slot: u32) -> Option<&Entry> {
+    fn entry(&self, slot: u32) -> Option<&SlotEntry> {
         self.pages.get(slot as usize / PAGE)?[slot as usize % PAGE].as_ref()
     }
 
-    fn entry_mut(&mut self, slot: u32) -> &mut Option<Entry> {
+    fn entry_mut(&mut self, slot: u32) -> &mut Option<SlotEntry> {
         let page = &mut self.pages[slot as usize / PAGE];
         &mut Arc::make_mut(page)[slot as usize % PAGE]
     }
@@ -71,7 +72,7 @@ impl Book {
         });
         self.shards.resize_with(SHARDS, Arc::default);
         Arc::make_mut(&mut self.shards[shard_of(&subject.id)]).insert(subject.id.clone(), slot);
-        *self.entry_mut(slot) = Some(Entry { subject: Arc::new(subject), references: 0 });
+        *self.entry_mut(slot) = Some(SlotEntry { subject: Arc::new(subject), references: 0 });
         slot
     }
 

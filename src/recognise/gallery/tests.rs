@@ -40,7 +40,7 @@ fn exact(references: &[(usize, Template)], probe: &Template) -> (usize, f32, Opt
 }
 
 #[test]
-fn the_search_is_that_of_a_float_scan() {
+fn search_equals_exact_float_scan() {
     let references: Vec<_> = (0..3000).map(|n| (n % 700, template(128, n as u64 + 1))).collect();
     let mut gallery = Gallery::new(128);
     for (id, reference) in &references {
@@ -58,7 +58,7 @@ fn the_search_is_that_of_a_float_scan() {
 }
 
 #[test]
-fn the_second_best_is_another_subject() {
+fn second_best_is_another_subject() {
     let own = template(64, 1);
     let gallery = Gallery::new(64)
         .with(subject(1), &[own.clone(), own.clone()])
@@ -69,8 +69,9 @@ fn the_second_best_is_another_subject() {
 }
 
 #[test]
-fn several_references_are_searched_by_their_mean_too_and_leave_with_their_subject() {
-    let (one, other) = (template(64, 1), template(64, 2));
+fn mean_reference_is_searched_and_removed() {
+    let one = template(64, 1);
+    let other = template(64, 2);
     let mean = Template::mean([&one, &other]).unwrap();
     let apart = Gallery::new(64).with(subject(1), &[one]).with(subject(9), &[template(64, 9)]);
     let apart = apart.with(subject(1), &[other]);
@@ -86,7 +87,7 @@ fn several_references_are_searched_by_their_mean_too_and_leave_with_their_subjec
 }
 
 #[test]
-fn the_digest_tells_galleries_apart_but_not_their_order() {
+fn gallery_digest_ignores_order() {
     let add = |gallery: Gallery, id| gallery.with(subject(id), &[template(64, id as u64)]);
     let one = add(add(Gallery::new(64), 1), 2);
     let other = add(add(Gallery::new(64), 2), 1);
@@ -96,7 +97,7 @@ fn the_digest_tells_galleries_apart_but_not_their_order() {
 }
 
 #[test]
-fn a_snapshot_does_not_change_under_a_search() {
+fn gallery_snapshot_is_immutable() {
     let before = Gallery::new(64).with(subject(1), &[template(64, 1)]);
     let after = before.clone().with(subject(2), &[template(64, 2)]).without(&subject(1).id);
     assert_eq!((before.subjects(), before.references()), (1, 1));
@@ -194,8 +195,10 @@ fn check(gallery: &Gallery, plain: &Plain, probe: &Template) {
     }
     assert_eq!(found.second_score.is_some(), expected.len() > 1);
     assert!(found.second_score.is_none_or(|score| close(score, expected[1].1)));
-    // Those alike, without the best: the same as in the list, as far as the last digit decides nothing.
-    let (except, floor) = (expected.first().map_or(0, |it| it.0), 0.2);
+    // Those alike, without the best: the same as in the list, as far as the last digit decides
+    // nothing.
+    let except = expected.first().map_or(0, |it| it.0);
+    let floor = 0.2;
     let alike = gallery.alike(probe, floor, &subject(except).id);
     let sure =
         expected.iter().filter(|(id, score)| *id != except && *score >= floor + 1e-4).count();
@@ -210,10 +213,11 @@ fn check(gallery: &Gallery, plain: &Plain, probe: &Template) {
 
 proptest! {
     #[test]
-    fn whatever_comes_and_goes_it_is_the_plain_gallery(
+    fn gallery_equals_plain_model_after_changes(
         changes in proptest::collection::vec(change(), 1..250), seed in 1u64..1000, kept_at in 0usize..250
     ) {
-        let (mut gallery, mut plain) = (Gallery::new(16), Plain::new());
+        let mut gallery = Gallery::new(16);
+        let mut plain = Plain::new();
         let mut kept = (gallery.clone(), plain.clone());
         for (at, change) in changes.iter().enumerate() {
             gallery = apply(gallery, &mut plain, change);
@@ -229,7 +233,8 @@ proptest! {
 
     #[test]
     fn rounding_stays_within_its_bound(seed_a in 1u64..10_000, seed_b in 1u64..10_000, dimension in 1usize..600) {
-        let (a, b) = (template(dimension, seed_a), template(dimension, seed_b));
+        let a = template(dimension, seed_a);
+        let b = template(dimension, seed_b);
         let gallery = Gallery::new(dimension).with(subject(1), std::slice::from_ref(&b));
         let probe = Rounded::of(a.as_slice());
         let scores = gallery.scan(&probe, |_, _| {});
@@ -238,8 +243,10 @@ proptest! {
 }
 
 #[test]
-fn a_probe_is_compared_with_one_subjects_own_references_alone() {
-    let (one, two, other) = (template(64, 1), template(64, 2), template(64, 3));
+fn own_score_compares_only_own_references() {
+    let one = template(64, 1);
+    let two = template(64, 2);
+    let other = template(64, 3);
     let gallery = Gallery::new(64)
         .with(subject(1), &[one.clone(), two.clone()])
         .with(subject(2), std::slice::from_ref(&other));

@@ -1,38 +1,40 @@
 //! Frames in, decisions out: the loop body of the inference thread.
 //!
-//! Budget per frame at 640x480 with one undecided face: brightness 0.1 ms, detect 2 ms, refine 0.5 ms, align 0.2 ms,
-//! embed 2.3 ms, and for its first frames 2 ms of attack detection (x86, one thread; `docs/performance.md`). A decided
-//! face costs the detection only, but twice a second or when it jumps a template; an empty scene the brightness only.
+//! Budget per frame at 640x480 with one undecided face: brightness 0.1 ms, detect 2 ms, refine 0.5
+//! ms, align 0.2 ms, embed 2.3 ms, and for its first frames 2 ms of attack detection (x86, one
+//! thread; `docs/performance.md`). A decided face costs the detection only, but twice a second or
+//! when it jumps a template; an empty scene the brightness only.
 //!
-//! Invariants: a track reports at most one `Identified`, at most one `Unknown` and at most one attack. Nobody is told of
-//! as identified whose face was not found live, where that is asked for.
+//! Invariants: a track reports at most one `Identified`, at most one `Unknown` and at most one
+//! attack. With PAD enforced, no subject is reported whose face was not found live.
 
 use std::time::Duration;
 
 use crate::clock::Stamp;
 use crate::recognise::align::{self, Sample};
-use crate::recognise::attention::{Attention, PaceSettings, Presence, Watcher};
+use crate::recognise::attention::{FrameAction, FrameScheduler, PaceSettings, Presence};
 use crate::recognise::decision::{Decision, DecisionSettings};
-use crate::recognise::engine::{EngineError, FaceEngine, Reach};
+use crate::recognise::engine::{DetectorInput, EngineError, FaceEngine};
 use crate::recognise::face::{BoundingBox, Detection, Landmarks};
 use crate::recognise::frame::Frame;
 use crate::recognise::gallery::Gallery;
 use crate::recognise::pad::{PadMode, PadSettings, Presentation};
 use crate::recognise::picture::{DecodeError, Picture};
 use crate::recognise::quality::{self, Flaw, QualityBounds};
+use crate::recognise::stance::Stance;
 use crate::recognise::track::{Track, TrackSettings, Tracker};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LiveSettings {
-    pub reach: Reach,
+    pub detector_input: DetectorInput,
     pub track: TrackSettings,
     pub decision: DecisionSettings,
     /// What a sample must have to become a probe.
     pub probe: QualityBounds,
     /// Least detection confidence.
     pub confidence_min: f32,
-    /// A decided track is looked at again this often, and when its face jumps: someone else may have stepped into its
-    /// place.
+    /// A decided track is compared again this often, and when its face jumps: someone else may have
+    /// stepped into its place.
     pub recheck_after: Duration,
     /// Score with the track's own earlier samples below which the face is another person's.
     pub same_person_min: f32,
@@ -40,21 +42,22 @@ pub struct LiveSettings {
     pub pace: PaceSettings,
 }
 
-/// Templates made of one frame. A crowd takes turns, those with the fewest samples first.
+/// Templates made from one frame. In a crowd, tracks with the fewest samples come first.
 const TEMPLATES_PER_FRAME: usize = 8;
-/// A track that is still undecided after so many templates gets the next ones at ease.
-const TEMPLATES_EAGER: usize = 8;
-const EASY: Duration = Duration::from_millis(300);
-/// A decided face that jumped is looked at again at once, but one that is in a hurry not in every frame.
-const DOUBT_AGAIN: Duration = Duration::from_millis(150);
-/// Beside its best sample, one this much poorer adds noise: it is passed over, unless there was none for a while.
+/// After this many templates an undecided track is sampled every `SLOW_SAMPLE_INTERVAL` only.
+const FAST_TEMPLATES_MAX: usize = 8;
+const SLOW_SAMPLE_INTERVAL: Duration = Duration::from_millis(300);
+/// A decided face that jumped is compared again at once, but at most this often.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(150);
+/// A sample whose rank is below this share of the track's best one adds noise. It is skipped, unless
+/// the last sample is older than `SLOW_SAMPLE_INTERVAL`.
 const RANK_SHARE_MIN: f32 = 0.6;
-/// A face that could not be decided upon within this time is looked at closely only when something moves.
+/// A track still undecided after this time no longer keeps the detector running on every frame.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
-/// Something a track came to.
+/// A decision of a track.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct TrackOutcome {
     pub track_id: u64,
     pub decision: Decision,
     /// From the track's first frame to the one that decided.
@@ -64,7 +67,7 @@ pub struct Outcome {
     pub bounding_box: BoundingBox,
 }
 
-/// A track that seems to be a picture and not a person.
+/// A presentation attack: a track that shows a picture and not a person.
 #[derive(Clone, Debug)]
 pub struct Attack {
     pub track_id: u64,
@@ -77,12 +80,14 @@ pub struct Attack {
     pub enforced: bool,
 }
 
-/// A face of a frame as it stands: for whoever watches.
+/// The current state of one face in the frame, for the preview and for enrolment.
 #[derive(Clone, Debug)]
-pub struct Sight {
+pub struct FaceObservation {
     pub track_id: u64,
     pub bounding_box: BoundingBox,
     pub landmarks: Landmarks,
+    /// As the detector found them, not refined.
+    pub detected: Landmarks,
     pub confidence: f32,
     pub decision: Decision,
     pub samples: usize,
@@ -91,21 +96,21 @@ pub struct Sight {
     pub presentation: Presentation,
 }
 
-/// What one frame brought.
+/// The results of one frame.
 #[derive(Debug, Default)]
 pub struct FrameReport {
-    pub attention: Attention,
+    pub action: FrameAction,
     pub faces: usize,
     pub templates: usize,
     /// Tracks that ended without one good sample because they were too far away.
     pub too_far: usize,
-    pub outcomes: Vec<Outcome>,
+    pub outcomes: Vec<TrackOutcome>,
     pub attacks: Vec<Attack>,
-    /// A face could not be looked at.
+    /// The first error of a single face.
     pub failed: Option<FrameError>,
 }
 
-/// Why a frame, or a face of it, could not be looked at.
+/// Why a frame, or a face in it, could not be processed.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     #[error("the frame cannot be decoded")]
@@ -117,7 +122,7 @@ pub enum FrameError {
 pub struct Live {
     settings: LiveSettings,
     tracker: Tracker,
-    watcher: Watcher,
+    scheduler: FrameScheduler,
 }
 
 impl Live {
@@ -125,12 +130,12 @@ impl Live {
         Self {
             settings,
             tracker: Tracker::new(settings.track),
-            watcher: Watcher::new(settings.pace),
+            scheduler: FrameScheduler::new(settings.pace),
         }
     }
 
-    /// One frame. A network that fails on one face leaves what was decided of the others in the report. `slowed` is the
-    /// least time between two frames that are looked at.
+    /// Processes one frame. An error on one face leaves the results of the others in the report.
+    /// `slowed` is the least time between two frames that are not skipped.
     pub fn process(
         &mut self,
         engine: &mut dyn FaceEngine,
@@ -144,22 +149,22 @@ impl Live {
             too_far: lost.iter().filter(|it| was_too_far(it)).count(),
             ..Default::default()
         };
-        report.attention = self.watcher.regard(frame, self.presence(&now), slowed)?;
-        if report.attention != Attention::Full {
+        report.action = self.scheduler.decide_action(frame, self.current_presence(&now), slowed)?;
+        if report.action != FrameAction::Detect {
             return Ok(report);
         }
-        let mut detections = detect(engine, frame, self.settings.reach)?;
-        self.watcher.seen(frame)?;
+        let mut detections = detect_faces(engine, frame, self.settings.detector_input)?;
+        self.scheduler.note_decoded(frame)?;
         detections.retain(|face| face.confidence >= self.settings.confidence_min);
         report.faces = detections.len();
         let indices = self.tracker.follow(&detections, &now);
         // The tracks' ids, because a restart moves the indices.
         let ids = indices.iter().map(|index| self.tracker.tracks()[*index].id);
         let mut faces: Vec<(u64, Detection)> = ids.zip(detections).collect();
-        // Everybody's turn comes: first who has been looked at least, then who is nearest.
+        // The tracks with the fewest templates come first, then the nearest faces.
         faces.sort_by(|(a, near), (b, far)| {
             let templates =
-                |id| self.position(id).map(|index| self.tracker.tracks()[index].templates);
+                |id| self.track_index(id).map(|index| self.tracker.tracks()[index].templates);
             templates(*a)
                 .cmp(&templates(*b))
                 .then(far.bounding_box.area().total_cmp(&near.bounding_box.area()))
@@ -168,28 +173,34 @@ impl Live {
             if report.templates == TEMPLATES_PER_FRAME {
                 break;
             }
-            let looked = match self.position(id) {
-                Some(index) => self.sample(engine, gallery, frame, &detection, index, &mut report),
+            let sampled = match self.track_index(id) {
+                Some(index) => {
+                    self.sample_face(engine, gallery, frame, &detection, index, &mut report)
+                }
                 None => Ok(()),
             };
-            report.failed = report.failed.or(looked.err());
+            report.failed = report.failed.or(sampled.err());
         }
         Ok(report)
     }
 
-    /// The faces of the last frame that was looked at.
-    pub fn sights(&self) -> Vec<Sight> {
+    /// Returns the faces of the last frame that the detector ran on.
+    pub fn observations(&self) -> Vec<FaceObservation> {
         let tracks = self.tracker.tracks();
         let Some(newest) = tracks.iter().map(|track| track.last_seen.boottime_ms).max() else {
             return Vec::new();
         };
-        tracks.iter().filter(|track| track.last_seen.boottime_ms == newest).map(sight).collect()
+        tracks
+            .iter()
+            .filter(|track| track.last_seen.boottime_ms == newest)
+            .map(observe_track)
+            .collect()
     }
 
-    fn presence(&self, now: &Stamp) -> Presence {
+    fn current_presence(&self, now: &Stamp) -> Presence {
         let tracks = self.tracker.tracks();
         let deciding = |track: &Track| {
-            let open = matches!(track.decision, Decision::Undecided) || self.wants_pad(track);
+            let open = matches!(track.decision, Decision::Undecided) || self.needs_pad(track);
             open && now.since(&track.first_seen) < STUCK_AFTER
         };
         if tracks.is_empty() {
@@ -201,27 +212,28 @@ impl Live {
         }
     }
 
-    fn wants(&self, track: &Track, now: &Stamp) -> Wants {
+    fn track_needs(&self, track: &Track, now: &Stamp) -> Needs {
         let since = track.last_template.map(|last| now.since(&last));
         let template = match &track.decision {
             Decision::Identified(_) | Decision::Unknown { .. } => {
                 let doubted = track.doubtful
-                    && track.doubt_cleared.is_none_or(|it| now.since(&it) >= DOUBT_AGAIN);
+                    && track.doubt_cleared.is_none_or(|it| now.since(&it) >= DOUBT_INTERVAL);
                 doubted || since.is_none_or(|since| since >= self.settings.recheck_after)
             }
             Decision::Undecided => {
-                track.templates < TEMPLATES_EAGER || since.is_none_or(|since| since >= EASY)
+                track.templates < FAST_TEMPLATES_MAX
+                    || since.is_none_or(|since| since >= SLOW_SAMPLE_INTERVAL)
             }
         };
-        Wants { template, liveness: self.wants_pad(track) }
+        Needs { template, liveness: self.needs_pad(track) }
     }
 
-    fn wants_pad(&self, track: &Track) -> bool {
+    fn needs_pad(&self, track: &Track) -> bool {
         self.settings.pad.mode != PadMode::Off && track.liveness.verdict() == Presentation::Unjudged
     }
 
-    /// Looks closely at one face, if its track needs that.
-    fn sample(
+    /// Makes a template and a PAD score of one face, if its track needs them.
+    fn sample_face(
         &mut self,
         engine: &mut dyn FaceEngine,
         gallery: &Gallery,
@@ -230,8 +242,8 @@ impl Live {
         index: usize,
         report: &mut FrameReport,
     ) -> Result<(), FrameError> {
-        let wants = self.wants(&self.tracker.tracks()[index], &frame.media());
-        if !wants.template && !wants.liveness {
+        let needs = self.track_needs(&self.tracker.tracks()[index], &frame.media());
+        if !needs.template && !needs.liveness {
             return Ok(());
         }
         let picture = frame.pixels.full()?;
@@ -242,42 +254,47 @@ impl Live {
         let measured = quality::measure(&sample);
         let track = self.tracker.track_mut(index);
         track.landmarks = refined.landmarks;
-        track.flaw = self.settings.probe.flaw(&measured);
+        let is_implausible = Stance::of(detection, &refined) < Stance::PROBE_MIN;
+        track.flaw = self.settings.probe.flaw_of(&measured, is_implausible);
         if track.flaw.is_some() {
             return Ok(());
         }
         let rank = quality::rank(&measured);
         let poor = rank < track.best_rank * RANK_SHARE_MIN;
-        let recent = track.last_template.is_some_and(|last| frame.media().since(&last) < EASY);
+        let recent = track
+            .last_template
+            .is_some_and(|last| frame.media().since(&last) < SLOW_SAMPLE_INTERVAL);
         if poor && recent {
             return Ok(());
         }
-        let figure = self.look_for_attack(engine, picture, &refined, &sample, index);
-        // Each frame that speaks for a live face is asked whose face it is: another one may have been put in its place.
-        if !wants.template && !matches!(figure, Ok(Some(_))) {
-            figure?;
+        let score = self.score_liveness(engine, picture, &refined, &sample, index);
+        // A PAD score counts only with a template of the same frame: another face may have been put
+        // in this one's place.
+        if !needs.template && !matches!(score, Ok(Some(_))) {
+            score?;
             return Ok(());
         }
         let Some(index) = self.take_template(engine, gallery, frame, &sample, index, rank)? else {
             return Ok(());
         };
         report.templates += 1;
-        // Whoever took a judged face's place is not judged yet.
-        let figure = if wants.liveness {
-            figure
+        // A face that took the place of a judged one is not judged yet.
+        let score = if needs.liveness {
+            score
         } else {
-            self.look_for_attack(engine, picture, &refined, &sample, index)
+            self.score_liveness(engine, picture, &refined, &sample, index)
         };
-        if let Ok(Some(score)) = figure {
+        if let Ok(Some(score)) = score {
             self.tracker.track_mut(index).liveness.add(score, &self.settings.pad);
         }
-        self.tell(index, frame, &refined, report);
-        figure?;
+        self.report_findings(index, frame, &refined, report);
+        score?;
         Ok(())
     }
 
-    /// Adds the sample to what is known of the track, or of a new one when the face has become another person's; gives
-    /// the index of either, or nothing when the network makes no sense of the sample.
+    /// Adds the sample to what is known of the track, or of a new one when the face has become
+    /// another person's; returns the index of either, or `None` when the model's output is
+    /// unusable.
     fn take_template(
         &mut self,
         engine: &mut dyn FaceEngine,
@@ -307,13 +324,13 @@ impl Live {
         let decision = track.evidence.decide(gallery, &settings);
         if is_news(&track.decision, &decision) {
             track.decision = decision;
-            track.untold = true;
+            track.unreported = true;
         }
         Ok(Some(index))
     }
 
-    /// How live the face looks, where its track is not judged yet and the face is large enough.
-    fn look_for_attack(
+    /// Returns the PAD score, if the track is not judged yet and the face is large enough.
+    fn score_liveness(
         &self,
         engine: &mut dyn FaceEngine,
         picture: &Picture,
@@ -322,22 +339,28 @@ impl Live {
         index: usize,
     ) -> Result<Option<f32>, EngineError> {
         let large_enough = sample.eye_distance_px >= self.settings.pad.eye_distance_px_min;
-        if !large_enough || !self.wants_pad(&self.tracker.tracks()[index]) {
+        if !large_enough || !self.needs_pad(&self.tracker.tracks()[index]) {
             return Ok(None);
         }
         engine.liveness(picture, refined)
     }
 
-    /// Reports what is ripe: a decision, unless it has to wait for a face found live; an attack, once.
-    fn tell(&mut self, index: usize, frame: &Frame, refined: &Detection, report: &mut FrameReport) {
+    /// Reports a new decision, unless it must wait for a live face, and an attack once.
+    fn report_findings(
+        &mut self,
+        index: usize,
+        frame: &Frame,
+        refined: &Detection,
+        report: &mut FrameReport,
+    ) {
         let pad = self.settings.pad;
         let track = self.tracker.track_mut(index);
         let verdict = track.liveness.verdict();
         let identified = matches!(track.decision, Decision::Identified(_));
         let withheld = pad.mode == PadMode::Enforce && identified && verdict != Presentation::Live;
-        if track.untold && !withheld {
-            track.untold = false;
-            report.outcomes.push(Outcome {
+        if track.unreported && !withheld {
+            track.unreported = false;
+            report.outcomes.push(TrackOutcome {
                 track_id: track.id,
                 decision: track.decision.clone(),
                 track_age: frame.media().since(&track.first_seen),
@@ -346,8 +369,8 @@ impl Live {
             });
         }
         let decided = !matches!(track.decision, Decision::Undecided);
-        if verdict == Presentation::Attack && decided && !track.attack_told {
-            track.attack_told = true;
+        if verdict == Presentation::Attack && decided && !track.attack_reported {
+            track.attack_reported = true;
             report.attacks.push(Attack {
                 track_id: track.id,
                 decision: track.decision.clone(),
@@ -359,7 +382,7 @@ impl Live {
         }
     }
 
-    fn position(&self, id: u64) -> Option<usize> {
+    fn track_index(&self, id: u64) -> Option<usize> {
         self.tracker.tracks().iter().position(|track| track.id == id)
     }
 
@@ -371,7 +394,7 @@ impl Live {
 
 /// What a track still needs of its face.
 #[derive(Clone, Copy)]
-struct Wants {
+struct Needs {
     template: bool,
     liveness: bool,
 }
@@ -380,11 +403,12 @@ fn was_too_far(track: &Track) -> bool {
     track.templates == 0 && track.flaw == Some(Flaw::TooSmall)
 }
 
-fn sight(track: &Track) -> Sight {
-    Sight {
+fn observe_track(track: &Track) -> FaceObservation {
+    FaceObservation {
         track_id: track.id,
         bounding_box: track.bounding_box,
         landmarks: track.landmarks,
+        detected: track.detected,
         confidence: track.confidence,
         decision: track.decision.clone(),
         samples: track.templates,
@@ -395,23 +419,24 @@ fn sight(track: &Track) -> Sight {
 }
 
 /// Faces in the coordinates of the full picture, found on the reduced one.
-fn detect(
+fn detect_faces(
     engine: &mut dyn FaceEngine,
     frame: &Frame,
-    reach: Reach,
+    input: DetectorInput,
 ) -> Result<Vec<Detection>, FrameError> {
-    let reduced = frame.pixels.reduced(reach.side_px())?;
-    let mut detections = engine.detect(&reduced, reach)?;
+    let reduced = frame.pixels.reduced(input.side_px())?;
+    let mut detections = engine.detect(&reduced, input)?;
     let (width, height) = frame.pixels.size();
-    let (x, y) = (width as f32 / reduced.width() as f32, height as f32 / reduced.height() as f32);
+    let x = width as f32 / reduced.width() as f32;
+    let y = height as f32 / reduced.height() as f32;
     for detection in &mut detections {
         detection.scale(x, y);
     }
     Ok(detections)
 }
 
-/// A stranger may still turn out to be somebody (they came closer, or were enrolled meanwhile); nobody is identified
-/// twice or forgotten.
+/// An unknown face may still be identified (it came closer, or the subject was enrolled meanwhile).
+/// No track is identified twice, and no identification is withdrawn.
 fn is_news(before: &Decision, now: &Decision) -> bool {
     match (before, now) {
         (_, Decision::Undecided)

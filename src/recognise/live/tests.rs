@@ -1,16 +1,17 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::ids::{Name, SubjectId};
 use crate::recognise::align::REFERENCE_POINTS;
 use crate::recognise::decision::ThresholdRule;
-use crate::recognise::face::{ModelDigest, Name, Point, SubjectId, Template, Threshold};
+use crate::recognise::face::{ModelDigest, Point, Template, Threshold};
 use crate::recognise::gallery::Subject;
 
 const SIDE: usize = 640;
 const FACE: usize = 60;
 const PEOPLE: usize = 16;
 
-/// Finds the faces it is told of; a face's shade says whose it is, and so its template and how live it looks.
+/// Finds scripted faces. A face's shade determines its subject, and so its template and PAD score.
 struct Scripted {
     faces: Vec<Detection>,
     liveness: f32,
@@ -18,7 +19,7 @@ struct Scripted {
 }
 
 impl FaceEngine for Scripted {
-    fn detect(&mut self, _: &Picture, _: Reach) -> Result<Vec<Detection>, EngineError> {
+    fn detect(&mut self, _: &Picture, _: DetectorInput) -> Result<Vec<Detection>, EngineError> {
         self.detections += 1;
         Ok(self.faces.clone())
     }
@@ -46,7 +47,9 @@ fn face(place: usize) -> Detection {
 }
 
 fn face_at(left: usize, top: usize, side: usize) -> Detection {
-    let (left, top, side) = (left as f32, top as f32, side as f32);
+    let left = left as f32;
+    let top = top as f32;
+    let side = side as f32;
     let scale = side / 112.0;
     let points = REFERENCE_POINTS.map(|p| Point { x: left + p.x * scale, y: top + p.y * scale });
     let bounding_box = BoundingBox { left, top, right: left + side, bottom: top + side };
@@ -57,7 +60,8 @@ fn face_at(left: usize, top: usize, side: usize) -> Detection {
 fn frame(ms: u64, faces: usize) -> Frame {
     let mut rgb = vec![255; SIDE * SIDE * 3];
     for place in 0..faces {
-        let (left, top) = (place % 4 * 150, place / 4 * 150);
+        let left = place % 4 * 150;
+        let top = place / 4 * 150;
         for y in top..top + FACE {
             let from = (y * SIDE + left) * 3;
             rgb[from..from + FACE * 3].fill(place as u8 * 10 + 5);
@@ -86,7 +90,7 @@ fn settings(mode: PadMode) -> LiveSettings {
     };
     let lost_after = Duration::from_millis(700);
     LiveSettings {
-        reach: Reach::Near,
+        detector_input: DetectorInput::Small,
         track: TrackSettings { lost_after, overlap_min: 0.3 },
         decision: DecisionSettings {
             threshold: rule,
@@ -125,7 +129,7 @@ fn gallery() -> Gallery {
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct Played {
     identified: Vec<String>,
     unknown: usize,
     attacks: Vec<bool>,
@@ -135,9 +139,11 @@ struct Told {
 }
 
 /// Ten frames a second with so many faces, then an empty scene until the tracks have ended.
-fn play(settings: LiveSettings, faces: usize, liveness: f32, frames: u64) -> Told {
+fn play(settings: LiveSettings, faces: usize, liveness: f32, frames: u64) -> Played {
     let mut engine = Scripted { faces: (0..faces).map(face).collect(), liveness, detections: 0 };
-    let (mut live, gallery, mut told) = (Live::new(settings), gallery(), Told::default());
+    let mut live = Live::new(settings);
+    let gallery = gallery();
+    let mut played = Played::default();
     for n in 0..frames + 10 {
         let shown = if n < frames { faces } else { 0 };
         engine.faces.truncate(shown);
@@ -146,22 +152,23 @@ fn play(settings: LiveSettings, faces: usize, liveness: f32, frames: u64) -> Tol
         assert!(report.failed.is_none());
         for outcome in &report.outcomes {
             match &outcome.decision {
-                Decision::Identified(it) => told.identified.push(it.subject.id.to_string()),
-                Decision::Unknown { .. } => told.unknown += 1,
+                Decision::Identified(it) => played.identified.push(it.subject.id.to_string()),
+                Decision::Unknown { .. } => played.unknown += 1,
                 Decision::Undecided => unreachable!("undecided is no news"),
             }
         }
-        told.attacks.extend(report.attacks.iter().map(|attack| attack.enforced));
-        told.too_far += report.too_far;
-        told.templates.push(report.templates);
+        played.attacks.extend(report.attacks.iter().map(|attack| attack.enforced));
+        played.too_far += report.too_far;
+        played.templates.push(report.templates);
     }
-    told.identified.sort();
-    told.detections = engine.detections;
-    told
+    played.identified.sort();
+    played.detections = engine.detections;
+    played
 }
 
-/// One place at the top, frame by frame ten times a second: who is there, how far to the right, and how large.
-struct Place {
+/// One place at the top, frame by frame ten times a second: who is there, how far to the right, and
+/// how large.
+struct TestPlace {
     engine: Scripted,
     live: Live,
     gallery: Gallery,
@@ -170,10 +177,11 @@ struct Place {
     templates: usize,
 }
 
-impl Place {
+impl TestPlace {
     fn new(settings: LiveSettings) -> Self {
         let engine = Scripted { faces: Vec::new(), liveness: 0.9, detections: 0 };
-        let (live, gallery) = (Live::new(settings), gallery());
+        let live = Live::new(settings);
+        let gallery = gallery();
         Self { engine, live, gallery, frames: 0, identified: Vec::new(), templates: 0 }
     }
 
@@ -184,15 +192,15 @@ impl Place {
             rgb[from..from + side * 3].fill(person as u8 * 10 + 5);
         }
         self.engine.faces = vec![face_at(left, 0, side)];
-        self.look(rgb);
+        self.process(rgb);
     }
 
     fn show_nobody(&mut self) {
         self.engine.faces.clear();
-        self.look(vec![255; SIDE * SIDE * 3]);
+        self.process(vec![255; SIDE * SIDE * 3]);
     }
 
-    fn look(&mut self, rgb: Vec<u8>) {
+    fn process(&mut self, rgb: Vec<u8>) {
         let frame = frame_of(self.frames * 100, rgb);
         self.frames += 1;
         let report =
@@ -207,30 +215,30 @@ impl Place {
 }
 
 #[test]
-fn a_live_face_does_not_speak_for_another_that_was_there_before() {
+fn live_verdict_does_not_cover_earlier_face() {
     let mut enforced = settings(PadMode::Enforce);
     // Too far away to be judged at 52 pixels a side, and not at 60.
     enforced.pad.eye_distance_px_min = 17.5;
     for (other, expected) in [(1, vec![]), (2, vec!["2"])] {
-        let mut place = Place::new(enforced);
+        let mut place = TestPlace::new(enforced);
         (0..5).for_each(|_| place.show(0, 0, 52));
         assert_eq!(place.identified, [] as [&str; 0]);
         (0..10).for_each(|_| place.show(other, 0, 60));
         assert_eq!(place.identified, expected);
     }
-    let mut place = Place::new(enforced);
+    let mut place = TestPlace::new(enforced);
     (0..5).for_each(|_| place.show(0, 0, 52));
     (0..5).for_each(|_| place.show(0, 0, 60));
     assert_eq!(place.identified, ["0"], "who comes nearer is found live");
 }
 
 #[test]
-fn whoever_takes_a_decided_face_s_place_is_noticed_within_two_frames() {
+fn replaced_face_is_noticed_within_two_frames() {
     let mut settings = settings(PadMode::Flag);
     settings.recheck_after = Duration::from_mins(1);
     // The next stands a little to the side, or a moment passes, or both.
     for (left, gap) in [(20, 0), (0, 1), (20, 3)] {
-        let mut place = Place::new(settings);
+        let mut place = TestPlace::new(settings);
         (0..2).for_each(|_| place.show(0, 0, 60));
         (0..gap).for_each(|_| place.show_nobody());
         (0..2).for_each(|_| place.show(2, left, 60));
@@ -239,31 +247,31 @@ fn whoever_takes_a_decided_face_s_place_is_noticed_within_two_frames() {
 }
 
 #[test]
-fn whoever_takes_a_decided_face_s_very_place_is_noticed_within_half_a_second() {
-    let mut place = Place::new(settings(PadMode::Flag));
+fn face_replaced_in_place_is_noticed() {
+    let mut place = TestPlace::new(settings(PadMode::Flag));
     (0..5).for_each(|_| place.show(0, 0, 60));
     (0..8).for_each(|_| place.show(2, 0, 60));
     assert_eq!(place.identified, ["0", "2"]);
 }
 
 #[test]
-fn a_decided_face_that_walks_by_does_not_cost_a_template_in_every_frame() {
-    let mut place = Place::new(settings(PadMode::Flag));
+fn moving_decided_face_costs_few_templates() {
+    let mut place = TestPlace::new(settings(PadMode::Flag));
     (0..24).for_each(|step| place.show(0, step * 20, 60));
     assert_eq!(place.identified, ["0"]);
     assert!(place.templates <= 13, "{}", place.templates);
 }
 
 #[test]
-fn a_live_face_is_told_of_once_in_every_mode() {
+fn live_face_is_identified_once() {
     for mode in [PadMode::Off, PadMode::Flag, PadMode::Enforce] {
-        let told = play(settings(mode), 1, 0.9, 30);
-        assert_eq!((told.identified, told.attacks), (vec!["0".to_owned()], vec![]), "{mode:?}");
+        let played = play(settings(mode), 1, 0.9, 30);
+        assert_eq!((played.identified, played.attacks), (vec!["0".to_owned()], vec![]), "{mode:?}");
     }
 }
 
 #[test]
-fn a_picture_is_flagged_or_withheld() {
+fn attack_is_flagged_or_withheld() {
     let off = play(settings(PadMode::Off), 1, 0.1, 30);
     assert_eq!((off.identified.len(), off.attacks), (1, vec![]));
     let flag = play(settings(PadMode::Flag), 1, 0.1, 30);
@@ -273,44 +281,45 @@ fn a_picture_is_flagged_or_withheld() {
 }
 
 #[test]
-fn a_face_too_small_to_be_judged_is_no_attack_and_not_found_live() {
+fn face_too_small_for_pad_stays_unjudged() {
     let mut small = settings(PadMode::Enforce);
     small.pad.eye_distance_px_min = 30.0;
-    let told = play(small, 1, 0.1, 30);
-    assert_eq!((told.identified.len(), told.attacks), (0, vec![]));
+    let played = play(small, 1, 0.1, 30);
+    assert_eq!((played.identified.len(), played.attacks), (0, vec![]));
     small.pad.mode = PadMode::Flag;
-    let told = play(small, 1, 0.1, 30);
-    assert_eq!((told.identified.len(), told.attacks), (1, vec![]));
+    let played = play(small, 1, 0.1, 30);
+    assert_eq!((played.identified.len(), played.attacks), (1, vec![]));
 }
 
 #[test]
-fn a_stranger_with_a_picture_is_unknown_and_an_attack() {
-    let told = play(settings(PadMode::Flag), 2, 0.1, 30);
-    assert_eq!((told.identified.len(), told.unknown, told.attacks.len()), (1, 1, 2));
+fn unknown_face_can_be_an_attack() {
+    let played = play(settings(PadMode::Flag), 2, 0.1, 30);
+    assert_eq!((played.identified.len(), played.unknown, played.attacks.len()), (1, 1, 2));
 }
 
 #[test]
-fn a_crowd_takes_turns() {
-    let told = play(settings(PadMode::Off), 16, 0.9, 30);
-    assert_eq!((told.identified.len(), told.unknown), (8, 8));
-    assert_eq!(told.templates.iter().max(), Some(&TEMPLATES_PER_FRAME));
-    // Five samples for each stranger and two for everybody else, and then not two a second within these three seconds.
-    let all: usize = told.templates.iter().sum();
+fn crowd_shares_template_budget() {
+    let played = play(settings(PadMode::Off), 16, 0.9, 30);
+    assert_eq!((played.identified.len(), played.unknown), (8, 8));
+    assert_eq!(played.templates.iter().max(), Some(&TEMPLATES_PER_FRAME));
+    // Five samples for each stranger and two for everybody else, and then not two a second within
+    // these three seconds.
+    let all: usize = played.templates.iter().sum();
     assert!((16 * 2 + 8 * 3..=120).contains(&all), "{all}");
 }
 
 #[test]
-fn who_is_too_far_away_is_counted_and_left_alone() {
+fn too_distant_face_is_only_counted() {
     let mut far = settings(PadMode::Flag);
     far.probe.eye_distance_px_min = 30.0;
-    let told = play(far, 2, 0.9, 30);
-    assert_eq!((told.identified.len(), told.unknown, told.too_far), (0, 0, 2));
+    let played = play(far, 2, 0.9, 30);
+    assert_eq!((played.identified.len(), played.unknown, played.too_far), (0, 0, 2));
 }
 
 #[test]
-fn a_decided_face_that_stands_still_costs_little() {
-    let told = play(settings(PadMode::Flag), 1, 0.9, 100);
+fn still_decided_face_costs_little() {
+    let played = play(settings(PadMode::Flag), 1, 0.9, 100);
     // Two samples, then less than two in a second.
-    assert!((2..=20).contains(&told.templates.iter().sum::<usize>()), "{:?}", told.templates);
-    assert!(told.detections < 60, "{}", told.detections);
+    assert!((2..=20).contains(&played.templates.iter().sum::<usize>()), "{:?}", played.templates);
+    assert!(played.detections < 60, "{}", played.detections);
 }

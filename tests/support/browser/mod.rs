@@ -1,5 +1,6 @@
-//! A headless Chromium, driven over its debugging pipe: no port, no driver, no other program. What a person does is done by
-//! mouse and keys; what the page does besides (complaints on the console, requests) is kept for the end of the test.
+//! A headless Chromium, driven over its debugging pipe: no port, no driver, no other program. What
+//! a person does is done by mouse and keys; what the page does besides (complaints on the console,
+//! requests) is kept for the end of the test.
 
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
@@ -14,22 +15,23 @@ use base64::Engine as _;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
-use crate::daemon::{PATIENCE, until};
+use crate::support::daemon::{PATIENCE, until};
 
-/// Looks at the page as a reader of screens and an eye would: a list of faults. `audit()` is what it defines.
+/// Looks at the page as a reader of screens and an eye would: a list of faults. `audit()` is what
+/// it defines.
 const AUDIT: &str = include_str!("audit.js");
 
 pub struct Browser {
     child: Child,
     _dir: tempfile::TempDir,
     to: File,
-    heard: Arc<(Mutex<Heard>, Condvar)>,
+    received: Arc<(Mutex<ReceivedMessage>, Condvar)>,
     session: Option<String>,
     calls: u64,
 }
 
 #[derive(Default)]
-struct Heard {
+struct ReceivedMessage {
     answers: HashMap<u64, Value>,
     events: Vec<Value>,
     ended: bool,
@@ -72,10 +74,10 @@ impl Browser {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let to = OpenOptions::new().write(true).open(to).unwrap();
         let from = File::open(from).unwrap();
-        let heard = Arc::new((Mutex::new(Heard::default()), Condvar::new()));
-        let ears = Arc::clone(&heard);
+        let received = Arc::new((Mutex::new(ReceivedMessage::default()), Condvar::new()));
+        let ears = Arc::clone(&received);
         std::thread::spawn(move || listen(from, &ears));
-        let mut browser = Self { child, _dir: dir, to, heard, session: None, calls: 0 };
+        let mut browser = Self { child, _dir: dir, to, received, session: None, calls: 0 };
         browser.open_tab();
         browser
     }
@@ -103,12 +105,13 @@ impl Browser {
         let mut bytes = message.to_string().into_bytes();
         bytes.push(0);
         self.to.write_all(&bytes).unwrap();
-        let (heard, news) = &*self.heard;
-        let waiting = |heard: &mut Heard| !heard.answers.contains_key(&id) && !heard.ended;
-        let (mut heard, late) =
-            news.wait_timeout_while(heard.lock().unwrap(), PATIENCE, waiting).unwrap();
+        let (received, news) = &*self.received;
+        let waiting =
+            |received: &mut ReceivedMessage| !received.answers.contains_key(&id) && !received.ended;
+        let (mut received, late) =
+            news.wait_timeout_while(received.lock().unwrap(), PATIENCE, waiting).unwrap();
         assert!(!late.timed_out(), "not in time: {method}");
-        let answer = heard
+        let answer = received
             .answers
             .remove(&id)
             .unwrap_or_else(|| panic!("the browser ended during {method}"));
@@ -214,15 +217,16 @@ impl Browser {
         fs::write(path, bytes).unwrap();
     }
 
-    /// What is wrong for those who see badly, use a phone or have no mouse: labels, contrast, size, width.
+    /// What is wrong for those who see badly, use a phone or have no mouse: labels, contrast, size,
+    /// width.
     pub fn faults(&mut self) -> Vec<String> {
         let found = self.value(&format!("{AUDIT}; audit()"));
         found.as_array().unwrap().iter().map(|it| it.as_str().unwrap().to_owned()).collect()
     }
 
     fn events(&self, method: &str) -> Vec<Value> {
-        let heard = self.heard.0.lock().unwrap();
-        heard
+        let received = self.received.0.lock().unwrap();
+        received
             .events
             .iter()
             .filter(|it| it["method"] == method)
@@ -275,20 +279,20 @@ impl Drop for Browser {
 }
 
 /// Messages end with a zero byte.
-fn listen(from: File, heard: &(Mutex<Heard>, Condvar)) {
+fn listen(from: File, received: &(Mutex<ReceivedMessage>, Condvar)) {
     let mut from = BufReader::new(from);
     let mut bytes = Vec::new();
     while from.read_until(0, &mut bytes).is_ok_and(|read| read > 0) {
         bytes.pop_if(|last| *last == 0);
         let message: Value = serde_json::from_slice(&bytes).unwrap();
         bytes.clear();
-        let mut heard_now = heard.0.lock().unwrap();
+        let mut received_now = received.0.lock().unwrap();
         match message["id"].as_u64() {
-            Some(id) => drop(heard_now.answers.insert(id, message)),
-            None => heard_now.events.push(message),
+            Some(id) => drop(received_now.answers.insert(id, message)),
+            None => received_now.events.push(message),
         }
-        heard.1.notify_all();
+        received.1.notify_all();
     }
-    heard.0.lock().unwrap().ended = true;
-    heard.1.notify_all();
+    received.0.lock().unwrap().ended = true;
+    received.1.notify_all();
 }

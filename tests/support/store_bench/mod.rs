@@ -1,17 +1,18 @@
 //! What the tests of the store have in common.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rollcall::clock::{Clock as _, SimulatedClock};
-use rollcall::recognise::face::{ModelDigest, Name, SubjectId, Template};
-use rollcall::record::event::{
+use rollcall::ids::{Name, SubjectId};
+use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::store::{NewReference, Opened, SinkName, Store, StoreError, StoreOptions};
+use rollcall::wire::event::{
     Attendance, Body, Camera, CameraState, Direction, NewEvent, Status, SubjectRef,
 };
-use rollcall::record::store::{NewReference, Opened, SinkName, Store, StoreError, StoreOptions};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -48,6 +49,11 @@ impl Bench {
         Connection::open(self.path().join("rollcall.db")).unwrap()
     }
 
+    /// Changes rows beside the daemon, as if it had written them itself.
+    pub fn rewrite(&self, sql: &str) {
+        self.sqlite().execute_batch(&format!("{sql}; delete from checksum")).unwrap();
+    }
+
     pub fn camera(&self) -> NewEvent {
         NewEvent::new(
             self.clock.now(),
@@ -82,9 +88,9 @@ pub fn append(store: &Store, event: &NewEvent) -> i64 {
 /// MongoDB has carried the erasures out that it was owed; until then they name the subject's id.
 pub fn erasures_carried_out(store: &Store) -> usize {
     let tell = store.write(|tx| {
-        let owed = tx.outbox_batch(SinkName::MONGO, 0, 10_000)?;
+        let pending = tx.outbox_batch(SinkName::MONGO, 0, 10_000)?;
         let erasures: Vec<i64> =
-            owed.iter().filter(|it| it.reply.is_some()).map(|it| it.id).collect();
+            pending.iter().filter(|it| it.message().is_some()).map(|it| it.id).collect();
         tx.acknowledge(&erasures)?;
         Ok(erasures.len())
     });
@@ -104,7 +110,8 @@ pub fn template(seed: u16) -> Template {
 }
 
 pub fn enrol(store: &Store, id: &str, name: &str, templates: &[Template]) {
-    let (id, name) = (subject(id), Name::new(name).unwrap());
+    let id = subject(id);
+    let name = Name::new(name).unwrap();
     let references: Vec<NewReference> = templates
         .iter()
         .map(|it| NewReference {

@@ -1,9 +1,11 @@
-//! `rollcall bench --camera`: from a frame of the camera to a decision, with people before it and with nobody.
+//! `rollcall bench --camera`: from a frame of the camera to a decision, with people before it and
+//! with nobody.
 //!
-//! Scenes are made of real photographs: faces pasted onto a wall, moved a little from frame to frame, with a sensor's
-//! grain, encoded as motion JPEG and played by the replay camera, so that decoding counts as it does with a camera. Two
-//! passes: one as fast as it goes, for frames per second and what each stage costs in CPU time; one at thirty frames a
-//! second through the one-place slot, for the time that passes between a frame and the decision it brings.
+//! Scenes are made of real photographs: faces pasted onto a wall, moved a little from frame to
+//! frame, with a sensor's grain, encoded as motion JPEG and played by the replay camera, so that
+//! decoding counts as it does with a camera. Two passes: one as fast as it goes, for frames per
+//! second and what each stage costs in CPU time; one at thirty frames a second through the
+//! one-place slot, for the time that passes between a frame and the decision it brings.
 //!
 //! Not in it: the daemon's other threads, of which only the commit is measured.
 
@@ -18,17 +20,17 @@ use serde::Serialize;
 
 use crate::camera::replay::{Replay, ReplaySettings};
 use crate::camera::view::View;
-use crate::camera::{FrameSource as _, Next, When};
-use crate::cli::bench::scene::{People, Scenery};
-use crate::cli::bench::{Args, Commit, Cost, cost, cpu_ms_since, timed, warm_up};
-use crate::cli::evaluate::measure::progress;
+use crate::camera::{FrameSource as _, FrameTime, Next};
+use crate::cli::measure::bench::scene::{People, Scenery};
+use crate::cli::measure::bench::{Args, Commit, Cost, cost, cpu_ms_since, timed, warm_up};
+use crate::cli::measure::evaluate::measure::progress;
 use crate::cli::scratch::Scratch;
 use crate::cli::table;
 use crate::clock::{Stamp, Stopwatch, process_cpu_time};
 use crate::recognise::align::{self, Sample};
-use crate::recognise::attention::Attention;
+use crate::recognise::attention::FrameAction;
 use crate::recognise::change::ChangeDetector;
-use crate::recognise::engine::{EngineError, FaceEngine, Reach};
+use crate::recognise::engine::{DetectorInput, EngineError, FaceEngine};
 use crate::recognise::face::{Detection, ModelDigest, Template};
 use crate::recognise::frame::{Frame, Latest, Luma, Pixels};
 use crate::recognise::gallery::Gallery;
@@ -44,14 +46,15 @@ const CROWDS: [(usize, usize); 2] = [(1, 20), (5, 8)];
 /// The pace of the second pass, and of the still scene.
 const LIVE_FPS: f32 = 30.0;
 const STILL_FPS: f32 = 10.0;
-/// Frames of a scene with people, and of the empty wall after it, long enough for their tracks to end.
+/// Frames of a scene with people, and of the empty wall after it, long enough for their tracks to
+/// end.
 const SHOWN: usize = 15;
 const EMPTY: usize = 24;
 /// Different frames of the still scene, played in turn.
 const STILL_FRAMES: usize = 50;
 
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct CameraReport {
     pub threads: usize,
     pub people: usize,
     pub cases: Vec<Case>,
@@ -64,7 +67,8 @@ pub struct Case {
     pub width: usize,
     pub height: usize,
     pub faces: usize,
-    /// People shown, and how many tracks were decided: more where somebody was followed in two pieces.
+    /// People shown, and how many tracks were decided: more where somebody was followed in two
+    /// pieces.
     pub visits: usize,
     pub decided: usize,
     /// With people before the camera, all stages one after the other.
@@ -72,7 +76,8 @@ pub struct Case {
     /// CPU milliseconds of such a frame, by stage, in the order of the flow.
     pub stages_ms: Vec<(&'static str, f64)>,
     pub frame_ms: f64,
-    /// Milliseconds from the capture of the frame that decided to the decision, at thirty frames a second.
+    /// Milliseconds from the capture of the frame that decided to the decision, at thirty frames a
+    /// second.
     pub latency_ms: Cost,
     /// The same from the first frame that showed the person.
     pub from_first_frame_ms: Cost,
@@ -99,7 +104,7 @@ pub fn run(
     vision: &VisionSettings,
     live: impl Fn(&TemplateSpec) -> LiveSettings,
     commit: Commit<'_>,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<CameraReport> {
     let mut engine = Vision::load(vision).context("cannot start recognition")?;
     warm_up(&mut engine)?;
     let live = live(&engine.template_spec());
@@ -120,7 +125,7 @@ pub fn run(
     }
     let still = still(&mut engine, &people.gallery, live, args.seconds.max(5))?;
     bar.finish_and_clear();
-    Ok(Report { threads: vision.threads, people: people.len(), cases, still })
+    Ok(CameraReport { threads: vision.threads, people: people.len(), cases, still })
 }
 
 #[derive(Clone, Copy)]
@@ -148,7 +153,9 @@ impl Clip {
     }
 
     fn play(&self, fps: f32, repeat: bool) -> anyhow::Result<Replay> {
-        let (path, show, gap) = (self.path.clone(), Duration::ZERO, Duration::ZERO);
+        let path = self.path.clone();
+        let show = Duration::ZERO;
+        let gap = Duration::ZERO;
         Ok(Replay::open(ReplaySettings { path, fps, show, gap, repeat, view: View::default() })?)
     }
 }
@@ -196,7 +203,8 @@ fn case(
     })
 }
 
-// ── As fast as it goes ──────────────────────────────────────────────────────────────────────────────────────────────
+// ── As fast as it goes
+// ──────────────────────────────────────────────────────────────────────────────────────────────
 
 /// CPU milliseconds by stage, all runs of it.
 #[derive(Debug, Default)]
@@ -208,7 +216,8 @@ struct Spent {
     pad: Vec<f64>,
 }
 
-/// The networks with a stopwatch at each door, and the last face that went through, to time the rest alone.
+/// The networks with a stopwatch at each door, and the last face that went through, to time the
+/// rest alone.
 struct TimedEngine<'a> {
     engine: &'a mut Vision,
     spent: &'a Mutex<Spent>,
@@ -227,8 +236,12 @@ fn spend<T>(
 }
 
 impl FaceEngine for TimedEngine<'_> {
-    fn detect(&mut self, picture: &Picture, reach: Reach) -> Result<Vec<Detection>, EngineError> {
-        spend(self.spent, |it| &mut it.detect, || self.engine.detect(picture, reach))
+    fn detect(
+        &mut self,
+        picture: &Picture,
+        input: DetectorInput,
+    ) -> Result<Vec<Detection>, EngineError> {
+        spend(self.spent, |it| &mut it.detect, || self.engine.detect(picture, input))
     }
     fn refine(
         &mut self,
@@ -292,7 +305,10 @@ fn fast_pass(
     let mut source = clip.play(STILL_FPS, false)?;
     let spent = Arc::new(Mutex::new(Spent::default()));
     let mut engine = TimedEngine { engine, spent: &spent, sample: None };
-    let (mut frames, mut wall_ms, mut cpu_ms, mut commits) = (0usize, 0.0, 0.0, Vec::new());
+    let mut frames = 0usize;
+    let mut wall_ms = 0.0;
+    let mut cpu_ms = 0.0;
+    let mut commits = Vec::new();
     for shown in &clip.shown {
         if !shown {
             // What the empty wall costs is not a frame with people.
@@ -303,7 +319,8 @@ fn fast_pass(
             *spent.lock().unwrap_or_else(PoisonError::into_inner) = kept;
             continue;
         }
-        let (watch, before) = (Stopwatch::start(), process_cpu_time());
+        let watch = Stopwatch::start();
+        let before = process_cpu_time();
         let frame =
             next(&mut source, Some(&spent))?.context("the clip is as long as it was written")?;
         let report = live.process(&mut engine, gallery, &frame, Duration::ZERO)?;
@@ -345,7 +362,7 @@ fn next(source: &mut Replay, spent: Option<&Arc<Mutex<Spent>>>) -> anyhow::Resul
         None => source.next(),
     };
     let Next::Frame(frame) = read(source)? else { return Ok(None) };
-    let When::At(at) = frame.when else { anyhow::bail!("a replay has a time of its own") };
+    let FrameTime::Media(at) = frame.when else { anyhow::bail!("a replay has a time of its own") };
     let media_ms = at.as_millis() as u64;
     let taken = Stamp { wall_ms: 0, boottime_ms: media_ms, trusted: true };
     let pixels = frame.pixels;
@@ -356,7 +373,8 @@ fn next(source: &mut Replay, spent: Option<&Arc<Mutex<Spent>>>) -> anyhow::Resul
     Ok(Some(Frame { seq: 0, taken, media_ms, pixels }))
 }
 
-/// What is too quick, or too deep inside, for a stopwatch on the way: measured alone, mean of many runs.
+/// What is too quick, or too deep inside, for a stopwatch on the way: measured alone, mean of many
+/// runs.
 struct Alone {
     change: f64,
     align: f64,
@@ -376,11 +394,11 @@ impl Alone {
         let luma = frame.pixels.luma()?;
         let full = frame.pixels.full()?;
         let mut change = ChangeDetector::default();
-        change.look(&luma, &frame.media());
-        let landmarks = crate::cli::bench::made_up_face().landmarks;
+        change.has_changed(&luma, &frame.media());
+        let landmarks = crate::cli::measure::bench::made_up_face().landmarks;
         let template = engine.template(sample)?.context("a sample that had a template")?;
         Ok(Self {
-            change: mean_of(|| change.look(&luma, &frame.media())),
+            change: mean_of(|| change.has_changed(&luma, &frame.media())),
             align: mean_of(|| align::align(full, &landmarks)),
             quality: mean_of(|| quality::measure(sample)),
             // The mean template and each sample are searched for.
@@ -398,7 +416,8 @@ fn mean_of<T>(mut work: impl FnMut() -> T) -> f64 {
     cpu_ms_since(before) / f64::from(RUNS)
 }
 
-// ── At the camera's pace ────────────────────────────────────────────────────────────────────────────────────────────
+// ── At the camera's pace
+// ────────────────────────────────────────────────────────────────────────────────────────────
 
 #[derive(Debug, Default)]
 struct Timing {
@@ -409,13 +428,13 @@ struct Timing {
     with_detector: usize,
 }
 
-/// A source thread that keeps the time, the one-place slot, and this thread as the networks'. Ends with the clip, or
-/// after `most`.
+/// A source thread that keeps the time, the one-place slot, and this thread as the networks'. Ends
+/// with the clip, or after `most`.
 fn paced(
     mut source: Replay,
     fps: f32,
     most: Option<Duration>,
-    mut look: impl FnMut(&Frame) -> anyhow::Result<()>,
+    mut process: impl FnMut(&Frame) -> anyhow::Result<()>,
 ) -> anyhow::Result<u64> {
     let slot: Latest<Frame> = Latest::default();
     let watch = Stopwatch::start();
@@ -440,17 +459,17 @@ fn paced(
             slot.close();
             outcome
         });
-        let mut looked = Ok(());
-        while looked.is_ok() {
+        let mut processed = Ok(());
+        while processed.is_ok() {
             match slot.take(Duration::from_millis(20)) {
-                Some(frame) => looked = look(&frame),
+                Some(frame) => processed = process(&frame),
                 None if slot.is_closed() => break,
                 None => {}
             }
         }
         slot.close();
         let replaced = camera.join().expect("the source thread does not panic");
-        looked.and(replaced)
+        processed.and(replaced)
     })
 }
 
@@ -470,7 +489,8 @@ fn live_pass(
         |seq: usize| (0..=seq).rev().take_while(|n| clip.shown[*n]).last().unwrap_or(seq);
     let replaced = paced(clip.play(LIVE_FPS, false)?, LIVE_FPS, None, |frame| {
         let report: FrameReport = live.process(engine, gallery, frame, Duration::ZERO)?;
-        let (seq, now) = (frame.seq as usize, watch.elapsed_ms());
+        let seq = frame.seq as usize;
+        let now = watch.elapsed_ms();
         for outcome in &report.outcomes {
             // The first word on somebody; a stranger who comes closer may still become somebody.
             if !decided.insert(outcome.track_id) {
@@ -499,14 +519,16 @@ fn still(
     let mut live = Live::new(settings);
     let mut timing = Timing::default();
     let source = clip.play(STILL_FPS, true)?;
-    let (watch, before) = (Stopwatch::start(), process_cpu_time());
+    let watch = Stopwatch::start();
+    let before = process_cpu_time();
     paced(source, STILL_FPS, Some(Duration::from_secs(seconds)), |frame| {
         let report = live.process(engine, gallery, frame, Duration::ZERO)?;
         timing.frames += 1;
-        timing.with_detector += usize::from(report.attention == Attention::Full);
+        timing.with_detector += usize::from(report.action == FrameAction::Detect);
         Ok(())
     })?;
-    let (seconds, cpu_ms) = (watch.elapsed().as_secs_f64(), cpu_ms_since(before));
+    let seconds = watch.elapsed().as_secs_f64();
+    let cpu_ms = cpu_ms_since(before);
     ensure!(timing.frames > 0, "the replay gave no frames");
     Ok(Still {
         width,
@@ -519,7 +541,7 @@ fn still(
     })
 }
 
-impl Report {
+impl CameraReport {
     pub(crate) fn table(&self) -> String {
         let heading = [
             "picture, faces",
@@ -567,7 +589,7 @@ impl Report {
         let still = &self.still;
         format!(
             "From camera to decision: {} people, {} thread(s)\n\n{cases}\n{}\nStill scene, {} x {} at {} frames/s: {:.1} % of one core \
-             over {:.0} s; the detector looked at {} of {} frames\n",
+             over {:.0} s; the detector ran on {} of {} frames\n",
             self.people,
             self.threads,
             table::render(&heading, &rows),

@@ -1,12 +1,13 @@
 //! `rollcall bench`: what recognition costs on this device, stage by stage, in CPU time.
 //!
-//! CPU time of the process and not the clock on the wall, so that a busy machine changes little; the median and the 95th
-//! percentile, because a mean hides both. Nothing is written. What each stage may cost stands in its own module's words.
+//! It measures the CPU time of the process, not wall time, so that a busy machine changes little, and
+//! reports the median and the 95th percentile, because a mean hides both. Nothing is written. The
+//! budget of each stage is in its own module.
 //!
-//! Not in it: accuracy (`evaluate`), and the store: whoever calls `run` hands in what one durable commit is (`Commit`).
+//! Elsewhere: accuracy (`evaluate`). The store is not known here: the caller of `run` passes one
+//! durable commit (`Commit`).
 
 pub mod camera;
-pub mod people;
 mod scene;
 
 use std::collections::BTreeMap;
@@ -17,45 +18,51 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::cli::evaluate::{precision, protocol};
+use crate::cli::measure::evaluate::{precision, protocol};
 use crate::clock::{Stopwatch, process_cpu_time};
+use crate::ids::{Name, SubjectId};
 use crate::recognise::align::{self, REFERENCE_POINTS, Sample};
-use crate::recognise::engine::{FaceEngine as _, Reach};
-use crate::recognise::face::{BoundingBox, Detection, Landmarks, Name, Point, SubjectId, Template};
+use crate::recognise::engine::{DetectorInput, FaceEngine as _};
+use crate::recognise::face::{BoundingBox, Detection, Landmarks, Point, Template};
 use crate::recognise::gallery::{Gallery, Subject};
 use crate::recognise::picture::{Picture, PictureLimits};
 use crate::vision::manifest::{Manifest, Precision, Role};
 use crate::vision::{Vision, VisionSettings};
 
-/// Measures what recognition costs on this device: CPU milliseconds of each stage, memory, and int8 beside fp32
+/// Measures what recognition costs on this device: CPU milliseconds of each stage, memory, and int8
+/// beside fp32
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  rollcall bench --seconds 30 --json")]
 pub struct Args {
-    /// Measure the way from the camera to the decision instead, on scenes with one and with five people, and nobody
+    /// Measure from the camera to the decision instead, on scenes with one person, five people and
+    /// nobody
     #[arg(long)]
     pub camera: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
-    /// Folder of photographs (with its subfolders) to measure with [default: those of the demo, else a drawn picture]
+    /// Folder of photographs (with its subfolders) to measure with [default: those of the demo,
+    /// else a drawn picture]
     #[arg(long, value_name = "DIR")]
     pub photos: Option<PathBuf>,
-    /// At most so many of the photographs
+    /// Use at most this many photographs
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub photos_max: usize,
     /// How long the stages are measured; each photograph is seen at least once
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub seconds: u64,
-    /// Which files of the networks to measure the stages with, instead of the configured ones
+    /// The precision of the models to measure, instead of the configured one
     #[arg(long, value_name = "int8|fp32", value_parser = precision)]
     pub precision: Option<Precision>,
 }
 
-/// One durable commit of an event as the daemon makes it, on a store that the caller set up for this.
+/// One durable commit of an event as the daemon makes it, on a store that the caller set up for
+/// this.
 pub type Commit<'a> = &'a mut dyn FnMut() -> anyhow::Result<()>;
 
 /// Galleries that the search is measured with.
 const GALLERIES: [usize; 3] = [1_000, 10_000, 100_000];
-/// The gallery that is in memory when the resident memory is told: a large building.
+/// The gallery that is in memory when the resident memory is measured: a large building.
 const RESIDENT_REFERENCES: usize = 10_000;
 const COMMITS: usize = 200;
 
@@ -68,7 +75,7 @@ pub struct Cost {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct BenchReport {
     /// What was measured with: `photographs`, or `drawn` when there were none.
     pub pictures: &'static str,
     pub photographs: usize,
@@ -132,8 +139,8 @@ pub struct Both {
 pub struct Choice {
     pub int8_ms: Option<f64>,
     pub fp32_ms: Option<f64>,
-    /// The faster on this processor. Templates of one are not comparable with those of the other: a fleet that shares
-    /// its gallery runs one, and int8 is the one that is shipped.
+    /// The faster on this processor. Templates of one are not comparable with those of the other: a
+    /// fleet that shares its gallery runs one, and int8 is the one that is shipped.
     pub choice: Precision,
 }
 
@@ -155,17 +162,19 @@ pub fn measure(
     args: &Args,
     vision: &VisionSettings,
     commit: Option<Commit<'_>>,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<BenchReport> {
     let settings =
         VisionSettings { precision: args.precision.unwrap_or(vision.precision), ..vision.clone() };
     let mut engine = Vision::load(&settings).context("cannot start recognition")?;
     warm_up(&mut engine)?;
-    // First of all, before photographs and larger galleries are in memory: what the daemon itself needs.
+    // First of all, before photographs and larger galleries are in memory: what the daemon itself
+    // needs.
     let mut gallery = grown(Gallery::new(engine.dimension()), RESIDENT_REFERENCES)?;
     let rss_bytes = resident_bytes()?;
     gallery = Gallery::new(gallery.dimension());
-    let (mut search_ms, mut add_ms, mut withdraw_ms) =
-        (Searches::default(), Searches::default(), Searches::default());
+    let mut search_ms = Searches::default();
+    let mut add_ms = Searches::default();
+    let mut withdraw_ms = Searches::default();
     for (at, size) in GALLERIES.into_iter().enumerate() {
         gallery = grown(gallery, size)?;
         *search_ms.of(at) = search(&gallery);
@@ -184,7 +193,7 @@ pub fn measure(
     let mut stages_ms = stages.costs();
     stages_ms.commit = commit.map(timed_commits).transpose()?;
     let networks_ms = networks(&settings)?;
-    Ok(Report {
+    Ok(BenchReport {
         pictures: if files.is_empty() { "drawn" } else { "photographs" },
         photographs: files.len(),
         faces,
@@ -201,7 +210,8 @@ pub fn measure(
     })
 }
 
-// ── Stages ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── Stages
+// ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// CPU milliseconds of each run of each stage.
 #[derive(Default)]
@@ -251,7 +261,8 @@ fn cost(mut samples: Vec<f64>) -> Cost {
     Cost { median: at(0.5), p95: at(0.95), samples: samples.len() }
 }
 
-/// Goes through the photographs, again and again while there is time; returns in how many a face was found.
+/// Goes through the photographs, again and again while there is time; returns in how many a face
+/// was found.
 fn photographed(
     engine: &mut Vision,
     files: &[PathBuf],
@@ -286,7 +297,7 @@ fn one_photograph(
         samples.decode.pop();
         return Ok(false);
     };
-    let detections = timed(&mut samples.detect, || engine.detect(&picture, Reach::Near))?;
+    let detections = timed(&mut samples.detect, || engine.detect(&picture, DetectorInput::Small))?;
     let Some(detection) = detections.first() else {
         return Ok(false);
     };
@@ -304,8 +315,9 @@ fn one_photograph(
     Ok(true)
 }
 
-/// Without photographs: a drawn picture of a camera's size, in which nobody is; what follows the detector runs on
-/// landmarks that are made up. Costs the same, for the networks' cost does not depend on what they see.
+/// Without photographs: a drawn picture of a camera's size, in which nobody is; what follows the
+/// detector runs on landmarks that are made up. Costs the same, for the networks' cost does not
+/// depend on what they see.
 fn drawn(engine: &mut Vision, seconds: u64, samples: &mut Samples) -> anyhow::Result<usize> {
     let picture = drawn_picture(640, 480);
     let bytes = encoded(&picture)?;
@@ -314,7 +326,7 @@ fn drawn(engine: &mut Vision, seconds: u64, samples: &mut Samples) -> anyhow::Re
     while samples.whole.len() < 20 || watch.elapsed() < Duration::from_secs(seconds) {
         let before = process_cpu_time();
         timed(&mut samples.decode, || Picture::decode(&bytes, PictureLimits::default()))?;
-        timed(&mut samples.detect, || engine.detect(&picture, Reach::Near))?;
+        timed(&mut samples.detect, || engine.detect(&picture, DetectorInput::Small))?;
         timed(&mut samples.refine, || engine.refine(&picture, &detection))?;
         let sample = timed(&mut samples.align, || align::align(&picture, &detection.landmarks));
         let sample = sample.context("the made-up landmarks span a face")?;
@@ -336,7 +348,8 @@ fn drawn_picture(width: usize, height: usize) -> Picture {
 
 fn encoded(picture: &Picture) -> anyhow::Result<Vec<u8>> {
     let mut out = std::io::Cursor::new(Vec::new());
-    let (width, height) = (picture.width() as u32, picture.height() as u32);
+    let width = picture.width() as u32;
+    let height = picture.height() as u32;
     let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, 85);
     image::ImageEncoder::write_image(
         encoder,
@@ -356,7 +369,8 @@ fn made_up_face() -> Detection {
     Detection { bounding_box, confidence: 0.9, landmarks }
 }
 
-/// The given folder's photographs with those of its subfolders, else the demo's, in the order of their names.
+/// The given folder's photographs with those of its subfolders, else the demo's, in the order of
+/// their names.
 pub fn photographs(args: &Args, models: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     if let Some(dir) = &args.photos {
@@ -392,12 +406,13 @@ fn timed_commits(commit: Commit<'_>) -> anyhow::Result<Cost> {
     Ok(cost(samples))
 }
 
-// ── Networks ────────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── Networks
+// ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// Loads lazily what the first inference loads, so that neither time nor memory surprise later.
 fn warm_up(engine: &mut Vision) -> anyhow::Result<()> {
     let picture = drawn_picture(640, 480);
-    engine.detect(&picture, Reach::Near)?;
+    engine.detect(&picture, DetectorInput::Small)?;
     let refined = engine.refine(&picture, &made_up_face())?;
     let sample: Sample =
         align::align(&picture, &made_up_face().landmarks).context("landmarks that span a face")?;
@@ -406,8 +421,8 @@ fn warm_up(engine: &mut Vision) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each network alone, on one input of its own size, at both precisions; turn by turn, so that a busy spell of the
-/// machine falls on all alike.
+/// Each network alone, on one input of its own size, at both precisions; turn by turn, so that a
+/// busy spell of the machine falls on all alike.
 fn networks(settings: &VisionSettings) -> anyhow::Result<BTreeMap<String, Both>> {
     let manifest = Manifest::read(&settings.models)?;
     let roles = [Role::Detector, Role::Refiner, Role::Embedder, Role::Pad];
@@ -455,7 +470,8 @@ fn choice(settings: &VisionSettings, all: &BTreeMap<String, Both>) -> anyhow::Re
     let total = |of: fn(&Both) -> Option<f64>| {
         names.iter().map(|name| all.get(*name).and_then(of)).sum::<Option<f64>>()
     };
-    let (int8_ms, fp32_ms) = (total(|both| both.int8), total(|both| both.fp32));
+    let int8_ms = total(|both| both.int8);
+    let fp32_ms = total(|both| both.fp32);
     let fp32_wins = int8_ms.zip(fp32_ms).is_some_and(|(int8, fp32)| fp32 < int8);
     Ok(Choice {
         int8_ms,
@@ -464,7 +480,8 @@ fn choice(settings: &VisionSettings, all: &BTreeMap<String, Both>) -> anyhow::Re
     })
 }
 
-// ── Search and memory ───────────────────────────────────────────────────────────────────────────────────────────────
+// ── Search and memory
+// ───────────────────────────────────────────────────────────────────────────────────────────────
 
 /// Evenly distributed numbers in 0..1 (xorshift64*), the same in each run.
 struct Noise(u64);
@@ -501,7 +518,9 @@ fn grown(mut gallery: Gallery, references: usize) -> anyhow::Result<Gallery> {
 
 /// One subject with two references added, and one of those who are there withdrawn.
 fn changes(gallery: &Gallery) -> anyhow::Result<(Cost, Cost)> {
-    let (mut noise, mut added, mut withdrawn) = (Noise(0xADD), Vec::new(), Vec::new());
+    let mut noise = Noise(0xADD);
+    let mut added = Vec::new();
+    let mut withdrawn = Vec::new();
     let subject = Subject { id: SubjectId::new("one-more")?, name: Name::new("one-more")? };
     for round in 0..40 {
         let templates = [noise.template(gallery.dimension()), noise.template(gallery.dimension())];
@@ -535,9 +554,10 @@ fn resident_bytes() -> anyhow::Result<u64> {
     Ok(pages * rustix::param::page_size() as u64)
 }
 
-// ── Table ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── Table
+// ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-impl Report {
+impl BenchReport {
     fn table(&self) -> String {
         let mut lines = vec![format!(
             "CPU milliseconds, {} thread(s), {:?}, {} pictures ({})\n  {:<22}{:>10}{:>10}\n",
@@ -579,7 +599,8 @@ impl Report {
             lines.push(format!("  {name:<22}{:>10}{:>10}\n", figure(both.int8), figure(both.fp32)));
         }
         let Choice { int8_ms, fp32_ms, choice } = self.precision;
-        let (int8, fp32) = (figure(int8_ms), figure(fp32_ms));
+        let int8 = figure(int8_ms);
+        let fp32 = figure(fp32_ms);
         lines.push(format!(
             "  {:<22}{int8:>10}{fp32:>10}  faster here: {choice:?}\n",
             "frame to template"

@@ -1,4 +1,5 @@
-//! The scenes of `rollcall bench --camera`: a wall with a sensor's grain, and real faces pasted onto it.
+//! The scenes of `rollcall bench --camera`: a wall with a sensor's grain, and real faces pasted
+//! onto it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,10 +8,10 @@ use anyhow::ensure;
 use image::RgbImage;
 use image::imageops::{self, FilterType};
 
-use crate::cli::bench::{Noise, drawn_picture, encoded};
-use crate::cli::evaluate::measure;
+use crate::cli::measure::bench::{Noise, drawn_picture, encoded};
+use crate::cli::measure::evaluate::measure;
+use crate::ids::{Name, SubjectId};
 use crate::recognise::engine::FaceEngine as _;
-use crate::recognise::face::{Name, SubjectId};
 use crate::recognise::gallery::{Gallery, Subject};
 use crate::recognise::picture::Picture;
 use crate::recognise::still;
@@ -32,7 +33,8 @@ pub(super) struct People {
 }
 
 impl People {
-    /// The first so many with a face that is large enough, one photograph of each folder; of a single folder, all.
+    /// The first so many with a face that is large enough, one photograph of each folder; of a
+    /// single folder, all.
     pub(super) fn find(
         engine: &mut Vision,
         files: &[PathBuf],
@@ -64,10 +66,12 @@ impl People {
         }
         let Some(template) = still::template(engine, &found.sample)? else { return Ok(()) };
         let outline = found.detection.bounding_box;
-        let (centre, side) = (outline.centre(), outline.height() * AROUND_FACE);
+        let centre = outline.centre();
+        let side = outline.height() * AROUND_FACE;
         let left = (centre.x - side / 2.0).max(0.0) as u32;
         let top = (centre.y - side / 2.0).max(0.0) as u32;
-        let (width, height) = (picture.width() as u32, picture.height() as u32);
+        let width = picture.width() as u32;
+        let height = picture.height() as u32;
         let side = (side as u32).min(width - left.min(width - 1)).min(height - top.min(height - 1));
         let Some(whole) = RgbImage::from_raw(width, height, picture.into_rgb()) else {
             return Ok(());
@@ -145,7 +149,8 @@ impl Scenery {
             let grain = (self.noise.next() + self.noise.next() - 1.0) * 5.0;
             *value = (f32::from(*value) + grain).clamp(0.0, 255.0) as u8;
         }
-        let (width, height) = (scene.width() as usize, scene.height() as usize);
+        let width = scene.width() as usize;
+        let height = scene.height() as usize;
         let picture = Picture::from_rgb(width, height, scene.into_raw());
         encoded(&picture.unwrap_or_else(|| Picture::plain(width, height, [0; 3])))
     }

@@ -1,24 +1,26 @@
-//! A gallery compared with itself: references of one subject with each other, and everybody with everybody else.
+//! A gallery compared with itself: references of one subject with each other, and everybody with
+//! everybody else.
 //!
-//! Invariant: what comes out does not depend on the number of workers. A search is what the daemon would do: a subject's
-//! score is the best of its references and of their mean.
+//! Invariant: what comes out does not depend on the number of workers. A search is what the daemon
+//! would do: a subject's score is the best of its references and of their mean.
 //!
-//! Budget: some 30 ns a comparison of 512 elements on one core; probes are taken in blocks, so that each reference is
-//! read once for a block and not once for each of it.
+//! Budget: some 30 ns a comparison of 512 elements on one core; probes are taken in blocks, so that
+//! each reference is read once for a block and not once for each of it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use simsimd::SpatialSimilarity;
 
-use crate::cli::calibrate::figures::{Histogram, Random};
-use crate::recognise::face::{SubjectId, Template};
+use crate::cli::measure::calibrate::figures::{Histogram, sample_below};
+use crate::ids::SubjectId;
+use crate::recognise::face::Template;
 
 /// Probes compared together: their templates fit into a processor's second cache.
 const BLOCK: usize = 32;
-/// Two references with this score are of one photograph: they say nothing of how a person varies.
+/// Two references with this score are of one photograph: they show nothing of how a person varies.
 pub const IDENTICAL: f32 = 0.9999;
-/// Pairs kept while comparing; far more than are told.
+/// Pairs kept while comparing; far more than are listed.
 const PAIRS_KEPT: usize = 10_000;
 const SEED: u64 = 0x5eed_0000;
 /// Of each search so many of the best are kept until the doubles are known.
@@ -69,9 +71,11 @@ impl Matrix {
         f32::dot(self.row(one), self.row(other)).unwrap_or(0.0) as f32
     }
 
-    /// Scores of all pairs of references of one subject; of one photograph enrolled twice only the number.
+    /// Scores of all pairs of references of one subject; of one photograph enrolled twice only the
+    /// number.
     pub fn genuine(&self) -> (Vec<f32>, u64) {
-        let (mut scores, mut identical) = (Vec::new(), 0);
+        let mut scores = Vec::new();
+        let mut identical = 0;
         let mut from = 0;
         for at in 0..self.rows.len() {
             if self.rows[at].subject != self.rows[from].subject {
@@ -95,7 +99,8 @@ pub struct Tally {
     /// Of single references of different subjects.
     pub histogram: Histogram,
     pub highest: f32,
-    /// The best score of each search among the others, with its subject's number; probable doubles left out.
+    /// The best score of each search among the others, with its subject's number; probable doubles
+    /// left out.
     pub best: Vec<(u32, f32)>,
     /// Two subjects and their best score.
     pub pairs: Vec<(u32, u32, f32)>,
@@ -103,7 +108,7 @@ pub struct Tally {
     pub sampled: bool,
 }
 
-/// From which scores on a pair is told, and from which two subjects are taken for one person.
+/// From which scores on a pair is reported, and from which two subjects are taken for one person.
 #[derive(Clone, Copy, Debug)]
 pub struct Marks {
     pub near: f32,
@@ -111,7 +116,7 @@ pub struct Marks {
 }
 
 #[derive(Default)]
-struct Part {
+struct Partition {
     comparisons: u64,
     histogram: Histogram,
     highest: f32,
@@ -121,21 +126,21 @@ struct Part {
     floor: f32,
 }
 
-/// Everybody with everybody else, or, where that is more than `comparisons_max`, a sample that is always the same.
+/// Everybody with everybody else, or, where that is more than `comparisons_max`, a sample that is
+/// always the same.
 pub fn compare(
     matrix: &Matrix,
     marks: Marks,
     comparisons_max: u64,
     workers: usize,
-    told: &(dyn Fn(u64) + Sync),
+    progress: &(dyn Fn(u64) + Sync),
 ) -> Tally {
     let references: Vec<usize> =
         (0..matrix.rows.len()).filter(|at| !matrix.rows[*at].is_mean).collect();
     let affordable = (comparisons_max / matrix.rows.len().max(1) as u64).max(1) as usize;
     let sampled = affordable < references.len();
     let probes: Vec<usize> = if sampled {
-        Random(SEED)
-            .sample(references.len(), affordable)
+        sample_below(references.len(), affordable, SEED)
             .into_iter()
             .map(|at| references[at])
             .collect()
@@ -149,14 +154,14 @@ pub fn compare(
     let blocks: Vec<&[usize]> = probes.chunks(BLOCK).collect();
     let next = AtomicUsize::new(0);
     let work = || {
-        let mut part = Part { floor: marks.near, highest: -1.0, ..Part::default() };
+        let mut part = Partition { floor: marks.near, highest: -1.0, ..Partition::default() };
         while let Some(block) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
             part.search(matrix, block, &is_probe);
-            told(block.len() as u64);
+            progress(block.len() as u64);
         }
         part
     };
-    let parts: Vec<Part> = std::thread::scope(|scope| {
+    let parts: Vec<Partition> = std::thread::scope(|scope| {
         let running: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(work)).collect();
         running.into_iter().map(|it| it.join().expect("a worker does not panic")).collect()
     });
@@ -176,7 +181,7 @@ pub fn compare(
     let doubles: HashSet<(u32, u32)> =
         pairs.iter().filter(|(_, score)| **score >= marks.double).map(|(pair, _)| *pair).collect();
     let without_doubles = |(own, best): (u32, Best)| {
-        // Pairs are let go of when there are very many: a score alone tells too.
+        // Pairs are let go of when there are very many: a score alone is enough.
         let is_double = |(other, score): &&(u32, f32)| {
             *score >= marks.double || doubles.contains(&pair(own, *other))
         };
@@ -208,7 +213,7 @@ fn pair(one: u32, other: u32) -> (u32, u32) {
     (one.min(other), one.max(other))
 }
 
-impl Part {
+impl Partition {
     fn search(&mut self, matrix: &Matrix, block: &[usize], is_probe: &[bool]) {
         let mut best: Vec<Best> = block.iter().map(|_| Best::default()).collect();
         // The score of each probe with the subject whose rows are being read.
@@ -229,8 +234,8 @@ impl Part {
             }
             if matrix.rows.get(at + 1).is_none_or(|next| next.subject != row.subject) {
                 for ((probe, best), merged) in block.iter().zip(&mut best).zip(&mut merged) {
-                    let (own, score) =
-                        (matrix.rows[*probe].subject, std::mem::replace(merged, -1.0));
+                    let own = matrix.rows[*probe].subject;
+                    let score = std::mem::replace(merged, -1.0);
                     if own == row.subject {
                         continue;
                     }
@@ -263,8 +268,8 @@ mod tests {
     use super::*;
 
     fn template(seed: u64) -> Template {
-        let mut random = Random(seed);
-        Template::normalised((0..64).map(|_| random.below(2001) as f32 / 1000.0 - 1.0).collect())
+        let mut random = fastrand::Rng::with_seed(seed);
+        Template::normalised((0..64).map(|_| random.usize(..2001) as f32 / 1000.0 - 1.0).collect())
             .unwrap()
     }
 
@@ -282,7 +287,7 @@ mod tests {
     const MARKS: Marks = Marks { near: 0.4, double: 0.9 };
 
     #[test]
-    fn everybody_is_compared_with_everybody_else_whatever_the_workers() {
+    fn all_pairs_are_compared_with_any_workers() {
         let matrix = matrix();
         let one = compare(&matrix, MARKS, u64::MAX, 1, &|_| ());
         let three = compare(&matrix, MARKS, u64::MAX, 3, &|_| ());
@@ -303,14 +308,15 @@ mod tests {
     }
 
     #[test]
-    fn a_double_is_left_out_of_every_search_whichever_reference_betrays_it() {
+    fn duplicate_is_excluded_from_every_search() {
         let direction = |at: usize, share: f32| {
             let mut raw = vec![0.0; 8];
             (raw[0], raw[at]) = (share, (1.0 - share * share).sqrt());
             Template::normalised(raw).unwrap()
         };
         let mut matrix = Matrix::new(8);
-        // Of one person: the first two agree wholly, the other references less, and would look like a stranger's.
+        // Of one person: the first two agree wholly, the other references less, and would look like
+        // a stranger's.
         matrix.add(SubjectId::new("one").unwrap(), &[direction(1, 1.0), direction(2, 0.7)]);
         matrix.add(SubjectId::new("double").unwrap(), &[direction(1, 1.0), direction(3, 0.7)]);
         matrix.add(SubjectId::new("other").unwrap(), &[direction(4, 0.1)]);
@@ -320,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_is_always_the_same() {
+    fn comparison_sample_is_deterministic() {
         let matrix = matrix();
         let some = |workers| compare(&matrix, MARKS, 10_000, workers, &|_| ());
         assert!(some(1).sampled && some(1).best.len() < matrix.references);

@@ -1,5 +1,8 @@
-//! The arithmetic of `rollcall calibrate`: histograms, shares with how sure one may be of them, and the threshold for a
-//! target from the best scores of searches by people who are not the one found. Only computes.
+//! The arithmetic of `rollcall calibrate`: histograms, shares with how sure one may be of them, and
+//! the threshold for a target from the best scores of searches by people who are not the one found.
+//! Only computes.
+
+use fastrand::Rng;
 
 /// Width of a histogram's bin.
 pub const BIN: f32 = 0.02;
@@ -51,8 +54,8 @@ pub struct Share {
 }
 
 impl Share {
-    /// Wilson's interval (1927), which holds for a count of none too. `independent` is how many of the trials are: looks
-    /// at one person are not independent of one another.
+    /// Wilson's interval (1927), which holds for a count of none too. `independent` is how many of
+    /// the trials are: looks at one person are not independent of one another.
     pub fn new(counted: u64, of: u64, independent: u64) -> Self {
         let n = independent.min(of).max(1) as f64;
         let share = counted as f64 / of.max(1) as f64;
@@ -95,12 +98,15 @@ pub struct Suggested {
 
 /// Searches above the threshold that are enough to count them.
 const COUNTED_MIN: f64 = 10.0;
-/// Searches in the tail that are enough to fit it, and subjects below which nothing is said.
+/// Searches in the tail that are enough to fit it, and the fewest subjects for a suggestion.
 const TAIL_MIN: f64 = 20.0;
 pub const SUBJECTS_MIN: usize = 100;
 const DRAWS: usize = 200;
+/// Any constant: the same scores give the same interval at every run.
+const SEED: u64 = 0x5eed_0001;
 
-/// `best` has, for each subject, the best scores of its searches among all others. None: too few to tell.
+/// `best` has, for each subject, the best scores of its searches among all others. None: too few to
+/// tell.
 pub fn suggest(best: &[Vec<f32>], fpir: f64) -> Option<Suggested> {
     let subjects = best.iter().filter(|it| !it.is_empty()).count();
     if subjects < SUBJECTS_MIN {
@@ -108,16 +114,17 @@ pub fn suggest(best: &[Vec<f32>], fpir: f64) -> Option<Suggested> {
     }
     let mut all: Vec<f32> = best.iter().flatten().copied().collect();
     let (threshold, method) = threshold_for(&mut all, fpir);
-    let mut random = Random(0x5eed_0001);
+    let mut random = Rng::with_seed(SEED);
     let mut drawn: Vec<f32> = (0..DRAWS)
         .map(|_| {
             all.clear();
-            (0..best.len()).for_each(|_| all.extend_from_slice(&best[random.below(best.len())]));
+            (0..best.len()).for_each(|_| all.extend_from_slice(&best[random.usize(..best.len())]));
             if all.is_empty() { threshold } else { threshold_for(&mut all, fpir).0 }
         })
         .collect();
     drawn.sort_by(f32::total_cmp);
-    let (low, high) = (drawn[DRAWS / 40], drawn[DRAWS - 1 - DRAWS / 40]);
+    let low = drawn[DRAWS / 40];
+    let high = drawn[DRAWS - 1 - DRAWS / 40];
     Some(Suggested { threshold, low: low.min(threshold), high: high.max(threshold), method })
 }
 
@@ -138,41 +145,19 @@ fn threshold_for(scores: &mut [f32], fpir: f64) -> (f32, Method) {
     (from + (mean * (share / fpir).ln().max(0.0)) as f32, Method::Tail)
 }
 
-/// A target that makes the rule give this threshold at so many subjects: it goes on following the gallery's growth.
+/// A target that makes the rule give this threshold at so many subjects: it goes on following the
+/// gallery's growth.
 pub fn fpir_for(threshold: f32, at_one_percent: f32, per_decade: f32) -> Option<f64> {
     let fpir = 0.01 * 10_f64.powf(-f64::from((threshold - at_one_percent) / per_decade));
     // What the configuration takes.
     (1e-6..=0.5).contains(&fpir).then_some(fpir)
 }
 
-/// Numbers that are the same at every run (SplitMix64).
-pub struct Random(pub u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Below `n`, which is not 0.
-    pub fn below(&mut self, n: usize) -> usize {
-        ((u128::from(self.next()) * n as u128) >> 64) as usize
-    }
-
-    /// `count` different numbers below `n`, ascending.
-    pub fn sample(&mut self, n: usize, count: usize) -> Vec<usize> {
-        let mut all: Vec<usize> = (0..n).collect();
-        for at in 0..count.min(n) {
-            let other = at + self.below(n - at);
-            all.swap(at, other);
-        }
-        all.truncate(count);
-        all.sort_unstable();
-        all
-    }
+/// Returns `count` different numbers below `n`, ascending, the same at every run.
+pub fn sample_below(n: usize, count: usize, seed: u64) -> Vec<usize> {
+    let mut sample = Rng::with_seed(seed).choose_multiple(0..n, count);
+    sample.sort_unstable();
+    sample
 }
 
 #[cfg(test)]
@@ -180,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_says_how_sure_it_is() {
+    fn share_has_confidence_interval() {
         let check = |counted, of, low: f64, high: f64| {
             let share = Share::new(counted, of, of);
             assert!(
@@ -194,19 +179,18 @@ mod tests {
         check(10, 1000, 0.0054, 0.0183);
         assert!(
             Share::new(10, 1000, 100).high > Share::new(10, 1000, 1000).high,
-            "fewer people tell less"
+            "fewer people give wider bounds"
         );
     }
 
     /// Best scores with an exponential tail: threshold(fpir) = 0.3 − 0.05 ln(fpir).
     fn searches(count: usize) -> Vec<Vec<f32>> {
-        let mut random = Random(7);
-        let mut one = || (random.next() >> 11) as f64 / (1_u64 << 53) as f64;
-        (0..count).map(|_| vec![(0.3 - 0.05 * one().max(1e-12).ln()) as f32]).collect()
+        let mut random = Rng::with_seed(7);
+        (0..count).map(|_| vec![(0.3 - 0.05 * random.f64().max(1e-12).ln()) as f32]).collect()
     }
 
     #[test]
-    fn the_threshold_is_counted_where_that_can_be_and_follows_the_tail_beyond() {
+    fn threshold_is_counted_or_extrapolated() {
         for (count, fpir, method) in
             [(20_000, 0.01, Method::Counted), (2_000, 0.0005, Method::Tail)]
         {
@@ -216,7 +200,7 @@ mod tests {
             assert!((found.threshold - truth).abs() < 0.03, "{found:?}, in truth {truth}");
             assert!(found.low <= truth && truth <= found.high, "{found:?}, in truth {truth}");
         }
-        assert!(suggest(&searches(SUBJECTS_MIN - 1), 0.01).is_none(), "too few to tell");
+        assert!(suggest(&searches(SUBJECTS_MIN - 1), 0.01).is_none(), "too few for a suggestion");
         assert_eq!(
             suggest(&searches(500), 0.001),
             suggest(&searches(500), 0.001),
@@ -225,18 +209,18 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_found_that_gives_the_threshold() {
+    fn fpir_is_found_for_threshold() {
         assert!((fpir_for(0.50, 0.50, 0.055).unwrap() - 0.01).abs() < 1e-9);
         assert!((fpir_for(0.555, 0.50, 0.055).unwrap() - 0.001).abs() < 1e-6);
         assert!(fpir_for(0.99, 0.50, 0.055).is_none());
     }
 
     #[test]
-    fn a_sample_has_different_numbers() {
-        let sample = Random(1).sample(1000, 300);
+    fn random_sample_has_distinct_numbers() {
+        let sample = sample_below(1000, 300, 1);
         assert_eq!(sample.len(), 300);
         assert!(sample.windows(2).all(|it| it[0] < it[1]) && sample[299] < 1000);
-        assert_eq!(Random(1).sample(5, 9), [0, 1, 2, 3, 4]);
+        assert_eq!(sample_below(5, 9, 1), [0, 1, 2, 3, 4]);
     }
 
     #[test]

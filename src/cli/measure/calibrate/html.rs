@@ -1,17 +1,18 @@
-//! The report of `rollcall calibrate` as one HTML file: no script, no picture but drawn lines, nothing from elsewhere.
+//! The report of `rollcall calibrate` as one HTML file: no script, no picture but drawn lines,
+//! nothing from elsewhere.
 
 use std::fmt::Write as _;
 
-use crate::cli::calibrate::Report;
-use crate::cli::calibrate::figures::{BIN, Histogram};
-use crate::cli::evaluate::percent;
-use crate::cli::plot::{Axis, Chart, Legend, Series, page};
+use crate::cli::measure::calibrate::CalibrationReport;
+use crate::cli::measure::calibrate::figures::{BIN, Histogram};
+use crate::cli::measure::evaluate::percent;
+use crate::cli::measure::plot::{Axis, Chart, Mark, Scale, Series, escaped, page};
 
 const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1300px;margin:2em auto;padding:0 1em;color:#222}\
                      table{border-collapse:collapse}td,th{text-align:left;padding:.2em 1.2em .2em 0;border-bottom:1px solid #ddd}\
                      svg{max-width:100%;height:auto}pre{background:#f4f4f4;padding:.8em}";
 
-pub fn document(report: &Report) -> String {
+pub fn document(report: &CalibrationReport) -> String {
     let mut html = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Calibration of {0}/{1}</title>\
          <style>{STYLE}</style></head><body>\n<h1>Calibration of {0}/{1}</h1>\n<p>{2}, embedder {3:.12}…</p>\n",
@@ -55,7 +56,7 @@ pub fn document(report: &Report) -> String {
     html + "</body></html>\n"
 }
 
-fn histograms(report: &Report) -> Chart {
+fn histograms(report: &CalibrationReport) -> Chart {
     let highest = [&report.genuine.histogram, &report.impostor.histogram]
         .iter()
         .flat_map(|it| it.shares().map(|(_, share)| share))
@@ -64,17 +65,17 @@ fn histograms(report: &Report) -> Chart {
     let top = (highest * 20.0).ceil() / 20.0;
     Chart {
         title: "How alike: the same person, different people".into(),
-        x: Axis::linear("score (cosine)", -0.2, 1.0),
-        y: Axis::percent("share of comparisons", 0.0, top),
+        x: Axis::new("score (cosine)", Scale::Linear, -0.2, 1.0),
+        y: Axis::new("share of comparisons", Scale::Percent, 0.0, top),
         series: vec![
-            Series::new("different people", steps(&report.impostor.histogram)),
-            Series::new("the same person", steps(&report.genuine.histogram)),
-            Series::dashed(
-                &format!("threshold {threshold:.3}"),
+            Series::new(Mark::Line, "different people", steps(&report.impostor.histogram)),
+            Series::new(Mark::Line, "the same person", steps(&report.genuine.histogram)),
+            Series::new(
+                Mark::Dashes,
+                format!("threshold {threshold:.3}"),
                 vec![(threshold, 0.0), (threshold, top)],
             ),
         ],
-        legend: Legend::Top,
     }
 }
 
@@ -85,40 +86,38 @@ fn steps(histogram: &Histogram) -> Vec<(f64, f64)> {
         .collect()
 }
 
-fn searches(report: &Report) -> Chart {
+fn searches(report: &CalibrationReport) -> Chart {
     let least = 1e-5;
     let threshold = f64::from(report.threshold);
     let target = f64::from(report.fpir_target);
     let mut series = vec![
-        Series::new("found somebody else", report.fpir_curve()),
-        Series::dashed(
-            &format!("aimed at: {}", percent(target)),
+        Series::new(Mark::Line, "found somebody else", report.fpir_curve()),
+        Series::new(
+            Mark::Dashes,
+            format!("aimed at: {}", percent(target)),
             vec![(0.2, target), (0.9, target)],
         ),
-        Series::dashed(
-            &format!("threshold {threshold:.3}"),
+        Series::new(
+            Mark::Dashes,
+            format!("threshold {threshold:.3}"),
             vec![(threshold, least), (threshold, 1.0)],
         ),
     ];
     if let Some(suggested) = &report.suggested {
-        series.push(Series::point(
-            &format!("for the target: {:.3}", suggested.threshold),
-            (f64::from(suggested.threshold), target),
+        series.push(Series::new(
+            Mark::Dot,
+            format!("for the target: {:.3}", suggested.threshold),
+            vec![(f64::from(suggested.threshold), target)],
         ));
     }
     Chart {
         title: "Searches by people who are somebody else (FPIR)".into(),
-        x: Axis::linear("threshold", 0.2, 0.9),
-        y: Axis::log_percent("share of searches", least, 1.0),
+        x: Axis::new("threshold", Scale::Linear, 0.2, 0.9),
+        y: Axis::new("share of searches", Scale::LogPercent, least, 1.0),
         series,
-        legend: Legend::Top,
     }
 }
 
 fn put(html: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(html, "{line}").expect("writing to a string cannot fail");
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

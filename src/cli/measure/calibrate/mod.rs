@@ -1,8 +1,10 @@
-//! `rollcall calibrate`: how far the people of this gallery are apart, which threshold that asks for, who looks alike.
+//! `rollcall calibrate`: how far the people of this gallery are apart, which threshold that asks
+//! for, who looks alike.
 //!
-//! The enrolled stand in for strangers: each of their references is searched among all the others, as if its own subject
-//! were not enrolled. That is the false positive identification rate at this very size, of people like those who come
-//! here. What it cannot say: how the door's light and distance change a genuine score (`rollcall watch` shows those).
+//! The enrolled stand in for strangers: each of their references is searched among all the others,
+//! as if its own subject were not enrolled. That is the false positive identification rate at this
+//! very size, of people like those who come here. What it cannot measure: how the door's light and
+//! distance change a genuine score (`rollcall watch` shows those).
 //!
 //! Not in it: arithmetic (`figures`), the comparing (`compare`), drawing (`html`).
 
@@ -18,25 +20,27 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
-use crate::app;
-use crate::cli::calibrate::compare::{Marks, Matrix, Tally, compare};
-use crate::cli::calibrate::figures::{
+use crate::app::open;
+use crate::cli::measure::calibrate::compare::{Marks, Matrix, Tally, compare};
+use crate::cli::measure::calibrate::figures::{
     Histogram, Method, SUBJECTS_MIN, Share, Suggested, fpir_for, suggest,
 };
-use crate::cli::evaluate::{percent, rows};
+use crate::cli::measure::evaluate::{percent, rows};
 use crate::cli::progress;
 use crate::cli::table;
 use crate::clock::{Clock as _, SystemClock, rfc3339};
 use crate::config::Settings;
+use crate::ids::SubjectId;
 use crate::recognise::decision::ThresholdRule;
 use crate::recognise::engine::FaceEngine as _;
-use crate::recognise::face::{SubjectId, Template};
-use crate::record::store::Reader;
+use crate::recognise::face::Template;
+use crate::store::Reader;
 use crate::vision::Vision;
 
-/// How far the people of this gallery are apart, which threshold follows, and who looks alike; works beside a running
-/// daemon and changes nothing
+/// Shows how far the people of this gallery are apart, which threshold fits, and who looks alike;
+/// works beside a running daemon and changes nothing
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  sudo -u rollcall rollcall calibrate --html report.html")]
 pub struct Args {
     /// Write the report with charts into this HTML file: no photographs, nothing from elsewhere
     #[arg(long, value_name = "HTML")]
@@ -44,7 +48,7 @@ pub struct Args {
     /// False positive identification rate to aim at [default: [recognition] fpir]
     #[arg(long, value_name = "0..0.5")]
     fpir: Option<f32>,
-    /// Compare so many pairs at most; a larger gallery is sampled, always the same way
+    /// Compare at most this many pairs; a larger gallery is sampled, always in the same way
     #[arg(long, value_name = "N", default_value_t = 400_000_000)]
     comparisons: u64,
     /// Threads [default: one for each processor]
@@ -55,7 +59,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Below the threshold by so much a pair is told of: it is a bad photograph away from it.
+/// A pair is reported from this much below the threshold on: it is a bad photograph away from it.
 const NEAR: f32 = 0.05;
 /// Where more than one subject in so many seems to be there twice, no threshold is suggested.
 const DOUBLES_SHARE: usize = 50;
@@ -65,14 +69,14 @@ const LISTED_MAX: usize = 500;
 const LINES: usize = 24;
 
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct CalibrationReport {
     pub site: String,
     pub device: String,
     pub at: String,
     pub embedder: String,
     pub subjects: usize,
     pub references: usize,
-    /// Subjects with one reference, who say nothing of how a person varies.
+    /// Subjects with one reference, which show nothing of how a person varies.
     pub single_reference: usize,
     pub references_of_other_embedders: u64,
     /// What the suggested threshold is for.
@@ -86,7 +90,8 @@ pub struct Report {
     pub impostor: Impostor,
     pub search: Searches,
     pub suggested: Option<Suggested>,
-    /// A target that makes the rule give the suggested threshold; none where the threshold is set by hand.
+    /// A target that makes the rule give the suggested threshold; none where the threshold is set
+    /// by hand.
     pub suggested_fpir: Option<f64>,
     pub doubles: usize,
     pub look_alikes: Vec<LookAlike>,
@@ -154,8 +159,8 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     if let Some(fpir) = args.fpir {
         ensure!((1e-6..=0.5).contains(&fpir), "--fpir {fpir} is not within 0.000001 and 0.5");
     }
-    let reader = app::open_reader(settings)?;
-    let vision = app::load_vision(settings)?;
+    let reader = open::open_reader(settings)?;
+    let vision = open::load_vision(settings)?;
     let spec = vision.template_spec();
     let rule = settings.recognition.threshold(&spec);
     let target = args.fpir.unwrap_or(rule.fpir);
@@ -174,7 +179,7 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let bar = progress::bar(matrix.references as u64, "searches");
     let tally = compare(&matrix, marks, args.comparisons, workers, &|more| bar.inc(more));
     bar.finish_and_clear();
-    let mut report = Report::new(&matrix, &tally, &rule, target, marks);
+    let mut report = CalibrationReport::new(&matrix, &tally, &rule, target, marks);
     report.site.clone_from(&settings.site);
     report.device.clone_from(&settings.device);
     report.at = rfc3339(SystemClock::new(settings.trust).now().wall_ms);
@@ -186,7 +191,7 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        report.tell(args.html.as_deref());
+        report.print(args.html.as_deref());
     }
     Ok(())
 }
@@ -209,7 +214,7 @@ fn load(reader: &Reader, vision: &Vision) -> anyhow::Result<(Matrix, u64)> {
     Ok((matrix, count.of_other_embedders))
 }
 
-/// For the owner only: it says who looks like whom.
+/// For the owner only: it shows who looks like whom.
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let write = || {
         let mut file =
@@ -220,7 +225,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     write().with_context(|| format!("cannot write the report {}", path.display()))
 }
 
-impl Report {
+impl CalibrationReport {
     fn new(
         matrix: &Matrix,
         tally: &Tally,
@@ -372,8 +377,8 @@ impl Report {
                     };
                     format!("{:.3} ({:.3} to {:.3}{how})", it.threshold, it.low, it.high)
                 }
-                None if self.subjects >= SUBJECTS_MIN => "cannot be told: too many doubles".into(),
-                None => format!("too few to tell: {SUBJECTS_MIN} subjects are needed"),
+                None if self.subjects >= SUBJECTS_MIN => "not known: too many doubles".into(),
+                None => format!("not known: {SUBJECTS_MIN} subjects are needed"),
             },
         ));
         rows
@@ -389,7 +394,7 @@ impl Report {
         }
         if self.single_reference * 2 > self.subjects {
             lines.push(
-                "Most people have one reference: what is said of pairs of one person rests on few. A second photograph, from \
+                "Most people have one reference: the figures for pairs of one person rest on few. A second photograph, from \
                  another day, is worth more than any threshold."
                     .into(),
             );
@@ -402,7 +407,7 @@ impl Report {
             );
         }
         lines.push(match &self.suggested {
-            None if self.subjects >= SUBJECTS_MIN => "So many doubles say nothing of strangers: keep the shipped rule until they are settled.".into(),
+            None if self.subjects >= SUBJECTS_MIN => "With so many doubles nothing is known of strangers: keep the shipped rule until they are settled.".into(),
             None => format!("There are fewer than {SUBJECTS_MIN} people: keep the shipped rule."),
             Some(it) if it.low <= self.threshold && self.threshold <= it.high => {
                 "The threshold in force fits these people: nothing to set.".into()
@@ -439,7 +444,7 @@ impl Report {
         ))
     }
 
-    fn tell(&self, html: Option<&Path>) {
+    fn print(&self, html: Option<&Path>) {
         print!("{}", rows("Calibration on the people enrolled here", &self.rows()));
         println!("\n{}", self.bars());
         self.advice().iter().for_each(|line| println!("{line}"));
@@ -473,10 +478,12 @@ impl Report {
             let shares: Vec<_> = histogram.shares().collect();
             shares.chunks(2).map(|it| (it[0].0, it.iter().map(|(_, share)| share).sum())).collect()
         };
-        let (different, same) = (all(&self.impostor.histogram), all(&self.genuine.histogram));
+        let different = all(&self.impostor.histogram);
+        let same = all(&self.genuine.histogram);
         let highest =
             |shares: &[(f32, f64)]| shares.iter().map(|(_, share)| *share).fold(1e-9, f64::max);
-        let (most_different, most_same) = (highest(&different), highest(&same));
+        let most_different = highest(&different);
+        let most_same = highest(&same);
         let bar = |share: f64, most: f64| "█".repeat((share / most * 28.0).ceil() as usize);
         let mut text =
             format!("{:>6}  {:<30} {:<30}\n", "score", "different people", "the same person");
@@ -485,7 +492,8 @@ impl Report {
         for (line, (low, share)) in different.iter().enumerate().skip(from).take(LINES + 1) {
             let mark =
                 if (*low..*low + width).contains(&self.threshold) { "◀ threshold" } else { "" };
-            let (one, other) = (bar(*share, most_different), bar(same[line].1, most_same));
+            let one = bar(*share, most_different);
+            let other = bar(same[line].1, most_same);
             text.push_str(format!("{low:>6.2}  {one:<30} {other:<30}{mark}").trim_end());
             text.push('\n');
         }

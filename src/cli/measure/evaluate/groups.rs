@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::cli::evaluate::measure::{self, Workers};
-use crate::cli::evaluate::protocol::{self, Entry, Group, of_role};
-use crate::cli::evaluate::{GroupsArgs, identify};
+use crate::cli::measure::evaluate::measure;
+use crate::cli::measure::evaluate::measure::Workers;
+use crate::cli::measure::evaluate::protocol;
+use crate::cli::measure::evaluate::protocol::{Group, ProtocolRow, of_role};
+use crate::cli::measure::evaluate::{GroupsArgs, identify};
 use crate::recognise::decision::ThresholdRule;
 use crate::recognise::face::{Template, Threshold};
 use crate::recognise::gallery::Gallery;
@@ -17,7 +19,7 @@ use crate::vision::manifest::TemplateSpec;
 use crate::vision::{Vision, VisionSettings};
 
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct GroupsReport {
     pub gallery_subjects: usize,
     pub threshold: f32,
     /// People expected in all photographs together, and how many of them were identified.
@@ -25,11 +27,11 @@ pub struct Report {
     pub found: usize,
     /// Faces identified as somebody who is not expected in the photograph.
     pub false_names: usize,
-    pub photographs: Vec<Photograph>,
+    pub photographs: Vec<GroupPhotograph>,
 }
 
 #[derive(Debug, Serialize)]
-pub struct Photograph {
+pub struct GroupPhotograph {
     pub file: String,
     pub faces: usize,
     pub faces_expected: Option<usize>,
@@ -62,9 +64,9 @@ pub fn evaluate(
     args: &GroupsArgs,
     vision: &VisionSettings,
     rule: impl Fn(&TemplateSpec) -> ThresholdRule,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<GroupsReport> {
     let groups: Vec<Group> = protocol::read(&args.groups)?;
-    let entries: Vec<Entry> = protocol::read(&args.protocol)?;
+    let entries: Vec<ProtocolRow> = protocol::read(&args.protocol)?;
     let beside = args.protocol.parent().unwrap_or(Path::new(".")).to_owned();
     let enrol_dir = args.enrol_images.clone().unwrap_or(beside);
     let enrolled = whom_to_enrol(&entries, &groups, &enrol_dir)?;
@@ -83,7 +85,7 @@ pub fn evaluate(
         let faces = faces(workers.first(), &args.common.images.join(&group.file))?;
         photographs.push(judge(group, &faces, &gallery, &references, threshold));
     }
-    Ok(Report {
+    Ok(GroupsReport {
         gallery_subjects: gallery.subjects(),
         threshold: threshold.value(),
         expected: groups.iter().map(|group| group.expected().len()).sum(),
@@ -93,9 +95,14 @@ pub fn evaluate(
     })
 }
 
-/// The protocol's, and for anyone expected whom it does not enrol the photographs of their own folder but the last.
-fn whom_to_enrol(entries: &[Entry], groups: &[Group], dir: &Path) -> anyhow::Result<Vec<Entry>> {
-    let mut all: Vec<Entry> = of_role(entries, "enrol").cloned().collect();
+/// The protocol's, and for anyone expected whom it does not enrol the photographs of their own
+/// folder but the last.
+fn whom_to_enrol(
+    entries: &[ProtocolRow],
+    groups: &[Group],
+    dir: &Path,
+) -> anyhow::Result<Vec<ProtocolRow>> {
+    let mut all: Vec<ProtocolRow> = of_role(entries, "enrol").cloned().collect();
     let known: BTreeSet<String> = all.iter().map(|entry| entry.identity.clone()).collect();
     let expected: BTreeSet<String> = groups.iter().flat_map(Group::expected).collect();
     for identity in expected.difference(&known) {
@@ -106,7 +113,7 @@ fn whom_to_enrol(entries: &[Entry], groups: &[Group], dir: &Path) -> anyhow::Res
         for path in &photographs[..kept] {
             let file: PathBuf = path.strip_prefix(dir).unwrap_or(path).to_owned();
             let file = file.to_string_lossy().into_owned();
-            all.push(Entry { file, identity: identity.clone(), role: "enrol".into() });
+            all.push(ProtocolRow { file, identity: identity.clone(), role: "enrol".into() });
         }
     }
     Ok(all)
@@ -130,7 +137,7 @@ fn judge(
     gallery: &Gallery,
     references: &HashMap<&str, Vec<&Template>>,
     threshold: Threshold,
-) -> Photograph {
+) -> GroupPhotograph {
     let expected = group.expected();
     let mut named: BTreeMap<String, f32> = BTreeMap::new();
     let mut false_names = Vec::new();
@@ -162,7 +169,7 @@ fn judge(
         let (score, eye_distance_px) = nearest.unwrap_or((-1.0, 0.0));
         Miss { name: name.clone(), score, eye_distance_px }
     };
-    Photograph {
+    GroupPhotograph {
         file: group.file.clone(),
         faces: faces.len(),
         faces_expected: group.n_faces,
@@ -172,7 +179,7 @@ fn judge(
     }
 }
 
-impl Report {
+impl GroupsReport {
     pub(crate) fn table(&self) -> String {
         let mut lines = vec![format!(
             "Group photographs: {} of {} expected people found, {} false names ({} subjects, threshold {:.3})\n",
@@ -181,7 +188,9 @@ impl Report {
         for photograph in &self.photographs {
             let of =
                 photograph.faces_expected.map_or(String::new(), |count| format!(" of {count}"));
-            let (file, faces, found) = (&photograph.file, photograph.faces, photograph.found.len());
+            let file = &photograph.file;
+            let faces = photograph.faces;
+            let found = photograph.found.len();
             let people = found + photograph.missed.len();
             lines.push(format!("  {file}: {faces}{of} faces; found {found} of {people}\n"));
             lines.extend(photograph.missed.iter().map(|miss| {

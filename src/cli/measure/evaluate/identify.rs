@@ -5,19 +5,20 @@ use std::collections::HashSet;
 use anyhow::ensure;
 use serde::Serialize;
 
-use crate::cli::evaluate::measure::{Templates, Workers};
-use crate::cli::evaluate::metrics::{OpenSet, Search};
-use crate::cli::evaluate::protocol::{self, Entry, of_role};
-use crate::cli::evaluate::{IdentifyArgs, percent, rows};
-use crate::cli::plot::{Axis, Chart, Legend, Series, page};
+use crate::cli::measure::evaluate::measure::{Templates, Workers};
+use crate::cli::measure::evaluate::metrics::{OpenSet, Search};
+use crate::cli::measure::evaluate::protocol;
+use crate::cli::measure::evaluate::protocol::{ProtocolRow, of_role};
+use crate::cli::measure::evaluate::{IdentifyArgs, percent, rows};
+use crate::cli::measure::plot::{Axis, Chart, Mark, Scale, Series, page};
+use crate::ids::{Name, SubjectId};
 use crate::recognise::decision::ThresholdRule;
-use crate::recognise::face::{Name, SubjectId};
 use crate::recognise::gallery::{Gallery, Subject};
 use crate::vision::VisionSettings;
 use crate::vision::manifest::TemplateSpec;
 
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct IdentificationReport {
     pub gallery_subjects: usize,
     pub references: usize,
     /// Photographs to enrol in which no face was found, as a share.
@@ -54,8 +55,8 @@ pub fn evaluate(
     args: &IdentifyArgs,
     vision: &VisionSettings,
     rule: impl Fn(&TemplateSpec) -> ThresholdRule,
-) -> anyhow::Result<Report> {
-    let entries: Vec<Entry> = protocol::read(&args.protocol)?;
+) -> anyhow::Result<IdentificationReport> {
+    let entries: Vec<ProtocolRow> = protocol::read(&args.protocol)?;
     let enrolled: HashSet<&str> =
         of_role(&entries, "enrol").map(|entry| entry.identity.as_str()).collect();
     for role in ["enrol", "probe", "impostor"] {
@@ -91,7 +92,7 @@ pub fn evaluate(
 /// The gallery with a reference for each of the photographs in which a face was found.
 pub(crate) fn enrol<'a>(
     mut gallery: Gallery,
-    entries: impl Iterator<Item = &'a Entry>,
+    entries: impl Iterator<Item = &'a ProtocolRow>,
     templates: &Templates,
 ) -> anyhow::Result<Gallery> {
     for entry in entries {
@@ -105,12 +106,12 @@ pub(crate) fn enrol<'a>(
 }
 
 fn report(
-    entries: &[Entry],
+    entries: &[ProtocolRow],
     gallery: &Gallery,
     templates: &Templates,
     rule: &ThresholdRule,
-) -> Report {
-    let search = |entry: &Entry| {
+) -> IdentificationReport {
+    let search = |entry: &ProtocolRow| {
         let best = gallery.search(templates[&entry.file].as_ref()?).best?;
         Some(Search { score: best.score, own: best.subject.id.as_str() == entry.identity })
     };
@@ -128,7 +129,7 @@ fn report(
         shipped: rule.at(gallery.subjects()).value(),
         shipped_aims_at_fpir: rule.fpir,
     };
-    Report {
+    IdentificationReport {
         gallery_subjects: gallery.subjects(),
         references: gallery.references(),
         failure_to_enrol: missing("enrol") as f64 / enrol_photographs as f64,
@@ -145,7 +146,7 @@ fn report(
     }
 }
 
-impl Report {
+impl IdentificationReport {
     pub(crate) fn table(&self) -> String {
         let at =
             |share: f64, threshold: f32| format!("{} at threshold {threshold:.3}", percent(share));
@@ -186,13 +187,16 @@ impl Report {
         );
         let det = Chart {
             title: "Detection error trade-off".into(),
-            x: Axis::log_percent("FPIR: strangers identified as somebody", 1e-3, 1.0),
-            y: Axis::log_percent("FNIR: enrolled people not identified", 1e-3, 1.0),
+            x: Axis::new("FPIR: strangers identified as somebody", Scale::LogPercent, 1e-3, 1.0),
+            y: Axis::new("FNIR: enrolled people not identified", Scale::LogPercent, 1e-3, 1.0),
             series: vec![
-                Series::new(&name, self.searches.det()),
-                Series::point("shipped threshold", (self.fpir_shipped, self.fnir_shipped)),
+                Series::new(Mark::Line, name, self.searches.det()),
+                Series::new(
+                    Mark::Dot,
+                    "shipped threshold",
+                    vec![(self.fpir_shipped, self.fnir_shipped)],
+                ),
             ],
-            legend: Legend::Top,
         };
         page(&[det])
     }

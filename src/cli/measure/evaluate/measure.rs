@@ -1,7 +1,7 @@
 //! From a list of photographs to a template of each, by several workers with networks of their own.
 //!
-//! Invariant: what comes out depends on the photographs only, not on the number of workers or on who takes which: each
-//! worker is a complete pipeline without memory of the photograph before.
+//! Invariant: what comes out depends on the photographs only, not on the number of workers or on
+//! who takes which: each worker is a complete pipeline without memory of the photograph before.
 
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
@@ -29,7 +29,7 @@ impl Workers {
         Ok(Self((0..count.max(1)).map(load).collect::<anyhow::Result<_>>()?))
     }
 
-    /// What the manifest says of the embedder.
+    /// The manifest's entry for the embedder.
     pub fn template_spec(&self) -> TemplateSpec {
         self.0[0].template_spec()
     }
@@ -44,8 +44,8 @@ impl Workers {
         &mut self.0[0]
     }
 
-    /// One face a photograph. A file that is not there is the list's fault and ends the measurement; one that cannot be
-    /// decoded is a failure to acquire.
+    /// One face a photograph. A file that is not there is the list's fault and ends the
+    /// measurement; one that cannot be decoded is a failure to acquire.
     pub fn templates<'a>(
         &mut self,
         dir: &Path,

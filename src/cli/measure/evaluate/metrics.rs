@@ -1,8 +1,9 @@
-//! The arithmetic of biometric performance, on plain lists of scores. Definitions: ISO/IEC 19795-1:2021.
+//! The arithmetic of biometric performance, on plain lists of scores. Definitions: ISO/IEC
+//! 19795-1:2021.
 //!
-//! Everywhere a score *matches* when it is at or above the threshold, and a failure to acquire is the score of
-//! `NO_SCORE`: it matches at no threshold, so that it counts as an error where a match was due and as nothing where none
-//! was. Not in it: photographs, files, output.
+//! Everywhere a score *matches* when it is at or above the threshold, and a failure to acquire is
+//! the score of `NO_SCORE`: it matches at no threshold, so that it counts as an error where a match
+//! was due and as nothing where none was. Not in it: photographs, files, output.
 
 /// The score of a comparison that could not be made, below every cosine that a threshold is set at.
 pub const NO_SCORE: f32 = -1.0;
@@ -25,7 +26,8 @@ impl Scores {
         if self.0.is_empty() { 0.0 } else { self.matching(threshold) as f64 / self.0.len() as f64 }
     }
 
-    /// The smallest threshold that at most this share of the scores matches: just above the highest score that must not.
+    /// The smallest threshold that at most this share of the scores matches: just above the highest
+    /// score that must not.
     fn threshold_for(&self, share: f64) -> f32 {
         // The small addend keeps 0.01 · 300 = 2.9999… from becoming 2.
         let allowed = (share * self.0.len() as f64 + 1e-9).floor() as usize;
@@ -36,7 +38,8 @@ impl Scores {
     }
 }
 
-/// Scores of comparisons: of mated pairs (the same person) and of non-mated pairs (different people).
+/// Scores of comparisons: of mated pairs (the same person) and of non-mated pairs (different
+/// people).
 #[derive(Clone, Debug, Default)]
 pub struct Verification {
     mated: Scores,
@@ -68,7 +71,8 @@ impl Verification {
         all
     }
 
-    /// Equal error rate: where FMR and FNMR cross; between two thresholds, the mean of both where they differ least.
+    /// Equal error rate: where FMR and FNMR cross; between two thresholds, the mean of both where
+    /// they differ least.
     pub fn eer(&self) -> f64 {
         let rates = self
             .thresholds()
@@ -94,7 +98,8 @@ impl Verification {
         right as f64 / (self.mated.0.len() + self.non_mated.0.len()).max(1) as f64
     }
 
-    /// The threshold with the greatest accuracy on these very comparisons, and that accuracy: a bound, not a promise.
+    /// The threshold with the greatest accuracy on these very comparisons, and that accuracy: a
+    /// bound, not a promise.
     pub fn best_accuracy(&self) -> (f32, f64) {
         let all =
             self.thresholds().into_iter().map(|threshold| (threshold, self.accuracy(threshold)));
@@ -102,7 +107,8 @@ impl Verification {
     }
 }
 
-/// What an identification transaction came to: the best candidate's score, and whether it is the right subject.
+/// What an identification transaction came to: the best candidate's score, and whether it is the
+/// right subject.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Search {
     pub score: f32,
@@ -131,13 +137,14 @@ impl OpenSet {
         }
     }
 
-    /// False negative identification rate (rank 1): share of the mated searches that do not return the own subject as
-    /// best candidate at or above the threshold.
+    /// False negative identification rate (rank 1): share of the mated searches that do not return
+    /// the own subject as best candidate at or above the threshold.
     pub fn fnir(&self, threshold: f32) -> f64 {
         1.0 - self.right.matching(threshold) as f64 / self.mated.max(1) as f64
     }
 
-    /// False positive identification rate: share of the non-mated searches that return anybody at or above the threshold.
+    /// False positive identification rate: share of the non-mated searches that return anybody at
+    /// or above the threshold.
     pub fn fpir(&self, threshold: f32) -> f64 {
         self.non_mated.share_matching(threshold)
     }

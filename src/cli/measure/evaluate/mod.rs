@@ -1,12 +1,15 @@
-//! `rollcall evaluate`: how well this build recognises, on labelled photographs that the operator names.
+//! `rollcall evaluate`: how well this build recognises, on labelled photographs that the operator
+//! names.
 //!
-//! Runs the pipeline of the daemon (`recognise::still`, `vision`, `Gallery::search`), not one of its own, and reports in
-//! the words of ISO/IEC 19795-1. Shares are given as 0..1 in JSON, in percent to people.
+//! Runs the pipeline of the daemon (`recognise::still`, `vision`, `Gallery::search`), not one of
+//! its own, and reports in the words of ISO/IEC 19795-1. Shares are given as 0..1 in JSON, in
+//! percent to people.
 //!
-//! Invariants: the figures do not depend on the number of workers; photographs are read and never written; a photograph
-//! in which no face is found is an error of the system, never left out of the count. Not in it: arithmetic (`metrics`),
-//! drawing (`plot`).
+//! Invariants: the figures do not depend on the number of workers; photographs are read and never
+//! written; a photograph in which no face is found is an error of the system, never left out of the
+//! count. Not in it: arithmetic (`metrics`), drawing (`plot`).
 
+pub mod clips;
 pub mod groups;
 pub mod identify;
 pub mod measure;
@@ -22,6 +25,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::recognise::decision::ThresholdRule;
+use crate::recognise::live::LiveSettings;
 use crate::recognise::pad::PadSettings;
 use crate::vision::VisionSettings;
 use crate::vision::manifest::{Precision, TemplateSpec};
@@ -36,13 +40,27 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 pub enum Test {
     /// Verification: are two photographs of the same person? Error rates over all thresholds
+    #[command(
+        after_help = "Example:\n  rollcall evaluate pairs --pairs pairs.csv --images photos/"
+    )]
     Pairs(PairsArgs),
-    /// Identification in an open set: people who are enrolled must be found, strangers must not
+    /// Identification in an open set: enrolled people must be found, strangers must not
+    #[command(
+        after_help = "Example:\n  rollcall evaluate identify --protocol identify.csv --images photos/ --plot det.svg"
+    )]
     Identify(IdentifyArgs),
-    /// Group photographs: is everyone found who is enrolled, and nobody else?
+    /// Group photographs: is everybody found who is enrolled, and nobody else?
+    #[command(
+        after_help = "Example:\n  rollcall evaluate groups --groups groups.csv --protocol identify.csv --images photos/"
+    )]
     Groups(GroupsArgs),
     /// Presentation attack detection: live faces against photographs and screens
+    #[command(after_help = "Example:\n  rollcall evaluate pad --live faces/ --attack prints/")]
     Pad(PadArgs),
+    /// Clips of people before a camera: enrolled people must be recorded, strangers must not be taken
+    /// for somebody
+    #[command(after_help = "Example:\n  rollcall evaluate clips --clips index.csv --images clips/")]
+    Clips(ClipsArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -59,7 +77,8 @@ pub struct PairsArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct IdentifyArgs {
-    /// CSV with the columns file, identity, role; the roles enrol, probe and impostor count, others are passed over
+    /// CSV with the columns file, identity, role; the roles enrol, probe and impostor are used, others
+    /// are ignored
     #[arg(long, value_name = "CSV")]
     pub protocol: PathBuf,
     #[command(flatten)]
@@ -74,11 +93,12 @@ pub struct GroupsArgs {
     /// CSV with the columns file, expected (identities, separated by ;) and optionally `n_faces`
     #[arg(long, value_name = "CSV")]
     pub groups: PathBuf,
-    /// Whom to enrol: a CSV as for `identify`, of which only the role enrol counts
+    /// The people to enrol: a CSV as for `identify`, of which only the role enrol is used
     #[arg(long, value_name = "CSV")]
     pub protocol: PathBuf,
-    /// Folder of the photographs to enrol; by default the one in which the protocol lies. Someone expected whom the
-    /// protocol does not enrol is enrolled from the folder of that name in it, its last photograph kept out
+    /// Folder of the photographs to enrol; by default the one in which the protocol lies. Someone
+    /// expected whom the protocol does not enrol is enrolled from the folder of that name in it,
+    /// its last photograph kept out
     #[arg(long, value_name = "DIR")]
     pub enrol_images: Option<PathBuf>,
     #[command(flatten)]
@@ -86,9 +106,28 @@ pub struct GroupsArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub struct ClipsArgs {
+    /// CSV with the columns file and person. Who has several clips is enrolled from the first;
+    /// everybody else is a stranger. Clips other than motion JPEG need ffmpeg
+    #[arg(long, value_name = "CSV")]
+    pub clips: PathBuf,
+    /// Frames per second at which the clips are played
+    #[arg(long, value_name = "FPS", default_value_t = 10.0)]
+    pub fps: f32,
+    /// More people to enrol: a CSV as for `identify`, of which only the role enrol is used
+    #[arg(long, value_name = "CSV")]
+    pub background: Option<PathBuf>,
+    /// Folder of their photographs; by default the one in which the CSV lies
+    #[arg(long, value_name = "DIR")]
+    pub background_images: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, clap::Args)]
 pub struct PadArgs {
-    /// Folder of photographs of live faces, with its subfolders; may be given again. Of a folder with a spoof.csv
-    /// (columns file and kind) only those of the kind live count
+    /// Folder of photographs of live faces, with its subfolders; may be given again. Of a folder
+    /// with a spoof.csv (columns file and kind) only those of the kind live count
     #[arg(long, value_name = "DIR", required = true)]
     pub live: Vec<PathBuf>,
     /// Folder of photographs of attacks; of a folder with a spoof.csv those of any other kind
@@ -97,7 +136,7 @@ pub struct PadArgs {
     /// Folder names below --live to pass over; may be given again
     #[arg(long, value_name = "NAME")]
     pub skip: Vec<String>,
-    /// Least figure of a live face, instead of the configured one
+    /// The least score of a live face, instead of the configured one
     #[arg(long, value_name = "0..1")]
     pub threshold: Option<f32>,
     /// Draw the errors over the threshold into this SVG file
@@ -106,10 +145,11 @@ pub struct PadArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
-    /// Which files of the networks to run, instead of the configured ones
+    /// The precision of the models, instead of the configured one
     #[arg(long, value_name = "int8|fp32", value_parser = precision)]
     pub precision: Option<Precision>,
-    /// Photographs worked on at a time, each with networks of its own [default: one for each processor]
+    /// Photographs processed at a time, each with models of its own [default: one for each
+    /// processor]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
 }
@@ -128,13 +168,14 @@ pub struct Common {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
-    /// Which files of the networks to run, instead of the configured ones (fp32 is for comparisons and made on request)
+    /// The precision of the models, instead of the configured one (`make fp32` makes the fp32 twins)
     #[arg(long, value_name = "int8|fp32", value_parser = precision)]
     pub precision: Option<Precision>,
     /// Which embedder of the manifest to run, instead of the configured one
     #[arg(long, value_name = "NAME")]
     pub embedder: Option<String>,
-    /// Photographs worked on at a time, each with networks of its own [default: one for each processor]
+    /// Photographs processed at a time, each with models of its own [default: one for each
+    /// processor]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
 }
@@ -144,7 +185,7 @@ pub fn precision(text: &str) -> Result<Precision, String> {
     match text {
         "int8" => Ok(Precision::Int8),
         "fp32" => Ok(Precision::Fp32),
-        _ => Err("it is int8 or fp32".into()),
+        _ => Err("it must be int8 or fp32".into()),
     }
 }
 
@@ -169,12 +210,13 @@ fn workers(wanted: Option<usize>) -> usize {
     wanted.unwrap_or_else(all).max(1)
 }
 
-/// `rule` is the configured threshold rule for an embedder.
+/// `rule` is the configured threshold rule for an embedder, `live` what the daemon does with frames.
 pub fn run(
     args: &Args,
     vision: &VisionSettings,
     pad: PadSettings,
     rule: impl Fn(&TemplateSpec) -> ThresholdRule,
+    live: impl Fn(&TemplateSpec) -> LiveSettings,
 ) -> anyhow::Result<()> {
     match &args.test {
         Test::Pairs(args) => {
@@ -195,6 +237,10 @@ pub fn run(
             let report = pad::evaluate(args, &vision, pad)?;
             write_plot(args.plot.as_deref(), || report.plot())?;
             show(&report, args.json, report.table())
+        }
+        Test::Clips(args) => {
+            let report = clips::evaluate(args, &args.common.vision(vision), live)?;
+            show(&report, args.common.json, report.table())
         }
         Test::Groups(args) => {
             let report = groups::evaluate(args, &args.common.vision(vision), rule)?;

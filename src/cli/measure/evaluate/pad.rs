@@ -1,8 +1,10 @@
-//! `rollcall evaluate pad`: does the device tell live faces from pictures of faces? In the words of ISO/IEC 30107-3.
+//! `rollcall evaluate pad`: does the device distinguish live faces from pictures of faces? In the words of
+//! ISO/IEC 30107-3.
 //!
-//! Each photograph is measured twice: as one frame, and as a track, as the daemon judges it: several looks at the same
-//! presentation, each a little shifted, scaled, brightened and grained, as the frames of a camera differ. The looks are
-//! made up, so the figures of a track say what fusion does, not what a real video does.
+//! Each photograph is measured twice: as one frame, and as a track, as the daemon judges it:
+//! several looks at the same presentation, each a little shifted, scaled, brightened and grained,
+//! as the frames of a camera differ. The looks are made up, so the figures of a track say what
+//! fusion does, not what a real video does.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,9 +13,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
-use crate::cli::evaluate::measure::{self, Workers};
-use crate::cli::evaluate::{PadArgs, percent, protocol, rows};
-use crate::cli::plot::{Axis, Chart, Legend, Series, page};
+use crate::cli::measure::evaluate::measure;
+use crate::cli::measure::evaluate::measure::Workers;
+use crate::cli::measure::evaluate::{PadArgs, percent, protocol, rows};
+use crate::cli::measure::plot::{Axis, Chart, Mark, Scale, Series, page};
 use crate::recognise::engine::FaceEngine as _;
 use crate::recognise::face::Detection;
 use crate::recognise::pad::{Liveness, PadSettings, Presentation};
@@ -22,7 +25,7 @@ use crate::recognise::still;
 use crate::vision::{Vision, VisionSettings};
 
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct PadReport {
     pub threshold: f32,
     /// Frames that must agree, and the pixels between the eyes below which a face is not judged.
     pub samples: usize,
@@ -36,7 +39,7 @@ pub struct Report {
     /// By folder: where the errors come from.
     pub folders: BTreeMap<String, Folder>,
     /// Figures of each photograph, for other evaluations.
-    pub photographs: Vec<Photograph>,
+    pub photographs: Vec<PadPhotograph>,
 }
 
 /// Error rates (ISO/IEC 30107-3) with the numbers behind them.
@@ -75,7 +78,7 @@ pub struct Folder {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Photograph {
+pub struct PadPhotograph {
     pub file: String,
     pub live: bool,
     pub eye_distance_px: Option<f32>,
@@ -101,7 +104,7 @@ pub fn evaluate(
     args: &PadArgs,
     vision: &VisionSettings,
     pad: PadSettings,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<PadReport> {
     let pad = PadSettings { threshold: args.threshold.unwrap_or(pad.threshold), ..pad };
     let mut all = Vec::new();
     for (dirs, live) in [(&args.live, true), (&args.attack, false)] {
@@ -113,12 +116,12 @@ pub fn evaluate(
     ensure!(all.iter().any(|it| !it.live), "there are no photographs of attacks");
     let vision = VisionSettings { pad: true, ..vision.clone() };
     let mut workers = Workers::load(&vision, args.workers())?;
-    let photographs = look_at_all(&mut workers, &all, &pad)?;
+    let photographs = analyse_all(&mut workers, &all, &pad)?;
     Ok(report(photographs, &all, &pad))
 }
 
-/// A folder's photographs and its subfolders', or those that a list names: a CSV with the columns file and kind, of
-/// which `live` is live and anything else an attack.
+/// A folder's photographs and its subfolders', or those that a list names: a CSV with the columns
+/// file and kind, of which `live` is live and anything else an attack.
 fn gather(
     dir: &Path,
     live: bool,
@@ -150,19 +153,19 @@ fn gather(
     folders.iter().try_for_each(|folder| gather(folder, live, skip, depth - 1, all))
 }
 
-fn look_at_all(
+fn analyse_all(
     workers: &mut Workers,
     all: &[Presented],
     pad: &PadSettings,
-) -> anyhow::Result<Vec<Photograph>> {
+) -> anyhow::Result<Vec<PadPhotograph>> {
     let next = AtomicUsize::new(0);
     let bar = measure::progress(all.len());
-    let work = |vision: &mut Vision| -> anyhow::Result<Vec<(usize, Photograph)>> {
+    let work = |vision: &mut Vision| -> anyhow::Result<Vec<(usize, PadPhotograph)>> {
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(presented) = all.get(index) else { return Ok(done) };
-            done.push((index, look_at(vision, presented, pad)?));
+            done.push((index, analyse(vision, presented, pad)?));
             bar.inc(1);
         }
     };
@@ -179,12 +182,12 @@ fn look_at_all(
     Ok(done.into_iter().map(|(_, photograph)| photograph).collect())
 }
 
-fn look_at(
+fn analyse(
     vision: &mut Vision,
     presented: &Presented,
     pad: &PadSettings,
-) -> anyhow::Result<Photograph> {
-    let mut photograph = Photograph {
+) -> anyhow::Result<PadPhotograph> {
+    let mut photograph = PadPhotograph {
         file: presented.path.display().to_string(),
         live: presented.live,
         eye_distance_px: None,
@@ -205,11 +208,11 @@ fn look_at(
     let live = score >= pad.threshold;
     photograph.frame = (if live { Presentation::Live } else { Presentation::Attack }).as_str();
     let mut track = Liveness::default();
-    for look in 0.. {
+    for variant in 0.. {
         if track.verdict() != Presentation::Unjudged {
             break;
         }
-        let (seen, detection) = varied(&picture, &face.detection, look);
+        let (seen, detection) = varied(&picture, &face.detection, variant);
         track.add(vision.liveness(&seen, &detection)?.unwrap_or(0.0), pad);
     }
     photograph.track = track.verdict().as_str();
@@ -217,17 +220,20 @@ fn look_at(
     Ok(photograph)
 }
 
-/// The picture and the face as another frame would have them: brightness, grain and the detector's box differ a little.
-fn varied(picture: &Picture, detection: &Detection, look: u64) -> (Picture, Detection) {
-    let mut state = (look + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+/// The picture and the face as another frame would have them: brightness, grain and the detector's
+/// box differ a little.
+fn varied(picture: &Picture, detection: &Detection, variant: u64) -> (Picture, Detection) {
+    let mut state = (variant + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mut random = move || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         (state >> 40) as f32 / (1u64 << 24) as f32 * 2.0 - 1.0
     };
-    let (gain, shift_x, shift_y, zoom) =
-        (1.0 + 0.05 * random(), 0.04 * random(), 0.04 * random(), 1.0 + 0.05 * random());
+    let gain = 1.0 + 0.05 * random();
+    let shift_x = 0.04 * random();
+    let shift_y = 0.04 * random();
+    let zoom = 1.0 + 0.05 * random();
     let grained = picture
         .rgb()
         .iter()
@@ -235,9 +241,13 @@ fn varied(picture: &Picture, detection: &Detection, look: u64) -> (Picture, Dete
     let seen = Picture::from_rgb(picture.width(), picture.height(), grained.collect())
         .expect("as many pixels as before");
     let outline = detection.bounding_box;
-    let (centre, width, height) = (outline.centre(), outline.width(), outline.height());
-    let (x, y) = (centre.x + shift_x * width, centre.y + shift_y * height);
-    let (half_width, half_height) = (width * zoom / 2.0, height * zoom / 2.0);
+    let centre = outline.centre();
+    let width = outline.width();
+    let height = outline.height();
+    let x = centre.x + shift_x * width;
+    let y = centre.y + shift_y * height;
+    let half_width = width * zoom / 2.0;
+    let half_height = height * zoom / 2.0;
     let mut moved = *detection;
     moved.bounding_box.left = x - half_width;
     moved.bounding_box.right = x + half_width;
@@ -248,7 +258,7 @@ fn varied(picture: &Picture, detection: &Detection, look: u64) -> (Picture, Dete
 
 const THRESHOLDS: [f32; 9] = [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9];
 
-fn report(photographs: Vec<Photograph>, all: &[Presented], pad: &PadSettings) -> Report {
+fn report(photographs: Vec<PadPhotograph>, all: &[Presented], pad: &PadSettings) -> PadReport {
     let mut folders: BTreeMap<String, Folder> = BTreeMap::new();
     for (presented, photograph) in all.iter().zip(&photographs) {
         let folder = folders.entry(presented.folder.clone()).or_default();
@@ -261,7 +271,7 @@ fn report(photographs: Vec<Photograph>, all: &[Presented], pad: &PadSettings) ->
         let (apcer, bpcer) = errors_at(&photographs, threshold);
         At { threshold, apcer, bpcer }
     });
-    Report {
+    PadReport {
         threshold: pad.threshold,
         samples: pad.samples,
         eye_distance_px_min: pad.eye_distance_px_min,
@@ -273,13 +283,16 @@ fn report(photographs: Vec<Photograph>, all: &[Presented], pad: &PadSettings) ->
     }
 }
 
-fn rates(photographs: &[Photograph], verdict: impl Fn(&Photograph) -> &'static str) -> Rates {
+fn rates(photographs: &[PadPhotograph], verdict: impl Fn(&PadPhotograph) -> &'static str) -> Rates {
     let count = |live, wanted: &str| {
         photographs.iter().filter(|it| it.live == live && verdict(it) == wanted).count()
     };
-    let (attacks, live) = (total(photographs, false), total(photographs, true));
-    let (attacks_passed, attacks_unjudged) = (count(false, "live"), count(false, "unjudged"));
-    let (live_refused, live_unjudged) = (count(true, "attack"), count(true, "unjudged"));
+    let attacks = total(photographs, false);
+    let live = total(photographs, true);
+    let attacks_passed = count(false, "live");
+    let attacks_unjudged = count(false, "unjudged");
+    let live_refused = count(true, "attack");
+    let live_unjudged = count(true, "unjudged");
     Rates {
         attacks,
         attacks_passed,
@@ -296,7 +309,7 @@ fn rates(photographs: &[Photograph], verdict: impl Fn(&Photograph) -> &'static s
     }
 }
 
-fn total(photographs: &[Photograph], live: bool) -> usize {
+fn total(photographs: &[PadPhotograph], live: bool) -> usize {
     photographs.iter().filter(|it| it.live == live).count()
 }
 
@@ -305,7 +318,7 @@ fn share(part: usize, whole: usize) -> f64 {
 }
 
 /// APCER and BPCER of single frames at a threshold, among those judged.
-fn errors_at(photographs: &[Photograph], threshold: f32) -> (f64, f64) {
+fn errors_at(photographs: &[PadPhotograph], threshold: f32) -> (f64, f64) {
     let judged =
         |live| photographs.iter().filter(move |it| it.live == live && it.frame != "unjudged");
     let scores = |live| judged(live).filter_map(|it| it.score);
@@ -314,7 +327,7 @@ fn errors_at(photographs: &[Photograph], threshold: f32) -> (f64, f64) {
     (share(passed, judged(false).count()), share(refused, judged(true).count()))
 }
 
-impl Report {
+impl PadReport {
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
         for (title, it) in [("Single frames", &self.frames), ("Tracks", &self.tracks)] {
@@ -371,23 +384,24 @@ impl Report {
         let here = (self.frames.apcer, self.frames.bpcer);
         let rates = Chart {
             title: "Errors over the threshold".into(),
-            x: Axis::linear("threshold", 0.0, 1.0),
-            y: Axis::percent("rate", 0.0, 0.25),
+            x: Axis::new("threshold", Scale::Linear, 0.0, 1.0),
+            y: Axis::new("rate", Scale::Percent, 0.0, 0.25),
             series: vec![
-                Series::new("APCER", curve(|it| it.0)),
-                Series::new("BPCER", curve(|it| it.1)),
-                Series::point("configured", (f64::from(self.threshold), here.1)),
+                Series::new(Mark::Line, "APCER", curve(|it| it.0)),
+                Series::new(Mark::Line, "BPCER", curve(|it| it.1)),
+                Series::new(Mark::Dot, "configured", vec![(f64::from(self.threshold), here.1)]),
             ],
-            legend: Legend::Top,
         };
         let trade =
             steps.iter().map(|threshold| errors_at(&self.photographs, *threshold)).collect();
         let trade = Chart {
             title: "Attacks passed against live refused".into(),
-            x: Axis::percent("APCER", 0.0, 0.25),
-            y: Axis::percent("BPCER", 0.0, 0.25),
-            series: vec![Series::new("single frames", trade), Series::point("configured", here)],
-            legend: Legend::Top,
+            x: Axis::new("APCER", Scale::Percent, 0.0, 0.25),
+            y: Axis::new("BPCER", Scale::Percent, 0.0, 0.25),
+            series: vec![
+                Series::new(Mark::Line, "single frames", trade),
+                Series::new(Mark::Dot, "configured", vec![here]),
+            ],
         };
         page(&[rates, trade])
     }
@@ -397,9 +411,10 @@ impl Report {
 mod tests {
     use super::*;
 
-    fn photograph(live: bool, score: f32, frame: &'static str) -> Photograph {
-        let (file, track_scores) = (String::new(), Vec::new());
-        Photograph {
+    fn photograph(live: bool, score: f32, frame: &'static str) -> PadPhotograph {
+        let file = String::new();
+        let track_scores = Vec::new();
+        PadPhotograph {
             file,
             live,
             eye_distance_px: Some(40.0),
@@ -411,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rates_are_those_of_the_standard() {
+    fn pad_rates_follow_the_standard() {
         let all = [
             photograph(true, 0.9, "live"),
             photograph(true, 0.8, "live"),

@@ -3,17 +3,18 @@
 use anyhow::ensure;
 use serde::Serialize;
 
-use crate::cli::evaluate::measure::Workers;
-use crate::cli::evaluate::metrics::{NO_SCORE, Verification};
-use crate::cli::evaluate::protocol::{self, Pair};
-use crate::cli::evaluate::{PairsArgs, percent, rows};
-use crate::cli::plot::{Axis, Chart, Legend, Series, page};
+use crate::cli::measure::evaluate::measure::Workers;
+use crate::cli::measure::evaluate::metrics::{NO_SCORE, Verification};
+use crate::cli::measure::evaluate::protocol;
+use crate::cli::measure::evaluate::protocol::Pair;
+use crate::cli::measure::evaluate::{PairsArgs, percent, rows};
+use crate::cli::measure::plot::{Axis, Chart, Mark, Scale, Series, page};
 use crate::recognise::decision::ThresholdRule;
 use crate::vision::VisionSettings;
 use crate::vision::manifest::TemplateSpec;
 
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct PairsReport {
     pub pairs: usize,
     pub photographs: usize,
     /// Share of the photographs in which no face was found.
@@ -33,8 +34,9 @@ pub struct Report {
     scores: Verification,
 }
 
-/// The threshold for one comparison that the manifest implies: a verification is a search in a gallery of one, so the
-/// rule at one subject, aimed at FMR 1 %. Not the configured FPIR, which is the risk taken for a whole gallery.
+/// The threshold for one comparison that the manifest implies: a verification is a search in a
+/// gallery of one, so the rule at one subject, aimed at FMR 1 %. Not the configured FPIR, which is
+/// the risk taken for a whole gallery.
 pub fn verification_threshold(spec: &TemplateSpec) -> f32 {
     let rule = ThresholdRule {
         threshold: spec.threshold,
@@ -46,7 +48,7 @@ pub fn verification_threshold(spec: &TemplateSpec) -> f32 {
     rule.at(1).value()
 }
 
-pub fn evaluate(args: &PairsArgs, vision: &VisionSettings) -> anyhow::Result<Report> {
+pub fn evaluate(args: &PairsArgs, vision: &VisionSettings) -> anyhow::Result<PairsReport> {
     let pairs: Vec<Pair> = protocol::read(&args.pairs)?;
     let same = pairs.iter().filter(|pair| pair.same).count();
     ensure!(
@@ -56,7 +58,8 @@ pub fn evaluate(args: &PairsArgs, vision: &VisionSettings) -> anyhow::Result<Rep
     let mut workers = Workers::load(vision, args.common.workers())?;
     let files = pairs.iter().flat_map(|pair| [pair.file1.as_str(), pair.file2.as_str()]);
     let templates = workers.templates(&args.common.images, files)?;
-    let (mut mated, mut non_mated) = (Vec::new(), Vec::new());
+    let mut mated = Vec::new();
+    let mut non_mated = Vec::new();
     for pair in &pairs {
         let score = match (&templates[&pair.file1], &templates[&pair.file2]) {
             (Some(one), Some(other)) => one.compare(other),
@@ -68,7 +71,7 @@ pub fn evaluate(args: &PairsArgs, vision: &VisionSettings) -> anyhow::Result<Rep
     let scores = Verification::new(mated, non_mated);
     let (threshold_best, accuracy_best) = scores.best_accuracy();
     let threshold_shipped = verification_threshold(&workers.template_spec());
-    Ok(Report {
+    Ok(PairsReport {
         pairs: pairs.len(),
         photographs: templates.len(),
         failure_to_acquire: failed as f64 / templates.len() as f64,
@@ -85,7 +88,7 @@ pub fn evaluate(args: &PairsArgs, vision: &VisionSettings) -> anyhow::Result<Rep
     })
 }
 
-impl Report {
+impl PairsReport {
     pub(crate) fn table(&self) -> String {
         let at =
             |share: f64, threshold: f32| format!("{} at threshold {threshold:.3}", percent(share));
@@ -120,30 +123,37 @@ impl Report {
         let shipped = f64::from(self.threshold_shipped);
         let rates = Chart {
             title: format!("Error rates of {} pairs (EER {})", self.pairs, percent(self.eer)),
-            x: Axis::linear("threshold (cosine)", -0.2, 1.0),
-            y: Axis::log_percent("error rate", 1e-3, 1.0),
+            x: Axis::new("threshold (cosine)", Scale::Linear, -0.2, 1.0),
+            y: Axis::new("error rate", Scale::LogPercent, 1e-3, 1.0),
             series: vec![
-                Series::new("FMR: different people match", over(&|t| self.scores.fmr(t))),
-                Series::new("FNMR: the same person does not", over(&|t| self.scores.fnmr(t))),
-                Series::dashed(
-                    &format!("shipped threshold {shipped:.2}"),
+                Series::new(
+                    Mark::Line,
+                    "FMR: different people match",
+                    over(&|t| self.scores.fmr(t)),
+                ),
+                Series::new(
+                    Mark::Line,
+                    "FNMR: the same person does not",
+                    over(&|t| self.scores.fnmr(t)),
+                ),
+                Series::new(
+                    Mark::Dashes,
+                    format!("shipped threshold {shipped:.2}"),
                     vec![(shipped, 1e-3), (shipped, 1.0)],
                 ),
             ],
-            legend: Legend::Middle,
         };
         let roc =
             thresholds.iter().map(|t| (self.scores.fmr(*t), 1.0 - self.scores.fnmr(*t))).collect();
         let at_shipped = (self.fmr_shipped, 1.0 - self.fnmr_shipped);
         let roc = Chart {
             title: "ROC".into(),
-            x: Axis::log_percent("false match rate", 1e-3, 1.0),
-            y: Axis::percent("true match rate", 0.9, 1.0),
+            x: Axis::new("false match rate", Scale::LogPercent, 1e-3, 1.0),
+            y: Axis::new("true match rate", Scale::Percent, 0.9, 1.0),
             series: vec![
-                Series::new("TMR over FMR", roc),
-                Series::point("shipped threshold", at_shipped),
+                Series::new(Mark::Line, "TMR over FMR", roc),
+                Series::new(Mark::Dot, "shipped threshold", vec![at_shipped]),
             ],
-            legend: Legend::Bottom,
         };
         page(&[rates, roc])
     }

@@ -1,4 +1,4 @@
-//! The lists that say which photographs are compared: CSV files with a header, read and checked.
+//! The lists of the photographs to compare: CSV files with a header, read and checked.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ pub struct Pair {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub struct Entry {
+pub struct ProtocolRow {
     pub file: String,
     pub identity: String,
     pub role: String,
@@ -34,6 +34,13 @@ pub struct Group {
 pub struct Spoof {
     pub file: String,
     pub kind: String,
+}
+
+/// A clip, and who is in it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClipEntry {
+    pub file: String,
+    pub person: String,
 }
 
 impl Group {
@@ -62,11 +69,15 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<T>> {
 }
 
 /// The entries of one role.
-pub fn of_role<'a>(entries: &'a [Entry], role: &'a str) -> impl Iterator<Item = &'a Entry> {
+pub fn of_role<'a>(
+    entries: &'a [ProtocolRow],
+    role: &'a str,
+) -> impl Iterator<Item = &'a ProtocolRow> {
     entries.iter().filter(move |entry| entry.role == role)
 }
 
-/// JPEG, PNG and WebP files of a folder, the shorter name first, so that 2.jpg stands before 10.jpg.
+/// JPEG, PNG and WebP files of a folder, the shorter name first, so that 2.jpg stands before
+/// 10.jpg.
 pub fn photographs(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let listing =
         std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;

@@ -1,4 +1,5 @@
-//! Sets a control of a camera by its name, to make the kernel's test driver fail on demand: `control NODE NAME VALUE`.
+//! Sets a control of a camera by its name, to make the kernel's test driver fail on demand:
+//! `control NODE NAME VALUE`.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
@@ -26,19 +27,13 @@ const NEXT: u32 = 0x8000_0000;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [node, name, value] = args.as_slice() else {
-        return Err("usage: control NODE NAME VALUE".into());
-    };
+    let [node, name, value] = args.as_slice() else { return Err("usage: control NODE NAME VALUE".into()) };
     let camera = OpenOptions::new().read(true).write(true).open(node)?;
     let mut found = Query { id: NEXT, ..Query::default() };
     while ioctl(&camera, QUERYCTRL, &mut found) {
         if found.name.starts_with(name.as_bytes()) {
             let mut control = Control { id: found.id, value: value.parse()? };
-            return if ioctl(&camera, S_CTRL, &mut control) {
-                Ok(())
-            } else {
-                Err(std::io::Error::last_os_error().into())
-            };
+            return if ioctl(&camera, S_CTRL, &mut control) { Ok(()) } else { Err(std::io::Error::last_os_error().into()) };
         }
         found = Query { id: found.id | NEXT, ..Query::default() };
     }
