@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Runs each fuzz target for a while and keeps what it finds: fuzz/run.sh SECONDS [TARGET...]
+#
+# Begins with the seeds (seeds.py), the committed regressions and the corpus of earlier runs. Inputs that reach new code are
+# kept in fuzz/corpus, findings in fuzz/artifacts; a finding ends the run with an error. It becomes a unit test where the fault
+# was, and goes to fuzz/regressions/TARGET.
+#
+# Builds with the coverage that libFuzzer needs and without a sanitizer: these paths have no unsafe code, and what is searched
+# for is panics, endless work and memory. So a stable toolchain does, and cargo-fuzz is not needed.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+seconds=${1:?seconds for each target}
+shift
+targets=("$@")
+[ ${#targets[@]} -gt 0 ] || for file in targets/*.rs; do targets+=("$(basename "$file" .rs)"); done
+
+coverage=(-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
+    -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing)
+host=$(rustc -vV | sed -n 's/^host: //p')
+# With --target the flags are for the targets alone, not for build scripts and macros.
+RUSTFLAGS="${coverage[*]}" "${CARGO:-cargo}" build --release --locked --target "$host" \
+    "${targets[@]/#/--bin=}"
+python3 seeds.py seeds
+
+status=0
+for target in "${targets[@]}"; do
+    mkdir -p "corpus/$target" "artifacts/$target" "regressions/$target" "seeds/$target"
+    echo "== $target"
+    # 1 GB of memory and ten seconds for one input are far more than any input may take.
+    "target/$host/release/$target" "corpus/$target" "seeds/$target" "regressions/$target" \
+        -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=1024 -timeout=10 \
+        -artifact_prefix="artifacts/$target/" -print_final_stats=1 -verbosity=0 || status=1
+done
+rm -rf /dev/shm/rollcall-fuzz-*
+exit $status
