@@ -51,6 +51,7 @@ for file in models/manifest.toml models/*.onnx; do put 644 "$file" "usr/share/ro
 put 644 cross/debian/config.toml etc/rollcall/config.toml
 put 644 cross/debian/config.toml usr/share/rollcall/config.toml
 for file in systemd/*.service; do put 644 "$file" "lib/systemd/system/${file##*/}"; done
+put 644 systemd/camera-command.conf usr/share/rollcall/systemd/camera-command.conf
 put 644 systemd/sysusers.conf usr/lib/sysusers.d/rollcall.conf
 put 644 systemd/tmpfiles.conf usr/lib/tmpfiles.d/rollcall.conf
 
@@ -71,8 +72,10 @@ sed "1s/(.*)/($version)/" cross/debian/changelog > "$root/$doc/changelog"
 put 644 "$runtime/ThirdPartyNotices.txt" "$doc/onnxruntime-notices.txt"
 # shellcheck disable=SC2086 # several words
 python3 cross/licences.py "$target" ${FEATURES:-} > "$root/$doc/crates-licences.txt"
+# shellcheck disable=SC2086 # several words
+python3 cross/sbom.py "$version" "$target" "$runtime/libonnxruntime.so" ${FEATURES:-} > "$root/$doc/sbom.cyclonedx.json"
 put 644 cross/debian/lintian-overrides usr/share/lintian/overrides/rollcall
-gzip -9n "$root/$doc"/{changelog,onnxruntime-notices.txt,crates-licences.txt} "$root/usr/share/man/man1/rollcall.1"
+gzip -9n "$root/$doc"/{changelog,onnxruntime-notices.txt,crates-licences.txt,sbom.cyclonedx.json} "$root/usr/share/man/man1/rollcall.1"
 
 # The lowest versions of glibc and libstdc++ that have the symbols which program and library ask for. dpkg-shlibdeps would
 # need the other architecture's libraries installed.
