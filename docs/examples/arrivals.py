@@ -28,13 +28,13 @@ def enrolments(folder):
         name = named.read_text(encoding="utf-8").strip() if named.is_file() else person.name
         images = [base64.b64encode(it.read_bytes()).decode() for it in photographs]
         if images:
-            # The same id again would only bring the old answer.
+            # The same id again would return the stored reply.
             yield {"request_id": f"py-{uuid.uuid4()}", "subject": {"id": person.name, "name": name}, "images": images}
 
 
-def told(answer):
-    """One line about an answer to `enrol`."""
-    # One image not taken is no failure: the others may do.
+def summary(answer):
+    """Returns one line about a reply to `enrol`."""
+    # A rejected image is no failure: the others may suffice.
     reasons = [it["reason"] for it in answer.get("images") or [] if not it["accepted"]]
     if answer["ok"]:
         return f"enrolled {answer['subject_id']}: {answer['references']} references" + "".join(f", one {it}" for it in reasons)
@@ -42,7 +42,7 @@ def told(answer):
 
 
 def arrival(event):
-    """One line about an attendance. It may be delivered twice, and then has the same event_id."""
+    """Returns one line about an attendance. It may be delivered twice, and then has the same event_id."""
     when = datetime.datetime.fromisoformat(event["occurred_at"].replace("Z", "+00:00")).astimezone()
     who = event["subject"]["name"] if event["subject"] else "(erased)"
     late = " (delivered late)" if event["historical"] else ""
@@ -67,7 +67,7 @@ def main():
         client.subscribe([(f"{base}/reply/+", 1), (f"{base}/event/attendance", 1)])
 
     def on_subscribe(client, *_):
-        # Only now, so that no answer is missed. One after the other: photographs take room.
+        # Only now, so that no reply is missed. One after the other, because photographs are large.
         next_enrolment(client)
 
     def next_enrolment(client):
@@ -78,7 +78,7 @@ def main():
         content = json.loads(message.payload)
         if message.topic.startswith(f"{base}/reply/"):
             if waiting.pop(content["request_id"], None):
-                print(told(content), flush=True)
+                print(summary(content), flush=True)
                 next_enrolment(client)
         elif content["event_id"] not in seen:
             seen.add(content["event_id"])

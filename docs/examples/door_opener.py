@@ -3,8 +3,9 @@
 
     door_opener.py --allow jdoe,mmuster [--host 127.0.0.1] [--port 1883] [--base rollcall/hq/door-1]
 
-"Opening" is a line of output here: put the relay into `open_door`. A face is no key: what protects something needs a second
-factor (see the limits in README.md). This machine and the device must both know the time (NTP): `expires_at` is compared.
+"Opening" prints a line here: put the relay into `open_door`. A face is no key: a door that protects something needs a second
+factor (known limitations in README.md). This machine and the device must both know the time (NTP), because `expires_at` is
+compared.
 """
 
 import argparse
@@ -18,7 +19,7 @@ SEEN_MAX = 1000
 
 
 def refusal(event, retained, allowed, seen, now):
-    """Why the door stays shut, or None. Everything that is not plainly right keeps it shut."""
+    """Returns why the door stays shut, or None. Anything doubtful keeps it shut."""
     if retained:
         return "retained: nobody knows how old it is"
     if event.get("kind") != "attendance" or not isinstance(event.get("event_id"), str):

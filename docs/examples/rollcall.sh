@@ -1,12 +1,12 @@
 #!/bin/sh
 # rollcall from a shell, with nothing but mosquitto's clients:
 #
-#   rollcall.sh enrol ID NAME PHOTO…     enrol somebody, and see the answer
+#   rollcall.sh enrol ID NAME PHOTO…     enrol somebody, and print the reply
 #   rollcall.sh today [VENUE]            who came today, who was late (venue: main)
-#   rollcall.sh withdraw ID              take somebody out again, events included
-#   rollcall.sh events                   watch what happens, until Ctrl-C
+#   rollcall.sh withdraw ID              erase somebody, events included
+#   rollcall.sh events                   print events, until Ctrl-C
 #
-# MQTT_HOST, MQTT_PORT and ROLLCALL_BASE (rollcall/SITE/DEVICE) say where.
+# MQTT_HOST, MQTT_PORT and ROLLCALL_BASE (rollcall/SITE/DEVICE) select the device.
 set -eu
 
 host=${MQTT_HOST:-127.0.0.1} port=${MQTT_PORT:-1883} base=${ROLLCALL_BASE:-rollcall/hq/door-1}
@@ -21,9 +21,9 @@ quoted() {
     printf '"%s"' "$(printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g')"
 }
 
-# Asks with the fields that come on standard input, and prints the answer. A request id of its own for each request: the same
-# one again would only bring the old answer. The broker keeps the answer for us from before we ask, so that it cannot be
-# missed. The request is piped, since photographs are too long for a command line.
+# Sends a command with the fields on standard input, and prints the reply. Each request has its own id: the same id again
+# would return the stored reply. The subscription exists before the request is sent, so that the reply cannot be missed.
+# The request is piped, because photographs are too long for a command line.
 ask() {
     id="sh-$(date +%s)-$$"
     listen() { mosquitto_sub -h "$host" -p "$port" -i "$id" -q 1 -t "$base/reply/$id" "$@"; }
