@@ -197,8 +197,11 @@ impl Poller {
             Self::V5(it) => {
                 let keep_alive = it.options.keep_alive();
                 let event = it.poll().await?;
+                // The broker's value is an upper bound (3.2.2.3.14); none, or hours, would let a
+                // dead connection stand.
+                let stated = it.options.keep_alive();
                 if matches!(event, v5::Event::Incoming(packet5::Packet::ConnAck(_)))
-                    && it.options.keep_alive().is_zero()
+                    && (stated.is_zero() || stated > keep_alive)
                 {
                     it.options.set_keep_alive(keep_alive);
                 }

@@ -351,7 +351,13 @@ impl Driver {
                 self.publish_status(ONLINE, StatusPublish::Online);
             }
         }
-        self.state.tick_probes();
+        if self.state.tick_probes()
+            && connection.leaving.is_none()
+            && recovery.versions.doubt_version_311()
+        {
+            connection.leave(Leaving::OtherVersion);
+            return connection.disconnect();
+        }
         self.state.flush();
         None
     }

@@ -438,7 +438,8 @@ impl LinkState {
 
     /// Gives up the probes that have waited too long, and subscribes again where the broker had
     /// rejected that.
-    pub(super) fn tick_probes(&self) {
+    /// Returns whether a probe was lost.
+    pub(super) fn tick_probes(&self) -> bool {
         let mut in_flight = self.lock();
         let is_lost = in_flight.probes.tick();
         let is_deaf = in_flight.probes.is_deaf();
@@ -449,6 +450,7 @@ impl LinkState {
         if is_deaf {
             self.subscribe_to_probes();
         }
+        is_lost
     }
 
     fn record_missing_echo(&self) {

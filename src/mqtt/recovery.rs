@@ -19,6 +19,8 @@ const CLOSED_ON_MAX: u32 = 3;
 const SHORT_IN_A_ROW_MAX: u32 = 8;
 /// How long a broker is taken for one without MQTT 5.
 const SETTLED_FOR: Duration = Duration::from_hours(24);
+/// The same, while the probes of 3.1.1 are lost: with 5 the broker could tell what it refuses.
+const DOUBTED_AFTER: Duration = Duration::from_mins(10);
 
 pub(super) struct Recovery {
     pub(super) reconnects: Reconnects,
@@ -167,6 +169,16 @@ impl Versions {
         }
     }
 
+    /// A probe was lost. Returns whether the next connection tries MQTT 5 again.
+    pub(super) fn doubt_version_311(&mut self) -> bool {
+        let is_due =
+            matches!(self.found, Found::Only311(since) if Instant::now() >= since + DOUBTED_AFTER);
+        if is_due && self.choice == VersionChoice::Auto {
+            self.found = Found::Nothing;
+        }
+        self.found == Found::Nothing && is_due
+    }
+
     pub(super) fn record_accepted(&mut self) -> Verdict {
         match (self.choice, self.found) {
             (VersionChoice::Auto, Found::Suspicion) => {
@@ -303,6 +315,22 @@ mod tests {
         assert_eq!(versions.next(), Version::V5);
         assert_eq!(versions.record_accepted(), Verdict::Keep);
         assert_eq!(versions.next(), Version::V5);
+    }
+
+    #[test]
+    fn lost_probe_tries_version_5_again() {
+        let mut versions = versions(VersionChoice::Auto);
+        versions.record_failure(&STATED);
+        assert!(!versions.doubt_version_311(), "at once");
+        let long_ago = Instant::now() - DOUBTED_AFTER;
+        versions.found = Found::Only311(long_ago);
+        assert!(versions.doubt_version_311());
+        assert_eq!(versions.next(), Version::V5);
+        versions.record_failure(&STATED);
+        assert!(!versions.doubt_version_311(), "once in a while");
+        let choice = VersionChoice::Only(Version::V311);
+        let mut chosen = Versions { choice, found: Found::Only311(long_ago) };
+        assert!(!chosen.doubt_version_311(), "the version is chosen");
     }
 
     #[test]

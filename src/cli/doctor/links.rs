@@ -149,13 +149,18 @@ fn try_broker(settings: &Settings, mqtt: &MqttSettings) -> anyhow::Result<Broker
 /// Publishes what nobody acts upon. MQTT 5 replies whether it was passed on; with 3.1.1, the echo of
 /// a probe shows it.
 async fn try_publish(link: &Link, topics: &Topics) -> BrokerAnswer {
-    let message =
-        Message { topic: topics.below("console/doctor"), payload: Vec::new(), retain: false };
+    let topic = topics.below("console/doctor");
+    let message = Message { topic: topic.clone(), payload: Vec::new(), retain: false };
     let refused = match link.deliver_batch(vec![message]).await.pop() {
         Some(Err(error @ NotAcknowledged::Refused(_))) => {
             link.refused_topic().map_or_else(|| error.to_string(), |it| it.to_string())
         }
-        _ => return BrokerAnswer::Accepted,
+        // At the first publish: a broker that answers a forbidden one so does it each time.
+        Some(Err(NotAcknowledged::Lost)) => {
+            RefusedTopic { topic, refusal: PublishRefusal::Closed }.to_string()
+        }
+        Some(Err(error)) => return BrokerAnswer::PublishRefused(error.to_string()),
+        Some(Ok(())) | None => return BrokerAnswer::Accepted,
     };
     BrokerAnswer::PublishRefused(refused)
 }
