@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::daemon::Home;
+use crate::support::daemon::{Home, until};
 use serde_json::Value;
 
 /// What the daemon makes of a configuration.
@@ -239,10 +239,9 @@ fn taken_port_leaves_attendance_running() {
     let home = home();
     configure(&home, "[http]\nlisten = \"TAKEN\"", &address.to_string());
     let daemon = home.start();
-    assert!(home.log().contains("cannot listen"));
+    let logs = |words: &str| until(words, || home.log().contains(words).then_some(()));
+    logs("cannot listen");
     drop(taken);
-    crate::support::daemon::until("it listens", || {
-        home.log().contains("http listening").then_some(())
-    });
+    logs("http listening");
     assert!(daemon.terminate().success());
 }

@@ -125,6 +125,59 @@ fn pattern_one_level_short_is_noticed() {
     refused_messages_stay_pending("auto", "topic read #\npattern write rollcall/hq/%u/+");
 }
 
+fn revoked_password_keeps_messages_pending(version: &str) {
+    const REJECTED: &str = "the broker does not authorise this device";
+    let broker = broker("topic readwrite #");
+    collect(&broker, &["-E"]);
+    let more = format!(
+        "user = \"door-1\"\npassword = \"secret\"\nversion = \"{version}\"\n[http]\nlisten = \"127.0.0.1:0\"\n"
+    );
+    let home = Home::new(broker.port(), &more);
+    let daemon = home.start();
+    until("the link is up", || home.log().contains("MQTT link is up").then_some(()));
+
+    broker.change_password("door-1", "another");
+    let person = Faces::find().people.remove(0);
+    let photograph = person.enrol[0].to_str().unwrap();
+    let enrol = ["enrol", "--id", "ann", "--name", "Ann", "--json", photograph];
+    home.json(&enrol);
+
+    let health = until("the health message says so", || {
+        let health: Value =
+            serde_json::from_str(get(&home, "/api/health").split("\r\n\r\n").nth(1)?).ok()?;
+        (health["mqtt"]["state"] == "refused").then_some(health)
+    });
+    let reason = health["mqtt"]["reason"].as_str().unwrap();
+    assert!(reason.starts_with(REJECTED), "{reason}");
+    let status = home.json(&["sync", "--status", "--json"]);
+    assert!(pending(&status)["rows"].as_u64().unwrap() >= 1, "{status}");
+    assert!(pending(&status)["fault"].as_str().unwrap().contains(REJECTED), "{status}");
+    let metrics = get(&home, "/metrics");
+    assert!(metrics.contains("rollcall_mqtt_state{state=\"refused\"} 1"), "{metrics}");
+    let doctor: Value = serde_json::from_slice(&home.output(&["doctor", "--json"]).stdout).unwrap();
+    assert_eq!(doctor["good"], false);
+    assert!(doctor.to_string().contains(REJECTED), "{doctor}");
+    assert!(home.log().contains(REJECTED), "{}", home.log());
+
+    broker.change_password("door-1", "secret");
+    let heard = collect(&broker, &["-C", "1"]);
+    assert!(heard.contains("event/enrolment "), "{heard}");
+    until("nothing is pending", || {
+        (pending(&home.json(&["sync", "--json"]))["rows"] == 0).then_some(())
+    });
+    assert!(daemon.terminate().success());
+}
+
+#[test]
+fn revoked_password_keeps_messages_pending_with_mqtt_5() {
+    revoked_password_keeps_messages_pending("5");
+}
+
+#[test]
+fn revoked_password_keeps_messages_pending_with_mqtt_3() {
+    revoked_password_keeps_messages_pending("3.1.1");
+}
+
 #[test]
 fn events_and_replies_have_properties_of_mqtt_5() {
     let broker = Mosquitto::start();

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test helper: a failure here is a failed test")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -137,6 +137,15 @@ impl Client {
             .iter()
             .filter(|it| it.part == part)
             .map(ReceivedMessage::json)
+            .collect()
+    }
+
+    /// The topics with this beginning on which something was heard, without the beginning.
+    pub fn parts(&self, beginning: &str) -> HashSet<String> {
+        lock(&self.received)
+            .iter()
+            .filter_map(|it| it.part.strip_prefix(beginning))
+            .map(str::to_owned)
             .collect()
     }
 

@@ -19,6 +19,12 @@ pub struct Mosquitto {
     port: u16,
 }
 
+fn set_password(file: &Path, user: &str, password: &str) {
+    let made = Command::new("mosquitto_passwd").arg("-b").arg(file).args([user, password]).output();
+    let made = made.expect(HINT);
+    assert!(made.status.success(), "{made:?}");
+}
+
 /// A port that was free a moment ago; mosquitto cannot choose one itself.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -58,13 +64,7 @@ impl Mosquitto {
             fs::write(&acl, rules).unwrap();
             fs::write(&passwords, "").unwrap();
             for user in users {
-                let made = Command::new("mosquitto_passwd")
-                    .arg("-b")
-                    .arg(&passwords)
-                    .args([user, "secret"])
-                    .output()
-                    .unwrap();
-                assert!(made.status.success(), "{made:?}");
+                set_password(&passwords, user, "secret");
             }
             let passwords = passwords.display();
             let acl = acl.display();
@@ -124,6 +124,12 @@ impl Mosquitto {
             std::thread::sleep(Duration::from_millis(10));
         }
         panic!("mosquitto does not reload:\n{}", self.log());
+    }
+
+    /// Of a broker with rules.
+    pub fn change_password(&self, user: &str, password: &str) {
+        set_password(&self.path("passwords"), user, password);
+        self.reload();
     }
 
     pub fn port(&self) -> u16 {
