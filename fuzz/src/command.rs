@@ -1,14 +1,16 @@
 //! Commands, as they come by MQTT and HTTP: every verb, plain and as the body of a signed one.
 
-use rollcall::wire::command::{self, Limits};
+use rollcall::wire::command::{self, Limits, Received};
 use rollcall::wire::event::Body;
 
 use crate::choice;
 
-const VERBS: [&str; 13] = [
-    "enrol", "enrol_from_camera", "withdraw", "rename", "subjects", "recognise", "attend",
-    "attendance", "venue_put", "venue_delete", "venues", "sync", "no_such_verb",
+const VERBS: [&str; 14] = [
+    "enrol", "enrol_from_camera", "withdraw", "consent", "rename", "subjects", "recognise",
+    "attend", "attendance", "venue_put", "venue_delete", "venues", "sync", "no_such_verb",
 ];
+const KINDS: [&str; 7] =
+    ["attendance", "unknown", "attack", "camera", "enrolment", "correction", "security"];
 /// 2026-11-23T07:58:03.412Z
 const NOW_MS: i64 = 1_795_420_683_412;
 /// Small, so that the fuzzer reaches them.
@@ -19,8 +21,11 @@ pub fn command(bytes: &[u8]) {
     let (first, payload) = choice(bytes);
     let verb = VERBS[usize::from(first) % VERBS.len()];
     let is_signed = first >= 128;
-    let parse = if is_signed { command::parse_signed } else { command::parse };
-    match parse(verb, false, payload, &LIMITS, NOW_MS) {
+    let received = |is_retained| {
+        let received = Received::by_mqtt(verb, payload, is_retained);
+        if is_signed { received.signed() } else { received }
+    };
+    match command::parse(received(false), &LIMITS, NOW_MS) {
         Ok(command) => {
             assert!(command::is_verb(verb));
             assert_eq!(command::request_id(payload, &LIMITS), Some(command.request_id));
@@ -31,14 +36,13 @@ pub fn command(bytes: &[u8]) {
             assert!(refusal.message.len() < 2 * LIMITS.payload_bytes + 512, "{}", refusal.message);
         }
     }
-    parse(verb, true, payload, &LIMITS, NOW_MS).expect_err("a retained command is rejected");
+    command::parse(received(true), &LIMITS, NOW_MS).expect_err("a retained command is rejected");
 }
 
 /// The body of an event as the database has it; the first byte chooses the kind.
 pub fn event(bytes: &[u8]) {
     let (first, json) = choice(bytes);
-    let kinds = rollcall::wire::event::Kind::ALL;
-    let kind = kinds[usize::from(first) % kinds.len()].as_str();
+    let kind = KINDS[usize::from(first) % KINDS.len()];
     let Ok(json) = std::str::from_utf8(json) else { return };
     if let Ok(body) = Body::from_stored(kind, json) {
         let stored = body.to_stored();

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 
 use rollcall::cli::backup::manifest::{MANIFEST, Manifest};
 use rollcall::cli::import::people;
@@ -22,12 +21,11 @@ fn write(name: &str, bytes: &[u8]) -> std::path::PathBuf {
 /// config.toml, with an override from the environment.
 pub fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let path = Path::new("config.toml");
     let environment = BTreeMap::from([("ROLLCALL_MQTT_PORT".to_owned(), "1883".to_owned())]);
-    if let Ok(raw) = config::load::parse(text, path, &environment) {
+    if let Ok(raw) = config::load::parse(text, &environment) {
         config::check(&raw, folder()).ok();
     }
-    config::load::parse(text, path, &BTreeMap::new()).ok();
+    config::load::parse(text, &BTreeMap::new()).ok();
 }
 
 /// rollcall.toml of a boot partition. Nothing of it may reach the error but keys and types.

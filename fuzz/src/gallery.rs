@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use rollcall::app::fleet::wire;
 use rollcall::ids::SubjectId;
 use rollcall::keys::seal::SharedKey;
-use rollcall::wire::export::{ExportError, Header, Reading};
+use rollcall::wire::export::{ExportError, ExportHeader, ExportReader};
 use rollcall::wire::subject::Portable;
 use sha2::{Digest as _, Sha256};
 
@@ -31,21 +31,21 @@ pub fn export(bytes: &[u8]) {
     let (first, rest) = choice(bytes);
     let file = if first % 2 == 0 { [b"ROLLCALL-GALLERY-1\n", rest].concat() } else { framed(rest) };
     let read = || -> Result<u64, ExportError> {
-        let mut reading = Reading::begin(&file[..], key())?;
+        let mut reader = ExportReader::begin(&file[..], key())?;
         let mut count = 0;
-        while reading.subject()?.is_some() {
+        while reader.subject()?.is_some() {
             count += 1;
         }
         Ok(count)
     };
     let found = read();
-    let verified = Reading::begin(&file[..], key()).and_then(|it| it.verify(|_| ()));
+    let verified = ExportReader::begin(&file[..], key()).and_then(|it| it.verify(|_| ()));
     assert!(found.is_err() || verified.is_ok(), "what can be read can be verified");
 }
 
 /// A whole export file with one subject, of which only what is inside its seals is the fuzzer's.
 fn framed(content: &[u8]) -> Vec<u8> {
-    let header = Header::new("2026-11-23T07:58:03.412Z".into(), "hq", "door-1", 1, &[]);
+    let header = ExportHeader::new("2026-11-23T07:58:03.412Z".into(), "hq", "door-1", 1, &[]);
     let belongs = |what: &[u8]| {
         let id = header.id.as_bytes();
         [b"rollcall export 1\0", what, b"\0", id, &0_u64.to_le_bytes()].concat()

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use rollcall::clock::{Clock as _, SimulatedClock};
 use rollcall::keys::jws::{self, Claims, PublicKey};
 use rollcall::keys::signer::SigningKey;
-use rollcall::wire::command::{self, Limits};
+use rollcall::wire::command::{self, Limits, Received};
 
 use crate::{choice, folder};
 
@@ -41,5 +41,6 @@ pub fn token(bytes: &[u8]) {
         assert!(claims.gone_ms() > NOW_MS - 120_000);
     }
     let body = claims.cmd.get().as_bytes();
-    command::parse_signed("rename", false, body, &Limits::default(), NOW_MS).ok();
+    let received = Received::by_mqtt("rename", body, false).signed();
+    command::parse(received, &Limits::default(), NOW_MS).ok();
 }
