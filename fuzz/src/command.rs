@@ -6,8 +6,20 @@ use rollcall::wire::event::Body;
 use crate::choice;
 
 const VERBS: [&str; 14] = [
-    "enrol", "enrol_from_camera", "withdraw", "consent", "rename", "subjects", "recognise",
-    "attend", "attendance", "venue_put", "venue_delete", "venues", "sync", "no_such_verb",
+    "enrol",
+    "enrol_from_camera",
+    "withdraw",
+    "consent",
+    "rename",
+    "subjects",
+    "recognise",
+    "attend",
+    "attendance",
+    "venue_put",
+    "venue_delete",
+    "venues",
+    "sync",
+    "no_such_verb",
 ];
 const KINDS: [&str; 7] =
     ["attendance", "unknown", "attack", "camera", "enrolment", "correction", "security"];

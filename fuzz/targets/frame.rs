@@ -17,7 +17,8 @@ pub fn decode_every_way(bytes: &[u8], coding: Coding) {
     if width * height > PIXELS_MAX {
         return;
     }
-    let errors = [frame.luma().err(), frame.reduced(40).err(), frame.full().err(), frame.luma().err()];
+    let errors =
+        [frame.luma().err(), frame.reduced(40).err(), frame.full().err(), frame.luma().err()];
     for error in errors.into_iter().flatten() {
         assert!(!error.to_string().contains("the decoder failed"), "{error}");
     }
