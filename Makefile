@@ -70,7 +70,7 @@ $(MONGOD):
 build: toolchain setup ## build the release binary, target/release/rollcall
 	$(CARGO) build --release
 
-fuzz: ## run each fuzz target for SECONDS=20 (TARGETS=…: only those); findings are kept in fuzz/artifacts
+fuzz: ## run each fuzz target for SECONDS=20, JOBS=1 at a time (TARGETS=…: only those; RUNS=N: no more inputs); findings are kept in fuzz/artifacts
 	CARGO="$(CARGO)" fuzz/run.sh $(or $(SECONDS),20) $(TARGETS)
 
 torture: toolchain setup $(MONGOD) ## kill, cut, fill and confuse daemon, broker and MongoDB at random for MINUTES=10, then compare the books (SEED=N, as root for the full disk)

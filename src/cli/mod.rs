@@ -274,8 +274,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
 fn run_bench(args: &bench::Args, settings: &Settings) -> anyhow::Result<()> {
     // Beside the state directory, to measure the same disk.
     let parent = settings.state_dir.parent().filter(|path| path.is_dir()).unwrap_or(Path::new("."));
-    let folder = scratch::Scratch::new_in(parent, "bench")?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
+    if args.store {
+        return bench::durable::run(args, parent, &clock);
+    }
+    let folder = scratch::Scratch::new_in(parent, "bench")?;
     let opened =
         Store::open(folder.path(), StoreOptions::new(vec![SinkName::MQTT], Arc::clone(&clock)))?;
     let mut commit = || {

@@ -4,10 +4,11 @@
 //! reports the median and the 95th percentile, because a mean hides both. Nothing is written. The
 //! budget of each stage is in its own module.
 //!
-//! Elsewhere: accuracy (`evaluate`). The store is not known here: the caller of `run` passes one
-//! durable commit (`Commit`).
+//! Elsewhere: accuracy (`evaluate`). The store is known to `durable` alone: to `run`, the caller
+//! passes one durable commit (`Commit`).
 
 pub mod camera;
+pub mod durable;
 mod scene;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,9 @@ pub struct Args {
     /// nobody
     #[arg(long)]
     pub camera: bool,
+    /// Measure how fast events become durable instead, beside what the disk itself can do
+    #[arg(long, conflicts_with = "camera")]
+    pub store: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
