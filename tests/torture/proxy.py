@@ -98,7 +98,7 @@ class _Tap:
     """One MQTT connection: PUBLISH from the device, PUBACK from the broker."""
 
     def __init__(self, books):
-        self.books, self.sent = books, {}
+        self.books, self.sent, self.version = books, {}, None
         self.rest = {True: b"", False: b""}
 
     def read(self, data, is_outward):
@@ -106,16 +106,33 @@ class _Tap:
         while packet := split(rest):
             head, body, rest = packet
             kind = head >> 4
-            if is_outward and kind == 3 and head & 0x06:
+            if is_outward and kind == 1:
+                # After the protocol's name, "MQTT" with its length.
+                self.version = body[6]
+            elif is_outward and kind == 3 and head & 0x06:
                 length = struct.unpack(">H", body[:2])[0]
                 packet_id = body[2 + length : 4 + length]
                 if b"/event/" in body[2 : 2 + length]:
-                    self.sent[packet_id] = json.loads(body[4 + length :])["event_id"]
+                    payload = self._payload(body[4 + length :])
+                    self.sent[packet_id] = json.loads(payload)["event_id"]
             elif not is_outward and kind == 4:
                 event_id = self.sent.pop(body[:2], None)
+                if body[2:3] >= b"\x80":
+                    continue  # Refused, by a reason code of MQTT 5.
                 with self.books.lock:
                     self.books.event_ids |= {event_id} - {None}
         self.rest[is_outward] = rest
+
+    def _payload(self, rest):
+        """Without the properties of MQTT 5."""
+        if self.version != 5:
+            return rest
+        size, at = 0, 0
+        while True:
+            size |= (rest[at] & 0x7F) << 7 * at
+            at += 1
+            if not rest[at - 1] & 0x80:
+                return rest[at + size :]
 
 
 def split(data):
