@@ -29,6 +29,9 @@ fi
 home=${CARGO_HOME:-$HOME/.cargo}
 export RUSTFLAGS="--remap-path-prefix=$home=/cargo --remap-path-prefix=$PWD=/rollcall"
 export "CFLAGS_$name=-ffile-prefix-map=$home=/cargo -ffile-prefix-map=$PWD=/rollcall"
+# No time is in the binary; with this variable, cargo builds all C code anew, and what uses it, after each commit and
+# each time that this script is called by another one.
+unset SOURCE_DATE_EPOCH
 # shellcheck disable=SC2086 # several words
 ${CARGO:-cargo} build "${options[@]}" ${FEATURES:-} >&2
 folder=target
