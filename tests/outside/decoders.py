@@ -5,7 +5,7 @@
 
 For the test pictures of decoders: thousands of valid, odd and damaged files. Prints how often both agree on "this picture
 is whole", each file on which they differ (--list: all of them, as CSV), the longest reply, and by how much the daemon's
-peak memory rose above what it had before the first picture. The exit code is 1 if the daemon ended, did not reply, or
+peak memory rose above what it had after an ordinary photograph. The exit code is 1 if the daemon ended, did not reply, or
 took more than 100 MB.
 
 Needs Pillow, mosquitto and `make setup`. Everything listens on loopback only.
@@ -36,15 +36,13 @@ def reference(data):
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     Image.MAX_IMAGE_PIXELS = None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as picture:
-                if picture.format not in KINDS:
-                    return "other"
-                if picture.width * picture.height > 150_000_000:
-                    return "large"
-                picture.load()
-                return "whole"
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.format not in KINDS:
+                return "other"
+            if picture.width * picture.height > 150_000_000:
+                return "large"
+            picture.load()
+            return "whole"
     except Exception:  # Its exceptions have no common class.
         kinds = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
         return "damaged" if data.startswith(kinds) else "other"
@@ -107,10 +105,13 @@ def main():
     options.add_argument("--list", type=pathlib.Path)
     options.add_argument("folders", nargs="+", type=pathlib.Path, metavar="FOLDER")
     options = options.parse_args()
+    warnings.simplefilter("ignore")  # Pillow's, about each odd tag.
     files = sorted(it for folder in options.folders for it in folder.rglob("*") if it.is_file())
     counts, rows, slowest = collections.Counter(), [], (0, None)
     with common.Bench(options.program) as bench:
         daemon = Daemon(bench, options.program.resolve())
+        # The networks take their memory when they are used first.
+        daemon.recognise((common.PHOTOS / "biden.jpg").read_bytes())
         idle = peak_bytes(daemon.process.pid)
         for file in files:
             data = file.read_bytes()
