@@ -72,6 +72,10 @@ impl Tx<'_> {
             (session, event.body.subject(), event.body.direction())
         {
             let changed = self.settle(venue, subject.id.as_str(), &session, direction)?;
+            if changed.contains(&seq) {
+                // Before anything is linked to it, and before anybody received it.
+                self.relink(seq)?;
+            }
             for seq in changed.into_iter().filter(|it| *it != seq) {
                 self.append_correction(seq)?;
             }
@@ -108,6 +112,7 @@ impl Tx<'_> {
             .collect::<Result<_, _>>()?;
         let mut to_settle = BTreeSet::new();
         for event in &unsynced {
+            self.keep_recorded(event.seq)?;
             self.conn
                 .prepare(
                     "update main.event set occurred_ms = ?1, clock = 'corrected' where seq = ?2",
@@ -228,7 +233,8 @@ impl Tx<'_> {
     ) -> Result<(), StoreError> {
         let sql =
             "update main.event set session = ?2, body = ?3, superseded_by = ?4 where seq = ?1";
-        let stored = Body::Attendance(body.clone()).to_stored();
+        let link = self.link_before_correction(seq)?;
+        let stored = Body::Attendance(body.clone()).to_stored(link.as_deref());
         let by = superseded_by.map(|it| *it.as_bytes());
         self.conn.prepare(sql)?.execute(params![seq, body.session, stored, by])?;
         Ok(())

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::ids::SubjectId;
 use crate::store::error::StoreError;
 use crate::store::tx::Tx;
-use crate::wire::event::Body;
+use crate::wire::event::{Body, stored_link};
 use crate::wire::reply;
 
 /// Names of one person that replies are searched for. More than anybody has had; replies list ids
@@ -44,6 +44,11 @@ impl Tx<'_> {
             let Some((seq, kind, body)) = found else {
                 return Ok(count);
             };
+            let mut link = stored_link(&body);
+            if let Some(link) = &mut link {
+                // The commitments stay; without the salt they say nothing.
+                link.salt = None;
+            }
             let body = match Body::from_stored(&kind, &body) {
                 // What cannot be read may still have the name in it.
                 Err(_) => "{}".to_owned(),
@@ -51,7 +56,7 @@ impl Tx<'_> {
                     let subject = body.subject().filter(|_| names.len() < NAMES_MAX);
                     names.extend(subject.map(|it| it.name.as_str().to_owned()));
                     body.erase_subject();
-                    body.to_stored()
+                    body.to_stored(link.as_deref())
                 }
             };
             update.execute(params![seq, body])?;

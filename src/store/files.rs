@@ -121,10 +121,13 @@ pub(super) struct Reserve {
     held: bool,
 }
 
+/// The reserve of earlier versions: on a full disk it cannot grow, and is better than none.
+const EARLIER_BYTES: u64 = 1 << 20;
+
 impl Reserve {
     pub(super) fn new(dir: &Path, bytes: u64) -> Self {
         let path = dir.join(RESERVE);
-        let held = bytes > 0 && allocated(&path) >= bytes;
+        let held = bytes > 0 && allocated(&path) >= bytes.min(EARLIER_BYTES);
         Self { path, bytes, held }
     }
 
@@ -147,7 +150,7 @@ impl Reserve {
     /// Makes the reserve if the disk has room for four of it: with less the database could not grow
     /// beside it.
     pub(super) fn restore(&mut self) {
-        // One of an earlier version has no room for the log.
+        // One of an earlier version is smaller, or has no room for the log.
         let is_whole = self.held && allocated(&self.path) >= self.bytes + LOG_BYTES;
         if is_whole || self.bytes == 0 {
             return;
@@ -155,7 +158,8 @@ impl Reserve {
         let dir = self.path.parent().expect("it lies in the state directory");
         if free_bytes(dir).is_some_and(|free| free >= 4 * self.bytes) {
             let was_held = self.held;
-            self.held = self.allocate().is_ok() || was_held && allocated(&self.path) >= self.bytes;
+            let least = self.bytes.min(EARLIER_BYTES);
+            self.held = self.allocate().is_ok() || was_held && allocated(&self.path) >= least;
             if !self.held {
                 fs::remove_file(&self.path).ok();
             }
@@ -222,6 +226,16 @@ mod tests {
         assert!(reserve.release());
         assert!(!reserve.release(), "only once");
         assert!(!dir.path().join(RESERVE).exists());
+    }
+
+    #[test]
+    fn reserve_of_earlier_version_counts_and_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        Reserve::new(dir.path(), EARLIER_BYTES).restore();
+        let mut reserve = Reserve::new(dir.path(), 3 << 19);
+        assert!(reserve.is_held());
+        reserve.restore();
+        assert!(allocated(&dir.path().join(RESERVE)) >= 3 << 19);
     }
 
     #[test]

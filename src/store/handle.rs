@@ -99,6 +99,13 @@ impl Store {
         Reader::open(dir, credentials_dir)
     }
 
+    /// The same, as of this moment.
+    pub fn open_record(dir: &Path, credentials_dir: Option<&Path>) -> Result<Reader, StoreError> {
+        let reader = Reader::open(dir, credentials_dir)?;
+        reader.hold_moment()?;
+        Ok(reader)
+    }
+
     /// The same, as of this moment, with the key for templates.
     pub fn open_moment(dir: &Path, credentials_dir: Option<&Path>) -> Result<Reader, StoreError> {
         let reader = Reader::open(dir, credentials_dir)?;

@@ -17,6 +17,7 @@
 
 mod attendance;
 pub mod backup;
+mod chain;
 mod check;
 mod checksum;
 mod consent;
@@ -49,6 +50,7 @@ mod unreadable;
 mod versions;
 mod writer;
 
+pub use chain::{ChainHead, RecordRow};
 pub use consent::ConsentCounts;
 pub use delivery_status::{DeliveryStatus, Held, RetriedRows, SinkStatus, Unwatched};
 pub use erasure::{Left, StoredErasure};

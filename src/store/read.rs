@@ -18,7 +18,7 @@ use crate::store::rows::{
     DeadLetter, OutboxDepth, Reference, ReferenceCount, SinkName, StoredReply, Subject,
 };
 use crate::wire::consent::Consent;
-use crate::wire::event::{Body, ClockState, StoredEvent};
+use crate::wire::event::{Body, ClockState, StoredEvent, stored_link};
 
 pub(super) const EVENT_COLUMNS: &str = "e.seq, e.event_id, e.kind, e.occurred_ms, e.boot_id, e.boottime_ms, e.clock, e.superseded_by, e.body";
 
@@ -57,11 +57,18 @@ pub(super) fn last_seq(conn: &Connection) -> Result<i64, StoreError> {
     Ok(conn.query_row(sql, [], |row| row.get(0))?)
 }
 
+/// The number that the next event is given.
+pub(super) fn next_seq(conn: &Connection) -> Result<i64, StoreError> {
+    let sql = "select 1 + max(coalesce((select seq from sqlite_sequence where name = 'event'), 0), \
+               coalesce((select max(seq) from main.event), 0))";
+    Ok(conn.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+}
+
 /// From a row that begins with `EVENT_COLUMNS`.
 pub(super) fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
     let seq = row.get("seq")?;
-    let (kind, body): (String, String) = (row.get("kind")?, row.get("body")?);
-    let body = Body::from_stored(&kind, &body)
+    let (kind, stored): (String, String) = (row.get("kind")?, row.get("body")?);
+    let body = Body::from_stored(&kind, &stored)
         .map_err(|error| StoreError::Unreadable { seq, source: Arc::new(error) })?;
     let clock: String = row.get("clock")?;
     Ok(StoredEvent {
@@ -75,6 +82,7 @@ pub(super) fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
         clock: clock.parse().unwrap_or(ClockState::Unsynced),
         superseded_by: row.get::<_, Option<[u8; 16]>>("superseded_by")?.map(Uuid::from_bytes),
         body,
+        chain: stored_link(&stored),
     })
 }
 

@@ -55,7 +55,7 @@ impl StoreOptions {
             shared: false,
             credentials_dir: None,
             // About two thousand attendances.
-            reserve_bytes: 1 << 20,
+            reserve_bytes: 3 << 19,
             page_limit: None,
         }
     }

@@ -12,7 +12,7 @@ use crate::store::rows::ERASURE;
 use crate::store::rows::{NEWEST_SEQ, UNREADABLE};
 use crate::store::rows::{OutboxPayload, OutboxRow, SinkName};
 use crate::store::{read, retention};
-use crate::wire::event::{ClockState, Direction, NewEvent};
+use crate::wire::event::{ClockState, Direction, NewEvent, StoredEvent};
 
 /// For how long, how many and how large the replies are that are stored for repeated commands. A
 /// broker that keeps a session repeats within hours; 20,000 is one command every half minute.
@@ -95,6 +95,18 @@ impl<'a> Tx<'a> {
         clock: ClockState,
         boot_id: &BootId,
     ) -> Result<i64, StoreError> {
+        let mut stored = StoredEvent {
+            seq: read::next_seq(self.conn)?,
+            event_id: event.event_id,
+            occurred_ms: event.occurred.wall_ms,
+            boot_id: boot_id.clone(),
+            boottime_ms: event.occurred.boottime_ms,
+            clock,
+            superseded_by: None,
+            body: event.body.clone(),
+            chain: None,
+        };
+        stored.chain = self.new_link(&stored)?;
         let sql = "insert into main.event (event_id, kind, occurred_ms, boot_id, boottime_ms, clock, venue, subject_id, \
                    direction, body, session) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
         self.conn.prepare(sql)?.execute(params![
@@ -107,10 +119,13 @@ impl<'a> Tx<'a> {
             event.body.venue(),
             event.body.subject().map(|it| it.id.as_str()),
             event.body.direction().map(Direction::as_str),
-            event.body.to_stored(),
+            event.body.to_stored(stored.chain.as_deref()),
             event.body.session(),
         ])?;
         let seq = self.conn.last_insert_rowid();
+        if seq != stored.seq {
+            self.relink(seq)?;
+        }
         let sql = "insert into main.outbox (sink, event_seq, created_ms) values (?1, ?2, ?3)";
         let mut insert = self.conn.prepare(sql)?;
         let now_ms = self.now().wall_ms;
@@ -134,18 +149,22 @@ impl<'a> Tx<'a> {
         }
         let before_ms = now.wall_ms.saturating_sub(i64::from(days) * 86_400_000);
         self.trim_observations(before_ms)?;
+        let head = self.chain_head()?;
         let sql = format!(
-            "delete from main.event where seq in (select seq from main.event where {} order by seq limit ?3)",
+            "delete from main.event where seq in (select seq from main.event where {} order by seq limit ?3) \
+             returning seq",
             retention::OLD
         );
         let old = params![before_ms, retention::settled_before(now.wall_ms), BATCH];
-        let deleted = self.conn.prepare(&sql)?.execute(old)?;
-        if deleted > 0 {
+        let deleted: Vec<i64> =
+            self.conn.prepare(&sql)?.query_map(old, |row| row.get(0))?.collect::<Result<_, _>>()?;
+        if let Some(through) = deleted.iter().max() {
             // The newest may be among them, and numbers go on from it.
             let newest = self.newest_seq()?;
             self.put_meta(NEWEST_SEQ, newest.to_string().as_bytes())?;
+            self.note_deleted(*through, head.as_ref())?;
         }
-        Ok(deleted)
+        Ok(deleted.len())
     }
 
     // Replies to commands

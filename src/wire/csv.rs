@@ -8,7 +8,7 @@ use crate::wire::reply::AttendanceEntry;
 /// Defuses a `=`, `+`, `-` or `@` that begins a cell, also in the wide form of East Asian keyboards: a
 /// name must not become a formula in a spreadsheet. A program that separates by other characters than
 /// this file begins a cell behind each of them; quotes and spaces before the formula do not count.
-fn defused(text: &str) -> Cow<'_, str> {
+pub fn defused(text: &str) -> Cow<'_, str> {
     let begins_formula = |it: char| {
         matches!(
             it,
@@ -105,9 +105,12 @@ pub fn attendance(venue: &str, local: &str, entry: &AttendanceEntry) -> Vec<Stri
     ]
 }
 
+/// What stands for the id of a subject that was erased.
+pub const ERASED: &str = "(erased)";
+
 /// Id and name of the subject.
 pub fn whose(entry: &AttendanceEntry) -> (String, String) {
-    let erased = || ("(erased)".to_owned(), String::new());
+    let erased = || (ERASED.to_owned(), String::new());
     entry
         .subject
         .as_ref()

@@ -6,7 +6,11 @@
 
 pub mod consent;
 
+pub mod chain;
+
 pub mod event;
+
+pub mod chain_check;
 
 pub mod command;
 pub mod reply;

@@ -4,6 +4,7 @@
 mod support;
 
 mod attendance;
+mod chain;
 mod consents;
 mod coverage;
 mod damage;

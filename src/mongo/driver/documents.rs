@@ -11,9 +11,10 @@ use mongodb::bson::{Bson, Document, doc};
 
 use crate::ids::Origin;
 use crate::mongo::types::VenueRecord;
+use crate::wire::chain::{Link, correctable};
 use crate::wire::event::{
     Attendance, Body, Correction, EXPIRES_AFTER_MS, Enrolment, EnrolmentAction, SCHEMA,
-    StoredEvent, SubjectRef,
+    StoredEvent, SubjectRef, recorded,
 };
 
 pub(super) fn date(wall_ms: i64) -> Bson {
@@ -63,8 +64,18 @@ pub(super) fn insert_attendance(
     if let Some(other) = event.superseded_by {
         fields.insert("superseded_by", other.to_string());
     }
+    if let Some(link) = &event.chain {
+        fields.insert("chain", link_of(event, link));
+    }
     let id = doc! { "_id": event.event_id.to_string(), "site": &origin.site };
     doc! { "q": id, "u": { "$setOnInsert": fields }, "upsert": true }
+}
+
+/// The link of an attendance, always with what was first recorded: later updates do not know it.
+fn link_of(event: &StoredEvent, link: &Link) -> Bson {
+    let was = link.was.clone().unwrap_or_else(|| correctable(&recorded(event)));
+    let link = Link { was: Some(was), ..link.clone() };
+    json_to_bson(&serde_json::to_value(link).unwrap_or_default())
 }
 
 /// Corrects the time of an attendance, its session and its status. Without the attendance (the
@@ -97,12 +108,18 @@ pub(super) fn correct_attendance(
     if let Some(status) = status {
         fields.insert("status", status.as_str());
     }
-    let q = doc! { "_id": body.corrects.to_string() };
-    let Some(other) = superseded_by else {
-        return doc! { "q": q, "u": { "$set": fields, "$unset": { "superseded_by": "" } } };
-    };
-    fields.insert("superseded_by", other.to_string());
-    doc! { "q": q, "u": { "$set": fields } }
+    let mut update = Document::new();
+    match superseded_by {
+        Some(other) => drop(fields.insert("superseded_by", other.to_string())),
+        None => drop(update.insert("$unset", doc! { "superseded_by": "" })),
+    }
+    update.insert("$set", fields);
+    if event.chain.is_some() {
+        // It is no document here, and the chain goes through it.
+        let correction = json_to_bson(&serde_json::Value::Object(recorded(event)));
+        update.insert("$addToSet", doc! { "chain.corrections": correction });
+    }
+    doc! { "q": { "_id": body.corrects.to_string() }, "u": update }
 }
 
 /// A time without a zone, as the former service stored it: as if it were in UTC.
@@ -246,12 +263,13 @@ mod tests {
             clock: ClockState::Corrected,
             superseded_by: None,
             body: Body::Correction(body.clone()),
+            chain: None,
         };
         let set = doc! { "occurred_at": date(5), "expires_at": date(30_005), "clock": "corrected",
         "session": "2026-11-23T08:00Z/mon-am", "status": "late" };
         assert_eq!(
             correct_attendance(&event, &body, None),
-            doc! { "q": { "_id": Uuid::from_u128(7).to_string() }, "u": { "$set": set, "$unset": { "superseded_by": "" } } }
+            doc! { "q": { "_id": Uuid::from_u128(7).to_string() }, "u": { "$unset": { "superseded_by": "" }, "$set": set } }
         );
         // Its time was right, its place in the record was not.
         event.clock = ClockState::Synced;

@@ -430,7 +430,9 @@ impl MongoSink {
             "maxTimeMS": self.link.server_limit_ms(),
         };
         self.link.run_command("erasing a subject", delete).await?;
-        let redact = doc! { "q": theirs, "u": { "$set": { "subject": null } }, "multi": true };
+        // Without the salt the commitments of the chain say nothing of the person.
+        let erased = doc! { "$set": { "subject": null }, "$unset": { "chain.salt": "" } };
+        let redact = doc! { "q": theirs, "u": erased, "multi": true };
         self.update_one("attendance", &redact).await
     }
 

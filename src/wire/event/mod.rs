@@ -8,12 +8,14 @@
 //! Not here: where events are kept (`store`) and how they are delivered (`outbox`, the sinks).
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
 pub use crate::attend::{Direction, Status};
 use crate::clock;
 use crate::ids::{Name, Origin, SubjectId};
+use crate::wire::chain::Link;
 use crate::wire::consent::Consent;
 
 /// The version of every message in this file.
@@ -65,6 +67,8 @@ pub struct StoredEvent {
     /// counts in its stead. It stays as evidence and is left out of the record.
     pub superseded_by: Option<Uuid>,
     pub body: Body,
+    /// What links it to the event before. None for events of versions that made no chain.
+    pub chain: Option<Box<Link>>,
 }
 
 /// What `occurred_at` is worth.
@@ -312,6 +316,13 @@ struct StoredBody<'a> {
     schema: u32,
     #[serde(flatten)]
     body: &'a Body,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<&'a Link>,
+}
+
+#[derive(Deserialize)]
+struct LinkOnly {
+    chain: Option<Box<Link>>,
 }
 
 #[derive(Deserialize)]
@@ -375,9 +386,9 @@ impl Body {
         }
     }
 
-    /// As it stands in the database.
-    pub fn to_stored(&self) -> String {
-        serde_json::to_string(&StoredBody { schema: SCHEMA, body: self })
+    /// As it stands in the database, with the link of its event.
+    pub fn to_stored(&self, chain: Option<&Link>) -> String {
+        serde_json::to_string(&StoredBody { schema: SCHEMA, body: self, chain })
             .expect("a body has string keys only and writes to memory")
     }
 
@@ -402,6 +413,11 @@ impl Body {
     }
 }
 
+/// Returns the link in a stored body, if there is one that can be read.
+pub fn stored_link(json: &str) -> Option<Box<Link>> {
+    serde_json::from_str::<LinkOnly>(json).ok()?.chain
+}
+
 #[derive(Serialize)]
 struct EventMessage<'a> {
     schema: u32,
@@ -420,6 +436,47 @@ struct EventMessage<'a> {
     superseded_by: Option<Uuid>,
     historical: bool,
     expires_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<&'a Link>,
+}
+
+#[derive(Serialize)]
+struct RecordedEvent<'a> {
+    schema: u32,
+    event_id: Uuid,
+    seq: i64,
+    kind: &'static str,
+    #[serde(flatten)]
+    body: &'a Body,
+    occurred_at: String,
+    clock: ClockState,
+    boot_id: &'a str,
+    boottime_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    superseded_by: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<&'a Link>,
+}
+
+/// Returns an event as on the wire, without what depends on the sender and on the moment of sending.
+pub fn recorded(event: &StoredEvent) -> Map<String, Value> {
+    let fields = RecordedEvent {
+        schema: SCHEMA,
+        event_id: event.event_id,
+        seq: event.seq,
+        kind: event.body.kind().as_str(),
+        body: &event.body,
+        occurred_at: clock::rfc3339(event.occurred_ms),
+        clock: event.clock,
+        boot_id: event.boot_id.as_str(),
+        boottime_ms: event.boottime_ms,
+        superseded_by: event.superseded_by,
+        chain: event.chain.as_deref(),
+    };
+    match serde_json::to_value(&fields) {
+        Ok(Value::Object(fields)) => fields,
+        _ => unreachable!("a struct with string keys is an object"),
+    }
 }
 
 /// The payload of an event, sent by `origin` at `now` of boot `boot_id`.
@@ -444,6 +501,7 @@ pub fn wire(
         superseded_by: event.superseded_by,
         historical: is_historical(event, now, boot_id),
         expires_at: clock::rfc3339(event.occurred_ms.saturating_add(EXPIRES_AFTER_MS)),
+        chain: event.chain.as_deref(),
     };
     serde_json::to_vec(&message).expect("a message has string keys only and writes to memory")
 }

@@ -35,6 +35,7 @@ fn stored(body: Body) -> StoredEvent {
         clock: ClockState::Synced,
         superseded_by: None,
         body,
+        chain: None,
     }
 }
 
@@ -50,7 +51,7 @@ fn check(body: Body, part: &str) {
     let origin = Origin { site: "hq".into(), device: "door-1".into() };
     let sent = wire(&event, &origin, &at(OCCURRED_MS + 90, 912_435), &boot());
     assert_eq!(String::from_utf8(sent).unwrap(), ENVELOPE.replace('%', part));
-    let json = event.body.to_stored();
+    let json = event.body.to_stored(None);
     assert_eq!(Body::from_stored(event.body.kind().as_str(), &json).unwrap(), event.body, "{json}");
 }
 
@@ -194,7 +195,7 @@ fn doubtful_event_age_counts_as_historical() {
 
 #[test]
 fn a_corrupt_body_is_an_error() {
-    let good = attendance().to_stored();
+    let good = attendance().to_stored(None);
     for (kind, json) in [
         ("attendance", "{"),
         ("attendance", "{}"),
@@ -221,4 +222,30 @@ fn event_ids_carry_their_time() {
     let (seconds, nanos) = event.event_id.get_timestamp().unwrap().to_unix();
     assert_eq!(seconds as i64 * 1000 + i64::from(nanos) / 1_000_000, OCCURRED_MS);
     assert_eq!(NewEvent::new(at(-5, 1), attendance()).event_id.get_version_num(), 7);
+}
+
+#[test]
+fn linked_event_is_stored_and_sent_with_its_link() {
+    let link = crate::wire::chain::Link {
+        prev: None,
+        hash: crate::wire::chain::Bytes([1; 32]),
+        record: None,
+        start: Some(crate::wire::chain::Start::New),
+        salt: None,
+        commit: std::collections::BTreeMap::new(),
+        was: None,
+    };
+    let event = StoredEvent { chain: Some(Box::new(link.clone())), ..stored(attendance()) };
+    let json = event.body.to_stored(Some(&link));
+    assert_eq!(Body::from_stored("attendance", &json).unwrap(), event.body, "{json}");
+    assert_eq!(stored_link(&json), event.chain);
+    assert_eq!(stored_link(&event.body.to_stored(None)), None);
+    let origin = Origin { site: "hq".into(), device: "door-1".into() };
+    let sent = wire(&event, &origin, &at(OCCURRED_MS + 90, 912_435), &boot());
+    let end = r#""expires_at":"2026-11-23T07:58:33.412Z","chain":{"hash":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE","start":"new"}}"#;
+    assert!(sent.ends_with(end.as_bytes()), "{}", String::from_utf8_lossy(&sent));
+    // The message has the same content as the row.
+    let sent: Map<String, Value> = serde_json::from_slice(&sent).unwrap();
+    let content = |it| crate::wire::chain::content(it, None, &link.commit);
+    assert_eq!(content(&sent), content(&recorded(&event)));
 }
