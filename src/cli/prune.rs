@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
+use crate::app::delivery::checkpoint;
 use crate::app::exit;
 use crate::app::open;
 use crate::clock::{Clock, SystemClock, rfc3339};
 use crate::config::Settings;
+use crate::ids::Origin;
+use crate::keys::signer::{DEVICE_KEY_FILE, SigningKey};
 use crate::store::{Store, StoreError};
 
 #[derive(Debug, clap::Args)]
@@ -84,6 +87,12 @@ fn delete(settings: &Settings, clock: &Arc<dyn Clock>, days: u32) -> anyhow::Res
             0 => break,
             more => deleted += more,
         }
+    }
+    // Only the daemon makes a key.
+    if let Ok(key) = SigningKey::load(&settings.state_dir.join(DEVICE_KEY_FILE)) {
+        let origin = Origin { site: settings.site.clone(), device: settings.device.clone() };
+        let now = clock.now();
+        store.write(move |tx| checkpoint::sign(tx, &key, &origin, &now))?;
     }
     store.close()?;
     Ok(deleted)

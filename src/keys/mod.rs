@@ -11,3 +11,5 @@ pub mod jws;
 pub mod signer;
 
 pub mod receipt;
+
+pub mod checkpoint;

@@ -47,6 +47,14 @@ pub fn examine(settings: &MongoSettings, _: i64) -> impl Future<Output = Examine
     ready(match *settings {})
 }
 
+pub fn read_record(
+    settings: &MongoSettings,
+    _: &Origin,
+    _: &mut dyn FnMut(serde_json::Value),
+) -> impl Future<Output = Result<Option<String>, String>> {
+    ready(match *settings {})
+}
+
 #[derive(Clone)]
 pub struct MongoLink(MongoSettings);
 

@@ -18,10 +18,10 @@ pub use types::{
 #[cfg(not(feature = "mongo"))]
 mod disabled;
 #[cfg(not(feature = "mongo"))]
-pub use disabled::{MongoLink, MongoSettings, MongoSink, examine, settings_from};
+pub use disabled::{MongoLink, MongoSettings, MongoSink, examine, read_record, settings_from};
 
 /// One switch for the driver and all that uses it.
 #[cfg(feature = "mongo")]
 mod driver;
 #[cfg(feature = "mongo")]
-pub use driver::{MongoLink, MongoSettings, MongoSink, examine, settings_from};
+pub use driver::{MongoLink, MongoSettings, MongoSink, examine, read_record, settings_from};

@@ -82,6 +82,8 @@ pub struct DeviceRecord {
     pub seq: i64,
     /// Those of the last days.
     pub gaps: Vec<CoverageGap>,
+    /// The newest checkpoint of the chain, a compact JWS; `None` leaves the stored one.
+    pub checkpoint: Option<String>,
 }
 
 /// A document of the gallery as it can be judged without opening it.

@@ -76,6 +76,7 @@ fn documents_match_the_contract() {
         "latency_ms": 84_i64, "expires_at": DateTime::from_millis(START_MS + 30_000),
     };
     let mut found = server.all("attendance").remove(0);
+    assert!(matches!(found.remove("chain"), Some(Bson::Document(_))));
     assert_eq!(found.len(), expected.len());
     for (key, value) in &expected {
         assert_eq!(found.remove(key).as_ref(), Some(value), "{key}");
@@ -624,6 +625,7 @@ fn wrong_password_or_role_loses_nothing() {
         last_seen_ms: START_MS,
         seq: 3,
         gaps: Vec::new(),
+        checkpoint: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(door.link().put_device(&note)).unwrap();

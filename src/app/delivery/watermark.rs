@@ -1,5 +1,6 @@
 //! The watermark: the time up to which everything recorded is delivered. It is published retained
-//! over MQTT and written to MongoDB, so that an outage of a device is never taken for absences.
+//! over MQTT and written to MongoDB, so that an outage of a device is never taken for absences. The
+//! newest checkpoint of the chain of events goes with it.
 //!
 //! While the clock is not trusted nothing is published; the earlier watermark stays true.
 
@@ -10,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::app::context::Context;
+use crate::app::delivery::checkpoint::Checkpoints;
 use crate::app::state::counted::LatestCounts;
 use crate::app::supervise::StageResult;
 use crate::clock::{Clock, Stamp, rfc3339};
@@ -29,6 +31,7 @@ pub struct Watermark {
     mongo: Option<MongoLink>,
     health: Arc<Health>,
     counted: Arc<LatestCounts>,
+    checkpoints: Checkpoints,
 }
 
 /// How often the watermark is read, and so how soon a drained outbox is published.
@@ -53,6 +56,9 @@ struct WatermarkMessage {
     /// Events that cannot be read any more: their numbers are missing. Omitted if there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     unreadable: Option<u64>,
+    /// The newest checkpoint of the chain of events, a compact JWS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -64,21 +70,37 @@ struct GapMessage {
 
 impl Watermark {
     pub fn new(ctx: Context, link: Option<Link>, mongo: Option<MongoLink>) -> Self {
-        let Context { store, clock, origin, topics, health, counted, .. } = ctx;
-        Self { store, clock, origin, link, topic: topics.watermark(), mongo, health, counted }
+        let Context { store, clock, origin, topics, health, counted, device_key, .. } = ctx;
+        let topic = topics.watermark();
+        let checkpoints = Checkpoints::new(
+            store.clone(),
+            Arc::clone(&clock),
+            Arc::clone(&device_key),
+            origin.clone(),
+        );
+        Self { store, clock, origin, link, topic, mongo, health, counted, checkpoints }
     }
 
-    pub async fn run(self, mut stop: watch::Receiver<bool>) -> StageResult {
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> StageResult {
         let mut published: Option<WatermarkMessage> = None;
         let mut written = DeviceWrite::default();
         loop {
             let now = self.clock.now();
-            match self.store.read(|tx: &Tx<'_>| tx.delivery_status()).await {
-                Ok(status) => {
+            let read = |tx: &Tx<'_>| Ok((tx.delivery_status()?, tx.chain_head()?));
+            match self.store.read(read).await {
+                Ok((status, head)) => {
                     self.counted.set_delivery_status(&status);
-                    self.publish(&status, &mut published).await;
+                    let checkpoint = match self.checkpoints.refresh(head.as_ref()).await {
+                        Ok(checkpoint) => checkpoint,
+                        Err(error) => {
+                            let what = "a checkpoint cannot be signed; this is retried";
+                            error.log_unless_fatal(what)?;
+                            None
+                        }
+                    };
+                    self.publish(&status, checkpoint.clone(), &mut published).await;
                     tokio::select! {
-                        () = self.write_device(&status, &now, &mut written) => {}
+                        () = self.write_device(&status, checkpoint, &now, &mut written) => {}
                         _ = stop.wait_for(|it| *it) => return Ok(()),
                     }
                 }
@@ -94,7 +116,12 @@ impl Watermark {
     }
 
     /// Publishes the watermark as a retained message, if it has changed.
-    async fn publish(&self, status: &DeliveryStatus, published: &mut Option<WatermarkMessage>) {
+    async fn publish(
+        &self,
+        status: &DeliveryStatus,
+        checkpoint: Option<String>,
+        published: &mut Option<WatermarkMessage>,
+    ) {
         let Some(link) = self.link.as_ref().filter(|link| link.is_online()) else {
             // A restarted broker may have lost the retained message.
             *published = None;
@@ -109,7 +136,15 @@ impl Watermark {
         let gaps = status.gaps.iter().map(gap).collect();
         let Origin { site, device } = self.origin.clone();
         let unreadable = Some(status.unreadable.events).filter(|it| *it > 0);
-        let new = WatermarkMessage { schema: 1, site, device, complete_through, gaps, unreadable };
+        let new = WatermarkMessage {
+            schema: 1,
+            site,
+            device,
+            complete_through,
+            gaps,
+            unreadable,
+            checkpoint,
+        };
         if published.as_ref().is_some_and(|old| old.is_same_as(&new)) {
             return;
         }
@@ -121,7 +156,13 @@ impl Watermark {
         }
     }
 
-    async fn write_device(&self, status: &DeliveryStatus, now: &Stamp, written: &mut DeviceWrite) {
+    async fn write_device(
+        &self,
+        status: &DeliveryStatus,
+        checkpoint: Option<String>,
+        now: &Stamp,
+        written: &mut DeviceWrite,
+    ) {
         let Some(mongo) = self.mongo.as_ref().filter(|_| now.trusted) else { return };
         let gap = |gap: &Unwatched| CoverageGap {
             from_ms: gap.from_ms,
@@ -135,6 +176,7 @@ impl Watermark {
             last_seen_ms: now.wall_ms,
             seq: status.seq,
             gaps: status.gaps.iter().map(gap).collect(),
+            checkpoint,
         };
         let has_moved = written.complete_through_ms != new.complete_through_ms;
         let connected =
@@ -159,5 +201,6 @@ impl WatermarkMessage {
         self.complete_through == new.complete_through
             && self.gaps.len() == new.gaps.len()
             && self.unreadable == new.unreadable
+            && self.checkpoint == new.checkpoint
     }
 }

@@ -28,6 +28,9 @@ fn device_statement(record: &DeviceRecord) -> Document {
     if let Some(ms) = record.complete_through_ms {
         set.insert("complete_through", date(ms));
     }
+    if let Some(token) = &record.checkpoint {
+        set.insert("checkpoint", token);
+    }
     doc! { "q": { "_id": &record.device }, "u": { "$set": set }, "upsert": true }
 }
 
@@ -44,6 +47,7 @@ mod tests {
             last_seen_ms: 2,
             seq: 3,
             gaps: vec![CoverageGap { from_ms: 0, to_ms: 1, reason: "off" }],
+            checkpoint: None,
         };
         let set = |record: &DeviceRecord| {
             device_statement(record)
@@ -60,5 +64,8 @@ mod tests {
         );
         record.complete_through_ms = Some(1);
         assert_eq!(set(&record).get("complete_through"), Some(&date(1)));
+        assert_eq!(set(&record).get("checkpoint"), None);
+        record.checkpoint = Some("a.b.c".into());
+        assert_eq!(set(&record).get_str("checkpoint").unwrap(), "a.b.c");
     }
 }
