@@ -6,6 +6,8 @@ use crate::vision::manifest::ModelError;
 
 // The exit codes of docs/wire.md, after sysexits(3).
 pub const USAGE: u8 = 64;
+/// `rollcall verify`: the record is not as it was recorded.
+pub const RECORD: u8 = 65;
 pub const MODEL: u8 = 69;
 pub const STORAGE: u8 = 74;
 pub const CONFIG: u8 = 78;
@@ -28,6 +30,10 @@ pub(super) fn unusable_key(error: SignerError) -> anyhow::Error {
 
 pub fn storage(error: StoreError) -> anyhow::Error {
     Failure { code: STORAGE, what: STORAGE_UNUSABLE, source: error.into() }.into()
+}
+
+pub fn record(why: anyhow::Error) -> anyhow::Error {
+    Failure { code: RECORD, what: "the record is not as it was recorded", source: why }.into()
 }
 
 pub(super) fn config(error: impl Into<anyhow::Error>) -> anyhow::Error {

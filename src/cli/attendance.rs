@@ -1,6 +1,7 @@
 //! `rollcall attendance` and `rollcall venues`: prints what this device has recorded, and its
 //! venues. Needs neither the daemon nor a broker.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::ops::ControlFlow;
@@ -17,8 +18,10 @@ use crate::app::open;
 use crate::app::state::venues::{KnownVenue, VenueRegistry};
 use crate::attend::venue::Venue;
 use crate::cli::table::{self, Layout};
+use crate::cli::verify::proof;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Settings;
+use crate::ids::Origin;
 use crate::store::{AttendanceQuery, Reader};
 use crate::wire::command::PAGE_MAX;
 use crate::wire::csv;
@@ -62,6 +65,9 @@ pub struct Args {
     /// Print comma-separated values with a heading
     #[arg(long)]
     csv: bool,
+    /// With --csv: write the proof of these attendances, with which `rollcall verify` checks the export
+    #[arg(long, value_name = "FILE", requires = "csv", conflicts_with = "summary")]
+    proof: Option<PathBuf>,
     /// The separator of --csv: `;` for spreadsheets of many European languages
     #[arg(long, value_name = "CHARACTER", requires = "csv", default_value = ",", value_parser = parse_separator)]
     separator: u8,
@@ -118,7 +124,10 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     if args.summary {
         print_summary(args, settings, &reader, &venue)?;
     } else {
-        print_list(args, &reader, &book, &venue)?;
+        let shown = print_list(args, &reader, &book, &venue)?;
+        if let Some(path) = &args.proof {
+            write_proof(path, &reader, settings, &shown)?;
+        }
     }
     let unreadable = reader.unreadable()?.events;
     if unreadable > 0 {
@@ -130,12 +139,30 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn write_proof(
+    path: &Path,
+    reader: &Reader,
+    settings: &Settings,
+    shown: &BTreeSet<i64>,
+) -> anyhow::Result<()> {
+    let origin = Origin { site: settings.site.clone(), device: settings.device.clone() };
+    let unproven = proof::write(path, reader, &origin, shown)?;
+    if unproven > 0 {
+        eprintln!(
+            "{unproven} attendances are from before the chain of events: {} does not prove them",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Returns the numbers of what a CSV file has.
 fn print_list(
     args: &Args,
     reader: &Reader,
     book: &VenueRegistry,
     venue: &Venue,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<BTreeSet<i64>> {
     let query = AttendanceQuery {
         venue: args.venue.clone(),
         from_ms: args.from.map_or(i64::MIN, |it| it.wall_ms(venue)),
@@ -149,20 +176,24 @@ fn print_list(
     };
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
-        return allow_closed_pipe(write_json_list(&mut out, each));
+        allow_closed_pipe(write_json_list(&mut out, each))?;
+        return Ok(BTreeSet::new());
     }
     if args.csv {
-        return allow_closed_pipe((|| {
+        let mut shown = BTreeSet::new();
+        allow_closed_pipe((|| {
             if args.bom {
                 out.write_all(csv::UTF8_MARK.as_bytes())?;
             }
             let line = |fields: &[String]| csv::separated(fields, args.separator);
             out.write_all(line(&csv::ATTENDANCE.map(str::to_owned)).as_bytes())?;
             each(&mut |(venue, local, entry)| {
+                shown.insert(entry.seq);
                 out.write_all(line(&csv::attendance(&venue, &local, &entry)).as_bytes())
             })?;
             Ok(out.flush()?)
-        })());
+        })())?;
+        return Ok(shown);
     }
     // Twice, because the columns are as wide as their widest cell, and the record may not fit into
     // the memory.
@@ -175,7 +206,7 @@ fn print_list(
     })?;
     if count == 0 {
         println!("nothing recorded yet");
-        return Ok(());
+        return Ok(BTreeSet::new());
     }
     allow_closed_pipe((|| {
         out.write_all(layout.heading(&TABLE_HEADING).as_bytes())?;
@@ -183,7 +214,8 @@ fn print_list(
             out.write_all(layout.line(&table_row(&venue, &local, &entry)).as_bytes())
         })?;
         Ok(out.flush()?)
-    })())
+    })())?;
+    Ok(BTreeSet::new())
 }
 
 /// The venue, the local time there, and the entry.

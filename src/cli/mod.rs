@@ -35,6 +35,7 @@ pub mod status;
 pub mod sync;
 pub mod table;
 pub mod venue;
+pub mod verify;
 pub mod watch;
 
 use std::path::{Path, PathBuf};
@@ -143,6 +144,7 @@ enum CliCommand {
     Erasures(erasures::Args),
     /// Check the receipt of an erasure
     VerifyReceipt(erasures::VerifyArgs),
+    Verify(verify::Args),
     /// Show live in the terminal what the running daemon detects and decides
     Watch(watch::Args),
     /// Write one picture from the running daemon, to set up the camera
@@ -252,6 +254,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         CliCommand::Sign(args) => sign::run(&args),
         CliCommand::Erasures(args) => erasures::run(&args, &settings()?),
         CliCommand::VerifyReceipt(args) => erasures::verify(&args, settings),
+        CliCommand::Verify(args) => verify::run(&args, settings),
         CliCommand::Watch(args) => watch::run(&args, &settings()?),
         CliCommand::Snapshot(args) => snapshot::run(&args, &settings()?),
         CliCommand::Evaluate(args) => {

@@ -13,4 +13,5 @@ mod export;
 mod import_photographs;
 mod output;
 mod setup;
+mod verify;
 mod workbook;

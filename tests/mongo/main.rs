@@ -4,4 +4,6 @@
 mod support;
 
 #[cfg(feature = "mongo")]
+mod chain;
+#[cfg(feature = "mongo")]
 mod sink;

@@ -12,7 +12,7 @@ use crate::keys::secret_file::credentials_dir;
 use crate::store::{ConsentCounts, DATABASE, Store, StoreError};
 use crate::vision;
 
-/// Less than this is a warning: a year of visits is about 100 MB, a database written anew after an
+/// Less than this is a warning: a year of visits is about 200 MB, a database written anew after an
 /// erasure needs twice its size.
 const FREE_BYTES_MIN: u64 = 500 << 20;
 /// Less than this is a fault: the reserve is soon given up.
@@ -35,23 +35,31 @@ pub fn check_storage(dir: &Path) -> CheckResult {
             });
         }
     }
-    let read = || -> Result<(usize, u64, u64), StoreError> {
+    let read = || -> Result<(usize, u64, u64, Option<i64>), StoreError> {
         let reader = Store::open_read_only(dir, credentials_dir().as_deref())?;
         reader.check_key(dir)?;
         let subjects = reader.subjects(None, 500)?.len();
-        Ok((subjects, reader.dead_letters(500)?.len() as u64, reader.unreadable()?.rows))
+        let failed = reader.dead_letters(500)?.len() as u64;
+        Ok((subjects, failed, reader.unreadable()?.rows, reader.chain_broken_at()?))
     };
     match read() {
-        Ok((_, _, unreadable @ 1..)) => CheckResult::warning(
+        Ok((_, _, unreadable @ 1.., _)) => CheckResult::warning(
             format!("{unreadable} rows of the database are damaged and were set apart"),
             "events among them are missing from the record; everything else goes on working",
             "stop the daemon, then `rollcall doctor --repair` lists them; a damaged row is the sign of a failing card",
         ),
-        Ok((subjects, 0, 0)) => CheckResult::good(format!(
+        Ok((_, 0, 0, Some(seq))) => CheckResult::warning(
+            format!(
+                "the chain of events began again at event {seq}, because the one before could not be read"
+            ),
+            "recording goes on; for what is before it, a checkpoint from that time is needed to prove that nobody altered it",
+            "`rollcall verify` names what is wrong; a damaged row is the sign of a failing card",
+        ),
+        Ok((subjects, 0, 0, None)) => CheckResult::good(format!(
             "{subjects}{} people enrolled",
             if subjects == 500 { " or more" } else { "" }
         )),
-        Ok((_, failed, 0)) => CheckResult::warning(
+        Ok((_, failed, 0, _)) => CheckResult::warning(
             format!("{failed} messages failed and are not retried (dead-lettered)"),
             "they are kept here, but the broker or MongoDB does not have them, and what follows is not reported as complete",
             "`rollcall sync --status` shows why; when that is corrected, `rollcall sync --retry-buried`",
