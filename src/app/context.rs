@@ -10,6 +10,8 @@ use tokio::sync::Notify;
 
 use crate::app::state::counted::LatestCounts;
 use crate::app::state::gallery::GalleryCell;
+use crate::app::state::repeats;
+use crate::app::state::repeats::RepeatFeed;
 use crate::app::state::venues::VenueRegistry;
 use crate::clock::{Clock, Stamp};
 use crate::config::Settings;
@@ -36,6 +38,8 @@ pub struct Context {
     pub gallery: Arc<GalleryCell>,
     pub health: Arc<Health>,
     pub venues: Arc<VenueRegistry>,
+    /// Visits that are in the record already.
+    pub repeats: RepeatFeed,
     /// Notified when the health message is to be published at once.
     pub changed: Arc<Notify>,
     /// The digest of the embedder in use.
@@ -67,6 +71,7 @@ impl Context {
             gallery: Arc::new(GalleryCell::new(loaded.gallery)),
             health: Arc::default(),
             venues: Arc::new(loaded.venues),
+            repeats: repeats::new_feed(),
             changed: Arc::default(),
             embedder: vision.embedder(),
             model_digests: Arc::new(vision.digests()),

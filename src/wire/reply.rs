@@ -172,6 +172,20 @@ pub struct Attended {
     pub event_ids: Vec<Uuid>,
     /// How many faces were nobody's.
     pub unknown: u32,
+    /// Who was recognised and not recorded, because they are in the record already. Omitted if there
+    /// is nobody.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub already_recorded: Vec<AlreadyRecorded>,
+}
+
+/// The attendance by which a visit is recorded already.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AlreadyRecorded {
+    pub subject_id: SubjectId,
+    pub direction: Direction,
+    pub session: Option<String>,
+    /// `None` while its time is not known.
+    pub recorded_at: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -78,10 +78,14 @@ fn venue_put_applies_at_once_and_persists() {
         (&event["status"], &event["venue"], &event["direction"]),
         (&json!("late"), &json!("room-b"), &json!("in"))
     );
+    assert_eq!(visit.get("already_recorded"), None, "{visit}");
+    let again = client.request("attend", "v-2", shown(&photograph));
+    let record = json!([{"subject_id": "obama", "direction": "in", "session": session,
+                         "recorded_at": event["occurred_at"]}]);
     assert_eq!(
-        client.request("attend", "v-2", shown(&photograph))["recorded"],
-        json!([]),
-        "once a session"
+        (&again["recorded"], &again["already_recorded"]),
+        (&json!([]), &record),
+        "once a session, and by which record"
     );
 
     let wanted = json!({"venue": "room-b", "summary": true, "absent": true, "from": put["next_session"]["starts_at"]});
@@ -430,7 +434,7 @@ impl Device {
             tx.put_subject(&visit.subject.id, &visit.subject.name)?;
             record_visit(tx, &venue, &visit, clock.now(), clock.as_ref())
         });
-        assert!(recorded.unwrap().is_some());
+        assert!(recorded.unwrap().recorded().is_some());
     }
 }
 

@@ -92,7 +92,7 @@ impl Door {
         let clock = Arc::clone(&self.bench.clock);
         let recorded =
             self.store.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()));
-        recorded.unwrap().is_some()
+        recorded.unwrap().recorded().is_some()
     }
 
     fn sees_now(&self, id: &str) -> bool {

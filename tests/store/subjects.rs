@@ -427,6 +427,7 @@ fn earlier_names_are_erased_from_stored_replies() {
             subject_ids: vec![subject(id)],
             unknown: 0,
             event_ids: vec![],
+            already_recorded: vec![],
         })
     };
     let replies = [

@@ -13,7 +13,7 @@ use crate::app::commands::commander::{Commander, JOB_PATIENCE};
 use crate::app::commands::failure::{CommandError, reject, reject_for_now};
 use crate::app::commands::reply_to::{ReplyTo, WrittenReply};
 use crate::app::pipeline::inference::{IdentifiedFace, Job};
-use crate::app::pipeline::recorder::{Visit, record_visit};
+use crate::app::pipeline::recorder::{Visit, VisitOutcome, record_visit, recorded_at};
 use crate::app::supervise::run_on_thread;
 use crate::attend::Direction;
 use crate::attend::venue::Venue;
@@ -25,7 +25,9 @@ use crate::recognise::picture::Picture;
 use crate::store::Tx;
 use crate::wire::command::{Attend, EncodedImage, ErrorCode, Subjects, Verb};
 use crate::wire::event::SubjectRef;
-use crate::wire::reply::{Attended, FaceEntry, Recognised, Reply, SubjectEntry, SubjectList};
+use crate::wire::reply::{
+    AlreadyRecorded, Attended, FaceEntry, Recognised, Reply, SubjectEntry, SubjectList,
+};
 
 impl Commander {
     /// Executes a command. `None`: the reply follows later.
@@ -132,18 +134,37 @@ impl Commander {
         let write = move |tx: &mut Tx<'_>| {
             let mut recorded = Vec::new();
             let mut event_ids = Vec::<Uuid>::new();
+            let mut already_recorded = Vec::new();
             for visit in &visits {
-                if let Some(event) = record_visit(tx, &venue, visit, at, clock.as_ref())? {
-                    recorded.push(visit.subject.name.clone());
-                    event_ids.push(event.event_id);
+                match record_visit(tx, &venue, visit, at, clock.as_ref())? {
+                    VisitOutcome::Recorded(event) => {
+                        recorded.push(visit.subject.name.clone());
+                        event_ids.push(event.event_id);
+                    }
+                    VisitOutcome::Repeated { subject, recorded } => {
+                        already_recorded.push(AlreadyRecorded {
+                            subject_id: subject.id,
+                            direction: recorded.direction,
+                            recorded_at: recorded_at(&recorded),
+                            session: recorded.session,
+                        });
+                    }
+                    VisitOutcome::NotEnrolled => {}
                 }
             }
             let recognised = visits.iter().map(|visit| visit.subject.name.clone()).collect();
             let count = event_ids.len() as u64;
             let subject_ids = visits.iter().map(|visit| visit.subject.id.clone()).collect();
             let venue = venue.id.clone();
-            let attended =
-                Attended { venue, recorded, recognised, subject_ids, event_ids, unknown };
+            let attended = Attended {
+                venue,
+                recorded,
+                recognised,
+                subject_ids,
+                event_ids,
+                unknown,
+                already_recorded,
+            };
             Ok((to.accept(tx, Reply::Attended(attended))?, count))
         };
         let (reply, count) = self.store.write_async(write).await?;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app::context::Context;
+use crate::app::state::repeats::{RepeatFeed, RepeatedVisit};
 use crate::app::state::venues::VenueRegistry;
-use crate::attend::judge::{Moment, judge};
+use crate::attend::judge::{JudgedSighting, Moment, Recorded, judge};
 use crate::attend::venue::Venue;
-use crate::clock::{Clock, Stamp, Stopwatch};
+use crate::clock::{Clock, Stamp, Stopwatch, rfc3339};
 use crate::health::Health;
 use crate::ids::SubjectId;
 use crate::recognise::decision::{Decision, Identification};
@@ -22,6 +23,7 @@ pub struct Recorder {
     clock: Arc<dyn Clock>,
     health: Arc<Health>,
     venues: Arc<VenueRegistry>,
+    repeats: RepeatFeed,
     /// At most one event in this time for unknown faces, and one for attacks with the same face or
     /// with unknown faces.
     unknown_every: Duration,
@@ -32,23 +34,14 @@ pub struct Recorder {
 
 impl Recorder {
     pub fn new(ctx: Context) -> Self {
-        let Context { store, clock, health, venues, settings, .. } = ctx;
-        Self::with_interval(store, clock, health, venues, settings.unknown_every)
-    }
-
-    fn with_interval(
-        store: Store,
-        clock: Arc<dyn Clock>,
-        health: Arc<Health>,
-        venues: Arc<VenueRegistry>,
-        unknown_every: Duration,
-    ) -> Self {
+        let Context { store, clock, health, venues, repeats, settings, .. } = ctx;
         Self {
             store,
             clock,
             health,
             venues,
-            unknown_every,
+            repeats,
+            unknown_every: settings.unknown_every,
             last_unknown: None,
             last_attacks: HashMap::new(),
         }
@@ -114,12 +107,28 @@ impl Recorder {
         let venue = self.venues.door();
         let at = outcome.decided_at;
         let clock = Arc::clone(&self.clock);
-        let recorded =
-            self.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()))?;
-        if let Some(event) = recorded {
-            self.health.recorded.add(1);
-            self.health.times.attendance.observe(self.clock.now().since(&outcome.decided_at));
-            tracing::info!(track_id = outcome.track_id, score = found.score, event_id = %event.event_id, "attendance recorded");
+        let venue_id = venue.id.clone();
+        let done = self.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()))?;
+        match done {
+            VisitOutcome::Recorded(event) => {
+                self.health.recorded.add(1);
+                self.health.times.attendance.observe(self.clock.now().since(&outcome.decided_at));
+                tracing::info!(track_id = outcome.track_id, score = found.score, event_id = %event.event_id, "attendance recorded");
+            }
+            VisitOutcome::Repeated { subject, recorded } => {
+                // Without clients nobody receives it.
+                let visit = RepeatedVisit {
+                    occurred_at: rfc3339(at.wall_ms),
+                    track: outcome.track_id,
+                    venue: venue_id,
+                    subject,
+                    direction: recorded.direction,
+                    recorded_at: recorded_at(&recorded),
+                    session: recorded.session,
+                };
+                self.repeats.send(Arc::new(visit)).ok();
+            }
+            VisitOutcome::NotEnrolled => {}
         }
         Ok(())
     }
@@ -198,6 +207,34 @@ pub struct Visit {
     pub latency_ms: u64,
 }
 
+/// What became of a visit.
+#[derive(Clone, Debug)]
+pub enum VisitOutcome {
+    Recorded(NewEvent),
+    /// It is in the record already.
+    Repeated {
+        subject: SubjectRef,
+        recorded: Recorded,
+    },
+    /// The subject was withdrawn meanwhile.
+    NotEnrolled,
+}
+
+impl VisitOutcome {
+    /// Returns the event of a visit that was recorded now.
+    pub fn recorded(self) -> Option<NewEvent> {
+        match self {
+            Self::Recorded(event) => Some(event),
+            Self::Repeated { .. } | Self::NotEnrolled => None,
+        }
+    }
+}
+
+/// Returns the time of a record, if it is known.
+pub fn recorded_at(recorded: &Recorded) -> Option<String> {
+    recorded.at.is_known.then(|| rfc3339(recorded.at.wall_ms))
+}
+
 /// Records a visit unless it is recorded already. The check and the record are one transaction.
 pub fn record_visit(
     tx: &mut Tx<'_>,
@@ -205,20 +242,24 @@ pub fn record_visit(
     visit: &Visit,
     at: Stamp,
     clock: &dyn Clock,
-) -> Result<Option<NewEvent>, StoreError> {
+) -> Result<VisitOutcome, StoreError> {
     // The gallery snapshot may be older than a withdrawal: the name must not come back.
     let Some(known) = tx.subject(&visit.subject.id)? else {
-        return Ok(None);
+        return Ok(VisitOutcome::NotEnrolled);
     };
-    let recent = tx.records_for(venue, &known.id, &at)?;
-    let Some(entry) = judge(venue, &Moment::new(&at, clock.boot_id()), visit.direction, &recent)
-    else {
-        return Ok(None);
+    let subject = SubjectRef { id: known.id, name: known.name };
+    let recent = tx.records_for(venue, &subject.id, &at)?;
+    let moment = Moment::new(&at, clock.boot_id());
+    let entry = match judge(venue, &moment, visit.direction, &recent) {
+        JudgedSighting::New(entry) => entry,
+        JudgedSighting::Repeated(recorded) => {
+            return Ok(VisitOutcome::Repeated { subject, recorded });
+        }
     };
     let body = Body::Attendance(Attendance {
         venue: venue.id.clone(),
         session: entry.session,
-        subject: Some(SubjectRef { id: known.id, name: known.name }),
+        subject: Some(subject),
         direction: entry.direction,
         status: entry.status,
         score: visit.score,
@@ -229,12 +270,13 @@ pub fn record_visit(
     });
     let event = NewEvent::new(at, body);
     tx.append_attendance(venue, &event)?;
-    Ok(Some(event))
+    Ok(VisitOutcome::Recorded(event))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::state::repeats;
     use crate::attend::venue::Door;
     use crate::clock::SimulatedClock;
     use crate::ids::Name;
@@ -255,8 +297,16 @@ mod tests {
             &[],
         ));
         let every = Duration::from_secs(10);
-        let mut recorder =
-            Recorder::with_interval(store.clone(), shared, Arc::default(), venues, every);
+        let mut recorder = Recorder {
+            store: store.clone(),
+            clock: shared,
+            health: Arc::default(),
+            venues,
+            repeats: repeats::new_feed(),
+            unknown_every: every,
+            last_unknown: None,
+            last_attacks: HashMap::new(),
+        };
         let whose = [Some("ada"), Some("bob"), None];
         for id in whose.into_iter().flatten() {
             let (id, name) = (SubjectId::new(id).unwrap(), Name::new(id).unwrap());

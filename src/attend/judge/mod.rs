@@ -65,10 +65,18 @@ pub struct NewAttendance {
     pub status: Status,
 }
 
+/// What a sighting comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JudgedSighting {
+    New(NewAttendance),
+    /// It is in the record already, as this attendance.
+    Repeated(Recorded),
+}
+
 /// Between sightings at unknown times, longer than this is another day.
 const SAME_DAY_MAX: Duration = Duration::from_hours(12);
 
-/// Returns the attendance to record for a sighting; `None` when it is recorded already.
+/// Returns the attendance to record for a sighting, or the one by which it is recorded already.
 ///
 /// `recent` are the subject's latest records at the venue, those of the session of this moment
 /// among them. `asked` is a direction that was given with the sighting.
@@ -77,7 +85,7 @@ pub fn judge(
     at: &Moment,
     asked: Option<Direction>,
     recent: &[Recorded],
-) -> Option<NewAttendance> {
+) -> JudgedSighting {
     let session = at.is_known.then(|| venue.session_at(at.wall_ms)).flatten();
     let direction = match (asked, venue.direction) {
         (Some(direction), _) => direction,
@@ -90,28 +98,34 @@ pub fn judge(
     };
     let earlier = |it: &Recorded| !at.is_before(&it.at);
     let same = recent.iter().filter(of_session).filter(|it| it.direction == direction);
-    let is_first = !same.clone().any(earlier);
-    let is_new = match (venue.direction, &session) {
-        (DirectionMode::Alternate, _) => {
-            recent.iter().all(|it| at.is_apart(&it.at, venue.re_entry_gap))
-        }
-        (_, Some(_)) => is_first,
+    let first = same.filter(|it| earlier(it)).reduce(earlier_of);
+    let is_near = |it: &&Recorded| !at.is_apart(&it.at, venue.re_entry_gap);
+    let repeated = match (venue.direction, &session) {
+        (DirectionMode::Alternate, _) => recent.iter().rfind(is_near),
+        (_, Some(_)) => first,
         (_, None) => {
             // A sighting at an unknown time may be the first of a session, which one before the
             // session does not cover.
-            let may_be_first = |it: &Recorded| {
+            let may_be_first = |it: &&Recorded| {
                 !venue.sessions.is_empty() && !at.is_known && it.at.is_known && it.session.is_none()
             };
             let mut same =
                 recent.iter().filter(|it| it.direction == direction && !may_be_first(it));
-            same.all(|it| at.is_apart(&it.at, venue.re_entry_gap))
+            same.rfind(is_near)
         }
     };
-    is_new.then(|| NewAttendance {
-        status: attendance_status(session.as_ref(), direction, is_first, at.wall_ms),
+    if let Some(recorded) = repeated {
+        return JudgedSighting::Repeated(recorded.clone());
+    }
+    JudgedSighting::New(NewAttendance {
+        status: attendance_status(session.as_ref(), direction, first.is_none(), at.wall_ms),
         session: session.map(|it| it.id),
         direction,
     })
+}
+
+fn earlier_of<'a>(first: &'a Recorded, other: &'a Recorded) -> &'a Recorded {
+    if other.at.is_before(&first.at) { other } else { first }
 }
 
 /// Only the first `in` can be late: a return from lunch is not.
@@ -179,8 +193,7 @@ pub fn settle(
     direction: Direction,
     records: &[Recorded],
 ) -> Vec<Settlement> {
-    let first =
-        records.iter().reduce(|first, it| if it.at.is_before(&first.at) { it } else { first });
+    let first = records.iter().reduce(earlier_of);
     let settlement = |record: &Recorded| {
         let is_first = first.is_some_and(|first| first.seq == record.seq);
         let counts = is_first || venue.direction == DirectionMode::Alternate;

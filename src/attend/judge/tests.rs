@@ -51,7 +51,7 @@ fn record(venue: &Venue, sightings: &[(Moment, Option<Direction>)]) -> Vec<(Reco
     let mut recorded: Vec<(Recorded, Status)> = Vec::new();
     for (at, asked) in sightings {
         let recent: Vec<Recorded> = recorded.iter().map(|it| it.0.clone()).collect();
-        if let Some(NewAttendance { session, direction, status }) =
+        if let JudgedSighting::New(NewAttendance { session, direction, status }) =
             judge(venue, at, *asked, &recent)
         {
             recorded.push((
@@ -77,6 +77,33 @@ fn check(direction: DirectionMode, steps: &[(&str, &str)]) {
         .filter(|it| !it.1.is_empty())
         .map(|(time, what)| (ms(time), (*what).to_owned()));
     assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+}
+
+/// Returns the time of the record by which a sighting is recorded already.
+fn recorded_at(direction: DirectionMode, earlier: &[&str], time: &str) -> Option<i64> {
+    let venue = venue(direction);
+    let sightings: Vec<_> = earlier.iter().map(|time| (at(time), None)).collect();
+    let recent: Vec<_> = record(&venue, &sightings).into_iter().map(|it| it.0).collect();
+    assert_eq!(recent.len(), earlier.len(), "each of them is recorded");
+    match judge(&venue, &at(time), None, &recent) {
+        JudgedSighting::Repeated(recorded) => Some(recorded.at.wall_ms),
+        JudgedSighting::New(_) => None,
+    }
+}
+
+#[test]
+fn repeated_sighting_names_its_record() {
+    let same = |direction, earlier: &[&str], time, record: &str| {
+        assert_eq!(recorded_at(direction, earlier, time), Some(ms(record)), "{time}");
+    };
+    // The record of the session, not that of before it.
+    let morning = ["2026-11-23T07:20:00Z", "2026-11-23T08:01:00Z"];
+    same(DirectionMode::In, &morning, "2026-11-23T11:00:00Z", "2026-11-23T08:01:00Z");
+    // Outside sessions, and where directions alternate, the latest within the gap.
+    let noon = ["2026-11-23T08:01:00Z", "2026-11-23T12:10:00Z"];
+    same(DirectionMode::In, &noon, "2026-11-23T12:14:00Z", "2026-11-23T12:10:00Z");
+    same(DirectionMode::Alternate, &noon, "2026-11-23T12:14:00Z", "2026-11-23T12:10:00Z");
+    assert_eq!(recorded_at(DirectionMode::In, &noon, "2026-11-23T12:15:00Z"), None);
 }
 
 #[test]
@@ -186,7 +213,8 @@ fn clock_jump_neither_doubles_nor_hides_attendance() {
         let now =
             Moment { wall_ms: 100_000_000, is_known: true, boottime_ms: 500_000, boot_id: boot(1) };
         let recent = [Recorded { seq: 1, at: last, direction: Direction::In, session: None }];
-        assert_eq!(judge(&plain, &now, None, &recent).is_some(), expected, "{recent:?}");
+        let judged = judge(&plain, &now, None, &recent);
+        assert_eq!(matches!(judged, JudgedSighting::New(_)), expected, "{recent:?}");
     };
     gap(50_000, 490, true, false); // the wall clock jumped forward within this boot
     gap(150_000, 490, true, false); // and back

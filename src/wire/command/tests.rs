@@ -381,6 +381,32 @@ fn reply_json_matches_the_contract() {
 }
 
 #[test]
+fn attend_reply_matches_the_contract() {
+    let already = reply::AlreadyRecorded {
+        subject_id: SubjectId::new("jdoe").unwrap(),
+        direction: Direction::In,
+        session: None,
+        recorded_at: Some("2026-11-23T07:01:00.000Z".into()),
+    };
+    let attended = reply::Attended {
+        venue: "room-a".into(),
+        recorded: vec![],
+        recognised: vec![Name::new("J").unwrap()],
+        subject_ids: vec![SubjectId::new("jdoe").unwrap()],
+        event_ids: vec![],
+        unknown: 1,
+        already_recorded: vec![already],
+    };
+    assert_eq!(
+        reply::accepted("r-1", "attend", &Reply::Attended(attended.clone())),
+        r#"{"schema":1,"request_id":"r-1","verb":"attend","ok":true,"venue":"room-a","recorded":[],"recognised":["J"],"subject_ids":["jdoe"],"event_ids":[],"unknown":1,"already_recorded":[{"subject_id":"jdoe","direction":"in","session":null,"recorded_at":"2026-11-23T07:01:00.000Z"}]}"#
+    );
+    // Where everybody was recorded now, it is as it always was.
+    let attended = reply::Attended { already_recorded: vec![], ..attended };
+    assert!(!reply::accepted("r-1", "attend", &Reply::Attended(attended)).contains("already"));
+}
+
+#[test]
 fn venue_and_attendance_replies_match_contract() {
     let subject = crate::wire::event::SubjectRef {
         id: SubjectId::new("jdoe").unwrap(),
