@@ -550,6 +550,16 @@ fn event_stream_sends_live_events() {
         Some(feed.next("event")).filter(|it| it["kind"] == "attendance")
     });
     assert_eq!(attendance["subject"]["name"], "Joe Biden");
+    // They go, come again, and are in the record already: the answer says by which attendance.
+    let visits = format!("{},1500,1500\n", faces::demo("biden.jpg").display());
+    fs::write(home.path("list.new"), visits).unwrap();
+    fs::rename(home.path("list.new"), home.path("list.csv")).unwrap();
+    let repeat = feed.next("repeat");
+    assert_eq!(
+        (&repeat["subject"], &repeat["recorded_at"], &repeat["direction"], &repeat["venue"]),
+        (&attendance["subject"], &attendance["occurred_at"], &json!("in"), &json!("lobby"))
+    );
+    assert!(repeat["track"].is_u64() && repeat["occurred_at"].is_string(), "{repeat}");
     // Who comes back gets what they missed.
     let last = attendance["seq"].as_i64().unwrap();
     let mut stream = http::connect(to);
@@ -561,6 +571,7 @@ fn event_stream_sends_live_events() {
     let picture = http::get(to, "/api/picture", &[]);
     assert_eq!((picture.status, picture.header("cache-control")), (200, Some("no-store")));
     assert!(image::load_from_memory(&picture.body).unwrap().width() > 100);
+    picture_has_its_own_view(to);
     // More than a few do not watch at once; and a stop waits for none of them.
     let more: Vec<_> = (0..6)
         .map(|_| {
@@ -575,6 +586,30 @@ fn event_stream_sends_live_events() {
     assert!(watch.elapsed().as_secs() < 5, "{:?}", watch.elapsed());
     drop(more);
     assert!(!home.log().contains("Biden"));
+}
+
+/// Picture and boxes in one answer are those of one frame.
+fn picture_has_its_own_view(to: SocketAddr) {
+    let answer = http::get(to, "/api/picture?view=true", &[]);
+    assert_eq!((answer.status, answer.header("cache-control")), (200, Some("no-store")));
+    let kind = answer.header("content-type").unwrap();
+    let boundary = kind.strip_prefix("multipart/form-data; boundary=").unwrap();
+    let between = |bytes: &[u8], from: &[u8]| {
+        bytes.windows(from.len()).position(|it| it == from).map(|at| at + from.len()).unwrap()
+    };
+    let body = &answer.body
+        [between(&answer.body, b"name=\"view\"\r\nContent-Type: application/json\r\n\r\n")..];
+    let view: Value =
+        serde_json::Deserializer::from_slice(body).into_iter().next().unwrap().unwrap();
+    let body = &body[between(body, b"Content-Type: image/jpeg\r\n\r\n")..];
+    let jpeg = body.strip_suffix(format!("\r\n--{boundary}--\r\n").as_bytes()).unwrap();
+    let picture = image::load_from_memory(jpeg).unwrap();
+    assert_eq!(
+        (&view["width"], &view["height"]),
+        (&json!(picture.width()), &json!(picture.height()))
+    );
+    assert!(view["frame"].is_u64() && view["faces"].is_array(), "{view}");
+    assert_eq!(http::get(to, "/api/picture?what=1", &[]).status, 400);
 }
 
 #[test]
@@ -636,13 +671,30 @@ fn attendance_is_served_paged_or_csv() {
         let to_reject = format!("/api/attendance?{query}");
         assert_eq!(http::get(to, &to_reject, &[("accept", accept)]).status, 400, "{query}");
     }
+    // The summary as the command replies it, without anything stored for it.
+    let summary = http::get(to, "/api/attendance?summary=true&limit=1", &[]).json();
+    let command = json!({"venue": "lobby", "summary": true, "limit": 1});
+    let reply = http::post_json(to, "/api/command/attendance", &[], &command).json();
+    for (key, value) in summary.as_object().unwrap() {
+        assert_eq!(Some(value), reply.get(key), "{key}");
+    }
+    assert_eq!((&summary["next_after"], summary["rows"].as_array().unwrap().len()), (&json!(1), 1));
     let none =
         http::get(to, "/api/attendance?from=2000-01-01T00:00:00Z&to=2000-01-02T00:00:00Z", &[])
             .json();
     assert_eq!(none["attendance"], json!([]));
-    for query in
-        ["limit=x", "limit=501", "from=yesterday", "what=1", "venue=a%2Fb", "%zz=1", "after=-1"]
-    {
+    for query in [
+        "limit=x",
+        "limit=501",
+        "from=yesterday",
+        "what=1",
+        "venue=a%2Fb",
+        "%zz=1",
+        "after=-1",
+        "absent=true",
+        "summary=true&all=true",
+        "summary=1",
+    ] {
         assert_eq!(http::get(to, &format!("/api/attendance?{query}"), &[]).status, 400, "{query}");
     }
     assert!(daemon.terminate().success());

@@ -10,10 +10,12 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
+use uuid::Uuid;
 
 use super::{HttpServer, Refused, Shared, json_only, new_request_id};
 use crate::app::commands::reply_to::WrittenReply;
-use crate::app::http::events::Watching;
+use crate::app::http::events::{Wanted, WantedQuery, Watching};
+use crate::app::state::preview::preview_message;
 use crate::app::supervise::run_on_thread;
 use crate::recognise::picture::Picture;
 use crate::wire::command;
@@ -23,6 +25,7 @@ use crate::wire::command::{ErrorCode, Received};
 const FRAME_PATIENCE: Duration = Duration::from_secs(5);
 /// Of the JPEG that is shown.
 const QUALITY: u8 = 80;
+const JPEG: &str = "image/jpeg";
 
 /// The commands of MQTT with the same bodies and replies (`docs/wire.md`); a request id is
 /// generated where none is given.
@@ -73,8 +76,13 @@ pub(super) async fn health(State(server): Shared) -> Result<Response, Refused> {
         .into_response())
 }
 
-/// The newest frame, as the camera gave it. It is made for who asks, and kept nowhere.
-pub(super) async fn picture(State(server): Shared) -> Result<Response, Refused> {
+/// Returns the newest frame, as the camera gave it; with `view` together with the faces in it. It is
+/// made for the client that asks, and kept nowhere.
+pub(super) async fn picture(
+    State(server): Shared,
+    query: WantedQuery,
+) -> Result<Response, Refused> {
+    let wanted = Wanted::read(query)?;
     if !server.snapshot {
         let message = "[privacy] snapshot = false forbids pictures on this device";
         return Err(Refused(StatusCode::FORBIDDEN, message.into()));
@@ -83,11 +91,36 @@ pub(super) async fn picture(State(server): Shared) -> Result<Response, Refused> 
     let scene = tokio::time::timeout(FRAME_PATIENCE, watching.next()).await.ok().flatten();
     let scene = scene.ok_or_else(|| Refused::busy("no frame came: the camera gives none"))?;
     server.log_picture();
+    let view = preview_message(Some(&scene), &server.health, wanted.names);
     let encoded =
         run_on_thread("picture", move || jpeg(scene.pixels.full().ok()?).ok()).await.flatten();
     let jpeg = encoded.ok_or_else(|| Refused::busy("the frame cannot be shown"))?;
-    Ok(([(header::CONTENT_TYPE, "image/jpeg"), (header::CACHE_CONTROL, "no-store")], jpeg)
-        .into_response())
+    let (kind, body) = if wanted.view {
+        let boundary = format!("rollcall-{}", Uuid::now_v7().simple());
+        let json = serde_json::to_vec(&view).expect("a view has string keys only");
+        let body = form_data(&boundary, &json, &jpeg);
+        (format!("multipart/form-data; boundary={boundary}"), body)
+    } else {
+        (JPEG.to_owned(), jpeg)
+    };
+    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store".to_owned())];
+    Ok((headers, body).into_response())
+}
+
+/// Returns a body of two parts (RFC 7578), `view` and `picture`.
+fn form_data(boundary: &str, view: &[u8], jpeg: &[u8]) -> Vec<u8> {
+    let head =
+        |rest: &str| format!("--{boundary}\r\nContent-Disposition: form-data; {rest}\r\n\r\n");
+    [
+        head("name=\"view\"\r\nContent-Type: application/json").as_bytes(),
+        view,
+        b"\r\n",
+        head(&format!("name=\"picture\"; filename=\"picture.jpg\"\r\nContent-Type: {JPEG}"))
+            .as_bytes(),
+        jpeg,
+        format!("\r\n--{boundary}--\r\n").as_bytes(),
+    ]
+    .concat()
 }
 
 fn jpeg(picture: &Picture) -> image::ImageResult<Vec<u8>> {

@@ -1,5 +1,5 @@
-//! `GET /api/attendance`: the device's own record, as JSON in pages, whole as CSV, or its summary as a
-//! spreadsheet workbook.
+//! `GET /api/attendance`: the device's own record, as JSON in pages or whole as CSV; its summary as
+//! JSON in pages, or as a spreadsheet workbook. Unlike the command, nothing is stored for it.
 
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ impl TableFormat {
     /// The keys that a query may have.
     fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Json => &["venue", "from", "to", "after", "limit", "all"],
+            Self::Json => &["venue", "from", "to", "after", "limit", "all", "summary", "absent"],
             Self::Csv => &["venue", "from", "to", "after", "limit", "all", "bom", "separator"],
             Self::Workbook => &["venue", "from", "to", "absent"],
         }
@@ -79,6 +79,7 @@ pub(super) async fn attendance(
             Ok(as_csv(server, wanted, style, unreadable))
         }
         TableFormat::Workbook => as_workbook(&server, wanted).await,
+        TableFormat::Json if wanted.summary => as_summary(&server, wanted).await,
         TableFormat::Json => {
             let (found, unreadable) =
                 page(&server, &wanted, wanted.after, wanted.limit + 1).await?;
@@ -109,7 +110,9 @@ impl HttpServer {
             }
             let value = match key.as_str() {
                 "after" | "limit" => text.parse::<i64>().map_or(Value::String(text), Value::from),
-                "all" | "absent" => text.parse::<bool>().map_or(Value::String(text), Value::from),
+                "all" | "absent" | "summary" => {
+                    text.parse::<bool>().map_or(Value::String(text), Value::from)
+                }
                 "bom" => {
                     style.bom =
                         text.parse().map_err(|_| Refused::bad("bom must be true or false"))?;
@@ -139,14 +142,41 @@ fn separator(name: &str) -> Result<u8, Refused> {
         .ok_or_else(|| Refused::bad("separator must be comma, semicolon, tab or bar"))
 }
 
-/// The summary of a period as a spreadsheet workbook.
+/// What a summary is made of.
+struct SummaryRequest {
+    venue: Venue,
+    period: (i64, i64),
+    absent: Absent,
+}
+
+impl SummaryRequest {
+    fn new(server: &HttpServer, wanted: &AttendanceRequest) -> Result<Self, Refused> {
+        let venue = server.venues.find(&wanted.venue);
+        let venue = venue.unwrap_or_else(|| Venue::plain(&wanted.venue));
+        let now_ms = server.clock.now().wall_ms;
+        let period = period_of(&venue, wanted, now_ms).ok_or_else(|| {
+            Refused::bad(format!("to is more than {SUMMARY_DAYS_MAX} days after from"))
+        })?;
+        let absent = Absent::new(wanted.absent, server.venues.is_watched(&venue.id));
+        Ok(Self { venue, period, absent })
+    }
+}
+
+/// Returns a page of the summary of a period, as the command replies it.
+async fn as_summary(server: &HttpServer, wanted: AttendanceRequest) -> Result<Response, Refused> {
+    let SummaryRequest { venue, period, absent } = SummaryRequest::new(server, &wanted)?;
+    let make = move |tx: &Tx<'_>| {
+        let report = AttendanceReport::new(tx, &venue, period, absent)?.within(RECORDS_MAX);
+        let mut page = report.page(wanted.after, wanted.limit)?;
+        page.unreadable = tx.unreadable()?.events;
+        Ok(page)
+    };
+    Ok(Json(server.store.report(make).await?).into_response())
+}
+
+/// Returns the summary of a period as a spreadsheet workbook.
 async fn as_workbook(server: &HttpServer, wanted: AttendanceRequest) -> Result<Response, Refused> {
-    let venue = server.venues.find(&wanted.venue).unwrap_or_else(|| Venue::plain(&wanted.venue));
-    let now_ms = server.clock.now().wall_ms;
-    let period = period_of(&venue, &wanted, now_ms).ok_or_else(|| {
-        Refused::bad(format!("to is more than {SUMMARY_DAYS_MAX} days after from"))
-    })?;
-    let absent = Absent::new(wanted.absent, server.venues.is_watched(&venue.id));
+    let SummaryRequest { venue, period, absent } = SummaryRequest::new(server, &wanted)?;
     let write = move |tx: &Tx<'_>| {
         let report = AttendanceReport::new(tx, &venue, period, absent)?.within(RECORDS_MAX);
         match workbook(&report, &venue, absent) {

@@ -1,5 +1,5 @@
-//! `GET /api/events`: server-sent events (WHATWG HTML, section 9.2) of what is recorded, of the
-//! device's health, and of what the camera sees.
+//! `GET /api/events`: server-sent events (WHATWG HTML, section 9.2) of what is recorded, of visits
+//! that are recorded already, of the device's health, and of what the camera sees.
 //!
 //! Bounded: few at a time, each takes what there is when it can, and who does not read is let go by
 //! the connection. Who comes back sends `Last-Event-ID`, the newest they have, and gets what they
@@ -9,17 +9,20 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::app::http::{HttpServer, Refused, Shared};
 use crate::app::state::preview::{PreviewFeed, PreviewFrame, preview_message};
+use crate::app::state::repeats::RepeatedVisit;
 use crate::store::{StoreError, Tx, Wake};
 use crate::wire::event;
 use crate::wire::event::StoredEvent;
@@ -36,18 +39,28 @@ const BATCH: u32 = 50;
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Wanted {
     /// What the camera sees, too.
-    view: bool,
+    pub(super) view: bool,
     /// With names.
-    names: bool,
+    pub(super) names: bool,
+}
+
+/// The query of a route that can send what the camera sees.
+pub(super) type WantedQuery = Result<Query<Wanted>, QueryRejection>;
+
+impl Wanted {
+    pub(super) fn read(query: WantedQuery) -> Result<Self, Refused> {
+        query
+            .map(|Query(wanted)| wanted)
+            .map_err(|_| Refused::bad("the query may have view=true and names=true"))
+    }
 }
 
 pub(super) async fn events(
     State(server): Shared,
     headers: HeaderMap,
-    wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
+    query: WantedQuery,
 ) -> Result<Response, Refused> {
-    let Query(wanted) =
-        wanted.map_err(|_| Refused::bad("the query may have view=true and names=true"))?;
+    let wanted = Wanted::read(query)?;
     let place = Arc::clone(&server.feeds).try_acquire_owned();
     let place = place
         .map_err(|_| Refused(StatusCode::SERVICE_UNAVAILABLE, "too many watch already".into()))?;
@@ -67,6 +80,7 @@ pub(super) async fn events(
         // Nobody is sent a year of events by a made-up number.
         seq: had.map_or(newest, |had| had.clamp(newest - i64::from(BATCH), newest)),
         watching: wanted.view.then(|| Watching::begin(&server.feed)),
+        repeats: server.repeats.subscribe(),
         unreadable: 0,
         views,
         wanted,
@@ -91,6 +105,7 @@ struct Feed {
     /// Events of the record that cannot be read, as it was sent.
     unreadable: u64,
     watching: Option<Watching>,
+    repeats: broadcast::Receiver<Arc<RepeatedVisit>>,
     views: Interval,
     health_due: Instant,
     _place: OwnedSemaphorePermit,
@@ -122,6 +137,14 @@ impl Feed {
                     self.wakes.mark_changed();
                 }
                 () = tokio::time::sleep_until(self.health_due) => {}
+                repeat = self.repeats.recv() => match repeat {
+                    Ok(visit) => {
+                        let json = serde_json::to_vec(&*visit).ok()?;
+                        return Some(vec![message(Event::default(), "repeat", &json)]);
+                    }
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return None,
+                },
                 scene = paced(&mut self.watching, &mut self.views) => {
                     let view = preview_message(scene.as_deref(), &self.server.health, self.wanted.names);
                     return Some(vec![message(Event::default(), "view", &serde_json::to_vec(&view).ok()?)]);

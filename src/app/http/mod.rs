@@ -32,6 +32,7 @@ use crate::app::monitor::health_message::HealthReporter;
 use crate::app::monitor::metrics::Metrics;
 use crate::app::monitor::prometheus;
 use crate::app::state::preview::PreviewFeed;
+use crate::app::state::repeats::RepeatFeed;
 use crate::app::state::venues::VenueRegistry;
 use crate::app::supervise::StageResult;
 use crate::backoff::Backoff;
@@ -71,6 +72,7 @@ pub struct HttpServer {
     reporter: Arc<HealthReporter>,
     metrics: Metrics,
     feed: Arc<PreviewFeed>,
+    repeats: RepeatFeed,
     /// Whether pictures may leave the daemon.
     snapshot: bool,
     mongo: Option<MongoLink>,
@@ -133,7 +135,7 @@ impl HttpServer {
         let limits = ctx.command_limits();
         let feeds_max = FEEDS_MAX.min(per_peer_max(settings.connections_max) - PLACES_WITHOUT_FEED);
         let snapshot = ctx.settings.snapshot;
-        let Context { origin, venues, store, clock, health, .. } = ctx;
+        let Context { origin, venues, store, clock, health, repeats, .. } = ctx;
         Self {
             settings,
             limits,
@@ -146,6 +148,7 @@ impl HttpServer {
             reporter,
             metrics,
             feed,
+            repeats,
             snapshot,
             mongo,
             stop,

@@ -208,13 +208,7 @@ impl Inference {
         self.health.recognition.faces.add(report.faces as u64);
         self.health.recognition.too_far.add(report.too_far as u64);
         self.health.recognition.templates.add(report.templates as u64);
-        if self.feed.receiver_count() > 0 {
-            let preview = PreviewFrame::new(frame, report.action, self.live.observations());
-            self.feed.send_replace(Some(Arc::new(preview)));
-        } else if self.feed.borrow().is_some() {
-            // Without clients no frame is kept.
-            self.feed.send_replace(None);
-        }
+        self.show_preview(frame, report.action);
         if report.action == FrameAction::Detect {
             self.gather_samples(frame, report.faces);
         }
@@ -228,6 +222,21 @@ impl Inference {
             self.count_error(&error);
             Err(error)
         }))
+    }
+
+    /// Puts the frame and its faces into the feed. A skipped frame was not even compared with the one
+    /// that the faces were found in, and may show them elsewhere: the frame before it stays.
+    fn show_preview(&self, frame: &Frame, action: FrameAction) {
+        if self.feed.receiver_count() > 0 {
+            let faces = self.live.observations();
+            if action != FrameAction::Skip || faces.is_empty() {
+                let preview = PreviewFrame::new(frame, action, faces);
+                self.feed.send_replace(Some(Arc::new(preview)));
+            }
+        } else if self.feed.borrow().is_some() {
+            // Without clients no frame is kept.
+            self.feed.send_replace(None);
+        }
     }
 
     /// Runs recognition and times its steps.

@@ -17,7 +17,8 @@ use crate::recognise::quality::Flaw;
 /// The newest frame, for the clients that are connected. Empty while there are none.
 pub type PreviewFeed = watch::Sender<Option<Arc<PreviewFrame>>>;
 
-/// A frame with the faces in it.
+/// A frame with the faces in it. They were found in these pixels, or in earlier ones from which
+/// these do not differ.
 #[derive(Debug)]
 pub struct PreviewFrame {
     pub seq: u64,

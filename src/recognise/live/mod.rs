@@ -123,6 +123,8 @@ pub struct Live {
     settings: LiveSettings,
     tracker: Tracker,
     scheduler: FrameScheduler,
+    /// When the frame was taken that the detector ran on last.
+    detected_at: Option<Stamp>,
 }
 
 impl Live {
@@ -131,6 +133,7 @@ impl Live {
             settings,
             tracker: Tracker::new(settings.track),
             scheduler: FrameScheduler::new(settings.pace),
+            detected_at: None,
         }
     }
 
@@ -154,6 +157,7 @@ impl Live {
             return Ok(report);
         }
         let mut detections = detect_faces(engine, frame, self.settings.detector_input)?;
+        self.detected_at = Some(now);
         self.scheduler.note_decoded(frame)?;
         detections.retain(|face| face.confidence >= self.settings.confidence_min);
         report.faces = detections.len();
@@ -184,15 +188,16 @@ impl Live {
         Ok(report)
     }
 
-    /// Returns the faces of the last frame that the detector ran on.
+    /// Returns the faces of the last frame that the detector ran on; not those that it missed there,
+    /// although their tracks go on.
     pub fn observations(&self) -> Vec<FaceObservation> {
-        let tracks = self.tracker.tracks();
-        let Some(newest) = tracks.iter().map(|track| track.last_seen.boottime_ms).max() else {
+        let Some(detected_at) = self.detected_at else {
             return Vec::new();
         };
-        tracks
+        self.tracker
+            .tracks()
             .iter()
-            .filter(|track| track.last_seen.boottime_ms == newest)
+            .filter(|track| track.last_seen.boottime_ms == detected_at.boottime_ms)
             .map(observe_track)
             .collect()
     }

@@ -323,3 +323,15 @@ fn still_decided_face_costs_little() {
     assert!((2..=20).contains(&played.templates.iter().sum::<usize>()), "{:?}", played.templates);
     assert!(played.detections < 60, "{}", played.detections);
 }
+
+#[test]
+fn observations_are_those_of_the_last_detection() {
+    let mut place = TestPlace::new(settings(PadMode::Off));
+    place.show(0, 100, 120);
+    assert_eq!(place.live.observations().len(), 1);
+    // Its track goes on for a moment, but the face is not in this frame.
+    place.show_nobody();
+    assert_eq!(place.live.observations().len(), 0);
+    place.show(0, 100, 120);
+    assert_eq!(place.live.observations().len(), 1);
+}
