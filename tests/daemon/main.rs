@@ -30,6 +30,7 @@ mod mongo;
 mod odd_files;
 mod pad;
 mod page;
+mod page_scale;
 mod pipe;
 mod privacy;
 mod reports;

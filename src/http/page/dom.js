@@ -17,13 +17,13 @@ export function make(tag, attributes = {}, ...children) {
   return made;
 }
 
-/// Returns a row of a list: a mark or time, the content with a smaller line below, a badge and buttons.
+/// Returns a row of a list: a mark or time, the content with a smaller line below, a badge and its actions.
 export function row({ before, what, small, badge, state, buttons = [], isNew = false }) {
   return make("li", { class: isNew ? "new" : null },
     before ?? null,
     make("span", { class: "what" }, what, small ? make("small", {}, small) : null),
     badge ? make("span", { class: "badge", state }, badge) : null,
-    ...buttons);
+    buttons.some(Boolean) ? make("span", { class: "do" }, ...buttons) : null);
 }
 
 export const emptyRow = (what) => make("li", { class: "none" }, what);
@@ -36,18 +36,53 @@ export function say(id, what = "", state = "") {
   place.replaceChildren(...(lines.length === 1 ? lines : lines.map((line) => make("p", {}, line))));
 }
 
+/// A section's cards are shown once there is something in them, so that nothing moves when it arrives.
+export const ready = (section) => document.querySelector(`#section-${section} [data-wait]`)?.removeAttribute("data-wait");
+
+/// The time zone of the door's venue: every time is shown in that of its venue, and where none is named in this one.
+let doorZone;
+export function setDoorZone(zone) { doorZone = zone; }
+
 const formats = new Map();
-function format(moment, zone, options) {
-  const key = JSON.stringify([zone, options]);
-  if (!formats.has(key)) formats.set(key, new Intl.DateTimeFormat(LANGUAGE === "en" ? "en-GB" : LANGUAGE, { timeZone: zone, ...options }));
+function formatOf(zone, language, options) {
+  const key = JSON.stringify([zone, language, options]);
+  if (!formats.has(key)) {
+    let made;
+    try {
+      made = new Intl.DateTimeFormat(language, { timeZone: zone, ...options });
+    } catch {
+      // A zone that this browser does not know yet.
+      made = new Intl.DateTimeFormat(language, options);
+    }
+    formats.set(key, made);
+  }
+  return formats.get(key);
+}
+function format(moment, zone = doorZone, options = {}) {
   const date = new Date(moment);
-  return Number.isNaN(date.getTime()) ? "?" : formats.get(key).format(date);
+  return Number.isNaN(date.getTime()) ? "?" : formatOf(zone, LANGUAGE === "en" ? "en-GB" : LANGUAGE, options).format(date);
 }
 export const timeOf = (moment, zone) => format(moment, zone, { hour: "2-digit", minute: "2-digit" });
 export const dateOf = (moment, zone) => format(moment, zone, { dateStyle: "medium" });
-export const dayOf = (moment, zone) => new Intl.DateTimeFormat("en-CA", { timeZone: zone }).format(new Date(moment));
+export const dayOf = (moment, zone = doorZone) => formatOf(zone, "en-CA", {}).format(new Date(moment));
+/// A time, with its date where that is another than that of `beside`.
+export const whenOf = (moment, beside, zone) => (dayOf(moment, zone) === dayOf(beside, zone) ? timeOf(moment, zone) : momentOf(moment, zone));
+/// The last moment of what ends at `end`: of a day it is that day, not the next.
+export const lastDateOf = (end) => dateOf(Date.parse(end) - 1);
+
+/// The id of a session is its start in UTC and the name of its rule.
+export const startOf = (session) => Date.parse(session.split("/")[0]);
+export const ruleOf = (session) => session.split("/").pop();
+export const sessionOf = (session, zone) => `${ruleOf(session)} ${timeOf(startOf(session), zone)}`;
+/// The status of a record in words; lateness in minutes.
+export function statusOf({ status, session, occurred_at: at }) {
+  const late = status === "late" && session ? Math.ceil((Date.parse(at) - startOf(session)) / 60_000) : 0;
+  return late > 0 ? lateBy(late) : text(`status.${status}`);
+}
+export const lateBy = (n) => text("today.lateBy", { time: text("unit.minute", { n }) });
+
 /// The bounds of a local day (YYYY-MM-DD) in a zone, as RFC 3339: where the clocks change, by the offset at each end.
-export function dayBounds(day, zone) {
+export function dayBounds(day, zone = doorZone) {
   const midnight = (at) => {
     let moment = Date.parse(`${at}T00:00:00Z`);
     for (let round = 0; round < 2; round += 1) moment = Date.parse(`${at}T00:00:00Z`) - offsetOf(moment, zone);
@@ -59,16 +94,22 @@ export function dayBounds(day, zone) {
   return { from: midnight(day), to: midnight(next) };
 }
 function offsetOf(moment, zone) {
-  const parts = Object.fromEntries(new Intl.DateTimeFormat("en-US", {
-    timeZone: zone, hourCycle: "h23", year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit",
+  const parts = Object.fromEntries(formatOf(zone, "en-US", {
+    hourCycle: "h23", year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit",
   }).formatToParts(new Date(moment)).map((part) => [part.type, part.value]));
   return Date.UTC(parts.year, parts.month - 1, parts.day, parts.hour, parts.minute, parts.second) - Math.floor(moment / 1000) * 1000;
 }
 
 const collator = new Intl.Collator(undefined, { sensitivity: "base", numeric: true });
 export const byName = (a, b) => collator.compare(a, b);
+const plains = new Map();
+const PLAINS_MAX = 20_000;
 /// A name as it is searched: without case and marks.
-export const plain = (name) => name.normalize("NFD").replace(/\p{Diacritic}/gu, "").toLowerCase();
+export function plain(name) {
+  if (plains.size > PLAINS_MAX) plains.clear();
+  if (!plains.has(name)) plains.set(name, name.normalize("NFD").replace(/\p{Diacritic}/gu, "").toLowerCase());
+  return plains.get(name);
+}
 
 export const momentOf = (moment, zone) => format(moment, zone, { dateStyle: "medium", timeStyle: "short" });
 

@@ -1,6 +1,7 @@
-// The preview: boxes and decisions, and the picture itself only on request.
+// The preview: boxes and decisions, and the picture itself only on request. Boxes, list and picture are always of one frame:
+// they are drawn together, or not at all.
 
-import { by, emptyRow, make, row, say, timeOf } from "./dom.js";
+import { by, emptyRow, make, row, say, setDoorZone, statusOf, timeOf, whenOf } from "./dom.js";
 import { hasText, text } from "./texts.js";
 import { request } from "./wire.js";
 
@@ -8,19 +9,28 @@ const SVG = "http://www.w3.org/2000/svg";
 /// A forgotten picture is hidden after this time.
 const PICTURE_SHOWN_MS = 120_000;
 const PICTURE_EVERY_MS = 1_000;
-const LIST_EVERY_MS = 500;
+/// Frames may come ten times a second, but nobody can read a list that changes so often.
+const DRAW_EVERY_MS = 250;
 const LAST_MAX = 5;
+/// Faces of which it is kept that they are recorded already.
+const REPEATS_MAX = 50;
+const NOBODY = { frame: null, width: 0, height: 0, faces: [] };
 
-let listed = -Infinity;
+let newest = null;
+let drawing = null;
 let showing = null;
-/// The time zone of the door's venue.
-let zone;
+/// While a picture is shown, boxes and list are those that came with it.
+let isPictured = false;
+/// The latest events, newest first.
+let last = [];
+/// The repeated visits, by the face's track.
+const repeats = new Map();
 
 export function start(onNames) {
   by("picture-on").addEventListener("click", () => (showing ? hidePicture() : showPicture()));
   by("names").addEventListener("change", onNames);
-  by("faces").replaceChildren(emptyRow(text("door.nobody")));
-  by("last").replaceChildren(emptyRow(text("nobody")));
+  draw(NOBODY);
+  showLast();
 }
 export const wantsNames = () => by("names").checked;
 
@@ -36,20 +46,30 @@ function wordOf(face) {
 export const hintOf = (face) => (hasText(`hint.${face.flaw}`) ? text(`hint.${face.flaw}`) : "");
 
 export function view(seen) {
+  newest = seen;
+  drawing ??= setTimeout(drawNewest, 0);
+}
+function drawNewest() {
+  drawing = null;
+  if (newest === null || isPictured) return;
+  draw(newest);
+  newest = null;
+  drawing = setTimeout(drawNewest, DRAW_EVERY_MS);
+}
+
+/// Draws a frame: its boxes, the list of its faces, and its picture if that is shown.
+function draw(seen, picture = null) {
   const svg = by("boxes");
   const width = seen.width || 640;
   const height = seen.height || 480;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.replaceChildren(...seen.faces.map((face) => outline(face, width, height)));
-  // Boxes may change ten times a second, but nobody can read a list that does.
-  const now = performance.now();
-  if (now - listed < LIST_EVERY_MS) return;
-  listed = now;
   svg.setAttribute("aria-label", seen.faces.length ? text("door.seen", { n: seen.faces.length }) : text("door.nobody"));
+  svg.replaceChildren(...seen.faces.map((face) => outline(face, width, height)));
   const rows = seen.faces.map((face) => row({
     what: face.name ?? wordOf(face),
     small: [
       hintOf(face),
+      repeats.has(face.track) ? againOf(repeats.get(face.track)) : "",
       face.score === null ? "" : text("score", { score: face.score.toFixed(2), needed: face.threshold?.toFixed(2) ?? "?" }),
       text("samples", { n: face.samples }),
     ].filter(Boolean).join(" · "),
@@ -57,13 +77,20 @@ export function view(seen) {
     state: stateOf(face),
   }));
   by("faces").replaceChildren(...(rows.length ? rows : [emptyRow(text("door.nobody"))]));
+  // A picture that is decoded, in the place of the one before: with the boxes, not a moment later.
+  if (picture) by("picture").replaceWith(picture);
+  for (const id of picture ? ["boxes", "faces", "picture"] : ["boxes", "faces"]) by(id).dataset.frame = seen.frame ?? "";
 }
 
 /// Without frames there is no preview, and only the health message gives the reason.
 export function vitals(health) {
   const state = health.camera.state;
   by("stage-says").textContent = state === "streaming" ? "" : text(`camera.${state}`);
-  if (state !== "streaming") by("boxes").replaceChildren();
+  if (state !== "streaming") {
+    hidePicture();
+    newest = null;
+    draw(NOBODY);
+  }
   showSteps(health);
 }
 
@@ -85,47 +112,65 @@ function outline(face, width, height) {
   return group;
 }
 
-/// The venue's time, and what the device still needs.
+/// The venues: the time of the door's one, and what the device still needs.
 export function venues(all) {
-  const door = all.find((it) => it.door);
-  zone = door?.time_zone;
+  door = all.find((it) => it.door);
+  setDoorZone(door?.time_zone);
   hasSessions = all.some((it) => it.sessions.length > 0);
+  // After a gap of the stream the device may have started anew, and its tracks with it.
+  repeats.clear();
+  showLast();
 }
+let door = null;
 let hasSessions = true;
 
 function showSteps(health) {
-  const missing = [
+  const needed = [
     health.camera.state === "absent" ? "steps.camera" : null,
     health.clock_trusted ? null : "steps.clock",
     health.gallery.subjects === 0 ? "steps.people" : null,
-    hasSessions ? null : "steps.sessions",
+    door?.source === "default" ? "steps.zone" : null,
   ].filter(Boolean);
-  by("steps").hidden = health.gallery.subjects > 0 && health.camera.state !== "absent" && health.clock_trusted;
-  by("steps-list").replaceChildren(...missing.map((key) => make("li", {}, text(key))));
+  by("steps").hidden = needed.length === 0;
+  by("steps-list").replaceChildren(...[...needed, ...(hasSessions ? [] : ["steps.sessions"])].map((key) => make("li", {}, text(key))));
 }
 
 /// What was recorded before the page was opened.
 export function seed(records) {
-  if (!by("last").querySelector(".none")) return;
+  if (last.length) return;
   const latest = records.sort((a, b) => (a.occurred_at < b.occurred_at ? -1 : 1)).slice(-LAST_MAX);
   for (const record of latest) event({ kind: "attendance", ...record }, false);
 }
 
-/// The latest events, newest first.
+/// Shows an event as the latest.
 export function event(told, isNew = true) {
-  const what = wordsOf(told);
-  if (!what) return;
-  const list = by("last");
-  list.querySelector(".none")?.remove();
-  list.prepend(row({ before: make("time", { datetime: told.occurred_at }, timeOf(told.occurred_at, zone)), what, isNew }));
-  while (list.children.length > LAST_MAX) list.lastElementChild.remove();
+  if (wordsOf(told) === null) return;
+  const isSame = (it) => told.kind === "repeat" && it.told.kind === "repeat" && it.told.subject.id === told.subject.id;
+  last = [{ told, isNew }, ...last.filter((it) => !isSame(it)).map((it) => ({ ...it, isNew: false }))].slice(0, LAST_MAX);
+  showLast();
 }
+/// A visit that is in the record already: nothing is recorded, and this is why.
+export function repeat(told) {
+  repeats.set(told.track, told);
+  if (repeats.size > REPEATS_MAX) repeats.delete(repeats.keys().next().value);
+  event({ kind: "repeat", ...told });
+}
+function showLast() {
+  const rows = last.map(({ told, isNew }) => row({
+    before: make("time", { datetime: told.occurred_at }, timeOf(told.occurred_at)), what: wordsOf(told), isNew,
+  }));
+  by("last").replaceChildren(...(rows.length ? rows : [emptyRow(text("nobody"))]));
+}
+const againOf = ({ recorded_at: at, occurred_at: now }) => (at ? text("event.again", { time: whenOf(at, now) }) : text("event.againUnknown"));
+
 export function wordsOf(told) {
   switch (told.kind) {
     case "attendance":
       return text("event.attendance", {
-        name: told.subject?.name ?? text("erased"), direction: text(`direction.${told.direction}`), status: text(`status.${told.status}`),
+        name: told.subject?.name ?? text("erased"), direction: text(`direction.${told.direction}`), status: statusOf(told),
       });
+    case "repeat":
+      return text("event.repeat", { name: told.subject.name, again: againOf(told) });
     case "camera":
       return text(`event.${told.state}`);
     case "unknown":
@@ -137,7 +182,9 @@ export function wordsOf(told) {
 }
 /// Clears the events after an erasure, so that no name stays on the screen.
 export function forget() {
-  by("last").replaceChildren(emptyRow(text("nobody")));
+  last = [];
+  repeats.clear();
+  showLast();
 }
 
 async function showPicture() {
@@ -150,13 +197,15 @@ async function showPicture() {
   const until = performance.now() + PICTURE_SHOWN_MS;
   try {
     while (showing === mine && performance.now() < until) {
-      const response = await request("api/picture", { accept: "image/jpeg", signal: mine.signal });
-      const url = URL.createObjectURL(await response.blob());
+      const response = await request(`api/picture?view=true&names=${wantsNames()}`, { accept: "multipart/form-data", signal: mine.signal });
+      const answer = await response.formData();
+      const url = URL.createObjectURL(answer.get("picture"));
       try {
-        const picture = by("picture");
-        picture.src = url;
+        const picture = make("img", { id: "picture", alt: "", src: url });
         await picture.decode();
-        picture.hidden = showing !== mine;
+        if (showing !== mine) return;
+        isPictured = true;
+        draw(JSON.parse(answer.get("view")), picture);
       } finally {
         URL.revokeObjectURL(url);
       }
@@ -170,6 +219,7 @@ async function showPicture() {
 export function hidePicture() {
   showing?.abort();
   showing = null;
+  isPictured = false;
   const button = by("picture-on");
   button.textContent = text("door.show");
   button.setAttribute("aria-pressed", "false");

@@ -1,6 +1,6 @@
 // The health of the device: the set-up check, what is pending since when, and its counters.
 
-import { by, bytesOf, lengthOf, make, momentOf, row, say } from "./dom.js";
+import { by, bytesOf, lengthOf, make, momentOf, ready, row, say } from "./dom.js";
 import { text } from "./texts.js";
 import { hintOf } from "./door.js";
 import { command } from "./wire.js";
@@ -21,6 +21,7 @@ export function take(told) {
   showChecks();
   showOwed();
   showDevice();
+  ready("health");
 }
 
 /// Light and distance are judged by the last face before the camera.

@@ -1,6 +1,6 @@
 // The page as a whole: signing in, the sections, and the distribution of the event stream.
 
-import { announce, by, say } from "./dom.js";
+import { announce, by, ready, say } from "./dom.js";
 import * as door from "./door.js";
 import * as health from "./health.js";
 import * as people from "./people.js";
@@ -14,6 +14,8 @@ const SECTIONS = ["door", "today", "people", "venues", "health"];
 let isIn = false;
 let enrolsFromCamera = false;
 let deviceName = "rollcall";
+let hasVenues = false;
+let newestVitals = null;
 
 const current = () => (SECTIONS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "door");
 
@@ -68,6 +70,8 @@ function link(state) {
   const badge = by("link");
   badge.dataset.state = state;
   badge.textContent = state ? text(`link.${state}`) : "";
+  // A device that does not answer has nothing to wait for.
+  if (state === "look") for (const section of SECTIONS) ready(section);
 }
 
 async function signIn(given) {
@@ -86,19 +90,28 @@ async function signIn(given) {
 
 function enter() {
   isIn = true;
+  // With the device's name, so that it does not move when that comes.
+  by("host").textContent = "";
   show(true);
   listen();
 }
 
 function listen() {
   link("none");
-  follow({ link, opened, event, view, health: vitals });
+  follow({ link, opened, event, repeat, view, health: vitals });
 }
 
-/// Loads everything at the start and after each gap of the stream.
-function opened() {
-  venues.load();
+/// Loads everything at the start and after each gap of the stream. The venues first: they have the time zone.
+async function opened() {
+  await venues.load();
+  hasVenues = true;
+  if (newestVitals) vitals(newestVitals);
   people.load();
+}
+
+function repeat(told) {
+  door.repeat(told);
+  announce(door.wordsOf({ kind: "repeat", ...told }));
 }
 
 function event(told) {
@@ -111,11 +124,14 @@ function event(told) {
 }
 
 function vitals(told) {
+  newestVitals = told;
   if (told.device) deviceName = `${told.site} / ${told.device}`;
   by("device-name").textContent = deviceName;
+  by("host").textContent = location.host;
   document.title = titleOf();
   health.take(told);
   door.vitals(told);
+  if (hasVenues) ready("door");
 }
 
 function view(seen) {

@@ -1,6 +1,6 @@
 // The enrolled people: the list, enrolment from photographs or the door's camera, renaming, withdrawal and erasure.
 
-import { ask, by, byName, dateOf, emptyRow, make, plain, row, say, settled } from "./dom.js";
+import { ask, by, byName, dateOf, dayBounds, emptyRow, lastDateOf, make, plain, ready, row, say, settled } from "./dom.js";
 import { hasText, text } from "./texts.js";
 import { LIMITS, command, pages } from "./wire.js";
 import { hintOf } from "./door.js";
@@ -36,8 +36,9 @@ export function start(whenCameraIsUsed) {
   for (const radio of document.getElementsByName("how")) radio.addEventListener("change", chooseHow);
   by("enrol").addEventListener("submit", (event) => { event.preventDefault(); enrol(false); });
   by("enrol-anyway").addEventListener("click", () => enrol(true));
-  by("enrol-id").value = freshId();
-  chooseHow();
+  // What was said of the last person is not said of the next one.
+  by("enrol").addEventListener("input", forgetResult);
+  emptyForm();
 }
 
 /// Returns a random id: an id made from the name would remain when the person is erased.
@@ -60,6 +61,7 @@ export async function load() {
   } catch (error) {
     say("people-says", error.message, "bad");
   }
+  ready("people");
 }
 
 export const loadSoon = settled(load, SETTLE_MS);
@@ -93,19 +95,29 @@ const action = (key, it, act) => make("button", { type: "button", class: "quiet"
 function consentOf({ consent }) {
   if (!consent) return [];
   const { text_version: version, valid_until: until } = consent;
-  return [until ? text("people.consentUntil", { version, date: dateOf(until) }) : text("people.consent", { version })];
+  return [until ? text("people.consentUntil", { version, date: lastDateOf(until) }) : text("people.consent", { version })];
 }
 function endingOf({ consent }) {
   const until = consent?.valid_until;
-  return until && new Date(until) - Date.now() < CONSENT_ENDING_MS ? text("people.consentEnding", { date: dateOf(until) }) : null;
+  return until && new Date(until) - Date.now() < CONSENT_ENDING_MS ? text("people.consentEnding", { date: lastDateOf(until) }) : null;
 }
 
-function fill(subject) {
-  by("enrol").reset();
-  chooseHow();
+function forgetResult() {
   by("photo-results").replaceChildren();
   say("enrol-says");
   by("enrol-anyway").hidden = true;
+}
+
+/// Empties the form for the next person.
+function emptyForm() {
+  by("enrol").reset();
+  by("enrol-id").value = freshId();
+  chooseHow();
+}
+
+function fill(subject) {
+  emptyForm();
+  forgetResult();
   by("enrol-name").value = subject.name;
   by("enrol-id").value = subject.id;
   by("photos").focus();
@@ -146,13 +158,12 @@ async function change(act, done) {
   by("people-list").focus();
 }
 
-/// Returns the consent of the form, given now; it holds to the end of the chosen day here.
+/// Returns the consent of the form, given now; it holds to the end of the chosen day at the door.
 function statedConsent() {
   const [version, until, recorder] = ["consent-version", "consent-until", "recorded-by"].map((id) => by(id).value.trim());
   if (!version) return null;
   if (!recorder) throw new Error(text("enrol.consentBy"));
-  const [year, month, day] = until.split("-").map(Number);
-  const end = until ? new Date(year, month - 1, day + 1).toISOString() : null;
+  const end = until ? dayBounds(until).to : null;
   return { given_at: new Date().toISOString(), text_version: version, valid_until: end, recorded_by: recorder };
 }
 
@@ -172,9 +183,7 @@ async function enrol(anyway) {
     showImages(answer.images, files);
     const alike = answer.look_alikes.map((it) => text("enrol.alike", { name: nameOf(it.subject_id), score: it.score.toFixed(2) }));
     say("enrol-says", [text("enrol.done", { name: fields.subject.name, n: answer.references }), ...alike], "good");
-    by("enrol").reset();
-    by("enrol-id").value = freshId();
-    chooseHow();
+    emptyForm();
     await load();
   } catch (error) {
     const duplicate = error.code === "duplicate_subject" && error.answer?.duplicate_of;

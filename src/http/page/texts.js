@@ -31,6 +31,7 @@ const TEXTS = {
   steps: {
     title: "First steps", camera: "Connect a camera, and set [camera] source (rollcall cameras lists them).", people: "Enrol somebody: People.",
     sessions: "Add sessions, if lateness and absence are to be known: Venues.", clock: "Let the clock be synchronised: until then no session is recorded.",
+    zone: "Set the time zone of this door: Venues. Until then times are in UTC.",
   },
   camera: { streaming: "The camera is streaming", lost: "The camera is lost", absent: "There is no camera" },
   decision: { identified: "recognised", unknown: "unknown", undecided: "not decided yet", attack: "picture shown to the camera" },
@@ -41,7 +42,8 @@ const TEXTS = {
     blurred: "blurred: stand still", turned: "turned away: look at the camera",
   },
   event: {
-    attendance: "{name}, {direction}, {status}", unknown: "Somebody unknown", attack: "A picture was shown to the camera",
+    attendance: "{name}, {direction}, {status}", repeat: "{name}: {again}", again: "already recorded at {time}", againUnknown: "already recorded",
+    unknown: "Somebody unknown", attack: "A picture was shown to the camera",
     lost: "The camera was lost", back: "The camera is back",
   },
   direction: { in: "in", out: "out" },
@@ -49,7 +51,8 @@ const TEXTS = {
 
   today: {
     nav: "Today", title: "Who came", day: "Day", search: "Search", nobodyFound: "Nobody has this name.", csv: "Save as CSV", xlsx: "Save as spreadsheet", absent: "Who is missing", passages: "Attendance", persons: "By person",
-    session: "session {id}", unsynced: "clock not synchronised", more: { one: "and {n} more", other: "and {n} more" }, running: "is running", ahead: "not yet",
+    sessions: "Session", allSessions: "All sessions", unsynced: "clock not synchronised", more: { one: "Show {n} more", other: "Show {n} more" },
+    running: "is running", ahead: "has not begun",
     in: "came {time}", out: "left {time}", lateBy: "late by {time}", present: "there for {time}", saved: "The file is in your downloads.",
     notKnown: "Session {id}: absence is not known, because the door was not watching all the time.", notOver: "Session {id} {state}: who is absent is known when it is over.",
   },

@@ -1,6 +1,6 @@
 // Venues and their sessions: the list, and one form for a venue.
 
-import { ask, by, emptyRow, make, momentOf, row, say } from "./dom.js";
+import { ask, by, emptyRow, make, momentOf, ready, row, say } from "./dom.js";
 import { LANGUAGE, text } from "./texts.js";
 import { command, pages } from "./wire.js";
 
@@ -39,6 +39,7 @@ export async function load() {
   } catch (error) {
     say("venues-says", error.message, "bad");
   }
+  ready("venues");
 }
 const shortly = (session) => `${(session.weekdays?.length ? session.weekdays.map((day) => text(`day.${day}`)) : session.dates ?? []).join(" ")} ${session.start}–${session.end}`;
 

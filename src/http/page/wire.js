@@ -75,6 +75,21 @@ export async function pages(verb, fields, list, most) {
   return { all, complete: after === null };
 }
 
+/// Loads the record page by page, at most `most` entries of `list`, and with them the first page. The device stores nothing for
+/// it, as it would for the command.
+export async function recordPages(fields, list, most) {
+  const all = [];
+  let first = null;
+  let answer = null;
+  do {
+    const further = answer ? { after: answer.next_after, ...(answer.from ? { from: answer.from, to: answer.to } : {}) } : {};
+    answer = await get(`api/attendance?${new URLSearchParams({ ...fields, limit: 500, ...further })}`);
+    first ??= answer;
+    all.push(...answer[list]);
+  } while (answer.next_after !== null && all.length < most);
+  return { all, first };
+}
+
 let handlers = {};
 let wanted = "";
 let running = null;

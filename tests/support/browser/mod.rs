@@ -67,6 +67,8 @@ impl Browser {
             "--disable-component-update",
         ]);
         command.args(["--hide-scrollbars", "--lang=en-GB"]);
+        // With a mouse (hover 2, fine pointer 4): without a screen it believes that it has none.
+        command.arg("--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4");
         if rustix::process::getuid().is_root() {
             command.arg("--no-sandbox");
         }
@@ -158,7 +160,7 @@ impl Browser {
     /// A click by the mouse, where the element is on the screen.
     pub fn click(&mut self, selector: &str) {
         let find = format!(
-            "(() => {{ const it = document.querySelector({0}); if (!it?.checkVisibility() || it.disabled) return null;
+            "(() => {{ const it = document.querySelector({0}); if (!it?.checkVisibility({{ visibilityProperty: true }}) || it.disabled) return null;
               it.scrollIntoView({{ block: 'center', behavior: 'instant' }}); const box = it.getBoundingClientRect();
               const at = [box.x + box.width / 2, box.y + box.height / 2]; const hit = document.elementFromPoint(...at);
               return it.contains(hit) || hit?.contains(it) ? at : null; }})()",
@@ -173,6 +175,19 @@ impl Browser {
                 json!({"type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1});
             self.call("Input.dispatchMouseEvent", params);
         }
+    }
+
+    /// Moves the mouse to the middle of an element, or to the corner of the page.
+    pub fn point_at(&mut self, selector: Option<&str>) {
+        let at = selector.map_or(json!([1, 1]), |selector| {
+            self.value(&format!(
+                "(() => {{ const box = document.querySelector({}).getBoundingClientRect(); \
+                 return [box.x + box.width / 2, box.y + box.height / 2]; }})()",
+                json!(selector)
+            ))
+        });
+        let params = json!({"type": "mouseMoved", "x": at[0], "y": at[1]});
+        self.call("Input.dispatchMouseEvent", params);
     }
 
     /// Writes into a field in the place of what stands there.
@@ -201,9 +216,13 @@ impl Browser {
         self.call("DOM.setFileInputFiles", json!({"nodeId": found["nodeId"], "files": files}));
     }
 
+    /// A narrow screen is that of a phone, with fingers and without a mouse.
     pub fn screen(&mut self, width: u32, height: u32, scheme: &str) {
-        let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
+        let is_phone = width < 600;
+        let metrics =
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": is_phone});
         self.call("Emulation.setDeviceMetricsOverride", metrics);
+        self.call("Emulation.setTouchEmulationEnabled", json!({"enabled": is_phone}));
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         self.call("Emulation.setEmulatedMedia", json!({"features": features}));
     }
