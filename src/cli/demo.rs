@@ -6,17 +6,20 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use base64::Engine as _;
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 use serde_json::{Value, json};
 
 use crate::cli::console::{Console, with_console};
 use crate::cli::scratch::Scratch;
 use crate::cli::table;
-use crate::clock::Stopwatch;
+use crate::clock::{Stopwatch, time_zone};
 use crate::config;
 
 #[derive(Debug, clap::Args)]
@@ -48,6 +51,9 @@ const VISITORS: [(&str, &str); 5] = [
 ];
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The daemon may take so long to stop; more than its own grace. A guess.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+const PAGE_PORT: u16 = 8080;
 const SHOW_MS: u32 = 1500;
 const GAP_MS: u32 = 1000;
 
@@ -62,7 +68,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .models
         .canonicalize()
         .with_context(|| format!("{} is missing", args.models.display()))?;
-    let scratch = Scratch::new_in(&std::env::temp_dir(), "demo")?;
+    let started = end_on_signals()?;
+    let scratch = started.make_folder()?;
     let folder = scratch.path();
     let ports = free_ports()?;
     let path = folder.join("config.toml");
@@ -74,8 +81,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "rollcall demo: a daemon with an embedded broker and a replay camera, in {}\n",
         folder.display()
     );
-    let mut daemon = DaemonProcess::start(&path, &folder.join("daemon.log"))?;
-    end_on_signals(daemon.child.id(), folder.to_owned())?;
+    let mut daemon = started.start_daemon(&path, &folder.join("daemon.log"))?;
     daemon.wait_until_listening(ports.mqtt)?;
     let topics = ["reply/+", "event/+", "status", "health"];
     let outcome = with_console(&settings, &topics, async |console| {
@@ -90,7 +96,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let report = outcome.with_context(|| daemon.last_log_lines())?;
     daemon.stop()?;
     report.check()?;
-    print_next_steps();
+    print_next_steps(&ports);
     Ok(())
 }
 
@@ -227,45 +233,92 @@ async fn show_delivery(console: &mut Console, seen: usize) -> anyhow::Result<u64
     Ok(pending)
 }
 
-/// Ends the daemon and removes the folder when a signal ends this process.
-fn end_on_signals(daemon: u32, folder: PathBuf) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let wait = async {
-        let mut hangup = signal(SignalKind::hangup())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut quit = signal(SignalKind::quit())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            _ = hangup.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = quit.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        std::io::Result::Ok(())
-    };
-    let end = move || {
-        if runtime.block_on(wait).is_err() {
-            return;
-        }
-        if let Some(pid) = i32::try_from(daemon).ok().and_then(rustix::process::Pid::from_raw) {
+/// What was started and is ended with this process. It is locked while something is added, so that a
+/// signal finds all of it.
+#[derive(Clone, Default)]
+struct Started(Arc<Mutex<StartedParts>>);
+
+#[derive(Default)]
+struct StartedParts {
+    folder: Option<PathBuf>,
+    daemon: Option<Pid>,
+}
+
+impl Started {
+    fn lock(&self) -> MutexGuard<'_, StartedParts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make_folder(&self) -> anyhow::Result<Scratch> {
+        let mut parts = self.lock();
+        let scratch = Scratch::new_in(&std::env::temp_dir(), "demo")?;
+        parts.folder = Some(scratch.path().to_owned());
+        Ok(scratch)
+    }
+
+    fn start_daemon(&self, config: &Path, log: &Path) -> anyhow::Result<DaemonProcess> {
+        let mut parts = self.lock();
+        let daemon = DaemonProcess::start(config, log)?;
+        parts.daemon = Some(Pid::from_child(&daemon.child));
+        Ok(daemon)
+    }
+
+    fn end(&self) {
+        let parts = self.lock();
+        if let Some(pid) = parts.daemon {
             // Ctrl-C has reached it too; a second signal ends it at once.
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
-            rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).ok();
+            rustix::process::kill_process(pid, Signal::TERM).ok();
+            let watch = Stopwatch::start();
+            // An error: it is gone, and was waited for elsewhere.
+            while let Ok(None) = waitpid(Some(pid), WaitOptions::NOHANG) {
+                if watch.elapsed() > STOP_PATIENCE {
+                    rustix::process::kill_process(pid, Signal::KILL).ok();
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
-        fs::remove_dir_all(&folder).ok();
+        if let Some(folder) = &parts.folder {
+            fs::remove_dir_all(folder).ok();
+        }
+    }
+}
+
+/// Ends what was started when a signal ends this process. One that cannot be seen (SIGKILL) ends the
+/// daemon too, because the daemon asked for it, but leaves the folder.
+fn end_on_signals() -> anyhow::Result<Started> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let started = Started::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut signals = {
+        let _entered = runtime.enter();
+        let kinds = [
+            SignalKind::hangup(),
+            SignalKind::interrupt(),
+            SignalKind::quit(),
+            SignalKind::terminate(),
+            SignalKind::alarm(),
+            SignalKind::user_defined1(),
+            SignalKind::user_defined2(),
+        ];
+        kinds.into_iter().map(signal).collect::<Result<Vec<_>, _>>()?
+    };
+    let to_end = started.clone();
+    let wait = move || {
+        runtime.block_on(std::future::poll_fn(|context| {
+            let came = signals.iter_mut().any(|it| it.poll_recv(context).is_ready());
+            if came { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        to_end.end();
         std::process::exit(130);
     };
-    std::thread::Builder::new().name("signals".into()).spawn(end)?;
-    Ok(())
+    std::thread::Builder::new().name("signals".into()).spawn(wait)?;
+    Ok(started)
 }
 
 fn print_what_to_try(folder: &Path, config: &Path, ports: &Ports) {
     let Ports { mqtt: mqtt_port, websocket: websocket_port, http: http_port } = ports;
     let path = config.display();
-    println!("\nThe daemon keeps running. Open in a browser:  http://127.0.0.1:{http_port}/");
-    println!("There, *People* enrols you from a photo of yours, and *Today* shows who passed.");
-    println!("Or in another terminal:");
+    println!("\nThe daemon keeps running. In another terminal:");
     println!("  mosquitto_sub -p {mqtt_port} -v -t 'rollcall/+/+/event/+'   # what it publishes");
     println!(
         "  mosquitto_pub -p {mqtt_port} -t rollcall/demo/door-1/command/subjects -m '{{\"request_id\":\"r1\"}}'"
@@ -273,32 +326,40 @@ fn print_what_to_try(folder: &Path, config: &Path, ports: &Ports) {
     let program = std::env::current_exe()
         .map_or_else(|_| "rollcall".into(), |program| program.display().to_string());
     println!("  {program} --config {path} attendance");
-    println!("  {program} --config {path} enrol --id me --name 'My Name' PHOTO.jpg");
+    println!("  {program} --config {path} enrol --id me --name 'My Name' PHOTO.jpg   # enrols you");
     println!("  MQTT over WebSocket: ws://127.0.0.1:{websocket_port}");
     println!("  log file: {}", folder.join("daemon.log").display());
     println!("Ctrl-C stops it and removes its folder.");
+    println!(
+        "On its page, *People* enrols you from a photo of yours, and *Today* shows who passed."
+    );
+    println!("Open it in a browser:  http://127.0.0.1:{http_port}/");
 }
 
-fn print_next_steps() {
+fn print_next_steps(ports: &Ports) {
     println!("\nNext steps:");
-    println!(
-        "  make demo KEEP=1        keeps the daemon running, to try it out, with its local web page"
-    );
     println!("  rollcall --help         all commands; `rollcall doctor` checks this machine");
     println!(
         "  config.toml             every setting with its meaning; docs/wire.md every message"
+    );
+    println!(
+        "  make demo KEEP=1        keeps the daemon running, to enrol yourself: http://127.0.0.1:{}/",
+        ports.http
     );
 }
 
 fn configuration(models: &Path, ports: &Ports) -> String {
     let Ports { mqtt, websocket, http } = ports;
     let models = toml::Value::from(models.display().to_string());
+    let zone = jiff::tz::TimeZone::system();
+    let zone = zone.iana_name().filter(|it| time_zone(it).is_some()).unwrap_or("UTC");
     format!(
         "[device]\nsite = \"demo\"\nname = \"door-1\"\n\
          [camera]\nsource = \"replay\"\npath = \"scene.csv\"\nrepeat = true\n\
          [recognition]\nmodels = {models}\n\
          [http]\nlisten = \"127.0.0.1:{http}\"\n\
-         [broker]\nenabled = true\nlisten = \"127.0.0.1:{mqtt}\"\nwebsocket = \"127.0.0.1:{websocket}\"\n"
+         [broker]\nenabled = true\nlisten = \"127.0.0.1:{mqtt}\"\nwebsocket = \"127.0.0.1:{websocket}\"\n\
+         [[venue]]\nid = \"main\"\nname = \"Demo\"\ntime_zone = \"{zone}\"\n"
     )
 }
 
@@ -309,9 +370,11 @@ struct Ports {
     http: u16,
 }
 
-/// Returns ports that are free at this moment.
+/// Returns ports that are free at this moment; for the page the one that the documents name, if it
+/// is.
 fn free_ports() -> anyhow::Result<Ports> {
-    let held = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0"));
+    let bind = |port: u16| TcpListener::bind(("127.0.0.1", port));
+    let held = [bind(0), bind(0), bind(PAGE_PORT).or_else(|_| bind(0))];
     let [mqtt, websocket, http] = held.each_ref().map(|it| match it {
         Ok(listener) => listener.local_addr().map(|it| it.port()),
         Err(error) => Err(error.kind().into()),
@@ -338,6 +401,7 @@ impl DaemonProcess {
         let log_file = fs::File::create(log)?;
         let child = Command::new(program)
             .args(["--config".as_ref(), config.as_os_str(), "run".as_ref()])
+            .arg("--end-with-parent")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log_file)
@@ -367,8 +431,8 @@ impl DaemonProcess {
     }
 
     fn stop(mut self) -> anyhow::Result<()> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, Signal::TERM)?;
         let status = self.child.wait()?;
         ensure!(status.success(), "the daemon ended with {status}: {}", self.last_log_lines());
         Ok(())

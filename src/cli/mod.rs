@@ -43,6 +43,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use rustix::process::Signal;
 
 use crate::app;
 use crate::app::daemon::RunOptions;
@@ -83,6 +84,9 @@ enum CliCommand {
         /// Stop when a replay has ended and everything is delivered
         #[arg(long)]
         until_replay_ends: bool,
+        /// Stop when the process that started this one has ended
+        #[arg(long, hide = true)]
+        end_with_parent: bool,
     },
     /// Run an end-to-end demo: daemon, broker, enrolment by MQTT, visitors before a replay camera
     Demo(demo::Args),
@@ -217,7 +221,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         // Not the file in the working directory, which may be a source tree.
         CliCommand::Setup(args) => setup::run(&args, named.as_deref()),
-        CliCommand::Run { until_replay_ends } => {
+        CliCommand::Run { until_replay_ends, end_with_parent } => {
+            if end_with_parent {
+                rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+            }
             let settings = settings()?;
             log_to_stderr(settings.level);
             app::run(settings, RunOptions { until_replay_ends })

@@ -10,6 +10,7 @@ mod broker_refuses;
 mod camera;
 mod consent;
 mod crash;
+mod demo;
 mod documents;
 mod enrol;
 mod exposition;

@@ -19,6 +19,7 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::config::Settings;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  sudo rollcall doctor")]
 pub struct Args {
     /// One JSON object
     #[arg(long)]
