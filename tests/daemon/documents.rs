@@ -1,6 +1,8 @@
-//! The commands of README.md and docs/mqtt-quickstart.md, pasted into a shell as they stand.
+//! The commands of README.md and docs/, pasted into a shell as they stand. `tests/cli/examples.rs` parses
+//! those that are not run here, because they need a service, a package or another machine.
 //!
-//! Only what a machine has once is given to the test's own: the port of the broker and of the page.
+//! Only what a machine has once is given to the test's own: the port of the broker and of the page,
+//! folders, and what root does.
 
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
@@ -45,14 +47,29 @@ impl Project {
             symlink(photograph, dir.path().join(format!("jane-{}.jpg", at + 1))).unwrap();
         }
         let broker = Mosquitto::start();
-        let bin = dir.path().join("bin");
-        fs::create_dir(&bin).unwrap();
+        fs::create_dir(dir.path().join("bin")).unwrap();
+        let project = Self { dir, broker, children: Vec::new() };
         for name in ["mosquitto_pub", "mosquitto_sub"] {
-            let text = format!("#!/bin/sh\nexec /usr/bin/{name} -p {} \"$@\"\n", broker.port());
-            fs::write(bin.join(name), text).unwrap();
-            fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+            project.program(
+                name,
+                &format!("exec /usr/bin/{name} -p {} \"$@\"", project.broker.port()),
+            );
         }
-        Self { dir, broker, children: Vec::new() }
+        project
+    }
+
+    /// Puts a script in the way of a program.
+    fn program(&self, name: &str, script: &str) {
+        let path = self.path("bin").join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// README's configuration; this machine has no camera that everybody has.
+    fn configure(&self) {
+        let [file] = blocks("README.md", "## Set up a door", "toml").try_into().unwrap();
+        let file = file.replace("source = \"v4l2\"", "source = \"none\"");
+        fs::write(self.path("door.toml"), file).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -99,22 +116,25 @@ impl Project {
     }
 }
 
-impl Drop for Project {
-    fn drop(&mut self) {
-        for child in &mut self.children {
+impl Project {
+    fn stop_all(&mut self) {
+        for mut child in self.children.drain(..) {
             child.kill().ok();
             child.wait().ok();
         }
     }
 }
 
+impl Drop for Project {
+    fn drop(&mut self) {
+        self.stop_all();
+    }
+}
+
 #[test]
 fn readme_blocks_run_as_pasted() {
     let mut project = Project::new();
-    let [file] = blocks("README.md", "## Set up a door", "toml").try_into().unwrap();
-    // This machine has no camera that everybody has.
-    let file = file.replace("source = \"v4l2\"", "source = \"none\"");
-    fs::write(project.path("door.toml"), file).unwrap();
+    project.configure();
     let block = blocks("README.md", "## Set up a door", "sh").pop().unwrap();
     for line in block.lines() {
         if line.contains(" run ") {
@@ -130,6 +150,46 @@ fn readme_blocks_run_as_pasted() {
     let output = project.output();
     assert!(output.contains("jdoe has 2 references"), "{output}");
     assert!(!output.contains("FAULT    configuration"), "{output}");
+}
+
+/// What an operator pastes on a device, where `rollcall` is installed and root is asked by `sudo`.
+#[test]
+fn operators_blocks_run_as_pasted() {
+    let mut project = Project::new();
+    project.configure();
+    let folder = project.dir.path().display().to_string();
+    project.program("sudo", "if [ \"$1\" = -u ]; then shift 2; fi; exec \"$@\"");
+    project.program(
+        "rollcall",
+        &format!("exec {folder}/target/release/rollcall --config {folder}/door.toml \"$@\""),
+    );
+    for name in ["apt", "systemctl", "journalctl"] {
+        project.program(name, "exit 0");
+    }
+    let here = |text: &str| {
+        text.replace("/tmp", &folder).replace("/mnt/stick", &folder).replace("PHOTO…", "jane-1.jpg")
+    };
+    let run = |project: &Project, document: &str| {
+        for block in blocks(document, "# ", "sh") {
+            let block = here(&block);
+            // It shows what happens until somebody ends it; and what lasts is no fault of a command.
+            let lines = block.lines().filter(|it| !it.contains(" watch "));
+            let lines = lines.map(|it| it.replace(" doctor", " doctor || true"));
+            project.run(&lines.collect::<Vec<_>>().join("\n"));
+        }
+    };
+    project.background("rollcall run");
+    project.until_printed(" ready ");
+    // Whoever is enrolled next is compared with somebody.
+    project.run("rollcall enrol --id joe --name 'Joe Biden' .cache/photos/biden.jpg");
+    for document in ["enrolment", "privacy", "updating", "troubleshooting"] {
+        run(&project, &format!("docs/{document}.md"));
+    }
+    project.stop_all();
+    run(&project, "docs/second-door.md");
+    let output = project.output();
+    assert!(output.contains("4711 has 2 references"), "{output}");
+    assert!(project.path("door-1-before").is_dir() && project.path("all.rollcall").is_file());
 }
 
 #[test]
