@@ -122,7 +122,10 @@ impl Maintenance {
                     clippy::redundant_closure_for_method_calls,
                     reason = "the method is not general enough in the transaction's lifetime"
                 )]
-                self.repeat(|tx| tx.delete_old_replies()).await?;
+                {
+                    self.repeat(|tx| tx.delete_old_replies()).await?;
+                    self.repeat(|tx| tx.forget_removed_webhooks()).await?;
+                }
                 if let Some(days) = self.keep_days {
                     self.repeat(move |tx| tx.retention(days)).await?;
                 }

@@ -37,6 +37,7 @@ mod reader;
 mod reading;
 mod references;
 pub mod relay;
+mod removed_webhooks;
 mod replay_guard;
 mod retention;
 mod rotate;

@@ -136,7 +136,8 @@ fn settle_rows(conn: &mut Connection, now_ms: i64) -> Result<(Damage, Findings),
 const STILL_OWED: i64 = -1;
 
 /// For a sink that is new, or back after a time without it, all events become pending that were not so
-/// far.
+/// far. A webhook that is new receives only what comes from now on: what is long past would be taken
+/// for today's by many a receiver. For one that is not configured any more see `removed_webhooks`.
 fn settle_sinks(conn: &mut Connection, options: &StoreOptions) -> Result<(), StoreError> {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let newest: i64 =
@@ -155,8 +156,11 @@ fn settle_sinks(conn: &mut Connection, options: &StoreOptions) -> Result<(), Sto
         tx.execute(put, [key.clone(), newest.to_string()])?;
     }
     for (key, sink) in keys.iter().zip(&options.sinks) {
-        let through =
-            known.iter().find(|it| it.0 == *key).map_or(0, |it| it.1.parse().unwrap_or(0));
+        let before_the_first = if sink.is_webhook() { newest } else { 0 };
+        let through = known
+            .iter()
+            .find(|it| it.0 == *key)
+            .map_or(before_the_first, |it| it.1.parse().unwrap_or(before_the_first));
         if through != STILL_OWED {
             tx.execute(
                 "insert into main.outbox (sink, event_seq, created_ms) select ?1, seq, ?2 from event where seq > ?3 \

@@ -1,7 +1,8 @@
 //! What the store takes and returns: its options, its rows and the counts over them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
@@ -24,10 +25,32 @@ impl SinkName {
     /// The gallery that the doors of a site share, wherever it is: it receives subjects, and no events.
     pub const GALLERY: Self = Self("gallery");
 
+    /// Returns the sink of the webhook with this name. Each name stays in memory for good, once: there
+    /// are as many as the configuration has.
+    pub fn webhook(name: &str) -> Self {
+        static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+        let sink = format!("{WEBHOOK}{name}");
+        let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = names.get(sink.as_str()) {
+            return Self(known);
+        }
+        let sink: &'static str = Box::leak(sink.into_boxed_str());
+        names.insert(sink);
+        Self(sink)
+    }
+
+    /// Whether it is a webhook, which receives the events from its first start on.
+    pub fn is_webhook(self) -> bool {
+        self.0.starts_with(WEBHOOK)
+    }
+
     pub fn as_str(self) -> &'static str {
         self.0
     }
 }
+
+/// The beginning of the names of webhooks among the sinks.
+pub(super) const WEBHOOK: &str = "webhook:";
 
 pub struct StoreOptions {
     /// Destinations of every event. Replies go to `MQTT`, if it is among them.
