@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::{Serialize, Serializer};
 use strum::{IntoStaticStr, VariantArray};
@@ -43,6 +43,64 @@ pub enum MongoState {
     Away,
     /// Rejects what is sent until an operator corrects something.
     Refused,
+}
+
+/// The state of a webhook.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, IntoStaticStr, VariantArray)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "snake_case")]
+pub enum WebhookState {
+    /// Nothing was sent since the start.
+    #[default]
+    Idle,
+    /// The receiver took what was sent last.
+    Connected,
+    /// Unreachable or failing; deliveries are retried.
+    Away,
+    /// Nothing is taken until an operator corrects something.
+    Refused,
+}
+
+/// The state of a webhook, since when, and what is wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WebhookStatus {
+    pub state: WebhookState,
+    /// By the wall clock; `None` before the first request.
+    pub since_ms: Option<i64>,
+    pub reason: Option<String>,
+}
+
+/// A webhook and what became of its deliveries.
+#[derive(Debug)]
+pub struct WebhookHealth {
+    pub name: String,
+    /// The name of its sink.
+    pub sink: &'static str,
+    pub deliveries: Deliveries,
+    status: Mutex<WebhookStatus>,
+}
+
+impl WebhookHealth {
+    pub fn new(name: &str, sink: &'static str) -> Self {
+        let deliveries = Deliveries::default();
+        Self { name: name.to_owned(), sink, deliveries, status: Mutex::default() }
+    }
+
+    pub fn status(&self) -> WebhookStatus {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns whether the state is another than before.
+    fn set_status(&self, state: WebhookState, reason: Option<String>, at_ms: i64) -> bool {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_changed = status.state != state;
+        if has_changed {
+            status.since_ms = Some(at_ms);
+        }
+        status.state = state;
+        status.reason = reason;
+        has_changed
+    }
 }
 
 /// Whether HTTP is served.
@@ -92,6 +150,12 @@ impl CameraHealth {
 }
 
 impl MongoState {
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+impl WebhookState {
     pub fn as_str(self) -> &'static str {
         self.into()
     }
@@ -231,6 +295,10 @@ pub struct Health {
     http_responses: Mutex<BTreeMap<(String, u16), u64>>,
     /// The state and the wall-clock time it was entered; `None` without MongoDB.
     mongo: Mutex<Option<(MongoState, i64)>>,
+    /// In the order of the configuration; set once, at the start.
+    webhooks: OnceLock<Vec<WebhookHealth>>,
+    /// Changes of the state of any webhook.
+    pub webhook_changes: Counter,
     /// `None` where HTTP is off.
     http: Mutex<Option<HttpState>>,
     /// `None` where the gallery is not shared.
@@ -309,6 +377,34 @@ impl Health {
             *mongo = Some((state, at_ms));
         }
         before
+    }
+
+    /// Sets the webhooks that are configured; only the first call counts.
+    pub fn set_webhooks(&self, webhooks: Vec<WebhookHealth>) {
+        self.webhooks.set(webhooks).ok();
+    }
+
+    pub fn webhooks(&self) -> &[WebhookHealth] {
+        self.webhooks.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns whether the state of this webhook is another than before.
+    pub fn set_webhook(
+        &self,
+        at: usize,
+        state: WebhookState,
+        reason: Option<String>,
+        at_ms: i64,
+    ) -> bool {
+        let webhook = self.webhooks().get(at);
+        let has_changed = webhook.is_some_and(|it| it.set_status(state, reason, at_ms));
+        self.webhook_changes.add(u64::from(has_changed));
+        has_changed
+    }
+
+    /// What is wrong with a sink, where that is known: of the webhooks.
+    pub fn webhook_fault(&self, sink: &str) -> Option<String> {
+        self.webhooks().iter().find(|it| it.sink == sink)?.status().reason
     }
 
     pub fn message(&self) -> Vec<u8> {

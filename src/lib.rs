@@ -42,6 +42,7 @@ pub mod http;
 pub mod mongo;
 pub mod mqtt;
 pub mod vision;
+pub mod webhook;
 
 pub mod config;
 

@@ -27,7 +27,7 @@ const FLOW: &[&[&str]] = &[
     &["wire::export", "wire::csv", "wire::xlsx", "keys::receipt", "keys::checkpoint"],
     &["wire::subject_id_from_name"],
     &["store"],
-    &["camera", "vision", "mqtt", "mongo", "http", "broker"],
+    &["camera", "vision", "mqtt", "mongo", "webhook", "http", "broker"],
     &["config"],
     &["app::supervise", "app::exit"],
     &["app::state"],
