@@ -45,8 +45,13 @@ pub(super) fn find_all(
             return vec![ConfigFault { line, text: format!("is not TOML: {}", error.message()) }];
         }
     };
-    let mut search =
-        Search { text, document, faults: Vec::new(), table: default_table(), has_removed: false };
+    let mut search = Search {
+        text,
+        document,
+        faults: Vec::new(),
+        table: default_table(),
+        has_removed_venue: false,
+    };
     search.read_keys();
     search.read_environment(environment);
     search.check_values(folder);
@@ -62,7 +67,7 @@ struct Search<'a> {
     /// The defaults, with those keys of the document that can be read.
     table: Table,
     /// Whether a venue was left out because of a fault.
-    has_removed: bool,
+    has_removed_venue: bool,
 }
 
 fn default_table() -> Table {
@@ -194,16 +199,21 @@ impl Search<'_> {
                 return;
             };
             let (section, key) = split_key(name);
-            if section == "attendance" && key == "venue" && self.has_removed {
+            if section == "attendance" && key == "venue" && self.has_removed_venue {
                 // It may be one of those that were found impossible.
                 self.table.insert("venue".to_owned(), Value::Array(Vec::new()));
                 continue;
             }
             let text = error_chain(&error);
-            let venue = raw.venue.iter().rposition(|it| text.contains(&format!("{:?}", it.id)));
-            let is_reset = if let ("venue", Some(at)) = (section, venue) {
-                self.add(self.line_of_venue(&raw.venue[at].id), text);
-                self.remove_venue(at)
+            let ids: Vec<&str> = match section {
+                "venue" => raw.venue.iter().map(|it| it.id.as_str()).collect(),
+                "webhook" => raw.webhook.iter().map(|it| it.name.as_str()).collect(),
+                _ => Vec::new(),
+            };
+            let entry = ids.iter().rposition(|id| text.contains(&format!("{id:?}")));
+            let is_reset = if let Some(at) = entry {
+                self.add(self.line_of_entry(section, ids[at]), text);
+                self.remove_entry(section, at)
             } else {
                 self.add(self.line_of_key(section, key), text);
                 self.reset(section, key)
@@ -232,9 +242,9 @@ impl Search<'_> {
         self.table != before
     }
 
-    fn remove_venue(&mut self, at: usize) -> bool {
-        self.has_removed = true;
-        match self.table.get_mut("venue") {
+    fn remove_entry(&mut self, section: &str, at: usize) -> bool {
+        self.has_removed_venue |= section == "venue";
+        match self.table.get_mut(section) {
             Some(Value::Array(list)) if at < list.len() => {
                 list.remove(at);
                 true
@@ -248,11 +258,12 @@ impl Search<'_> {
         self.line_of(table.key(key)?.span())
     }
 
-    /// The last one of this id: of two with the same, the second is at fault.
-    fn line_of_venue(&self, id: &str) -> Option<usize> {
-        let venues = self.document.get("venue")?.as_array_of_tables()?;
-        let is_meant = |it: &&toml_edit::Table| it.get("id").and_then(Item::as_str) == Some(id);
-        self.line_of(venues.iter().filter(is_meant).last()?.span())
+    /// The last entry of this id or name: of two with the same, the second is at fault.
+    fn line_of_entry(&self, section: &str, id: &str) -> Option<usize> {
+        let entries = self.document.get(section)?.as_array_of_tables()?;
+        let key = if section == "venue" { "id" } else { "name" };
+        let is_meant = |it: &&toml_edit::Table| it.get(key).and_then(Item::as_str) == Some(id);
+        self.line_of(entries.iter().filter(is_meant).last()?.span())
     }
 
     fn line_of(&self, span: Option<std::ops::Range<usize>>) -> Option<usize> {

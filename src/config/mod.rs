@@ -17,8 +17,10 @@ pub mod mqtt;
 pub mod raw;
 pub mod recognition;
 mod venues;
+mod webhook;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::attend::venue::{Door, Venue};
@@ -37,6 +39,7 @@ use crate::keys::jws::PublicKey;
 use crate::mongo::MongoSettings;
 use crate::mqtt::topics;
 use crate::vision::VisionSettings;
+use crate::webhook::WebhookSettings;
 
 /// The checked configuration of the daemon.
 #[derive(Clone, Debug)]
@@ -66,6 +69,7 @@ pub struct Settings {
     pub broker: Option<BrokerSettings>,
     pub home_assistant: Option<HomeAssistantSettings>,
     pub mongo: Option<MongoSettings>,
+    pub webhooks: Vec<Arc<WebhookSettings>>,
     /// How the site's devices share the gallery; `None`: they do not.
     pub fleet: Option<FleetSettings>,
     pub http: Option<HttpSettings>,
@@ -107,6 +111,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
     let mqtt = mqtt::check_mqtt(raw, &device, broker.as_ref(), folder)?;
     let home_assistant = mqtt::check_home_assistant(raw, &device)?;
     let mongo = mongo::check_mongo(raw, folder)?;
+    let webhooks = webhook::check_webhooks(raw, folder, &mut warnings)?;
     let fleet = fleet::check_fleet(raw, mqtt.is_some(), mongo.is_some(), folder, &mut warnings)?;
     Ok(Settings {
         site: raw.device.site.clone(),
@@ -129,6 +134,7 @@ pub fn check(raw: &RawConfig, folder: &Path) -> Result<Settings, ConfigError> {
         broker,
         home_assistant,
         mongo,
+        webhooks,
         http: http::check_http(raw, folder)?,
         fleet,
         trust: raw.clock.trust,

@@ -27,6 +27,7 @@ pub struct RawConfig {
     pub broker: RawBroker,
     pub home_assistant: RawHomeAssistant,
     pub mongo: RawMongo,
+    pub webhook: Vec<RawWebhook>,
     pub fleet: RawFleet,
     pub http: RawHttp,
     pub commands: RawCommands,
@@ -518,6 +519,58 @@ impl Default for RawMongo {
             window: 500,
         }
     }
+}
+
+/// What kind of receiver a webhook has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawWebhookPreset {
+    #[default]
+    Plain,
+    Frappe,
+    Odoo,
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawWebhook {
+    pub name: String,
+    pub url: String,
+    #[serde(default)]
+    pub preset: RawWebhookPreset,
+    #[serde(default)]
+    pub secret_file: PathBuf,
+    #[serde(default)]
+    pub authorization_file: PathBuf,
+    #[serde(default)]
+    pub ca_file: PathBuf,
+    #[serde(default)]
+    pub allow_private: bool,
+    #[serde(default = "webhook_timeout", with = "humantime_serde")]
+    pub timeout: Duration,
+    #[serde(default = "one")]
+    pub batch: usize,
+    #[serde(default)]
+    pub time_zone: String,
+    #[serde(default)]
+    pub shifts: Vec<String>,
+    #[serde(default)]
+    pub database: String,
+}
+
+impl std::fmt::Debug for RawWebhook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The URL may be a secret.
+        write!(f, "RawWebhook({})", self.name)
+    }
+}
+
+fn webhook_timeout() -> Duration {
+    Duration::from_secs(10)
+}
+
+fn one() -> usize {
+    1
 }
 
 /// How the doors of a site share who is enrolled.
