@@ -18,6 +18,7 @@ use crate::app::broker::{broker_settings, start_broker, watch_broker};
 use crate::app::commands::Commander;
 use crate::app::commands::reply_to::{REQUESTS_MAX, Request};
 use crate::app::context::Context;
+use crate::app::delivery::completeness::Completeness;
 use crate::app::delivery::home_assistant::{self, Discovery};
 use crate::app::delivery::mongo_venues::venue_records;
 use crate::app::delivery::mqtt_sink::MqttSink;
@@ -28,7 +29,7 @@ use crate::app::fleet::{
     GallerySink, MongoGallery, MongoTransport, MqttGallery, MqttTransport, Reconciler,
 };
 use crate::app::http::{HttpInputs, HttpServer};
-use crate::app::links::{gallery_link_settings, link_settings};
+use crate::app::links::{gallery_link_settings, link_settings, webhook_tls};
 use crate::app::maintenance::Maintenance;
 use crate::app::monitor::health_message::HealthReporter;
 use crate::app::monitor::metrics::Metrics;
@@ -46,7 +47,7 @@ use crate::app::state::preview::PreviewFeed;
 use crate::app::supervise::Stages;
 use crate::clock::Stopwatch;
 use crate::config::fleet::{FleetSettings, GalleryTransport};
-use crate::health::{CameraHealth, Deliveries, Health};
+use crate::health::{CameraHealth, Deliveries, Health, WebhookHealth};
 use crate::mongo::{MongoLink, MongoSink};
 use crate::mqtt::driver::Driver;
 use crate::mqtt::event::LinkEvent;
@@ -54,6 +55,7 @@ use crate::mqtt::link::{self, Link};
 use crate::recognise::frame::{Frame, Latest};
 use crate::store::relay::{RelaySettings, Sink, relay};
 use crate::vision::Vision;
+use crate::webhook::{WebhookLink, WebhookSettings, WebhookSink};
 
 /// How long stages may take to finish what they are doing.
 const GRACE: Duration = Duration::from_secs(5);
@@ -102,6 +104,7 @@ impl Daemon {
         }
         let mongo = daemon.start_mongo();
         daemon.start_gallery_in_mongo(mongo.as_ref()).await?;
+        daemon.start_webhooks()?;
         daemon.start_watermark(link.clone(), mongo.clone());
         let reporter = daemon.start_health_reporter(link.clone());
         daemon.start_receipts();
@@ -268,6 +271,31 @@ impl Daemon {
         Ok(())
     }
 
+    /// Starts a relay for each webhook, and what states completeness at those that use it.
+    fn start_webhooks(&mut self) -> anyhow::Result<()> {
+        let ctx = self.ctx.clone();
+        let webhooks = &ctx.settings.webhooks;
+        let health = |it: &WebhookSettings| WebhookHealth::new(&it.name, it.sink().as_str());
+        ctx.health.set_webhooks(webhooks.iter().map(|it| health(it)).collect());
+        let mut links = Vec::with_capacity(webhooks.len());
+        for (at, webhook) in webhooks.iter().enumerate() {
+            let tls = webhook_tls(webhook).map_err(config)?;
+            let clock = Arc::clone(&ctx.clock);
+            let link =
+                WebhookLink::new(Arc::clone(webhook), tls, clock, Arc::clone(&ctx.health), at);
+            let sink = WebhookSink::new(link.clone(), ctx.origin.clone());
+            let name = webhook.sink().as_str();
+            self.start_relay(name, sink, webhook.window(), move |it: &Health| {
+                &it.webhooks()[at].deliveries
+            });
+            links.push(link);
+        }
+        if let Some(completeness) = Completeness::new(&ctx, links) {
+            self.stages.task("completeness", completeness.run(self.stages.stop_signal()));
+        }
+        Ok(())
+    }
+
     fn start_watermark(&mut self, link: Option<Link>, mongo: Option<MongoLink>) {
         let watermark = Watermark::new(self.ctx.clone(), link, mongo);
         self.stages.task("watermark", watermark.run(self.stages.stop_signal()));
@@ -339,7 +367,7 @@ impl Daemon {
         name: &'static str,
         sink: impl Sink + 'static,
         window: usize,
-        deliveries: fn(&Health) -> &Deliveries,
+        deliveries: impl Fn(&Health) -> &Deliveries + Send + 'static,
     ) {
         let settings = RelaySettings { window, ..RelaySettings::default() };
         let sink = TimedSink::new(sink, &self.ctx.health, deliveries);

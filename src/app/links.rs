@@ -1,9 +1,14 @@
-//! The settings of the daemon's connections to the broker, derived from the configuration.
+//! The settings of the daemon's connections to the broker and to webhooks, derived from the
+//! configuration.
+
+use std::sync::Arc;
 
 use crate::app::fleet::BYTES_MAX;
 use crate::config::mqtt::MqttSettings;
 use crate::mqtt::settings::LinkSettings;
+use crate::mqtt::tls::{self, TlsError, TlsSettings};
 use crate::mqtt::topics::Topics;
+use crate::webhook::WebhookSettings;
 
 pub fn link_settings(mqtt: &MqttSettings, topics: &Topics) -> LinkSettings {
     let mut link = LinkSettings::new(&mqtt.host, mqtt.port, &mqtt.client_id, topics.status());
@@ -33,4 +38,15 @@ pub(super) fn gallery_link_settings(mqtt: &MqttSettings, topics: &Topics) -> Lin
     link.probe_topic = None;
     link.scanned = vec![topics.all_gallery_pages(), topics.all_gallery()];
     link
+}
+
+/// Returns what a webhook's receiver must prove; `None` without https.
+pub fn webhook_tls(
+    webhook: &WebhookSettings,
+) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
+    if !webhook.url.is_https {
+        return Ok(None);
+    }
+    let settings = TlsSettings { ca: webhook.ca_file.clone(), client: None };
+    tls::client_config(&settings, webhook.url.host()).map(Some)
 }

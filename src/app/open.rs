@@ -143,5 +143,6 @@ fn log_reference_problems(count: &ReferenceCount) {
 /// Returns the sinks that events are delivered to.
 pub fn sinks(settings: &Settings) -> Vec<SinkName> {
     let mqtt = settings.mqtt.iter().map(|_| SinkName::MQTT);
-    mqtt.chain(settings.mongo.iter().map(|_| SinkName::MONGO)).collect()
+    let mongo = settings.mongo.iter().map(|_| SinkName::MONGO);
+    mqtt.chain(mongo).chain(settings.webhooks.iter().map(|it| it.sink())).collect()
 }

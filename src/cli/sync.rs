@@ -10,6 +10,7 @@ use crate::app::open;
 use crate::cli::{command, watch};
 use crate::clock::{Clock as _, SystemClock, rfc3339};
 use crate::config::Settings;
+use crate::store::SinkName;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  rollcall sync --status")]
@@ -40,14 +41,24 @@ pub fn read_status(settings: &Settings) -> anyhow::Result<Value> {
     let reader = open::open_reader(settings)?;
     let clock = SystemClock::new(settings.trust);
     let delivery = reader.delivery_status_of(&open::sinks(settings), &clock.now())?;
-    // What the broker does with our messages only the daemon knows.
+    // What the other side does with our messages only the daemon knows.
     let health = watch::request_health(settings).unwrap_or_default();
-    let fault = health.pointer("/mqtt/reason").and_then(Value::as_str);
+    let fault = |sink: &str| fault_of(&health, sink).map(str::to_owned);
     let dead_letters = reader.dead_letters(DEAD_LETTERS_LISTED)?;
     let mut report = serde_json::to_value(synced(&delivery, &dead_letters, 0, fault))?;
     let gap = |gap: &crate::store::Unwatched| json!({"from": rfc3339(gap.from_ms), "to": rfc3339(gap.to_ms), "reason": gap.reason()});
     report["gaps"] = delivery.gaps.iter().map(gap).collect();
     Ok(report)
+}
+
+/// Returns what is wrong with a sink by the health message.
+fn fault_of<'a>(health: &'a Value, sink: &str) -> Option<&'a str> {
+    if sink == SinkName::MQTT.as_str() {
+        return health.pointer("/mqtt/reason")?.as_str();
+    }
+    let name = sink.strip_prefix("webhook:")?;
+    let webhooks = health.get("webhooks")?.as_array()?;
+    webhooks.iter().find(|it| it["name"] == name)?["reason"].as_str()
 }
 
 fn deliver_now(args: &Args, settings: &Settings) -> anyhow::Result<Value> {
@@ -58,7 +69,9 @@ pub fn print_report(report: &Value) {
     let text = |value: &Value| value.as_str().map_or_else(|| "-".to_owned(), str::to_owned);
     let list = |key: &str| report[key].as_array().cloned().unwrap_or_default();
     if list("owed").is_empty() {
-        println!("no destination is configured: see [mqtt] and [mongo] in config.toml");
+        println!(
+            "no destination is configured: see [mqtt], [mongo] and [[webhook]] in config.toml"
+        );
     }
     for entry in list("owed") {
         let sink = text(&entry["sink"]);

@@ -388,7 +388,7 @@ pub struct PendingRows {
     pub oldest_at: Option<String>,
     #[serde(rename = "buried")]
     pub dead_letters: u64,
-    /// Why the broker is not reached or refuses what is sent, where that is known.
+    /// Why the broker or receiver is not reached or refuses what is sent, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
 }

@@ -1,5 +1,7 @@
 //! The handler of `sync`: what is pending at each sink, and dead letters that become pending again.
 
+use std::sync::Arc;
+
 use crate::app::commands::commander::Commander;
 use crate::app::commands::failure::CommandError;
 use crate::app::commands::reply_to::{ReplyTo, WrittenReply};
@@ -13,20 +15,20 @@ pub const DEAD_LETTERS_LISTED: u32 = 20;
 /// Dead letters that become pending again in one transaction: some 10 ms, and 200 KB of the log.
 pub const RETRIED_AT_ONCE: u32 = 1000;
 
-/// Returns the reply of `sync`, here and on the command line. `mqtt_fault` is what is wrong with the
-/// broker, if that is known.
+/// Returns the reply of `sync`, here and on the command line. `fault` gives what is wrong with a sink,
+/// if that is known.
 pub fn synced(
     status: &DeliveryStatus,
     dead_letters: &[DeadLetter],
     retried: u64,
-    mqtt_fault: Option<&str>,
+    fault: impl Fn(&str) -> Option<String>,
 ) -> Synced {
     let pending = |it: &SinkStatus| PendingRows {
         sink: it.sink.as_str().into(),
         rows: it.depth.rows,
         oldest_at: it.depth.oldest_created_ms.map(rfc3339),
         dead_letters: it.depth.dead_letters,
-        fault: mqtt_fault.filter(|_| it.sink == SinkName::MQTT).map(str::to_owned),
+        fault: fault(it.sink.as_str()),
     };
     let entry = |row: &DeadLetter| DeadLetterEntry {
         sink: row.sink.clone(),
@@ -48,10 +50,18 @@ impl Commander {
         retry_dead_letters: bool,
     ) -> Result<WrittenReply, CommandError> {
         let retried = if retry_dead_letters { self.retry_dead_letters().await? } else { 0 };
-        let fault = self.link.as_ref().and_then(|link| link.status().reason);
+        let mqtt_fault = self.link.as_ref().and_then(|link| link.status().reason);
+        let health = Arc::clone(&self.health);
         let write = move |tx: &mut Tx<'_>| {
             let dead_letters = tx.dead_letters(DEAD_LETTERS_LISTED)?;
-            let synced = synced(&tx.delivery_status()?, &dead_letters, retried, fault.as_deref());
+            let fault = |sink: &str| {
+                if sink == SinkName::MQTT.as_str() {
+                    mqtt_fault.clone()
+                } else {
+                    health.webhook_fault(sink)
+                }
+            };
+            let synced = synced(&tx.delivery_status()?, &dead_letters, retried, fault);
             to.accept(tx, Reply::Synced(synced))
         };
         let reply = self.store.write_async(write).await?;

@@ -2,6 +2,7 @@
 //! checkpoints, receipts and discovery.
 
 pub mod checkpoint;
+pub mod completeness;
 pub mod home_assistant;
 pub mod mongo_venues;
 pub mod mqtt_sink;

@@ -14,6 +14,7 @@ use crate::app::supervise::StageResult;
 use crate::clock::{Stamp, rfc3339};
 use crate::health::{
     self, CameraCounters, CameraHealth, HttpState, MongoState, RecognitionCounters, Sharing,
+    WebhookHealth, WebhookState, WebhookStatus,
 };
 use crate::mqtt::link::{Link, LinkStatus, MqttState};
 use crate::mqtt::settings::Version;
@@ -52,6 +53,9 @@ struct HealthMessage<'a> {
     mqtt: Option<MqttSection>,
     /// Null without MongoDB.
     mongo: Option<MongoSection>,
+    /// In the order of the configuration; left out without one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    webhooks: Vec<WebhookSection>,
     /// Null where HTTP is off.
     http: Option<HttpSection>,
     store: StoreSection,
@@ -135,6 +139,16 @@ struct MongoSection {
 }
 
 #[derive(Serialize)]
+struct WebhookSection {
+    name: String,
+    state: WebhookState,
+    /// Null before the first request.
+    since: Option<String>,
+    /// What is wrong, in words.
+    reason: Option<String>,
+}
+
+#[derive(Serialize)]
 struct HttpSection {
     state: HttpState,
 }
@@ -155,6 +169,7 @@ struct WatchedStates {
     camera: CameraHealth,
     mqtt: Option<MqttState>,
     mongo: Option<MongoState>,
+    webhook_changes: u64,
     is_reserve_held: bool,
     is_clock_trusted: bool,
 }
@@ -173,6 +188,7 @@ impl HealthReporter {
                 camera: self.ctx.health.camera_state(),
                 mqtt: self.link.as_ref().map(|link| link.status().state),
                 mongo: self.ctx.health.mongo().map(|(state, _)| state),
+                webhook_changes: self.ctx.health.webhook_changes.get(),
                 is_reserve_held: self.ctx.store.is_reserve_held(),
                 is_clock_trusted: now.trusted,
             };
@@ -300,6 +316,7 @@ impl HealthReporter {
             mongo: health
                 .mongo()
                 .map(|(state, since_ms)| MongoSection { state, since: rfc3339(since_ms) }),
+            webhooks: health.webhooks().iter().map(webhook_section).collect(),
             http: health.http().map(|state| HttpSection { state }),
             store: StoreSection {
                 database_bytes: store.database_bytes,
@@ -318,6 +335,11 @@ impl HealthReporter {
 fn mqtt_section(link: &Link) -> MqttSection {
     let LinkStatus { state, version, reason, refused_topic } = link.status();
     MqttSection { state, version: version.map(Version::as_str), reason, refused_topic }
+}
+
+fn webhook_section(webhook: &WebhookHealth) -> WebhookSection {
+    let WebhookStatus { state, since_ms, reason } = webhook.status();
+    WebhookSection { name: webhook.name.clone(), state, since: since_ms.map(rfc3339), reason }
 }
 
 fn outbox_section(status: &SinkStatus, now: &Stamp) -> OutboxSection {

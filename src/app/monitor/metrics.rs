@@ -2,7 +2,7 @@
 //!
 //! A scrape reads counters in memory and a few files of the kernel, and never the store. Counts of
 //! rows come from the tasks that read them anyway. There are no names or ids of people. Every label
-//! has a small fixed set of values.
+//! has a small fixed set of values; those of webhooks are the names in the configuration.
 
 use std::sync::Arc;
 
@@ -303,7 +303,8 @@ impl Metrics {
             ("mongo", &health.to_mongo),
             ("gallery", &health.to_gallery),
         ];
-        let outcomes = sinks.into_iter().flat_map(|(sink, it)| {
+        let webhooks = || health.webhooks().iter().map(|it| (it.sink, &it.deliveries));
+        let outcomes = sinks.into_iter().chain(webhooks()).flat_map(|(sink, it)| {
             [
                 ("acknowledged", &it.acknowledged),
                 ("failed", &it.failed),
@@ -315,7 +316,8 @@ impl Metrics {
             "Delivery attempts of outbox rows by outcome. failed: retried; buried: dead-lettered.";
         page.counters("rollcall_deliveries_total", help, outcomes);
         let help = "Time from sending a batch of rows to its acknowledgement.";
-        let times = sinks.map(|(sink, it)| ([("sink", sink)], &it.times));
+        let times =
+            sinks.into_iter().chain(webhooks()).map(|(sink, it)| ([("sink", sink)], &it.times));
         page.histograms("rollcall_delivery_duration_seconds", help, times);
     }
 

@@ -142,19 +142,20 @@ impl fmt::Debug for TimedPixels {
 }
 
 /// Counts and times the deliveries of a sink.
-pub struct TimedSink<S> {
+pub struct TimedSink<S, F> {
     sink: S,
     health: Arc<Health>,
-    deliveries: fn(&Health) -> &Deliveries,
+    /// Where they are counted.
+    deliveries: F,
 }
 
-impl<S> TimedSink<S> {
-    pub fn new(sink: S, health: &Arc<Health>, deliveries: fn(&Health) -> &Deliveries) -> Self {
+impl<S, F: Fn(&Health) -> &Deliveries> TimedSink<S, F> {
+    pub fn new(sink: S, health: &Arc<Health>, deliveries: F) -> Self {
         Self { sink, health: Arc::clone(health), deliveries }
     }
 }
 
-impl<S: Sink> Sink for TimedSink<S> {
+impl<S: Sink, F: Fn(&Health) -> &Deliveries + Send> Sink for TimedSink<S, F> {
     fn name(&self) -> SinkName {
         self.sink.name()
     }

@@ -8,6 +8,7 @@ pub mod machine;
 pub mod program;
 mod repair;
 pub mod storage;
+pub mod webhooks;
 
 use std::path::Path;
 
@@ -84,7 +85,7 @@ pub fn run(args: &Args, path: Option<&Path>) -> anyhow::Result<()> {
 
 fn run_checks(installation: &Installation) -> Vec<Finding> {
     let settings = &installation.settings;
-    let checks: [(&'static str, &dyn Fn() -> CheckResult); 15] = [
+    let checks: [(&'static str, &dyn Fn() -> CheckResult); 16] = [
         ("service", &|| program::check_service(installation)),
         ("networks", &|| program::check_models(&settings.vision)),
         ("library", &|| program::check_library(&settings.vision)),
@@ -95,6 +96,7 @@ fn run_checks(installation: &Installation) -> Vec<Finding> {
         ("disk", &|| storage::check_disk(&settings.state_dir)),
         ("broker", &|| links::check_link(installation)),
         ("mongodb", &|| links::check_mongodb(settings)),
+        ("webhooks", &|| webhooks::check_webhooks(installation)),
         ("fleet", &|| links::check_fleet(installation)),
         ("http", &|| links::check_http(settings, installation.is_running)),
         ("clock", &|| machine::check_clock(settings)),
