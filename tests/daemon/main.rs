@@ -40,3 +40,5 @@ mod start;
 mod visits;
 mod watch;
 mod wear;
+mod webhook;
+mod webhook_hr;

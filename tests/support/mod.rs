@@ -16,6 +16,7 @@ pub mod mongod;
 pub mod mosquitto;
 pub mod office;
 pub mod proxy;
+pub mod receiver;
 pub mod store_bench;
 pub mod terminal;
 pub mod volume;
