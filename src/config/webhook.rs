@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use ring::hmac;
+use rustls::pki_types::ServerName;
 use zeroize::Zeroizing;
 
 use crate::clock;
@@ -76,6 +77,9 @@ fn of_webhook(error: ConfigError, name: &str) -> ConfigError {
 fn check_webhook(it: &RawWebhook, folder: &Path) -> Result<WebhookSettings, ConfigError> {
     let url = WebhookUrl::parse(&it.url, it.allow_private)
         .map_err(|error| invalid("[[webhook]] url", error.to_string()))?;
+    if url.is_https && ServerName::try_from(url.host()).is_err() {
+        return Err(invalid("[[webhook]] url", "names no host that a certificate could be for"));
+    }
     let ca_file = resolve_path(folder, &it.ca_file);
     if let Some(file) = &ca_file {
         const KEY: &str = "[[webhook]] ca_file";
@@ -293,6 +297,7 @@ mod tests {
             ("HR", "https://h/", "[[webhook]] name"),
             ("a", "http://h/", "[[webhook]] url of \"a\" begins with http"),
             ("a", "https://10.0.0.1/", "allow_private"),
+            ("a", "https://2130706433/", "a certificate"),
             ("a", "https://u:s3cret@h/", "authorization_file"),
         ] {
             let tables = format!("[[webhook]]\nname = \"{name}\"\nurl = \"{url}\"\n");
