@@ -238,6 +238,7 @@ mod tests {
             boottime_ms: 1,
             clock: ClockState::Synced,
             superseded_by: None,
+            chain: None,
             body: Body::Attendance(body),
         }
     }
