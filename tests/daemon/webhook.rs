@@ -241,7 +241,6 @@ fn random_answers_lose_and_duplicate_nothing() {
     drop(running);
     check_outcome(&ids, &accepted, &door.dead_letters());
     assert_eq!(elsewhere.count(), 0, "no redirect is followed");
-    assert_eq!(receiver.most_open(), 1, "one request at a time");
     println!(
         "{events} events with {} requests in {:.1} s, {} dead letters",
         receiver.count(),
@@ -444,6 +443,8 @@ fn one_failing_event_does_not_stop_others() {
     assert!(door.dead_letters().is_empty());
     failing.lock().unwrap().clear();
     door.until_drained();
+    // Where nothing was given up: a receiver notices late that nobody waits for its answer.
+    assert_eq!(receiver.most_open(), 1, "one request at a time");
 }
 
 #[test]
