@@ -208,17 +208,13 @@ fn check_outcome(ids: &[String], accepted: &Accepted, dead_letters: &[(i64, Stri
     for (at, id) in ids.iter().enumerate() {
         let seq = at as i64 + 1;
         let dead = dead_letters.iter().find(|it| it.0 == seq);
-        match refusal(id) {
-            Some(status) => {
-                let (_, reason) =
-                    dead.unwrap_or_else(|| panic!("{id} ({status}) is no dead letter"));
-                assert!(reason.contains(&format!("status {status}: not this one")), "{reason}");
-                assert!(!accepted.contains_key(id), "{id}");
-            }
-            None => {
-                assert_eq!(accepted.get(id), Some(&1), "{id}");
-                assert_eq!(dead, None, "{id}");
-            }
+        if let Some(status) = refusal(id) {
+            let (_, reason) = dead.unwrap_or_else(|| panic!("{id} ({status}) is no dead letter"));
+            assert!(reason.contains(&format!("status {status}: not this one")), "{reason}");
+            assert!(!accepted.contains_key(id), "{id}");
+        } else {
+            assert_eq!(accepted.get(id), Some(&1), "{id}");
+            assert_eq!(dead, None, "{id}");
         }
     }
     assert_eq!(accepted.len() + dead_letters.len(), ids.len(), "and nothing else");
@@ -256,17 +252,17 @@ fn request_has_signature_key_and_event() {
     let id = door.visits(1).remove(0);
     let _running = door.start();
     door.until_drained();
-    let received = receiver.received().remove(0);
-    assert_eq!((received.method.as_str(), received.target.as_str()), ("POST", "/hook?a=1"));
-    assert_eq!(received.header("content-type"), Some("application/json"));
-    assert_eq!(received.header("host"), Some(receiver.address().to_string().as_str()));
-    assert!(received.header("user-agent").unwrap().starts_with("rollcall/"));
-    assert_eq!(received.header("authorization"), Some("token abc:def"));
-    assert_eq!(received.key(), id);
-    let event = received.json();
+    let request = receiver.received().remove(0);
+    assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/hook?a=1"));
+    assert_eq!(request.header("content-type"), Some("application/json"));
+    assert_eq!(request.header("host"), Some(receiver.address().to_string().as_str()));
+    assert!(request.header("user-agent").unwrap().starts_with("rollcall/"));
+    assert_eq!(request.header("authorization"), Some("token abc:def"));
+    assert_eq!(request.key(), id);
+    let event = request.json();
     assert_eq!((&event["event_id"], &event["kind"]), (&id.as_str().into(), &"attendance".into()));
     assert_eq!((&event["device"], &event["schema"]), (&"door-1".into(), &1.into()));
-    check_signature(&received, KEY, door.clock.now().wall_ms / 1000);
+    check_signature(&request, KEY, door.clock.now().wall_ms / 1000);
     let status = until("the state is known", || {
         Some(door.status()).filter(|it| it.state == WebhookState::Connected)
     });
@@ -311,10 +307,10 @@ fn rejected_batch_is_halved_to_single_event() {
     door.until_drained();
     // What the receiver repeats of a person is not kept.
     assert_eq!(door.dead_letters(), [(6, "status 422: not …".to_owned())]);
-    let received = receiver.received();
+    let requests = receiver.received();
     let mut taken = Vec::new();
     let mut keys = BTreeMap::new();
-    for it in &received {
+    for it in &requests {
         let list = it.json();
         let list: Vec<_> =
             list.as_array().unwrap().iter().map(|it| it["event_id"].clone()).collect();
@@ -421,10 +417,10 @@ fn retry_after_is_kept_to() {
     door.visits(2);
     let _running = door.start();
     door.until_drained();
-    let received = receiver.received();
-    let pause_ms = received[1].at_ms - received[0].at_ms;
+    let requests = receiver.received();
+    let pause_ms = requests[1].at_ms - requests[0].at_ms;
     assert!((2_000.0..30_000.0).contains(&pause_ms), "{pause_ms} ms");
-    assert_eq!(received.len(), 3);
+    assert_eq!(requests.len(), 3);
 }
 
 #[test]
