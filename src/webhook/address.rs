@@ -33,11 +33,11 @@ fn embedded(address: IpAddr) -> IpAddr {
     let v4 =
         |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
     match v6.segments() {
-        // Obsolete; `::` and `::1` are themselves.
-        [0, 0, 0, 0, 0, 0, high, low] if high != 0 => v4(high, low),
         [0, 0, 0, 0, 0, 0xffff, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
         | [0x2002, high, low, ..] => v4(high, low),
+        // Obsolete; `::` and `::1` are themselves.
+        [0, 0, 0, 0, 0, 0, high, low] if high != 0 => v4(high, low),
         _ => address,
     }
 }
