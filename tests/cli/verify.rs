@@ -153,7 +153,7 @@ fn messages_in_a_file_are_checked() {
         ("removed", "removed", 6, &|it| drop(it.remove(5))),
         ("first", "removed", 1, &|it| drop(it.remove(0))),
         ("inserted", "inserted", 6, &|it| {
-            it.insert(7, it[5].replace("\"event_id\":\"", "\"event_id\":\"0"))
+            it.insert(7, it[5].replace("\"event_id\":\"", "\"event_id\":\"0"));
         }),
         ("swapped", "swapped", 6, &|it| it.swap(5, 6)),
         ("truncated", "truncated", 20, &|it| drop(it.remove(19))),
