@@ -149,7 +149,10 @@ fn revoked_password_keeps_messages_pending(version: &str) {
     });
     let reason = health["mqtt"]["reason"].as_str().unwrap();
     assert!(reason.starts_with(REJECTED), "{reason}");
-    let status = home.json(&["sync", "--status", "--json"]);
+    let status = until("the message is at the socket too", || {
+        let status = home.json(&["sync", "--status", "--json"]);
+        pending(&status)["fault"].is_string().then_some(status)
+    });
     assert!(pending(&status)["rows"].as_u64().unwrap() >= 1, "{status}");
     assert!(pending(&status)["fault"].as_str().unwrap().contains(REJECTED), "{status}");
     let metrics = get(&home, "/metrics");

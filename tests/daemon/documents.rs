@@ -72,6 +72,18 @@ impl Project {
         fs::write(self.path("door.toml"), file).unwrap();
     }
 
+    /// The folder and the table that docs/enrolment.md imports.
+    fn photographs_of_a_list(&self) {
+        let table = blocks("docs/enrolment.md", "# ", "text");
+        let table = table.iter().find(|it| it.contains("file,id,name")).unwrap();
+        let lines: Vec<&str> = table.lines().map(str::trim).collect();
+        fs::write(self.path("people.csv"), lines.join("\n")).unwrap();
+        fs::create_dir(self.path("photos")).unwrap();
+        for (name, photograph) in [("doe.jpg", "jane-1.jpg"), ("doe-2.jpg", "jane-2.jpg")] {
+            fs::copy(self.path(photograph), self.path("photos").join(name)).unwrap();
+        }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -178,6 +190,7 @@ fn operators_blocks_run_as_pasted() {
             project.run(&lines.collect::<Vec<_>>().join("\n"));
         }
     };
+    project.photographs_of_a_list();
     project.background("rollcall run");
     project.until_printed(" ready ");
     // Whoever is enrolled next is compared with somebody.

@@ -24,7 +24,7 @@ use crate::wire::chain_check::{self, Expected, Fault, FaultKind, Report, Row, Sc
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  rollcall verify\n  rollcall verify --mongo\n  \
                   mosquitto_sub -v -t 'rollcall/hq/door-1/#' >> door-1.jsonl\n  \
-                  rollcall verify --jsonl door-1.jsonl --key ed25519:…\n  \
+                  rollcall verify --jsonl door-1.jsonl --key ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo\n  \
                   rollcall attendance --csv --proof november.proof > november.csv\n  \
                   rollcall verify --export november.csv --proof november.proof\n\n\
                   Exit codes: 0 intact, 65 not intact (the first fault is named)")]

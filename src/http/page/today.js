@@ -56,7 +56,9 @@ export function start(whenPassagesAreKnown) {
   for (const id of Object.keys(shown)) {
     by(id).addEventListener("scroll", () => {
       const list = by(id);
-      if (list.querySelector(".more") && list.scrollTop + list.clientHeight > list.scrollHeight - NEAR_PX) showMore(id);
+      const more = list.querySelector(".more");
+      // Whoever has gone to its button by keyboard is not carried away.
+      if (more && !more.contains(document.activeElement) && list.scrollTop + list.clientHeight > list.scrollHeight - NEAR_PX) showMore(id);
     }, { passive: true });
   }
   for (const ending of Object.keys(FORMATS)) by(ending).addEventListener("click", () => save(ending));
@@ -207,10 +209,12 @@ function stateOf(id) {
 function fill(id, all, rowOf, none) {
   const list = by(id);
   const [top, height] = [list.scrollTop, list.scrollHeight];
+  const hasFocus = list.querySelector(".more")?.contains(document.activeElement);
   const rows = all.slice(0, shown[id]).map(rowOf);
   const left = all.length - rows.length;
   if (left > 0) rows.push(make("li", { class: "more" }, make("button", { type: "button", class: "quiet", onclick: () => { showMore(id); by(id).focus(); } }, text("today.more", { n: left }))));
   list.replaceChildren(...(rows.length ? rows : [emptyRow(text(none))]));
+  if (hasFocus) list.querySelector(".more button")?.focus({ preventScroll: true });
   return { top, grown: list.scrollHeight - height };
 }
 function showMore(id) {
