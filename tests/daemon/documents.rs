@@ -181,8 +181,8 @@ fn operators_blocks_run_as_pasted() {
     let here = |text: &str| {
         text.replace("/tmp", &folder).replace("/mnt/stick", &folder).replace("PHOTO…", "jane-1.jpg")
     };
-    let run = |project: &Project, document: &str| {
-        for block in blocks(document, "# ", "sh") {
+    let run = |project: &Project, document: &str, blocks_max: usize| {
+        for block in blocks(document, "# ", "sh").into_iter().take(blocks_max) {
             let block = here(&block);
             // It shows what happens until somebody ends it; and what lasts is no fault of a command.
             let lines = block.lines().filter(|it| !it.contains(" watch "));
@@ -195,11 +195,12 @@ fn operators_blocks_run_as_pasted() {
     project.until_printed(" ready ");
     // Whoever is enrolled next is compared with somebody.
     project.run("rollcall enrol --id joe --name 'Joe Biden' .cache/photos/biden.jpg");
-    for document in ["enrolment", "privacy", "updating", "troubleshooting"] {
-        run(&project, &format!("docs/{document}.md"));
-    }
+    run(&project, "docs/enrolment.md", usize::MAX);
+    // The way back to an earlier version needs one.
+    run(&project, "docs/updating.md", 1);
+    run(&project, "docs/troubleshooting.md", usize::MAX);
     project.stop_all();
-    run(&project, "docs/second-door.md");
+    run(&project, "docs/second-door.md", usize::MAX);
     let output = project.output();
     assert!(output.contains("4711 has 2 references"), "{output}");
     assert!(project.path("door-1-before").is_dir() && project.path("all.rollcall").is_file());
