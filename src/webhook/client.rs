@@ -81,7 +81,7 @@ pub(super) struct Reply {
     pub(super) is_cut: bool,
 }
 
-pub(super) struct Client {
+pub(super) struct ReceiverClient {
     settings: Arc<WebhookSettings>,
     /// With https.
     tls: Option<Arc<ClientConfig>>,
@@ -101,7 +101,7 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-impl Client {
+impl ReceiverClient {
     /// Connects to nothing yet.
     pub(super) fn new(settings: Arc<WebhookSettings>, tls: Option<Arc<ClientConfig>>) -> Self {
         Self { settings, tls, kept: None }

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::health::{Health, WebhookState};
 use crate::webhook::answer::{self, Verdict};
-use crate::webhook::client::{Client, Reply, SendFault};
-use crate::webhook::preset::{Preset, Step, Then};
+use crate::webhook::client::{ReceiverClient, Reply, SendFault};
+use crate::webhook::preset::{Preset, PresetRequest, Then};
 use crate::webhook::retry_after;
 use crate::webhook::settings::WebhookSettings;
 use crate::webhook::signature;
@@ -24,16 +24,16 @@ use crate::webhook::signature;
 /// Cheap to clone; all clones share one connection, which has one request at a time.
 #[derive(Clone)]
 pub struct WebhookLink {
-    shared: Arc<LinkState>,
+    shared: Arc<SharedLink>,
 }
 
-struct LinkState {
+struct SharedLink {
     settings: Arc<WebhookSettings>,
     clock: Arc<dyn Clock>,
     health: Arc<Health>,
     /// Of the webhook in `health`.
     at: usize,
-    client: Mutex<Client>,
+    client: Mutex<ReceiverClient>,
     /// Until when the receiver asked us to wait.
     paused_until: std::sync::Mutex<Option<Instant>>,
 }
@@ -61,9 +61,9 @@ impl WebhookLink {
         health: Arc<Health>,
         at: usize,
     ) -> Self {
-        let client = Mutex::new(Client::new(Arc::clone(&settings), tls));
+        let client = Mutex::new(ReceiverClient::new(Arc::clone(&settings), tls));
         let paused_until = std::sync::Mutex::default();
-        Self { shared: Arc::new(LinkState { settings, clock, health, at, client, paused_until }) }
+        Self { shared: Arc::new(SharedLink { settings, clock, health, at, client, paused_until }) }
     }
 
     pub fn settings(&self) -> &WebhookSettings {
@@ -143,7 +143,7 @@ impl WebhookLink {
     /// Makes the requests of a record one after the other.
     pub(super) async fn send_steps(
         &self,
-        steps: &[Step],
+        steps: &[PresetRequest],
         idempotency_key: Option<&str>,
     ) -> Verdict {
         let mut ids = None;

@@ -42,12 +42,12 @@ pub(super) enum Plan {
     /// Its time may become known.
     Hold,
     Never(&'static str),
-    Steps(Vec<Step>),
+    Steps(Vec<PresetRequest>),
 }
 
 /// One request.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Step {
+pub(super) struct PresetRequest {
     pub(super) method: &'static str,
     /// Behind the path of the URL.
     pub(super) path: String,
@@ -108,11 +108,11 @@ impl Preset {
     }
 
     /// The requests that state up to when the record is complete here.
-    pub(super) fn completeness(&self, complete_through_ms: i64) -> Vec<Step> {
+    pub(super) fn completeness(&self, complete_through_ms: i64) -> Vec<PresetRequest> {
         let Self::Frappe { zone, shifts } = self else { return Vec::new() };
         let Ok(at) = Timestamp::from_millisecond(complete_through_ms) else { return Vec::new() };
         let time = local(at, zone);
-        let step = |shift: &String| Step {
+        let step = |shift: &String| PresetRequest {
             method: "PUT",
             path: format!("/api/resource/Shift%20Type/{}", encode(shift)),
             body: json!({"last_sync_of_checkin": time}),
@@ -133,12 +133,12 @@ fn local(at: Timestamp, zone: &TimeZone) -> String {
     zone.to_datetime(at).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-fn checkin(body: &Attendance, subject_id: &str, device: &str, time: &str) -> Step {
+fn checkin(body: &Attendance, subject_id: &str, device: &str, time: &str) -> PresetRequest {
     let log_type = match body.direction {
         Direction::In => "IN",
         Direction::Out => "OUT",
     };
-    Step {
+    PresetRequest {
         method: "POST",
         path: CHECKIN.to_owned(),
         body: json!({
@@ -161,7 +161,7 @@ fn odoo(body: &Attendance, subject_id: &str, time: &str) -> Plan {
     let Some(employee) = subject_id.parse::<u32>().ok().filter(|it| *it > 0) else {
         return Plan::Never(NO_EMPLOYEE);
     };
-    let step = |method: &str, body: Value, then: Then| Step {
+    let step = |method: &str, body: Value, then: Then| PresetRequest {
         method: "POST",
         path: format!("/json/2/hr.attendance/{method}"),
         body,

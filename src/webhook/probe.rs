@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 
-use crate::webhook::client::{Client, SendFault};
+use crate::webhook::client::{ReceiverClient, SendFault};
 use crate::webhook::settings::WebhookSettings;
 
 /// Why a receiver cannot be connected to.
@@ -16,5 +16,5 @@ pub async fn probe(
     settings: Arc<WebhookSettings>,
     tls: Option<Arc<ClientConfig>>,
 ) -> Result<(), ProbeFault> {
-    Client::new(settings, tls).try_connecting().await
+    ReceiverClient::new(settings, tls).try_connecting().await
 }

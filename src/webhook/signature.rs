@@ -1,9 +1,9 @@
 //! The signature of a request: HMAC-SHA256 over the time and the body, so that a receiver can check
 //! who sent it, that nobody changed it, and that it is not an old one sent again.
 
-use std::fmt::Write as _;
-
 use ring::hmac;
+
+use crate::wire::export::hex;
 
 /// The header that has it.
 pub(super) const HEADER: &str = "x-rollcall-signature";
@@ -13,15 +13,7 @@ pub(super) fn sign(key: &hmac::Key, unix_s: i64, body: &[u8]) -> String {
     let mut context = hmac::Context::with_key(key);
     context.update(format!("{unix_s}.").as_bytes());
     context.update(body);
-    format!("t={unix_s},v1={}", to_hex(context.sign().as_ref()))
-}
-
-pub(super) fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        write!(hex, "{byte:02x}").ok();
-        hex
-    })
+    format!("t={unix_s},v1={}", hex(context.sign().as_ref()))
 }
 
 #[cfg(test)]

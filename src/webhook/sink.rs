@@ -16,8 +16,8 @@ use crate::store::{OutboxRow, SinkName};
 use crate::webhook::answer::Verdict;
 use crate::webhook::link::{Outgoing, WebhookLink};
 use crate::webhook::preset::{Plan, Preset};
-use crate::webhook::signature::to_hex;
 use crate::wire::event::{self, StoredEvent};
+use crate::wire::export::hex;
 
 pub struct WebhookSink {
     link: WebhookLink,
@@ -191,7 +191,7 @@ fn idempotency_key(events: &[(usize, &StoredEvent)]) -> String {
     let digest = events
         .iter()
         .fold(Sha256::new(), |digest, (_, event)| digest.chain_update(event.event_id.as_bytes()));
-    to_hex(&digest.finalize()[..16])
+    hex(&digest.finalize()[..16])
 }
 
 /// Receivers repeat in their words what they were sent; a name does not belong into log and outbox.

@@ -10,6 +10,7 @@ use std::process::Command;
 
 use crate::support::daemon::{Home, until};
 use crate::support::mosquitto::{Mosquitto, free_port};
+use crate::support::openssl::openssl;
 use serde_json::Value;
 
 /// A port that nobody serves: most of these need no broker.
@@ -43,16 +44,6 @@ fn check(home: &Home, part: &str, state: &str, parts: &[&str]) {
     for part in parts {
         assert!(finding.to_string().contains(part), "{part:?} is not in {finding}");
     }
-}
-
-fn openssl(dir: &Path, args: &str) {
-    let mut command = Command::new("openssl");
-    let output = command
-        .args(args.split_whitespace())
-        .current_dir(dir)
-        .output()
-        .expect("apt-get install -y openssl");
-    assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A broker with TLS whose certificate is for `san` (`openssl ca` because it alone takes dates).

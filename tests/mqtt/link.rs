@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of these tests: a failure there is a failed test")]
 
 use crate::support::mosquitto;
+use crate::support::openssl::openssl;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -282,16 +283,6 @@ async fn oversized_message_is_dropped_alone() {
     eventually("online again", || door.link.is_online()).await;
     let grown = peak_memory_mib() - before;
     assert!(grown < 30, "grew by {grown} MiB");
-}
-
-fn openssl(dir: &Path, args: &str) {
-    let mut command = Command::new("openssl");
-    let output = command
-        .args(args.split_whitespace())
-        .current_dir(dir)
-        .output()
-        .expect("apt-get install -y openssl");
-    assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A CA, and a key with a certificate for 127.0.0.1 signed by it: `{ca}.pem`, `{name}.pem`,

@@ -15,6 +15,7 @@ pub mod link;
 pub mod mongod;
 pub mod mosquitto;
 pub mod office;
+pub mod openssl;
 pub mod proxy;
 pub mod receiver;
 pub mod store_bench;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::support::openssl::openssl;
 use mongodb::Client;
 use mongodb::bson::{Document, doc};
 use mongodb::options::ClientOptions;
@@ -308,16 +309,6 @@ impl Drop for Mongod {
     fn drop(&mut self) {
         self.kill_all();
     }
-}
-
-fn openssl(dir: &Path, args: &str) {
-    let mut command = Command::new("openssl");
-    let output = command
-        .args(args.split_whitespace())
-        .current_dir(dir)
-        .output()
-        .expect("apt-get install -y openssl");
-    assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 async fn direct(port: u16, who: &str, tls: &str) -> Client {

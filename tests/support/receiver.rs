@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use crate::support::openssl::openssl;
 use rollcall::clock::Stopwatch;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -271,14 +271,4 @@ fn server_config(dir: &Path) -> Arc<ServerConfig> {
         .with_single_cert(vec![certificate], key)
         .unwrap();
     Arc::new(config)
-}
-
-fn openssl(dir: &Path, args: &str) {
-    let mut command = Command::new("openssl");
-    let output = command
-        .args(args.split_whitespace())
-        .current_dir(dir)
-        .output()
-        .expect("apt-get install -y openssl");
-    assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
 }
