@@ -74,16 +74,11 @@ pub async fn relay<S: Sink>(
 ) -> Result<(), StoreError> {
     let mut wakes = store.wakes();
     let mut failures = 0;
-    let mut held = HeldRows::default();
-    let mut parked = ParkedRows::default();
+    let mut waiting = WaitingRows::default();
     while !*stop.borrow() {
         let seen = *wakes.borrow_and_update();
         let name = sink.name();
-        let window = settings.window;
-        let after = held.skip_to();
-        let except = parked.ids();
-        let next = move |tx: &mut Tx<'_>| tx.outbox_batch_except(name, after, window, &except);
-        let batch = match store.write_async(next).await {
+        let batch = match waiting.next_batch(&store, name, settings.window).await {
             Ok(batch) => batch,
             Err(error) => {
                 log_unless_fatal(name, error)?;
@@ -93,44 +88,26 @@ pub async fn relay<S: Sink>(
         };
         if batch.is_empty() {
             failures = 0;
-            tokio::select! {
-                woken = wakes.wait_for(|it| *it != seen) => {
-                    if woken.is_ok_and(|it| it.asked != seen.asked) {
-                        held.release();
-                        parked.release();
-                    }
-                }
-                () = due(held.until()) => held.release(),
-                () = due(parked.until()) => {}
-                () = stopped(&mut stop) => {}
-            }
+            waiting.wait_for_work(&mut wakes, seen, &mut stop).await;
             continue;
         }
         // Not raced against `stop`.
         let outcome = sort(&batch, sink.deliver(&batch).await);
-        let progress = outcome.settled() > 0;
-        let retry = outcome.retry_reason.clone();
-        let only_rejected =
-            outcome.rejected.len() == outcome.retry.len() && outcome.doubtful.is_empty();
-        let is_first_rejection = parked.is_empty();
-        parked.park(&outcome.rejected, shortened(settings.backoff.longest, JITTER));
-        if retry.is_some() && !only_rejected {
-            held.release();
-        } else if outcome.held {
-            held.skip(&batch);
-        }
-        if let Err(error) = settle(&store, outcome).await {
+        let is_first_rejection = waiting.parked.is_empty();
+        waiting.remember(&batch, &outcome, shortened(settings.backoff.longest, JITTER));
+        if let Err(error) = store_outcome(&store, &outcome).await {
             // What was acknowledged stands in the outbox still and is sent again: twice is
             // harmless.
             log_unless_fatal(name, error)?;
             wait_out(settings.backoff.longest, &mut wakes, seen, &mut stop).await;
             continue;
         }
-        let Some(reason) = retry else {
+        let Some(reason) = &outcome.retry_reason else {
             failures = 0;
             continue;
         };
-        if only_rejected && !parked.is_full() {
+        let only_rejected = outcome.only_rejected();
+        if only_rejected && !waiting.parked.is_full() {
             // Others may get through.
             failures = 0;
             if is_first_rejection {
@@ -138,7 +115,7 @@ pub async fn relay<S: Sink>(
             }
             continue;
         }
-        failures = if progress { 1 } else { failures + 1 };
+        failures = if outcome.has_progress() { 1 } else { failures + 1 };
         let pause = settings.backoff.pause(if only_rejected { u32::MAX } else { failures });
         let pause = shortened(pause, JITTER);
         if failures == 1 {
@@ -147,10 +124,61 @@ pub async fn relay<S: Sink>(
         }
         wait_out(pause, &mut wakes, seen, &mut stop).await;
         if wakes.borrow().asked != seen.asked {
-            parked.release();
+            waiting.parked.release();
         }
     }
     Ok(())
+}
+
+/// The rows that the next batch leaves out.
+#[derive(Default)]
+struct WaitingRows {
+    held: HeldRows,
+    parked: ParkedRows,
+}
+
+impl WaitingRows {
+    async fn next_batch(
+        &mut self,
+        store: &Store,
+        name: SinkName,
+        window: usize,
+    ) -> Result<Vec<OutboxRow>, StoreError> {
+        let after = self.held.skip_to();
+        let except = self.parked.ids();
+        let next = move |tx: &mut Tx<'_>| tx.outbox_batch_except(name, after, window, &except);
+        store.write_async(next).await
+    }
+
+    /// Returns when there may be a row to deliver, or at `stop`. `deliver_now` releases all rows.
+    async fn wait_for_work(
+        &mut self,
+        wakes: &mut watch::Receiver<Wake>,
+        seen: Wake,
+        stop: &mut watch::Receiver<bool>,
+    ) {
+        tokio::select! {
+            woken = wakes.wait_for(|it| *it != seen) => {
+                if woken.is_ok_and(|it| it.asked != seen.asked) {
+                    self.held.release();
+                    self.parked.release();
+                }
+            }
+            () = due(self.held.until()) => self.held.release(),
+            () = due(self.parked.until()) => {}
+            () = stopped(stop) => {}
+        }
+    }
+
+    /// Notes which rows of a delivered batch wait, the rejected ones for `pause`.
+    fn remember(&mut self, batch: &[OutboxRow], outcome: &Outcome, pause: Duration) {
+        self.parked.park(&outcome.rejected, pause);
+        if outcome.retry_reason.is_some() && !outcome.only_rejected() {
+            self.held.release();
+        } else if outcome.held {
+            self.held.skip(batch);
+        }
+    }
 }
 
 /// Rejected rows that are remembered; more than these stop the relay for a pause.
@@ -266,7 +294,8 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     stop.wait_for(|it| *it).await.ok();
 }
 
-#[derive(Default)]
+/// What became of a batch, by row.
+#[derive(Clone, Default)]
 struct Outcome {
     acknowledged: Vec<i64>,
     poison: Vec<(i64, String)>,
@@ -278,8 +307,14 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn settled(&self) -> usize {
-        self.acknowledged.len() + self.poison.len()
+    /// Whether a row of the batch has left the outbox.
+    fn has_progress(&self) -> bool {
+        !self.acknowledged.is_empty() || !self.poison.is_empty()
+    }
+
+    /// Whether no row failed for another reason than that the sink rejected it.
+    fn only_rejected(&self) -> bool {
+        self.rejected.len() == self.retry.len() && self.doubtful.is_empty()
     }
 }
 
@@ -307,20 +342,21 @@ fn sort(batch: &[OutboxRow], deliveries: Vec<Delivery>) -> Outcome {
     outcome
 }
 
-async fn settle(store: &Store, outcome: Outcome) -> Result<(), StoreError> {
-    let progress = outcome.settled() > 0;
-    if !progress && outcome.doubtful.is_empty() {
+async fn store_outcome(store: &Store, outcome: &Outcome) -> Result<(), StoreError> {
+    let has_progress = outcome.has_progress();
+    if !has_progress && outcome.doubtful.is_empty() {
         // Nothing to be written, so that an outage wears out no card.
         return Ok(());
     }
     for (row, reason) in &outcome.poison {
         tracing::error!(row, reason, "a row cannot be delivered and is dead-lettered");
     }
+    let outcome = outcome.clone();
     store
         .write_async(move |tx| {
             tx.acknowledge(&outcome.acknowledged)?;
             outcome.poison.iter().try_for_each(|(id, reason)| tx.dead_letter(*id, reason))?;
-            if progress {
+            if has_progress {
                 tx.count_attempt(&outcome.retry)?;
             }
             tx.count_attempt(&outcome.doubtful)

@@ -225,7 +225,7 @@ fn event_ids_carry_their_time() {
 }
 
 #[test]
-fn linked_event_is_stored_and_sent_with_its_link() {
+fn linked_event_is_sent_with_its_link() {
     let link = crate::wire::chain::Link {
         prev: None,
         hash: crate::wire::chain::Bytes([1; 32]),
