@@ -300,7 +300,7 @@ fn rewritten_history_contradicts_a_checkpoint() {
 }
 
 #[test]
-fn deleted_events_may_be_missing_up_to_the_signed_bound() {
+fn events_up_to_the_signed_bound_may_be_missing() {
     let made = recorded(20);
     let expected = |through| signed(Signed { deleted_through: through, ..made.signed() });
     assert!(check_with(&made.events[8..], &expected(8)).is_intact());
@@ -400,4 +400,53 @@ fn repeated_delivery_is_no_fault() {
     assert!(!check_with(&events, &signed(made.signed())).is_intact());
     let expected = Expected { in_order: false, ..signed(made.signed()) };
     assert!(check_with(&events, &expected).is_intact());
+}
+
+/// Each row of a long record, in turn: a quarter of an hour with this crate's optimisation for tests.
+#[test]
+#[ignore = "takes long: cargo test --lib every_change_of_a_long_record -- --ignored"]
+fn every_change_of_a_long_record_is_found() {
+    const COUNT: usize = 10_000;
+    let made = recorded(COUNT);
+    let mut corrections = Corrections::of_present();
+    made.events.iter().for_each(|it| corrections.add(it));
+    let read = |event: &Event| Row::read(event, &corrections).unwrap();
+    let rows: Vec<Row> = made.events.iter().map(read).collect();
+    let expected = signed(made.signed());
+    assert!(check(rows.clone(), &expected).is_intact());
+    let first = |rows: Vec<Row>| {
+        let fault = check(rows, &expected).first_fault.unwrap();
+        (fault.kind, fault.seq.unwrap())
+    };
+    for at in 0..COUNT {
+        let seq = at as i64 + 1;
+        let event = &made.events[at];
+        let changed = |change: &dyn Fn(&mut Event)| {
+            let mut event = event.clone();
+            change(&mut event);
+            read(&event)
+        };
+        let with = |change: &dyn Fn(&mut Vec<Row>)| {
+            let mut rows = rows.clone();
+            change(&mut rows);
+            first(rows)
+        };
+        let later = changed(&|it| drop(it.insert("boottime_ms".into(), 1.into())));
+        assert_eq!(with(&|it| it[at] = later.clone()), (FaultKind::Altered, seq));
+        let kind = if at + 1 == COUNT { FaultKind::Truncated } else { FaultKind::Removed };
+        assert_eq!(with(&|it| drop(it.remove(at))), (kind, seq));
+        let forged = changed(&|it| {
+            it.insert("event_id".into(), "forged".into());
+            relink(it);
+        });
+        assert_eq!(with(&|it| it.insert(at, forged.clone())), (FaultKind::Inserted, seq));
+        assert_eq!(with(&|it| it.truncate(at)), (FaultKind::Truncated, seq));
+        // With the next one, and with one anywhere.
+        for other in [at + 1, (at * 7919 + 13) % COUNT].into_iter().filter(|it| *it < COUNT) {
+            let earlier = (at.min(other) as i64) + 1;
+            if other != at {
+                assert_eq!(with(&|it| it.swap(at, other)), (FaultKind::Swapped, earlier));
+            }
+        }
+    }
 }
