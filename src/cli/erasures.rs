@@ -85,7 +85,7 @@ fn waits_for(it: &StoredErasure, has_mongo: bool) -> Option<&'static str> {
     Some(match it.left {
         Some(Left::Mongo) if !has_mongo => "MongoDB, which [mongo] no longer names",
         Some(Left::Mongo) => "MongoDB",
-        Some(Left::Scrub) => "rewriting of the database",
+        Some(Left::Scrub) => "the database to be cleaned",
         None => "the daemon",
     })
 }

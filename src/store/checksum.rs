@@ -537,19 +537,6 @@ pub(super) fn install(conn: &Connection, damage: &Damage, writes: bool) -> Resul
     Ok(())
 }
 
-/// Takes views and triggers away: SQLite cannot write a database anew whose tables have views of the same names.
-pub(super) fn uninstall(conn: &Connection) -> Result<(), StoreError> {
-    let drop = |it: &TableLayout| {
-        let name = it.name;
-        format!(
-            "drop view if exists temp.{name}; drop trigger if exists temp.{name}_added; \
-             drop trigger if exists temp.{name}_guarded; drop trigger if exists temp.{name}_changed; \
-             drop trigger if exists temp.{name}_removed;"
-        )
-    };
-    Ok(conn.execute_batch(&TABLES.into_iter().map(drop).collect::<String>())?)
-}
-
 fn functions(conn: &Connection, damage: &Damage, writes: bool) -> Result<(), StoreError> {
     let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_INNOCUOUS;
     let values = |context: &Context<'_>, from: usize| {

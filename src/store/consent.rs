@@ -2,7 +2,7 @@
 //!
 //! Invariants: a consent goes with its subject, however that is removed. When one ends, references,
 //! photographs' digests, name and consent go, the withdrawal is shared like any other, and a receipt
-//! follows once the database has been written anew.
+//! follows once the scrub is done.
 
 use rusqlite::{OptionalExtension as _, params};
 

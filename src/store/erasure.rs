@@ -39,7 +39,7 @@ pub struct StoredErasure {
 pub enum Left {
     /// MongoDB has not confirmed.
     Mongo,
-    /// The database is still to be written anew.
+    /// The unused parts of the database are still to be overwritten.
     Scrub,
 }
 
@@ -48,8 +48,7 @@ const COLUMNS: &str = "select row, subject_id, request_id, asked_ms, clock, refe
                        exists (select 1 from main.meta where key = 'scrub_owed'), reason, events_kept \
                        from erasure left join consent_end on erasure_row = row";
 
-/// Written anew is the database, its log cut off, and MongoDB has acknowledged: its
-/// row is gone.
+/// The scrub is done, and MongoDB has acknowledged: its row is gone.
 const CLEAN: &str = "receipt is null and not exists (select 1 from main.meta where key = 'scrub_owed') \
                      and not exists (select 1 from main.outbox where id = mongo_row)";
 

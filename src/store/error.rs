@@ -71,6 +71,10 @@ pub enum StoreError {
         "there are more than {records_max} records to look at: ask for a shorter period (`from`, `to`)"
     )]
     TooManyRecords { records_max: u64 },
+    #[error(
+        "SQLite was built without its table of pages, which an erasure needs: build in the project's folder, for its .cargo/config.toml"
+    )]
+    NoPageTable,
     /// A statement failed for a reason of its own: a mistake of ours.
     #[error("a statement failed")]
     Sqlite {
@@ -102,6 +106,7 @@ impl StoreError {
             | Self::Sealed { .. }
             | Self::Io { .. }
             | Self::Storage { .. }
+            | Self::NoPageTable
             | Self::Closed => true,
             Self::Full
             | Self::UnknownSubject { .. }

@@ -50,7 +50,6 @@ struct Handle {
     wake: watch::Sender<Wake>,
     reserve_held: Arc<std::sync::atomic::AtomicBool>,
     commits: Arc<Histogram>,
-    rewriting: Arc<std::sync::atomic::AtomicBool>,
     dir: PathBuf,
 }
 
@@ -62,7 +61,6 @@ impl Store {
         let opened = writer::open(dir, options, wake.clone())?;
         let reserve_held = opened.writer.reserve_flag();
         let commits = opened.writer.commits();
-        let rewriting = opened.writer.rewriting_flag();
         let writer = opened.writer;
         let reader = |lane| ReadThread::start(dir, writer.context(), writer.reader(), lane);
         let short_reads = reader(Lane::Short)?;
@@ -79,7 +77,6 @@ impl Store {
             wake,
             reserve_held,
             commits,
-            rewriting,
             dir: dir.to_owned(),
         };
         Ok(Opened {
@@ -189,12 +186,6 @@ impl Store {
     /// Whether what is kept back for a full disk is still kept back.
     pub fn is_reserve_held(&self) -> bool {
         self.handle.reserve_held.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    /// Whether the whole database is being written anew after an erasure: other writes wait for
-    /// minutes then.
-    pub fn is_rewriting(&self) -> bool {
-        self.handle.rewriting.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Runs what was requested before, writes the log back into the database, and ends the

@@ -44,6 +44,7 @@ mod rotate;
 mod rows;
 mod salvage;
 mod schema;
+mod scrub;
 mod subjects;
 mod template_key;
 mod tx;

@@ -13,7 +13,7 @@ use crate::store::error::StoreError;
 use crate::store::rows::StoreOptions;
 use crate::store::schema::PAGE_BYTES;
 use crate::store::template_key::fitting_key;
-use crate::store::{files, log_bits, migration_backup, salvage, schema, versions};
+use crate::store::{files, log_bits, migration_backup, salvage, schema, scrub, versions};
 
 /// How long the connection waits for readers before a log can be cut off.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -96,6 +96,9 @@ pub(super) fn open_database(dir: &Path, now_ms: i64) -> Result<Database, StoreEr
 fn set_up(conn: &mut Connection, dir: &Path) -> Result<(), StoreError> {
     conn.busy_timeout(BUSY_TIMEOUT)?;
     // Before anything is changed.
+    if !scrub::has_page_table(conn)? {
+        return Err(StoreError::NoPageTable);
+    }
     schema::check_damage(conn)?;
     schema::check_version(conn)?;
     conn.pragma_update(None, "page_size", PAGE_BYTES)?;

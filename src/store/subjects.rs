@@ -129,9 +129,9 @@ impl Tx<'_> {
     }
 
     /// Takes a person out of everything: references, subject, events, replies, pending rows.
-    /// That somebody passed stays; who it was does not. Once it is on the disk the database is
-    /// written anew, so that no file has the name: that takes time in proportion to the database,
-    /// during which others wait.
+    /// That somebody passed stays; who it was does not. Once it is on the disk the unused
+    /// parts of the database are overwritten, so that no file has the name: in a small database at
+    /// once, else between other writes.
     ///
     /// A `request_id` stays as it is, so that the command is not executed again; so do databases
     /// that were moved aside, and the id in the table of erasures.
@@ -192,7 +192,7 @@ impl Tx<'_> {
         Ok(Some(self.conn.last_insert_rowid()))
     }
 
-    /// The database is written anew once this is on the disk.
+    /// The unused parts of the database are overwritten once this is on the disk.
     pub(super) fn schedule_scrub(&mut self) -> Result<(), StoreError> {
         self.put_meta("scrub_owed", b"")?;
         self.effects.erased = true;

@@ -9,7 +9,8 @@
 //!   so it does all it does through `Tx`.
 //! - The reserve is given up for the first write that does not fit, and restored when the disk has
 //!   room. Until then the write-ahead log (WAL, "the log" below) is kept short.
-//! - After an erasure the file is written anew and the log cut off; the mark in `meta` goes last.
+//! - After an erasure the unused parts of all pages are overwritten, some pages between other writes,
+//!   and the log is cut off; the mark in `meta` goes last.
 //!
 //! Not here: what a write does (`tx`), how the database is opened (`open`), reads (`reading`).
 
@@ -31,7 +32,6 @@ use crate::clock::Stopwatch;
 use crate::error_chain::error_chain;
 use crate::histogram::Histogram;
 use crate::store::check;
-use crate::store::checksum;
 use crate::store::error::StoreError;
 use crate::store::files;
 use crate::store::files::Reserve;
@@ -41,7 +41,7 @@ use crate::store::rows::UnreadableRow;
 use crate::store::rows::{StoreOptions, Wake};
 use crate::store::schema::PAGE_BYTES;
 use crate::store::tx::{Effects, StoreContext, Tx};
-use crate::store::{migration_backup, salvage};
+use crate::store::{migration_backup, salvage, scrub};
 
 /// How many writes share a commit. More would not be faster (the fsync is spread already) but let
 /// the first wait.
@@ -120,12 +120,20 @@ pub(super) struct OpenedWriter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scrub {
     Done,
-    /// Tried, and to be tried again after so many rounds of housekeeping.
-    After(u32),
+    /// To go on with this page, between other writes.
+    Page(u32),
+    /// To go on after so many rounds of housekeeping, with this page; `None`: with the log.
+    Later {
+        rounds: u32,
+        page: Option<u32>,
+    },
 }
 
-/// An hour: each try writes the whole database, on a disk that is probably full.
-const SCRUB_AGAIN: Scrub = Scrub::After(60);
+/// Rounds of housekeeping, hence minutes, after a failure: the disk is probably full.
+const SCRUB_AGAIN_ROUNDS: u32 = 60;
+
+/// What an erasure may take of the scrub before it is reported as done: all of a small database.
+const SCRUB_AT_ONCE: Duration = Duration::from_millis(100);
 
 /// Writes that share a commit, and a request to close that came behind them.
 #[derive(Default)]
@@ -160,15 +168,10 @@ pub(super) struct Writer {
     reserve: Reserve,
     reserve_held: Arc<AtomicBool>,
     commits: Arc<Histogram>,
-    /// The whole database is being written anew, which may take minutes.
-    rewriting: Arc<AtomicBool>,
     page_limit: Option<u32>,
     reserve_pages: u32,
     /// Whether what was erased may still stand in the database file or its log.
     scrub: Scrub,
-    /// Whether the file was written anew since the last erasure; the log may still be to be cut
-    /// off.
-    rewritten: bool,
     _lock: File,
 }
 
@@ -204,13 +207,11 @@ pub(super) fn open(
         wake,
         reserve_held: Arc::new(AtomicBool::new(reserve.is_held())),
         commits: Arc::default(),
-        rewriting: Arc::default(),
         reserve,
         page_limit: options.page_limit,
         reserve_pages: u32::try_from(options.reserve_bytes / u64::from(PAGE_BYTES))
             .unwrap_or(u32::MAX),
         scrub: Scrub::Done,
-        rewritten: false,
         _lock: lock,
     };
     writer.limit_pages()?;
@@ -219,7 +220,7 @@ pub(super) fn open(
     // will do it.
     writer.truncate_log().ok();
     if writer.is_scrub_pending()? {
-        writer.scrub();
+        writer.start_scrub();
     }
     let unreadable = findings.unreadable;
     Ok(OpenedWriter { writer, moved_aside, unreadable, key_created, key_path })
@@ -249,16 +250,16 @@ impl Writer {
         Arc::clone(&self.commits)
     }
 
-    pub(super) fn rewriting_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.rewriting)
-    }
-
     pub(super) fn run(mut self, mut inbox: mpsc::Receiver<WriterMessage>) {
         let mut last_housekeeping = Stopwatch::start();
         let mut last_room_check = Stopwatch::start();
         let mut closing = None;
         while closing.is_none() {
-            let pause = if self.reserve.is_held() { HOUSEKEEPING } else { ROOM_CHECK };
+            let pause = match self.scrub {
+                Scrub::Page(_) => Duration::ZERO,
+                _ if self.reserve.is_held() => HOUSEKEEPING,
+                _ => ROOM_CHECK,
+            };
             let batch = match wait_for(inbox.recv(), pause) {
                 Some(None) => break,
                 Some(Some(first)) => Batch::collect(first, &mut inbox),
@@ -268,6 +269,9 @@ impl Writer {
             if !batch.jobs.is_empty() {
                 self.commit(batch.jobs);
                 self.quarantine_damage(true);
+            }
+            if matches!(self.scrub, Scrub::Page(_)) {
+                self.scrub();
             }
             if !self.reserve.is_held() && last_room_check.elapsed() >= ROOM_CHECK {
                 self.restore_reserve();
@@ -386,10 +390,9 @@ impl Writer {
             self.wake.send_modify(|it| it.committed += 1);
         }
         if effects.erased {
-            // Before the file is written anew. Nothing is kept of them: they may be of the person.
+            // Before the scrub. Nothing is kept of them: they may be of the person.
             self.quarantine_damage(false);
-            self.rewritten = false;
-            self.scrub();
+            self.start_scrub();
         }
     }
 
@@ -423,38 +426,39 @@ impl Writer {
     }
 
     fn scrub_if_due(&mut self) {
-        match self.scrub {
-            Scrub::Done => {}
-            Scrub::After(0 | 1) => self.scrub(),
-            Scrub::After(rounds) => self.scrub = Scrub::After(rounds - 1),
+        if let Scrub::Later { rounds, page } = self.scrub {
+            let rounds = rounds.saturating_sub(1);
+            self.scrub = Scrub::Later { rounds, page };
+            if rounds == 0 {
+                self.scrub();
+            }
         }
     }
 
-    /// Removes what was erased from the file and the log: writes the database anew and cuts the log
-    /// off. `secure_delete` is not
-    /// enough: when SQLite balances its tree it leaves copies of rows in the unused middle of pages
-    /// (found by searching the file).
+    /// Removes what was erased from file and log: all of it at once if that is quick, else a part.
+    fn start_scrub(&mut self) {
+        let watch = Stopwatch::start();
+        self.scrub = Scrub::Page(1);
+        while matches!(self.scrub, Scrub::Page(_)) && watch.elapsed() < SCRUB_AT_ONCE {
+            self.scrub();
+        }
+    }
+
+    /// Takes the next step of the scrub.
     fn scrub(&mut self) {
-        self.rewriting.store(true, Ordering::Relaxed);
-        let cleaned = self.clean();
-        self.rewriting.store(false, Ordering::Relaxed);
-        self.scrub = match cleaned {
-            Ok(true) => {
-                self.rewritten = false;
-                self.wake.send_modify(|it| it.scrubbed += 1);
-                Scrub::Done
-            }
-            // A reader holds the log: gone in a moment.
-            Ok(false) => Scrub::After(1),
-            Err(error) => {
-                let error = error_chain(&error);
-                tracing::error!(
-                    error,
-                    "an erased person may still stand in the database file, will retry"
-                );
-                SCRUB_AGAIN
-            }
+        let page = match self.scrub {
+            Scrub::Done => return,
+            Scrub::Page(page) => Some(page),
+            Scrub::Later { page, .. } => page,
         };
+        self.scrub = self.clean(page).unwrap_or_else(|error| {
+            let error = error_chain(&error);
+            tracing::error!(
+                error,
+                "an erased person may still stand in the database file, will retry"
+            );
+            Scrub::Later { rounds: SCRUB_AGAIN_ROUNDS, page }
+        });
     }
 
     fn is_scrub_pending(&self) -> Result<bool, StoreError> {
@@ -462,33 +466,25 @@ impl Writer {
         Ok(self.reader.conn.query_row(sql, [], |row| row.get(0))?)
     }
 
-    /// The mark that it is pending is deleted last: a receipt rests on it. `false` if a reader
-    /// still needs the log.
-    fn clean(&mut self) -> Result<bool, StoreError> {
-        if !self.is_scrub_pending()? {
-            return self.truncate_log();
-        }
-        migration_backup::forget(&self.dir)?;
-        if !self.rewritten {
-            self.rewrite()?;
-            self.rewritten = true;
+    /// Cleans some pages, or after the last one the log (`None`). The mark that it is pending is
+    /// deleted last: a receipt rests on it.
+    fn clean(&self, page: Option<u32>) -> Result<Scrub, StoreError> {
+        let is_pending = self.is_scrub_pending()?;
+        if let Some(page) = page.filter(|_| is_pending) {
+            migration_backup::forget(&self.dir)?;
+            if let Some(next) = scrub::clear_pages(&self.reader.conn, page)? {
+                return Ok(Scrub::Page(next));
+            }
         }
         if !self.truncate_log()? {
-            return Ok(false);
+            // A reader holds the log: gone in a moment.
+            return Ok(Scrub::Later { rounds: 1, page: None });
         }
-        self.reader.conn.execute("delete from main.meta where key = 'scrub_owed'", [])?;
-        Ok(true)
-    }
-
-    fn rewrite(&self) -> Result<(), StoreError> {
-        checksum::uninstall(&self.reader.conn)?;
-        // The copy may be larger than the memory of the device; SQLite's temporary files have no name. A change of
-        // `temp_store` empties the temporary schema.
-        self.reader.conn.pragma_update(None, "temp_store", "file")?;
-        let rewritten = self.reader.conn.execute_batch("vacuum");
-        self.reader.conn.pragma_update(None, "temp_store", "memory")?;
-        checksum::install(&self.reader.conn, &self.reader.damage, true)?;
-        Ok(rewritten?)
+        if is_pending {
+            self.reader.conn.execute("delete from main.meta where key = 'scrub_owed'", [])?;
+        }
+        self.wake.send_modify(|it| it.scrubbed += 1);
+        Ok(Scrub::Done)
     }
 
     /// Writes the log back and cuts it off; `false` if a reader still needs it.

@@ -26,9 +26,6 @@ use crate::store::{Store, StoreError};
 const CHECKS_PER_LIMIT: u32 = 8;
 /// How often the status line is sent where systemd expects no heartbeat.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a `VACUUM` after an erasure may block all writes, and the stages that wait for one. Slow
-/// cards of many GB take this long.
-const REWRITE_MAX: Duration = Duration::from_hours(1);
 
 pub struct Watchdog {
     notifier: Arc<Notifier>,
@@ -124,14 +121,12 @@ impl Watchdog {
         timeout: Duration,
         now: &Stamp,
     ) -> BTreeSet<&'static str> {
-        // The inference thread waits for the store when it records.
-        let thread_timeout = if self.store.is_rewriting() { REWRITE_MAX } else { timeout };
         let mut stalled = BTreeSet::new();
         let health = &self.health;
         let threads =
             [("inference", &health.inference_progress), ("store", &health.store_progress)];
         for (at, (name, counter)) in threads.into_iter().enumerate() {
-            if progress.unchanged_for(at, counter.get(), now) >= thread_timeout {
+            if progress.unchanged_for(at, counter.get(), now) >= timeout {
                 stalled.insert(name);
             }
         }

@@ -12,8 +12,7 @@ use crate::keys::secret_file::credentials_dir;
 use crate::store::{ConsentCounts, DATABASE, Store, StoreError};
 use crate::vision;
 
-/// Less than this is a warning: a year of visits is about 200 MB, a database written anew after an
-/// erasure needs twice its size.
+/// Less than this is a warning: a year of visits is about 200 MB, and a migration keeps a copy.
 const FREE_BYTES_MIN: u64 = 500 << 20;
 /// Less than this is a fault: the reserve is soon given up.
 const FREE_BYTES_FAULT: u64 = 20 << 20;
