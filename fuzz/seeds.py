@@ -179,6 +179,14 @@ def seeds():
     head += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: mqtt\r\n"
     yield "websocket", head + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     yield "websocket", b"\x82\x84\x01\x02\x03\x04\xd1\x02\x03\x04\x89\x80\x00\x00\x00\x00"
+    thrown = b'{"exception":"frappe.exceptions.ValidationError: Inactive Employee"}'
+    heads = [b"200 OK", b"204 No Content", b"417 Expectation Failed", b"429 Wait\r\nRetry-After: 7"]
+    for preset, head in enumerate(heads):
+        length = f"Content-Length: {len(thrown)}".encode()
+        whole = b"HTTP/1.1 " + head + b"\r\n" + length + b"\r\n\r\n" + thrown
+        yield "webhook", bytes([preset]) + whole
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n[17]\r\n0\r\n\r\n"
+    yield "webhook", b"\x02" + chunked
     yield from (("mqtt_stream", bytes([piece]) + b"".join(MQTT)) for piece in (0, 6, 255))
 
 

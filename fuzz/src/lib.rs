@@ -11,6 +11,7 @@ pub mod gallery;
 pub mod mqtt;
 pub mod pictures;
 pub mod token;
+pub mod webhook;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -97,7 +97,8 @@ struct Connection {
     since_use: Stopwatch,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// What a connection runs over.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
@@ -144,14 +145,13 @@ impl ReceiverClient {
         let stream = timeout(limit, self.open())
             .await
             .map_err(|_| SendFault::Timeout { what: "connection", limit })??;
-        let (sender, driver) = http1::Builder::new()
-            .max_headers(HEADERS_MAX)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| SendFault::Cut(error_chain(&error)))?;
-        let driver: Driver = Box::pin(driver);
-        Ok(Connection { sender, driver: Some(driver), since_use: Stopwatch::start() })
+        Connection::over(stream).await
+    }
+
+    /// Sends the next request by an open connection.
+    pub(super) async fn use_stream(&mut self, stream: Box<dyn Stream>) -> Result<(), SendFault> {
+        self.kept = Some(Connection::over(stream).await?);
+        Ok(())
     }
 
     /// Connects, without sending anything.
@@ -213,6 +213,17 @@ fn tls_fault(error: &std::io::Error) -> SendFault {
 }
 
 impl Connection {
+    async fn over(stream: Box<dyn Stream>) -> Result<Self, SendFault> {
+        let (sender, driver) = http1::Builder::new()
+            .max_headers(HEADERS_MAX)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| SendFault::Cut(error_chain(&error)))?;
+        let driver: Driver = Box::pin(driver);
+        Ok(Self { sender, driver: Some(driver), since_use: Stopwatch::start() })
+    }
+
     async fn exchange(
         &mut self,
         request: Request<Full<Bytes>>,

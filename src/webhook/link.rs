@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::health::{Health, WebhookState};
 use crate::webhook::answer::{self, Verdict};
-use crate::webhook::client::{ReceiverClient, Reply, SendFault};
+use crate::webhook::client::{ReceiverClient, Reply, SendFault, Stream};
 use crate::webhook::preset::{Preset, PresetRequest, Then};
 use crate::webhook::retry_after;
 use crate::webhook::settings::WebhookSettings;
@@ -64,6 +64,12 @@ impl WebhookLink {
         let client = Mutex::new(ReceiverClient::new(Arc::clone(&settings), tls));
         let paused_until = std::sync::Mutex::default();
         Self { shared: Arc::new(SharedLink { settings, clock, health, at, client, paused_until }) }
+    }
+
+    /// Sends the next request by an open connection instead of a new one: a fuzz target has no
+    /// receiver.
+    pub async fn use_stream(&self, stream: Box<dyn Stream>) -> Result<(), SendFault> {
+        self.shared.client.lock().await.use_stream(stream).await
     }
 
     pub fn settings(&self) -> &WebhookSettings {
