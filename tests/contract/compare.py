@@ -1,9 +1,10 @@
 """Compares two recordings and prints every difference by its path.
 
 A rule of `allowed.txt` is a path pattern (`*` is one step or a part of one, `**` any number of
-steps) and a reason.
+steps) and a reason. Behind a `+` it allows only what the old recording does not have.
 """
 
+import difflib
 import fnmatch
 import pathlib
 
@@ -26,16 +27,30 @@ def differences(old, new, path=()):
             else:
                 yield from differences(old[key], new[key], step)
     elif isinstance(old, list) and isinstance(new, list):
-        for at in range(max(len(old), len(new))):
-            step = (*path, str(at))
-            if at >= len(new):
-                yield step, show(old[at]), None
-            elif at >= len(old):
-                yield step, None, show(new[at])
-            else:
-                yield from differences(old[at], new[at], step)
+        yield from list_differences(old, new, path)
     elif not is_same(old, new):
         yield path, show(old), show(new)
+
+
+def list_differences(old, new, path):
+    """Of lists of one length place by place; else without what one of them has more."""
+    if len(old) == len(new):
+        for at, (before, after) in enumerate(zip(old, new)):
+            yield from differences(before, after, (*path, str(at)))
+        return
+    texts = [[repr(it) for it in side] for side in (old, new)]
+    for what, from_old, to_old, from_new, to_new in difflib.SequenceMatcher(
+        None, *texts, autojunk=False
+    ).get_opcodes():
+        if what == "replace" and to_old - from_old == to_new - from_new:
+            for at in range(to_old - from_old):
+                step = (*path, str(from_new + at))
+                yield from differences(old[from_old + at], new[from_new + at], step)
+        elif what != "equal":
+            for at in range(from_old, to_old):
+                yield (*path, str(at)), show(old[at]), None
+            for at in range(from_new, to_new):
+                yield (*path, str(at)), None, show(new[at])
 
 
 def is_same(old, new):
@@ -61,6 +76,13 @@ def rules(path=ALLOWED):
     return found
 
 
+def applies(pattern, path, before):
+    """Returns whether a rule allows a difference at `path`; `before` is what the old side has."""
+    if pattern.startswith("+ "):
+        return before is None and matches(pattern[2:].split("/"), path)
+    return matches(pattern.split("/"), path)
+
+
 def matches(pattern, path):
     """Returns whether the steps of a pattern match the steps of a path."""
     if not pattern:
@@ -77,7 +99,7 @@ def compare(old, new, allowed=None, show_allowed=False):
     allowed = rules() if allowed is None else allowed
     used, forbidden = {}, 0
     for path, before, after in differences(old, new):
-        rule = next((it for it in allowed if matches(it[0].split("/"), path)), None)
+        rule = next((it for it in allowed if applies(it[0], path, before)), None)
         if rule:
             used[rule] = used.get(rule, 0) + 1
         else:

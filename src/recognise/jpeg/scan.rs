@@ -331,6 +331,15 @@ impl Table {
     }
 }
 
+/// Whether one of eight bytes is 0xFF: its complement is zero, and borrows from the byte above when one
+/// is subtracted from each.
+#[inline]
+fn has_marker_byte(bytes: u64) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let complement = !bytes;
+    complement.wrapping_sub(ONES) & bytes & (ONES << 7) != 0
+}
+
 /// Coded data bit by bit, to the next marker.
 struct Bits<'a> {
     data: &'a [u8],
@@ -343,6 +352,16 @@ struct Bits<'a> {
 impl Bits<'_> {
     #[inline]
     fn fill_window(&mut self) {
+        if let Some(ahead) = self.data.get(self.at..).and_then(<[u8]>::first_chunk::<8>) {
+            let ahead = u64::from_be_bytes(*ahead);
+            if !has_marker_byte(ahead) && self.valid <= 56 {
+                let bytes = 8 - self.valid.div_ceil(8);
+                self.window |= ahead >> (64 - 8 * bytes) << (64 - 8 * bytes - self.valid);
+                self.valid += 8 * bytes;
+                self.at += bytes as usize;
+                return;
+            }
+        }
         while self.valid <= 48 {
             let Some(byte) = self.data.get(self.at) else { return };
             if *byte == 0xFF {
