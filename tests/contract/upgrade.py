@@ -1,7 +1,7 @@
 """Opens with the new program what a recording of the old one left: state directory and backups.
 
-The listings must be the same to the last id and time, and the templates must open: a photograph is
-recognised.
+The listings must be the same to the last id and time (of an older schema: once the daemon has
+migrated it), and the templates must open: a photograph is recognised.
 """
 
 import json
@@ -33,7 +33,7 @@ def open_old_state(new, folder):
                 shutil.copytree(old / "state", home.folder / "state")
             else:
                 restore(home, old / name)
-            found += compare.compare(expected, listings(home), allowed=ADDED)
+            found += 0 if must_migrate(home) else compare.compare(expected, listings(home), ADDED)
             daemon = home.start()
             session = Session(home, "hq", "door-1", None, http_port)
             body = {"image": b64(photo("obama2.jpg"))}
@@ -42,6 +42,15 @@ def open_old_state(new, folder):
             bench.stop(daemon)
             found += compare.compare(expected, listings(home), allowed=ADDED)
     return found
+
+
+def must_migrate(home):
+    """Whether the listings refuse to read the database before the daemon has migrated it."""
+    code, _, error = home.run("subjects", "--json")
+    is_older = code != 0 and b"start the daemon once" in error
+    if is_older:
+        print("an older schema: the listings ask to start the daemon once")
+    return is_older
 
 
 def restore(home, backup):
