@@ -184,7 +184,7 @@ mod tests {
 
     /// Rows of all lengths, with overflow pages and an index, deleted without `secure_delete`.
     #[test]
-    fn deleted_text_is_gone_and_the_rest_is_whole() {
+    fn only_deleted_text_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pages.db");
         let conn = Connection::open(&path).unwrap();
