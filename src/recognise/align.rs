@@ -114,72 +114,71 @@ pub fn align(picture: &Picture, landmarks: &Landmarks) -> Option<Sample> {
     })
 }
 
+/// Places between pixels are counted in whole 2^-11 of a pixel, so that a colour's weighted sum takes
+/// 30 bits. Rounding by 2^-12 of a pixel is far below what landmarks are worth.
+const FRACTION_BITS: i32 = 11;
+const PIXEL: i32 = 1 << FRACTION_BITS;
+/// Half a step of the sum, for rounding.
+const HALF: i32 = 1 << (2 * FRACTION_BITS - 1);
+
 /// Bilinear, black outside the picture.
 fn warp_sample(picture: &Picture, to_picture: Similarity) -> Picture {
     let mut rgb = vec![0u8; SAMPLE_SIDE * SAMPLE_SIDE * 3];
+    let scale = f64::from(PIXEL);
+    let across = to_picture.a * scale;
+    let down = to_picture.b * scale;
     for (row, line) in rgb.chunks_exact_mut(SAMPLE_SIDE * 3).enumerate() {
         let y = row as f64;
-        let from_x = to_picture.shift_x - to_picture.b * y;
-        let from_y = to_picture.shift_y + to_picture.a * y;
-        for (column, pixel) in line.chunks_exact_mut(3).enumerate() {
+        let from_x = (to_picture.shift_x - to_picture.b * y) * scale + 0.5;
+        let from_y = (to_picture.shift_y + to_picture.a * y) * scale + 0.5;
+        for (column, pixel) in line.as_chunks_mut::<3>().0.iter_mut().enumerate() {
             let x = column as f64;
-            let u = (to_picture.a * x + from_x) as f32;
-            let v = (to_picture.b * x + from_y) as f32;
-            pixel.copy_from_slice(&interpolate_pixel(picture, u, v));
+            // The casts saturate: a place far outside has black neighbours only. Not `floor`, which
+            // is a function call on processors without SSE 4.1 as a given.
+            let u = (across * x + from_x) as i32;
+            let v = (down * x + from_y) as i32;
+            *pixel = interpolate_pixel(picture, u, v);
         }
     }
     Picture::from_rgb(SAMPLE_SIDE, SAMPLE_SIDE, rgb)
         .expect("the buffer has three bytes for each place")
 }
 
-/// The colour at a place between four pixels.
+/// The colour at a place between four pixels, `u` and `v` in units of 1 / [`PIXEL`].
 #[inline]
-fn interpolate_pixel(picture: &Picture, u: f32, v: f32) -> [u8; 3] {
+fn interpolate_pixel(picture: &Picture, u: i32, v: i32) -> [u8; 3] {
     let width = picture.width() as i32;
     let height = picture.height() as i32;
-    // The cast saturates: a place far outside, or none at all (NaN), has black neighbours only or
-    // is clamped to an edge.
-    let left = floor(u);
-    let top = floor(v);
-    let du = u - left as f32;
-    let dv = v - top as f32;
-    let mut sum = [0.5f32; 3];
+    let left = u >> FRACTION_BITS;
+    let top = v >> FRACTION_BITS;
+    let du = u & (PIXEL - 1);
+    let dv = v & (PIXEL - 1);
+    let mut sum = [HALF; 3];
     if left >= 0 && top >= 0 && left < width - 1 && top < height - 1 {
         let at = (top as usize * picture.width() + left as usize) * 3;
-        let pixels = picture.rgb();
-        let upper = &pixels[at..at + 6];
-        let lower = &pixels[at + picture.width() * 3..][..6];
+        let upper: &[u8; 6] = picture.rgb()[at..].first_chunk().expect("two pixels are there");
+        let lower = &picture.rgb()[at + picture.width() * 3..];
+        let lower: &[u8; 6] = lower.first_chunk().expect("two pixels are there");
         for (channel, total) in sum.iter_mut().enumerate() {
-            let across = |row: &[u8]| {
-                let here = f32::from(row[channel]);
-                here + du * (f32::from(row[channel + 3]) - here)
+            let between = |row: &[u8; 6]| {
+                i32::from(row[channel]) * (PIXEL - du) + i32::from(row[channel + 3]) * du
             };
-            let above = across(upper);
-            let below = across(lower);
-            *total += above + dv * (below - above);
+            *total += between(upper) * (PIXEL - dv) + between(lower) * dv;
         }
     } else {
-        let weights = [(1.0 - du) * (1.0 - dv), du * (1.0 - dv), (1.0 - du) * dv, du * dv];
+        let weights = [(PIXEL - du) * (PIXEL - dv), du * (PIXEL - dv), (PIXEL - du) * dv, du * dv];
         for (corner, weight) in weights.into_iter().enumerate() {
-            let x = left.saturating_add((corner & 1) as i32);
-            let y = top.saturating_add((corner >> 1) as i32);
+            let x = left + (corner & 1) as i32;
+            let y = top + (corner >> 1) as i32;
             if (0..width).contains(&x) && (0..height).contains(&y) {
                 let colour = picture.clamped(x as isize, y as isize);
                 sum.iter_mut()
                     .zip(colour)
-                    .for_each(|(total, value)| *total += weight * f32::from(value));
+                    .for_each(|(total, value)| *total += weight * i32::from(value));
             }
         }
     }
-    sum.map(|value| value as u8)
-}
-
-/// `f32::floor` is a function call on processors without SSE 4.1 as a given; this is two
-/// instructions.
-#[inline]
-fn floor(value: f32) -> i32 {
-    let cut = value as i32;
-    cut.saturating_sub(i32::from(cut as f32 > value))
+    sum.map(|value| (value >> (2 * FRACTION_BITS)) as u8)
 }
 
 #[cfg(test)]
