@@ -1,14 +1,16 @@
 """Makes ranges.json: what the integer networks must know of their activations, measured on photographs of faces.
 
-usage: calibrate.py FILE_OR_FOLDER ...
+usage: calibrate.py [--only NAME] FILE_OR_FOLDER ...
+
+--only  measure this network alone; the others keep what ranges.json says of them
 
 Measured for each network that is quantized whole (build.sh must have made fp32/ before):
   gains   for each PRelu and channel, by how many quarter octaves it is scaled up before and down after
   ranges  for each tensor, low and high: all but one value in 20,000 lies above, and below
 Photographs used here are no evidence in an evaluation.
 """
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import cv2
@@ -24,7 +26,8 @@ TWINS = HERE.parent / "fp32"
 OUTSIDE = 5e-5      # share of values left outside on either side; half as much and thrice as much were no better
 GAIN_MAX = 4        # octaves
 BOX_MIN = 50        # pixels; smaller faces are blurred samples
-TENSORS_AT_ONCE = 12
+INPUTS_MAX = {"sface": 90}  # its tensors are the largest: all inputs would take several GB
+TENSORS_AT_ONCE = 3
 
 
 def photographs(arguments):
@@ -47,7 +50,8 @@ def network_inputs(images):
                 windows += [window, np.ascontiguousarray(window[:, :, :, ::-1])]
     return {"fr_feature": [face.planes(s, 127, 128) for s in samples],
             "mobilefacenet": [face.planes(s[:, :, ::-1], 127.5, 128) for s in samples],
-            "fr_liveness": windows}
+            "fr_liveness": windows,
+            "sface": [face.planes(s[:, :, ::-1], 127.5, 128) for s in samples]}
 
 
 def channel_values(net, names, inputs):
@@ -104,22 +108,39 @@ def ranges(net, inputs):
     return found
 
 
-def main():
-    images = list(photographs(sys.argv[1:]))
-    if not images:
-        sys.exit(__doc__)
-    table = []
-    for name, inputs in network_inputs(images).items():
-        net = quantize.simplify(onnx.load(TWINS / f"{name}.onnx"))
-        scaled = gains(net, inputs)
-        quantize.equalise(net, scaled)
-        parts = {"gains": scaled, "ranges": ranges(net, inputs)}
+def measured(name, inputs):
+    """The network's part of ranges.json."""
+    net = quantize.simplify(onnx.load(TWINS / f"{name}.onnx"))
+    scaled = gains(net, inputs)
+    quantize.equalise(net, scaled)
+    return {"gains": scaled, "ranges": ranges(net, inputs)}
+
+
+def written(table):
+    """ranges.json as text: one line for each tensor."""
+    networks = []
+    for name, parts in table.items():
         lines = ",\n".join(f'  "{part}": {{\n' + ",\n".join(f'    "{k}": {json.dumps(v, separators=(",", ":"))}'
                                                          for k, v in values.items()) + "\n  }"
                            for part, values in parts.items())
-        table.append(f' "{name}": {{\n{lines}\n }}')
-        print(f"{name}: {len(inputs)} inputs of {len(images)} photographs")
-    (HERE / "ranges.json").write_text("{\n" + ",\n".join(table) + "\n}\n")
+        networks.append(f' "{name}": {{\n{lines}\n }}')
+    return "{\n" + ",\n".join(networks) + "\n}\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="NAME")
+    parser.add_argument("photographs", nargs="+", type=Path)
+    options = parser.parse_args()
+    images = list(photographs(options.photographs))
+    path = HERE / "ranges.json"
+    table = json.loads(path.read_text()) if options.only else {}
+    for name, inputs in network_inputs(images).items():
+        if options.only in (None, name):
+            inputs = inputs[:INPUTS_MAX.get(name)]
+            table[name] = measured(name, inputs)
+            print(f"{name}: {len(inputs)} inputs of {len(images)} photographs")
+    path.write_text(written(table))
 
 
 if __name__ == "__main__":

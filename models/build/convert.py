@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
+import sface
+
 OPSET = 13  # the first with per-channel QuantizeLinear
 IR_VERSION = 8
 
@@ -150,7 +152,11 @@ def mobilefacenet(path):
     return finish(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)]))
 
 
-TWINS = {"yunet": detector, "mobilefacenet": mobilefacenet}
+def from_sface(path):
+    return finish(helper.make_model(sface.graph(path), opset_imports=[helper.make_opsetid("", OPSET)]))
+
+
+TWINS = {"yunet": detector, "mobilefacenet": mobilefacenet, "sface": from_sface}
 
 
 def twin(name, path):
