@@ -202,6 +202,9 @@ pub struct Times {
     pub detect: Histogram,
     pub refine: Histogram,
     pub template: Histogram,
+    /// The second part of a template, where the embedder is a composite and the first part does not
+    /// decide.
+    pub second_part: Histogram,
     pub liveness: Histogram,
     /// The rest of a frame with a template, without decoding and models: tracking, alignment and
     /// the gallery search.

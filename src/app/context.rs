@@ -20,7 +20,7 @@ use crate::ids::Origin;
 use crate::keys::signer::SigningKey;
 use crate::mqtt::topics::{TopicError, Topics};
 use crate::recognise::engine::FaceEngine as _;
-use crate::recognise::face::ModelDigest;
+use crate::recognise::face::Embedder;
 use crate::recognise::gallery::Gallery;
 use crate::store::Store;
 use crate::vision::Vision;
@@ -42,8 +42,8 @@ pub struct Context {
     pub repeats: RepeatFeed,
     /// Notified when the health message is to be published at once.
     pub changed: Arc<Notify>,
-    /// The digest of the embedder in use.
-    pub embedder: ModelDigest,
+    /// The embedder in use.
+    pub embedder: Embedder,
     /// The digest of each model's file, by the model's name.
     pub model_digests: Arc<BTreeMap<String, String>>,
     /// Counts of rows in the database, as they were read last.

@@ -258,7 +258,7 @@ mod tests {
     use crate::attend::venue::Door;
     use crate::clock::SimulatedClock;
     use crate::ids::{Name, SubjectId};
-    use crate::recognise::face::{ModelDigest, Template};
+    use crate::recognise::face::{Embedder, ModelDigest, Template};
     use crate::recognise::gallery;
     use crate::store::{NewReference, SinkName, StoreOptions};
     use crate::wire::consent::Consent;
@@ -393,7 +393,7 @@ mod tests {
             let subject = gallery::Subject { id: SubjectId::new(id).unwrap(), name: name.clone() };
             let reference = NewReference {
                 subject_id: subject.id.clone(),
-                embedder: ModelDigest([7; 32]),
+                embedder: Embedder::single(ModelDigest([7; 32]), 4),
                 template: template.clone(),
                 quality: 0.5,
             };

@@ -10,7 +10,7 @@ use crate::config::Settings;
 use crate::ids::{Name, SubjectId};
 use crate::keys::secret_file::credentials_dir;
 use crate::recognise::engine::FaceEngine as _;
-use crate::recognise::face::ModelDigest;
+use crate::recognise::face::Embedder;
 use crate::recognise::gallery::{Gallery, Subject};
 use crate::store;
 use crate::store::{
@@ -69,11 +69,10 @@ const SUBJECTS_PER_PAGE: u32 = 500;
 
 pub fn load_gallery(store: &Store, vision: &Vision) -> anyhow::Result<Gallery> {
     let embedder = vision.embedder();
-    let dimension = vision.dimension();
     let load = move |tx: &mut Tx<'_>| {
         let mut loader = GalleryLoader {
             names: load_names(|after| tx.subjects(after, SUBJECTS_PER_PAGE))?,
-            gallery: Gallery::new(dimension),
+            gallery: Gallery::of(&embedder),
         };
         let count = tx.all_references(&embedder, |reference| loader.add(reference))?;
         Ok((loader.gallery, count))
@@ -98,13 +97,9 @@ pub fn open_reader(settings: &Settings) -> anyhow::Result<Reader> {
 }
 
 /// Reads the gallery from the store, beside a daemon that may be running.
-pub fn read_gallery(
-    reader: &Reader,
-    embedder: &ModelDigest,
-    dimension: usize,
-) -> Result<Gallery, StoreError> {
+pub fn read_gallery(reader: &Reader, embedder: &Embedder) -> Result<Gallery, StoreError> {
     let names = load_names(|after| reader.subjects(after, SUBJECTS_PER_PAGE))?;
-    let mut loader = GalleryLoader { names, gallery: Gallery::new(dimension) };
+    let mut loader = GalleryLoader { names, gallery: Gallery::of(embedder) };
     let count = reader.all_references(embedder, |reference| loader.add(reference))?;
     log_reference_problems(&count);
     Ok(loader.gallery)

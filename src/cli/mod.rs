@@ -268,8 +268,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             let settings = settings()?;
             let pad = settings.recognition.pad();
             let recognition = &settings.recognition;
-            let rule = |spec: &vision::manifest::TemplateSpec| recognition.threshold(spec);
-            evaluate::run(&args, &settings.vision, pad, rule, |spec| recognition.live(spec))
+            let decision = |spec: &vision::manifest::TemplateSpec| recognition.decision(spec);
+            evaluate::run(&args, &settings.vision, pad, decision, |spec| recognition.live(spec))
         }
         CliCommand::Calibrate(args) => calibrate::run(&args, &settings()?),
         CliCommand::Bench(args) => run_bench(&args, &settings()?),
@@ -285,6 +285,11 @@ fn run_bench(args: &bench::Args, settings: &Settings) -> anyhow::Result<()> {
     // Beside the state directory, to measure the same disk.
     let parent = settings.state_dir.parent().filter(|path| path.is_dir()).unwrap_or(Path::new("."));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(settings.trust));
+    if let Some(protocol) = &args.looks {
+        let decision = |spec: &vision::manifest::TemplateSpec| settings.recognition.decision(spec);
+        let report = bench::looks::measure(args, protocol, &settings.vision, decision)?;
+        return bench::show(args, &report, || report.table());
+    }
     if args.store {
         return bench::durable::run(args, parent, &clock);
     }

@@ -14,7 +14,7 @@ use crate::cli::table::{self, JsonArray};
 use crate::clock::{Clock as _, SystemClock, rfc3339};
 use crate::config::Settings;
 use crate::ids::{Name, SubjectId};
-use crate::store::{Reader, Subject};
+use crate::store::{Reader, Recognisable, Subject};
 use crate::vision;
 use crate::wire::consent::Consent;
 
@@ -171,6 +171,10 @@ pub struct SubjectsArgs {
     /// Only people whom the model in use does not recognise: enrol them again from new photos
     #[arg(long)]
     outdated: bool,
+    /// Only people who have no photo for the second part of the model in use, and so are recognised
+    /// less surely: send their photos again
+    #[arg(long, conflicts_with = "outdated")]
+    partial: bool,
     /// Only people whose consent ends within 30 days, or has ended
     #[arg(long)]
     consent_ending: bool,
@@ -181,30 +185,33 @@ pub struct SubjectsArgs {
 
 pub fn subjects(args: &SubjectsArgs, settings: &Settings) -> anyhow::Result<()> {
     let reader = open::open_reader(settings)?;
-    let embedder = vision::embedder_digest(&settings.vision)?;
+    let embedder = vision::embedder(&settings.vision)?;
     let now_ms = SystemClock::new(settings.trust).now().wall_ms;
-    let each = |visit: &mut dyn FnMut(&Subject, bool)| {
+    let each = |visit: &mut dyn FnMut(&Subject, Recognisable)| {
         each_subject(&reader, &mut |subject| {
-            let is_recognisable = reader.is_recognisable(&subject.id, &embedder)?;
+            let recognition = reader.recognition_of(&subject.id, &embedder)?;
+            let is_recognisable = recognition != Recognisable::No;
             let consent = subject.consent.as_ref();
             let is_ending = consent.is_some_and(|it| it.is_ending(now_ms));
             let is_unwanted = (args.outdated && is_recognisable)
+                || (args.partial && recognition != Recognisable::ByFirstPart)
                 || (args.without_consent && consent.is_some())
                 || (args.consent_ending && !is_ending);
             if !is_unwanted {
-                visit(subject, is_recognisable);
+                visit(subject, recognition);
             }
             Ok(())
         })
     };
     if args.json {
         let mut array = JsonArray::default();
-        each(&mut |subject, is_recognisable| {
+        each(&mut |subject, recognition| {
             array.print(&serde_json::json!({
                 "id": subject.id, "name": subject.name, "references": subject.references,
                 "enrolled_at": rfc3339(subject.enrolled_ms),
                 "model_digest": subject.embedder.map(|digest| digest.to_string()),
-                "recognisable": is_recognisable,
+                "recognisable": recognition != Recognisable::No,
+                "partial": recognition == Recognisable::ByFirstPart,
                 "consent": subject.consent,
             }));
         })?;
@@ -212,8 +219,12 @@ pub fn subjects(args: &SubjectsArgs, settings: &Settings) -> anyhow::Result<()> 
         return Ok(());
     }
     let rows = |visit: &mut dyn FnMut(Vec<String>)| {
-        each(&mut |subject, is_recognisable| {
-            let recognised = if is_recognisable { "yes" } else { "no" };
+        each(&mut |subject, recognition| {
+            let recognised = match recognition {
+                Recognisable::No => "no",
+                Recognisable::ByFirstPart => "in part",
+                Recognisable::Wholly => "yes",
+            };
             visit(vec![
                 subject.id.to_string(),
                 subject.name.as_str().to_owned(),
@@ -230,6 +241,8 @@ pub fn subjects(args: &SubjectsArgs, settings: &Settings) -> anyhow::Result<()> 
         println!("no consent ends within 30 days");
     } else if count == 0 && args.without_consent {
         println!("everybody who is enrolled has a recorded consent");
+    } else if count == 0 && args.partial {
+        println!("nobody is recognised by a part of the model in use alone");
     } else if count == 0 && args.outdated {
         println!("the model in use recognises everybody who is enrolled");
     } else if count == 0 {

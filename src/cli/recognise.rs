@@ -7,7 +7,7 @@ use crate::app::exit;
 use crate::app::open;
 use crate::cli::photograph::{self, FILE_LIMITS};
 use crate::config::Settings;
-use crate::recognise::decision::{self, Decision};
+use crate::recognise::decision::Decision;
 use crate::recognise::engine::FaceEngine;
 use crate::recognise::gallery::Gallery;
 use crate::recognise::picture::Picture;
@@ -55,10 +55,10 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
 /// Returns the gallery, which is empty where there is no database yet.
 fn open_gallery(settings: &Settings, vision: &Vision) -> anyhow::Result<Gallery> {
     if !settings.state_dir.join(DATABASE).is_file() {
-        return Ok(Gallery::new(vision.dimension()));
+        return Ok(Gallery::of(&vision.embedder()));
     }
     let reader = open::open_reader(settings)?;
-    open::read_gallery(&reader, &vision.embedder(), vision.dimension()).map_err(exit::storage)
+    open::read_gallery(&reader, &vision.embedder()).map_err(exit::storage)
 }
 
 fn recognise_faces(
@@ -73,18 +73,18 @@ fn recognise_faces(
     let rules = settings.recognition.decision(&vision.template_spec());
     let mut faces = Vec::new();
     for found in still::faces(vision, &picture)? {
-        let Some(template) = still::template(vision, &found.sample)? else { continue };
+        let decision = still::identify(vision, &found.sample, gallery, &rules)?;
         let outline = found.detection.bounding_box.scaled(picture.reduction() as f32);
         let shape = [outline.left, outline.top, outline.right, outline.bottom].map(f32::round);
-        faces.push(match decision::decide_still(&template, gallery, &rules) {
-            Decision::Identified(it) => serde_json::json!({
+        faces.push(match decision {
+            Some(Decision::Identified(it)) => serde_json::json!({
                 "box": shape, "subject": {"id": it.subject.id, "name": it.subject.name},
                 "score": it.score, "threshold": it.threshold,
             }),
-            Decision::Unknown { best_score, threshold, .. } => serde_json::json!({
+            Some(Decision::Unknown { best_score, threshold, .. }) => serde_json::json!({
                 "box": shape, "subject": null, "score": best_score, "threshold": threshold,
             }),
-            Decision::Undecided => continue,
+            Some(Decision::Undecided) | None => continue,
         });
     }
     Ok(faces)

@@ -229,7 +229,7 @@ impl Default for RawRecognition {
         Self {
             models: "models".into(),
             runtime_library: PathBuf::new(),
-            embedder: "fr_feature".into(),
+            embedder: "fr_sface".into(),
             precision: Precision::Int8,
             threads: 0,
             reach: RawReach::Near,

@@ -7,7 +7,7 @@ use crate::config::checks::{ConfigError, resolve_path, time_within, within};
 use crate::config::raw::{RawConfig, RawPad, RawReach};
 use crate::enrol::EnrolSettings;
 use crate::recognise::attention::PaceSettings;
-use crate::recognise::decision::{DecisionSettings, ThresholdRule};
+use crate::recognise::decision::{DecisionSettings, EarlyExit, ThresholdRule};
 use crate::recognise::engine::DetectorInput;
 use crate::recognise::face::Threshold;
 use crate::recognise::live::LiveSettings;
@@ -16,7 +16,7 @@ use crate::recognise::picture::PictureLimits;
 use crate::recognise::quality::QualityBounds;
 use crate::recognise::track::TrackSettings;
 use crate::vision::VisionSettings;
-use crate::vision::manifest::TemplateSpec;
+use crate::vision::manifest::{FirstPartSpec, TemplateSpec};
 
 /// Least score between samples of one face in consecutive frames: different people stay below it
 /// (the 99.9th percentile of impostor scores is about .35), the same face in the same place far
@@ -61,9 +61,25 @@ impl RecognitionSettings {
         }
     }
 
+    /// When the first part of a composite embedder decides alone. A threshold that is set by hand
+    /// is that of both parts.
+    fn early_exit(&self, spec: &TemplateSpec) -> Option<EarlyExit> {
+        let first = spec.first_part?;
+        let rule = ThresholdRule {
+            threshold: first.threshold,
+            subjects: first.threshold_subjects,
+            per_decade: first.threshold_per_decade,
+            fpir: self.fpir,
+            fixed: self.fixed_threshold,
+        };
+        let FirstPartSpec { above_decades, below, .. } = first;
+        Some(EarlyExit { rule, above_decades, below })
+    }
+
     pub fn decision(&self, spec: &TemplateSpec) -> DecisionSettings {
         DecisionSettings {
             threshold: self.threshold(spec),
+            early_exit: self.early_exit(spec),
             samples_min: self.samples_min,
             early_margin: self.early_margin,
             margin_min: self.margin_min,
@@ -92,7 +108,7 @@ impl RecognitionSettings {
             duplicate_margin: self.duplicate_margin,
             look_alike_margin: self.look_alike_margin,
             references_max: self.references_max,
-            threshold: self.threshold(spec),
+            decision: self.decision(spec),
             picture: self.picture,
         }
     }

@@ -173,7 +173,7 @@ mod tests {
     }
 
     fn settings() -> EnrolSettings {
-        use crate::recognise::decision::ThresholdRule;
+        use crate::recognise::decision::{DecisionSettings, ThresholdRule};
         use crate::recognise::picture::PictureLimits;
         use crate::recognise::quality::QualityBounds;
         EnrolSettings {
@@ -189,12 +189,19 @@ mod tests {
             duplicate_margin: 0.1,
             look_alike_margin: 0.05,
             references_max: 10,
-            threshold: ThresholdRule {
-                threshold: 0.4,
-                subjects: 100.0,
-                per_decade: 0.1,
-                fpir: 0.001,
-                fixed: None,
+            decision: DecisionSettings {
+                threshold: ThresholdRule {
+                    threshold: 0.4,
+                    subjects: 100.0,
+                    per_decade: 0.1,
+                    fpir: 0.001,
+                    fixed: None,
+                },
+                early_exit: None,
+                samples_min: 3,
+                early_margin: 0.1,
+                margin_min: 0.03,
+                unknown_samples: 5,
             },
             picture: PictureLimits::default(),
         }

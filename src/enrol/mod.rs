@@ -7,7 +7,7 @@ pub mod camera;
 pub mod choose;
 
 use crate::ids::SubjectId;
-use crate::recognise::decision::ThresholdRule;
+use crate::recognise::decision::DecisionSettings;
 use crate::recognise::engine::{EngineError, FaceEngine};
 use crate::recognise::face::Template;
 use crate::recognise::gallery::Gallery;
@@ -30,7 +30,8 @@ pub struct EnrolSettings {
     pub look_alike_margin: f32,
     /// References a subject keeps at most, of this embedder.
     pub references_max: usize,
-    pub threshold: ThresholdRule,
+    /// Thresholds with which duplicates and look-alikes are found.
+    pub decision: DecisionSettings,
     pub picture: PictureLimits,
 }
 
@@ -109,7 +110,8 @@ pub fn conclude(
         refuse_strangers(&mut judged, gallery, subject, settings.same_person_min);
     }
     refuse_other_persons(&mut judged, settings.same_person_min);
-    let threshold = settings.threshold.at(gallery.subjects()).value();
+    let threshold = settings.decision.threshold.at(gallery.subjects()).value();
+    let partial_offset = settings.decision.partial_offset(gallery.subjects());
     let accepted = judged.iter().filter_map(|judged| match judged {
         Judged::Accepted { template, .. } => Some(template),
         Judged::Rejected(_) => None,
@@ -117,7 +119,7 @@ pub fn conclude(
     // Duplicates must be found even if their threshold is below that of look-alikes.
     let floor = threshold + settings.duplicate_margin.min(-settings.look_alike_margin);
     let mut look_alikes: Vec<(SubjectId, f32)> = Vec::new();
-    for other in accepted.flat_map(|it| gallery.alike(it, floor, subject)) {
+    for other in accepted.flat_map(|it| gallery.alike(it, floor, partial_offset, subject)) {
         match look_alikes.iter_mut().find(|(id, _)| *id == other.subject.id) {
             Some((_, score)) => *score = score.max(other.score),
             None => look_alikes.push((other.subject.id.clone(), other.score)),

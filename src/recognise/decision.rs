@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::recognise::face::{Template, Threshold};
-use crate::recognise::gallery::{Gallery, Subject};
+use crate::recognise::gallery::{Candidate, Candidates, Gallery, Subject};
 
 /// How the threshold follows the gallery's size.
 ///
@@ -36,10 +36,42 @@ impl ThresholdRule {
     }
 }
 
+/// When the first part of a composite embedder decides alone, so that the second, which costs
+/// several times as much, need not be made.
+///
+/// The first part identifies at or above the threshold that its rule gives for an FPIR
+/// `above_decades` decades below the one aimed at: what it lets pass wrongly is then a small share
+/// of what is aimed at. It finds nobody where its best score lies more than `below` under its
+/// threshold: so rarely does the second part raise such a score to a match that FNIR does not show
+/// it. Both are measured (manifest; docs/accuracy.md).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EarlyExit {
+    /// The threshold of the first part by itself; also that of subjects who have no second part.
+    pub rule: ThresholdRule,
+    /// Decades of FPIR, 0.0 or more.
+    pub above_decades: f32,
+    /// A distance of cosines, 0.0..=2.0.
+    pub below: f32,
+}
+
+impl EarlyExit {
+    /// From this score of the first part on, it identifies alone in a gallery of so many subjects.
+    pub fn upper(&self, subjects: usize) -> f32 {
+        self.rule.at(subjects).value() + self.rule.per_decade * self.above_decades
+    }
+
+    /// Below this score of the first part, a face is nobody's.
+    pub fn lower(&self, subjects: usize) -> f32 {
+        self.rule.at(subjects).value() - self.below
+    }
+}
+
 /// How much evidence a decision needs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DecisionSettings {
     pub threshold: ThresholdRule,
+    /// `None` where the embedder is a single network.
+    pub early_exit: Option<EarlyExit>,
     /// Good samples that a decision needs.
     pub samples_min: usize,
     /// With a score this far above the threshold one sample less is enough.
@@ -48,6 +80,49 @@ pub struct DecisionSettings {
     pub margin_min: f32,
     /// Good samples without a match after which a face is a stranger's.
     pub unknown_samples: usize,
+}
+
+impl DecisionSettings {
+    /// The threshold of the first part alone in a gallery of so many subjects.
+    fn first_threshold(&self, subjects: usize) -> Threshold {
+        self.early_exit.map_or(self.threshold, |it| it.rule).at(subjects)
+    }
+
+    /// What brings the score of a partial reference to the scale of complete ones: the distance of
+    /// their thresholds.
+    pub fn partial_offset(&self, subjects: usize) -> f32 {
+        self.threshold.at(subjects).value() - self.first_threshold(subjects).value()
+    }
+}
+
+/// What the first part of a probe found in the gallery.
+#[derive(Clone, Debug)]
+pub struct FirstLook {
+    found: Candidates,
+    /// Whether it decides alone: the second part need not be made.
+    pub is_clear: bool,
+}
+
+impl FirstLook {
+    /// 1.0 where nobody was found.
+    fn best_score(&self) -> f32 {
+        self.found.best.as_ref().map_or(1.0, |it| it.score)
+    }
+}
+
+/// Searches with the first part of a probe, and says whether that decides.
+pub fn look_first(probe: &Template, gallery: &Gallery, settings: &DecisionSettings) -> FirstLook {
+    let found = gallery.search(probe);
+    let is_clear = match (&settings.early_exit, &found.best) {
+        (Some(early), Some(best)) if gallery.complete_references() > 0 => {
+            let subjects = gallery.subjects();
+            let margin = found.second_score.map_or(f32::INFINITY, |second| best.score - second);
+            best.score < early.lower(subjects)
+                || (best.score >= early.upper(subjects) && margin >= settings.margin_min)
+        }
+        _ => true,
+    };
+    FirstLook { found, is_clear }
 }
 
 /// What a track has come to.
@@ -73,6 +148,60 @@ pub struct Identification {
     pub samples: usize,
 }
 
+/// What a decision compares with: first parts only, or both, on the scale of complete references.
+#[derive(Clone, Copy)]
+enum Basis {
+    First { threshold: Threshold },
+    Both { threshold: Threshold, partial_offset: f32 },
+}
+
+impl Basis {
+    fn first(gallery: &Gallery, settings: &DecisionSettings) -> Self {
+        Self::First { threshold: settings.first_threshold(gallery.subjects()) }
+    }
+
+    fn both(gallery: &Gallery, settings: &DecisionSettings) -> Self {
+        let subjects = gallery.subjects();
+        Self::Both {
+            threshold: settings.threshold.at(subjects),
+            partial_offset: settings.partial_offset(subjects),
+        }
+    }
+
+    fn threshold(self) -> Threshold {
+        match self {
+            Self::First { threshold } | Self::Both { threshold, .. } => threshold,
+        }
+    }
+
+    /// `first_max` is the best score of the probe's first part, where that is known, else 1.0.
+    fn search(self, gallery: &Gallery, probe: &Template, first_max: f32) -> Candidates {
+        match self {
+            Self::First { .. } => gallery.search(probe),
+            Self::Both { partial_offset, .. } => {
+                gallery.search_complete(probe, partial_offset, first_max)
+            }
+        }
+    }
+
+    /// The identification, with score and threshold of what was compared: those of the first part
+    /// where the reference that was found has no other.
+    fn identification(self, found: Candidates, samples: usize) -> Option<Identification> {
+        let best = found.best?;
+        let offset = match self {
+            Self::Both { partial_offset, .. } if !best.complete => partial_offset,
+            _ => 0.0,
+        };
+        Some(Identification {
+            subject: best.subject,
+            score: best.score - offset,
+            second_score: found.second_score.map(|score| score - offset),
+            threshold: self.threshold().value() - offset,
+            samples,
+        })
+    }
+}
+
 /// The good samples of one track, as templates.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
@@ -90,6 +219,12 @@ impl Evidence {
         self.templates.push(template);
     }
 
+    /// Puts the complete template of the newest sample in the place of the partial one.
+    pub fn complete_newest(&mut self, template: Template) {
+        self.templates.pop();
+        self.templates.push(template);
+    }
+
     pub fn samples(&self) -> usize {
         self.templates.len()
     }
@@ -99,75 +234,116 @@ impl Evidence {
         Template::mean(&self.templates).map(|mean| mean.compare(template))
     }
 
-    /// Searches with the mean template, and asks that the single samples agree with what it finds.
-    pub fn decide(&self, gallery: &Gallery, settings: &DecisionSettings) -> Decision {
-        let Some(mean) = Template::mean(&self.templates) else {
-            return Decision::Undecided;
-        };
-        let samples = self.samples();
-        let threshold = settings.threshold.at(gallery.subjects());
-        let found = gallery.search(&mean);
-        let best_score = found.best.as_ref().map(|best| best.score);
-        if let Some(best) = found.best.filter(|best| threshold.matches(best.score)) {
-            let margin = found.second_score.map_or(f32::INFINITY, |second| best.score - second);
-            let early = usize::from(best.score >= threshold.value() + settings.early_margin);
-            let enough = samples + early >= settings.samples_min;
-            if enough
-                && margin >= settings.margin_min
-                && self.agree(gallery, &best.subject, threshold)
-            {
-                return Decision::Identified(Identification {
-                    subject: best.subject,
-                    score: best.score,
-                    second_score: found.second_score,
-                    threshold: threshold.value(),
-                    samples,
-                });
-            }
-            return Decision::Undecided;
-        }
-        if samples >= settings.unknown_samples {
-            return Decision::Unknown { best_score, threshold: threshold.value(), samples };
-        }
-        Decision::Undecided
+    /// Searches with the mean of the first parts; `None` before the first sample.
+    pub fn look_first(&self, gallery: &Gallery, settings: &DecisionSettings) -> Option<FirstLook> {
+        Template::mean(&self.templates).map(|mean| look_first(&mean, gallery, settings))
     }
 
-    /// Whether most single samples point to the same subject, and none clearly to another.
-    fn agree(&self, gallery: &Gallery, subject: &Subject, threshold: Threshold) -> bool {
-        let mut with = 0;
-        for template in &self.templates {
-            match gallery.search(template).best {
-                Some(best) if best.subject.id == subject.id => with += 1,
-                Some(best) if threshold.matches(best.score) => return false,
-                _ => {}
-            }
-        }
-        with * 2 > self.templates.len()
+    /// Searches with the mean template, and asks that the single samples agree with what it finds.
+    /// Unless the first look is clear, only samples with both parts count.
+    pub fn decide(
+        &self,
+        look: FirstLook,
+        gallery: &Gallery,
+        settings: &DecisionSettings,
+    ) -> Decision {
+        let complete: Vec<&Template> =
+            self.templates.iter().filter(|it| it.is_complete()).collect();
+        let mean = Template::mean(complete.iter().copied()).filter(|_| !look.is_clear);
+        let Some(mean) = mean else {
+            let all: Vec<&Template> = self.templates.iter().collect();
+            return conclude(&all, look.found, Basis::first(gallery, settings), gallery, settings);
+        };
+        let basis = Basis::both(gallery, settings);
+        // The look was by the mean of all samples.
+        let first_max = if complete.len() == self.samples() { look.best_score() } else { 1.0 };
+        let found = basis.search(gallery, &mean, first_max);
+        conclude(&complete, found, basis, gallery, settings)
     }
 }
 
-/// One picture is all there is (a command's image): the same threshold and margin, but a single
-/// sample decides.
-pub fn decide_still(probe: &Template, gallery: &Gallery, settings: &DecisionSettings) -> Decision {
-    let threshold = settings.threshold.at(gallery.subjects());
-    let found = gallery.search(probe);
+/// The decision on what the mean of these samples found.
+fn conclude(
+    samples: &[&Template],
+    found: Candidates,
+    basis: Basis,
+    gallery: &Gallery,
+    settings: &DecisionSettings,
+) -> Decision {
+    let threshold = basis.threshold();
     let best_score = found.best.as_ref().map(|best| best.score);
-    match found.best {
-        Some(best)
-            if threshold.matches(best.score)
-                && found
-                    .second_score
-                    .is_none_or(|second| best.score - second >= settings.margin_min) =>
-        {
-            Decision::Identified(Identification {
-                subject: best.subject,
-                score: best.score,
-                second_score: found.second_score,
-                threshold: threshold.value(),
-                samples: 1,
-            })
+    if let Some(best) = found.best.as_ref().filter(|best| threshold.matches(best.score)) {
+        let margin = found.second_score.map_or(f32::INFINITY, |second| best.score - second);
+        let early = usize::from(best.score >= threshold.value() + settings.early_margin);
+        let enough = samples.len() + early >= settings.samples_min;
+        let is_sure = enough
+            && margin >= settings.margin_min
+            && agree(samples, &best.subject, basis, gallery);
+        let identification = basis.identification(found, samples.len()).filter(|_| is_sure);
+        return identification.map_or(Decision::Undecided, Decision::Identified);
+    }
+    if samples.len() >= settings.unknown_samples {
+        let threshold = threshold.value();
+        return Decision::Unknown { best_score, threshold, samples: samples.len() };
+    }
+    Decision::Undecided
+}
+
+/// Whether most single samples point to the same subject, and none clearly to another.
+fn agree(samples: &[&Template], subject: &Subject, basis: Basis, gallery: &Gallery) -> bool {
+    let mut with = 0;
+    for template in samples {
+        match basis.search(gallery, template, 1.0).best {
+            Some(best) if best.subject.id == subject.id => with += 1,
+            Some(best) if basis.threshold().matches(best.score) => return false,
+            _ => {}
         }
-        _ => Decision::Unknown { best_score, threshold: threshold.value(), samples: 1 },
+    }
+    with * 2 > samples.len()
+}
+
+/// The best candidate for a probe with all parts, as `decide_still` finds it, with its score on the
+/// scale of complete references; and whether the second part was needed. For measurements over all
+/// thresholds.
+pub fn best_candidate(
+    probe: &Template,
+    gallery: &Gallery,
+    settings: &DecisionSettings,
+) -> (Option<Candidate>, bool) {
+    let look = look_first(probe, gallery, settings);
+    let partial_offset = settings.partial_offset(gallery.subjects());
+    if look.is_clear || !probe.is_complete() {
+        let on_scale = |it: Candidate| Candidate { score: it.score + partial_offset, ..it };
+        return (look.found.best.map(on_scale), false);
+    }
+    (gallery.search_complete(probe, partial_offset, look.best_score()).best, true)
+}
+
+/// One picture is all there is (a command's image): the same threshold and margin, but a single
+/// sample decides. `look` is what the first part of the probe found; the second part counts where
+/// that is not clear and the probe has one.
+pub fn decide_still(
+    probe: &Template,
+    look: FirstLook,
+    gallery: &Gallery,
+    settings: &DecisionSettings,
+) -> Decision {
+    let (basis, found) = if look.is_clear || !probe.is_complete() {
+        (Basis::first(gallery, settings), look.found)
+    } else {
+        let basis = Basis::both(gallery, settings);
+        (basis, basis.search(gallery, probe, look.best_score()))
+    };
+    let threshold = basis.threshold();
+    let best_score = found.best.as_ref().map(|best| best.score);
+    let is_sure = found.best.as_ref().is_some_and(|best| {
+        let apart =
+            found.second_score.is_none_or(|second| best.score - second >= settings.margin_min);
+        threshold.matches(best.score) && apart
+    });
+    match basis.identification(found, 1).filter(|_| is_sure) {
+        Some(identification) => Decision::Identified(identification),
+        None => Decision::Unknown { best_score, threshold: threshold.value(), samples: 1 },
     }
 }
 
@@ -184,6 +360,7 @@ mod tests {
     fn settings() -> DecisionSettings {
         DecisionSettings {
             threshold: rule(Some(0.40)),
+            early_exit: None,
             samples_min: 3,
             early_margin: 0.10,
             margin_min: 0.02,
@@ -205,17 +382,21 @@ mod tests {
         Template::normalised(vec![a, b, rest]).unwrap()
     }
 
+    fn in_words(evidence: &Evidence, gallery: &Gallery, settings: &DecisionSettings) -> String {
+        let look = evidence.look_first(gallery, settings);
+        match look.map(|look| evidence.decide(look, gallery, settings)) {
+            Some(Decision::Identified(it)) => it.subject.id.to_string(),
+            Some(Decision::Unknown { .. }) => "unknown".into(),
+            Some(Decision::Undecided) | None => "undecided".into(),
+        }
+    }
+
     fn check(samples: &[(f32, f32)], expected: &str) {
         let mut evidence = Evidence::default();
         for (a, b) in samples {
             evidence.add(probe(*a, *b));
         }
-        let message = match evidence.decide(&gallery(), &settings()) {
-            Decision::Identified(it) => it.subject.id.to_string(),
-            Decision::Unknown { .. } => "unknown".into(),
-            Decision::Undecided => "undecided".into(),
-        };
-        assert_eq!(message, expected, "{samples:?}");
+        assert_eq!(in_words(&evidence, &gallery(), &settings()), expected, "{samples:?}");
     }
 
     #[test]
@@ -239,5 +420,87 @@ mod tests {
         assert!((at(1440, 0.01) - 0.485).abs() < 1e-6);
         assert!((at(144, 0.001) - 0.485).abs() < 1e-6);
         assert!((rule(Some(0.5)).at(1_000_000).value() - 0.5).abs() < 1e-6);
+    }
+
+    /// Thresholds: both parts 0.42, the first alone 0.43; it decides alone from 0.55 on and below
+    /// 0.23.
+    fn composite_settings() -> DecisionSettings {
+        let both = ThresholdRule { threshold: 0.42, per_decade: 0.05, subjects: 2.0, ..rule(None) };
+        let first = ThresholdRule { threshold: 0.43, per_decade: 0.06, ..both };
+        let early_exit = Some(EarlyExit { rule: first, above_decades: 2.0, below: 0.2 });
+        DecisionSettings { threshold: both, early_exit, ..settings() }
+    }
+
+    /// As `probe`, with a second part that scores `second` with subject a and nothing with b.
+    fn complete(a: f32, b: f32, second: f32) -> Template {
+        probe(a, b).with_second(&probe(second, 0.0), 0.7)
+    }
+
+    /// Subject a has both parts, subject b only the first.
+    fn composite_gallery() -> Gallery {
+        use crate::recognise::face::{Embedder, ModelDigest, Part};
+        let part = |of, weight| Part { digest: ModelDigest([of; 32]), dimension: 3, weight };
+        let subject =
+            |id: &str| Subject { id: SubjectId::new(id).unwrap(), name: Name::new(id).unwrap() };
+        Gallery::of(&Embedder::composite(part(1, 0.3), part(2, 0.7)))
+            .with(subject("a"), &[complete(1.0, 0.0, 1.0)])
+            .with(subject("b"), &[probe(0.0, 1.0)])
+    }
+
+    #[test]
+    fn clear_first_part_decides_alone() {
+        let look = |a, b| look_first(&probe(a, b), &composite_gallery(), &composite_settings());
+        for (a, b, clear) in [
+            (0.56, 0.0, true),
+            (0.54, 0.0, false),
+            (0.24, 0.0, false),
+            (0.22, 0.0, true),
+            (0.56, 0.55, false), // look-alikes
+        ] {
+            assert_eq!(look(a, b).is_clear, clear, "{a} {b}");
+        }
+        let alone = composite_gallery().without(&SubjectId::new("a").unwrap());
+        let partial = look_first(&probe(0.0, 0.5), &alone, &composite_settings());
+        assert!(partial.is_clear, "nobody has a second part to compare with");
+    }
+
+    #[test]
+    fn second_part_decides_unclear_cases() {
+        let decide = |it: &Template| {
+            let (gallery, settings) = (composite_gallery(), composite_settings());
+            match decide_still(it, look_first(it, &gallery, &settings), &gallery, &settings) {
+                Decision::Identified(it) => (it.subject.id.to_string(), it.score, it.threshold),
+                Decision::Unknown { best_score, threshold, .. } => {
+                    ("unknown".into(), best_score.unwrap(), threshold)
+                }
+                Decision::Undecided => unreachable!("a still is decided"),
+            }
+        };
+        let check = |probe: &Template, who: &str, score: f32, threshold: f32| {
+            let (found, of_found, limit) = decide(probe);
+            assert_eq!(found, who);
+            assert!((of_found - score).abs() < 1e-5 && (limit - threshold).abs() < 1e-5, "{who}");
+        };
+        check(&complete(0.40, 0.0, 0.45), "a", 0.3 * 0.40 + 0.7 * 0.45, 0.42);
+        check(&complete(0.50, 0.0, 0.30), "unknown", 0.3 * 0.50 + 0.7 * 0.30, 0.42);
+        // The first part is clear: the second does not count.
+        check(&complete(0.60, 0.0, 0.0), "a", 0.60, 0.43);
+        // A reference without the second part is judged by the threshold of the first.
+        check(&complete(0.0, 0.44, 0.0), "b", 0.44, 0.43);
+    }
+
+    #[test]
+    fn unclear_samples_count_only_when_complete() {
+        let (gallery, settings) = (composite_gallery(), composite_settings());
+        let mut evidence = Evidence::default();
+        for _ in 0..3 {
+            evidence.add(probe(0.45, 0.0));
+        }
+        evidence.complete_newest(complete(0.45, 0.0, 0.5));
+        assert_eq!(in_words(&evidence, &gallery, &settings), "undecided");
+        for _ in 0..2 {
+            evidence.add(complete(0.45, 0.0, 0.5));
+        }
+        assert_eq!(in_words(&evidence, &gallery, &settings), "a");
     }
 }

@@ -1,7 +1,7 @@
 //! The port to the models. `vision` implements it with ONNX Runtime, tests with a script.
 
 use crate::recognise::align::Sample;
-use crate::recognise::face::{Detection, ModelDigest, Template};
+use crate::recognise::face::{Detection, Embedder, Template};
 use crate::recognise::picture::Picture;
 
 /// An inference failed. The next frame may work; lasting failures show in the health message.
@@ -49,8 +49,14 @@ pub trait FaceEngine: Send {
         detection: &Detection,
     ) -> Result<Detection, EngineError>;
 
-    /// Returns the template of a sample; `None` when the model's output cannot be normalised.
+    /// Returns the template of a sample, of a composite embedder its first part; `None` when the
+    /// model's output cannot be normalised.
     fn template(&mut self, sample: &Sample) -> Result<Option<Template>, EngineError>;
+
+    /// Returns the template with the second part of the same sample, which a composite embedder
+    /// makes only on request, because it costs several times the first. The template stays as it
+    /// is where the embedder is a single network, or the output cannot be normalised.
+    fn complete(&mut self, sample: &Sample, template: Template) -> Result<Template, EngineError>;
 
     /// Returns the PAD score, 0.0 (surely an attack) to 1.0 (live); `None` when no PAD model is
     /// loaded.
@@ -60,8 +66,11 @@ pub trait FaceEngine: Send {
         detection: &Detection,
     ) -> Result<Option<f32>, EngineError>;
 
-    /// The digest of the embedder.
-    fn embedder(&self) -> ModelDigest;
-    /// Elements of a template.
-    fn dimension(&self) -> usize;
+    /// What makes the templates.
+    fn embedder(&self) -> Embedder;
+
+    /// Elements of a template's first part.
+    fn dimension(&self) -> usize {
+        self.embedder().dimension()
+    }
 }

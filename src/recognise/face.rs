@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use sha2::{Digest as _, Sha256};
+
 /// A point in pixels of the full-resolution frame, origin at the top left, pixel centres at whole
 /// numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -111,7 +113,8 @@ impl Detection {
     }
 }
 
-/// The SHA-256 of an embedder's file. Templates of different embedders are never compared.
+/// The SHA-256 that names an embedder or one of its parts. Vectors of different networks are never
+/// compared.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ModelDigest(pub [u8; 32]);
 
@@ -140,65 +143,233 @@ impl fmt::Debug for ModelDigest {
     }
 }
 
-/// A face template: the embedder's vector for one sample. Invariant: unit length, every element
-/// finite.
-#[derive(Clone, PartialEq)]
-pub struct Template(Box<[f32]>);
+/// One network of an embedder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Part {
+    /// The SHA-256 of the network's file.
+    pub digest: ModelDigest,
+    /// Elements of its vector.
+    pub dimension: usize,
+    /// Its share of the comparison score, 0.0..=1.0; those of an embedder's parts add up to 1.
+    pub weight: f32,
+}
 
-impl Template {
-    /// `None` when the model's output cannot be normalised (empty, zero, NaN or infinite).
-    pub fn normalised(mut raw: Vec<f32>) -> Option<Self> {
+/// What makes templates: one network, or a composite of two.
+///
+/// The score of a composite is the weighted mean of its parts' cosines. That is the cosine of the
+/// parts' unit vectors put one after the other, each times the square root of its weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Embedder {
+    /// Names the embedder as a whole. Of a single network it is the digest of its file.
+    pub digest: ModelDigest,
+    /// The part that every template has, and that alone decides clear cases.
+    pub first: Part,
+    /// The slower and better part of a composite.
+    pub second: Option<Part>,
+}
+
+impl Embedder {
+    /// An embedder of one network whose vector has `dimension` elements.
+    pub fn single(digest: ModelDigest, dimension: usize) -> Self {
+        Self { digest, first: Part { digest, dimension, weight: 1.0 }, second: None }
+    }
+
+    /// A composite of two networks. Its digest is the SHA-256 of the parts' digests and weights:
+    /// another file or another weight is another embedder.
+    pub fn composite(first: Part, second: Part) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(b"rollcall composite embedder 1\0");
+        for part in [first, second] {
+            hash.update(part.digest.0);
+            hash.update(part.weight.to_le_bytes());
+        }
+        Self { digest: ModelDigest(hash.finalize().into()), first, second: Some(second) }
+    }
+
+    /// Elements of the first part's vector.
+    pub fn dimension(&self) -> usize {
+        self.first.dimension
+    }
+
+    /// Whether references with this digest are compared by this embedder, wholly or in part.
+    pub fn uses(&self, digest: &ModelDigest) -> bool {
+        self.first.digest == *digest || self.second.is_some_and(|it| it.digest == *digest)
+    }
+}
+
+/// The vector of one network: unit length, every element finite.
+#[derive(Clone, Debug, PartialEq)]
+struct UnitVector {
+    elements: Box<[f32]>,
+    /// Euclidean length before it was normalised; 1.0 where that is not known.
+    length: f32,
+}
+
+impl UnitVector {
+    fn normalised(mut raw: Vec<f32>) -> Option<Self> {
         // In f64, because squares of small f32 values underflow.
-        let norm = raw.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let norm = norm(&raw);
         if !norm.is_normal() {
             return None;
         }
         for x in &mut raw {
             *x = (f64::from(*x) / norm) as f32;
         }
-        Some(Self(raw.into_boxed_slice()))
+        Some(Self { elements: raw.into_boxed_slice(), length: norm as f32 })
     }
 
-    /// A template that was one before: taken bit by bit, since normalising it once more may move
-    /// its last bits, and doors that share a template must hold the same. `None` for what is not of
-    /// unit length.
-    pub fn restored(raw: Vec<f32>) -> Option<Self> {
-        let norm = raw.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        // What rounding to f32 leaves of a unit vector is far nearer to 1.
-        ((norm - 1.0).abs() < 1e-4).then(|| Self(raw.into_boxed_slice()))
+    fn dot(&self, other: &Self) -> f32 {
+        self.elements.iter().zip(&other.elements).map(|(a, b)| a * b).sum()
     }
 
-    /// The normalised mean of several templates of one face: less noise than any one of them.
-    /// `None` without any, or when they cancel out.
-    pub fn mean<'a>(templates: impl IntoIterator<Item = &'a Template>) -> Option<Self> {
-        let mut templates = templates.into_iter();
-        let mut sum = templates.next()?.0.to_vec();
-        for template in templates {
-            for (total, x) in sum.iter_mut().zip(&template.0) {
+    /// The normalised sum of several.
+    fn mean<'a>(mut vectors: impl Iterator<Item = &'a Self>) -> Option<Self> {
+        let mut sum = vectors.next()?.elements.to_vec();
+        for vector in vectors {
+            for (total, x) in sum.iter_mut().zip(&vector.elements) {
                 *total += x;
             }
         }
         Self::normalised(sum)
     }
+}
 
+fn norm(raw: &[f32]) -> f64 {
+    raw.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
+}
+
+/// A face template: what the embedder makes of one sample. Invariant: the vector of each part has
+/// unit length, every element finite.
+///
+/// A template of a composite embedder is *complete* with both parts, and *partial* with the first
+/// alone. A template of a single network has one part and is never complete.
+#[derive(Clone)]
+pub struct Template {
+    first: UnitVector,
+    second: Option<SecondPart>,
+}
+
+#[derive(Clone, PartialEq)]
+struct SecondPart {
+    vector: UnitVector,
+    /// Its share of the score, 0.0..=1.0.
+    weight: f32,
+}
+
+impl Template {
+    /// A template of one part. `None` when the model's output cannot be normalised (empty, zero,
+    /// NaN or infinite).
+    pub fn normalised(raw: Vec<f32>) -> Option<Self> {
+        UnitVector::normalised(raw).map(|first| Self { first, second: None })
+    }
+
+    /// A part that was stored: taken bit by bit, since normalising it once more may move its last
+    /// bits, and doors that share a template must hold the same. `None` for what is not of unit
+    /// length.
+    pub fn restored(raw: Vec<f32>) -> Option<Self> {
+        // What rounding to f32 leaves of a unit vector is far nearer to 1.
+        let first = UnitVector { length: 1.0, elements: raw.into_boxed_slice() };
+        ((norm(&first.elements) - 1.0).abs() < 1e-4).then_some(Self { first, second: None })
+    }
+
+    /// The complete template of a first part and the second part of the same sample; `weight` is
+    /// the second part's share of the score, 0.0..=1.0.
+    #[must_use]
+    pub fn with_second(self, second: &Self, weight: f32) -> Self {
+        let second = Some(SecondPart { vector: second.first.clone(), weight });
+        Self { first: self.first, second }
+    }
+
+    /// The first part alone.
+    #[must_use]
+    pub fn first_part(&self) -> Self {
+        Self { first: self.first.clone(), second: None }
+    }
+
+    /// The second part as a template of its own; `None` where there is none.
+    pub fn second_part(&self) -> Option<Self> {
+        let second = self.second.as_ref()?;
+        Some(Self { first: second.vector.clone(), second: None })
+    }
+
+    /// Whether both parts of a composite embedder are there.
+    pub fn is_complete(&self) -> bool {
+        self.second.is_some()
+    }
+
+    /// The normalised mean of several templates of one face: less noise than any one of them. It is
+    /// complete when all are. `None` without any, or when they cancel out.
+    pub fn mean<'a>(templates: impl IntoIterator<Item = &'a Template>) -> Option<Self> {
+        let templates: Vec<&Self> = templates.into_iter().collect();
+        let first = UnitVector::mean(templates.iter().map(|it| &it.first))?;
+        let seconds: Option<Vec<&SecondPart>> =
+            templates.iter().map(|it| it.second.as_ref()).collect();
+        let second = seconds.and_then(|seconds| {
+            let weight = seconds.first()?.weight;
+            UnitVector::mean(seconds.iter().map(|it| &it.vector))
+                .map(|vector| SecondPart { vector, weight })
+        });
+        Some(Self { first, second })
+    }
+
+    /// Elements of the first part.
     pub fn dimension(&self) -> usize {
-        self.0.len()
+        self.first.elements.len()
     }
+    /// The first part: unit length.
     pub fn as_slice(&self) -> &[f32] {
-        &self.0
+        &self.first.elements
+    }
+    /// The second part, of unit length, and its share of the score.
+    pub fn second(&self) -> Option<(&[f32], f32)> {
+        self.second.as_ref().map(|it| (&*it.vector.elements, it.weight))
+    }
+    /// Euclidean length of the first part before it was normalised: a measure of the sample's
+    /// quality, in the embedder's own units. 1.0 for a template that was stored.
+    pub fn length(&self) -> f32 {
+        self.first.length
     }
 
-    /// Comparison score: the cosine of the two templates, -1.0..=1.0, higher is more alike. Both
-    /// must come from the same embedder.
+    /// All parts as one vector of unit length, each times the square root of its weight: its cosine
+    /// with another complete template's is their score.
+    pub fn concatenated(&self) -> Vec<f32> {
+        let weight = self.second.as_ref().map_or(0.0, |it| it.weight);
+        let scaled = |vector: &UnitVector, weight: f32| -> Vec<f32> {
+            vector.elements.iter().map(|x| x * weight.sqrt()).collect()
+        };
+        let mut all = scaled(&self.first, 1.0 - weight);
+        all.extend(self.second.iter().flat_map(|it| scaled(&it.vector, it.weight)));
+        all
+    }
+
+    /// Comparison score, -1.0..=1.0, higher is more alike: the weighted cosine of the parts where
+    /// both templates are complete, else that of the first parts. Both must come from the same
+    /// embedder.
     pub fn compare(&self, other: &Self) -> f32 {
         debug_assert_eq!(self.dimension(), other.dimension());
-        self.0.iter().zip(&other.0).map(|(a, b)| a * b).sum()
+        let first = self.first.dot(&other.first);
+        match (&self.second, &other.second) {
+            (Some(a), Some(b)) => (1.0 - a.weight) * first + a.weight * a.vector.dot(&b.vector),
+            _ => first,
+        }
+    }
+}
+
+/// Two templates are equal when their vectors are; the length is not stored and does not count.
+impl PartialEq for Template {
+    fn eq(&self, other: &Self) -> bool {
+        self.first.elements == other.first.elements && self.second() == other.second()
     }
 }
 
 impl fmt::Debug for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Template({}-d)", self.0.len())
+        match &self.second {
+            Some(second) => {
+                write!(f, "Template({}+{}-d)", self.dimension(), second.vector.elements.len())
+            }
+            None => write!(f, "Template({}-d)", self.dimension()),
+        }
     }
 }
 
@@ -249,6 +420,39 @@ mod tests {
     fn debug_output_has_no_personal_data() {
         assert_eq!(format!("{:?}", Name::new("Jane").unwrap()), "Name(…)");
         assert_eq!(format!("{:?}", Template::normalised(vec![1.0; 4]).unwrap()), "Template(4-d)");
+    }
+
+    #[test]
+    fn composite_score_is_cosine_of_concatenation() {
+        let unit = |raw: &[f32]| Template::normalised(raw.to_vec()).unwrap();
+        let a = unit(&[1.0, 2.0, 2.0]).with_second(&unit(&[3.0, 4.0]), 0.7);
+        let b = unit(&[2.0, 1.0, 2.0]).with_second(&unit(&[4.0, 3.0]), 0.7);
+        let (first, second) = (8.0 / 9.0, 24.0 / 25.0);
+        assert!((a.compare(&b) - (0.3 * first + 0.7 * second)).abs() < 1e-6);
+        let dot: f32 = a.concatenated().iter().zip(b.concatenated()).map(|(x, y)| x * y).sum();
+        assert!((a.compare(&b) - dot).abs() < 1e-6);
+        assert!((a.compare(&b.first_part()) - first).abs() < 1e-6, "a partial one: the first part");
+        let mean = Template::mean([&a, &b]).unwrap();
+        assert!(
+            mean.is_complete() && !Template::mean([&a, &b.first_part()]).unwrap().is_complete()
+        );
+        assert!((mean.compare(&a) - mean.compare(&b)).abs() < 1e-6);
+        assert!((unit(&[3.0, 4.0]).length() - 5.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn composite_digest_follows_parts_and_weights() {
+        let part = |of: u8, weight| Part { digest: ModelDigest([of; 32]), dimension: 4, weight };
+        let one = Embedder::composite(part(1, 0.3), part(2, 0.7));
+        assert_eq!(one, Embedder::composite(part(1, 0.3), part(2, 0.7)));
+        for (first, second) in [
+            (part(1, 0.4), part(2, 0.6)),
+            (part(3, 0.3), part(2, 0.7)),
+            (part(2, 0.7), part(1, 0.3)),
+        ] {
+            assert_ne!(one.digest, Embedder::composite(first, second).digest);
+        }
+        assert!(one.uses(&ModelDigest([2; 32])) && !one.uses(&one.digest));
     }
 
     proptest! {

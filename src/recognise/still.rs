@@ -2,8 +2,10 @@
 //! line.
 
 use crate::recognise::align::{self, Sample};
+use crate::recognise::decision::{self, Decision, DecisionSettings};
 use crate::recognise::engine::{DetectorInput, EngineError, FaceEngine};
 use crate::recognise::face::{BoundingBox, Detection, Landmarks, Point, Template};
+use crate::recognise::gallery::Gallery;
 use crate::recognise::picture::Picture;
 use crate::recognise::stance::Stance;
 
@@ -25,17 +27,41 @@ pub struct FoundFace {
 /// portraits.
 pub const CONFIDENCE_MIN: f32 = 0.6;
 
-/// The template of a still: the mean of those of the sample and of its mirror image.
+/// The template of a still, of a composite embedder a complete one. The first part is the mean of
+/// those of the sample and of its mirror image.
 ///
 /// A stream has many samples to average over; a still has one, and this halves some of its noise
-/// for one more inference.
+/// for one more inference. The second part is made of the sample alone: its mirror image doubles
+/// the cost and changes no figure on `faces-open` (docs/accuracy.md).
 pub fn template(
+    engine: &mut dyn FaceEngine,
+    sample: &Sample,
+) -> Result<Option<Template>, EngineError> {
+    let first = first_part(engine, sample)?;
+    first.map(|first| engine.complete(sample, first)).transpose()
+}
+
+fn first_part(
     engine: &mut dyn FaceEngine,
     sample: &Sample,
 ) -> Result<Option<Template>, EngineError> {
     let plain = engine.template(sample)?;
     let mirrored = engine.template(&sample.mirrored())?;
     Ok(Template::mean(plain.iter().chain(&mirrored)))
+}
+
+/// Decides on the face of a still, and makes the second part of a composite embedder only where the
+/// first does not decide. `None` when the model's output cannot be normalised.
+pub fn identify(
+    engine: &mut dyn FaceEngine,
+    sample: &Sample,
+    gallery: &Gallery,
+    settings: &DecisionSettings,
+) -> Result<Option<Decision>, EngineError> {
+    let Some(first) = first_part(engine, sample)? else { return Ok(None) };
+    let look = decision::look_first(&first, gallery, settings);
+    let probe = if look.is_clear { first } else { engine.complete(sample, first)? };
+    Ok(Some(decision::decide_still(&probe, look, gallery, settings)))
 }
 
 /// All faces, the main one (largest, weighed by nearness to the centre) first.

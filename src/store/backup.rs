@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 use crate::ids::Name;
 use crate::keys::seal::{SealError, SealKey};
-use crate::recognise::face::ModelDigest;
+use crate::recognise::face::{Embedder, ModelDigest};
 use crate::recognise::gallery::{Gallery, Subject};
 use crate::store::error::StoreError;
 use crate::store::rows::ReferenceCount;
@@ -151,7 +151,9 @@ fn mark(
 ) -> Result<(GalleryMark, ReferenceCount), StoreError> {
     let mut gallery: Option<Gallery> = None;
     let nobody = Name::new("-").expect("it is a name");
-    let count = read::all_references(conn, key, &embedder, |reference| {
+    // Each part of a composite embedder by itself; the dimension is that of the templates.
+    let single = Embedder::single(embedder, 0);
+    let count = read::all_references(conn, key, &single, |reference| {
         let so_far = gallery.take().unwrap_or_else(|| Gallery::new(reference.template.dimension()));
         let subject = Subject { id: reference.subject_id, name: nobody.clone() };
         gallery = Some(so_far.with(subject, std::slice::from_ref(&reference.template)));

@@ -11,8 +11,9 @@ use crate::attend::coverage::Interval;
 use crate::clock::BootId;
 use crate::ids::{Name, SubjectId};
 use crate::keys::seal::{Belongs, SealKey};
-use crate::recognise::face::ModelDigest;
+use crate::recognise::face::{Embedder, ModelDigest};
 use crate::store::error::StoreError;
+use crate::store::parts::{IS_SECOND_PART, SecondParts};
 use crate::store::reader::Reader;
 use crate::store::rows::{
     DeadLetter, OutboxDepth, Reference, ReferenceCount, SinkName, StoredReply, Subject,
@@ -121,34 +122,39 @@ pub(super) fn consent(row: &Row<'_>, column: usize) -> Result<Option<Consent>, S
         .map_err(|_| damaged())
 }
 
-/// Shows each reference of one embedder, opened. One that does not open is counted, not passed over
+/// Shows each reference of one embedder, opened, of a composite with the second part where it is
+/// there. One that does not open is counted, not passed over
 /// in silence, and does not keep the others from being used.
 pub(super) fn all_references(
     conn: &Connection,
     key: &SealKey,
-    embedder: &ModelDigest,
+    embedder: &Embedder,
     mut visit: impl FnMut(Reference),
 ) -> Result<ReferenceCount, StoreError> {
     let mut count = ReferenceCount::default();
     let sql = "select id, subject_id, sealed, quality from reference where embedder = ?1 order by subject_id, row";
+    let first = &embedder.first.digest;
+    let seconds = SecondParts { conn, key, embedder };
     let mut query = conn.prepare(sql)?;
-    let mut rows = query.query([embedder.0])?;
+    let mut rows = query.query([first.0])?;
     while let Some(row) = rows.next()? {
         let id = Uuid::from_bytes(row.get(0)?);
         let subject_id = subject_id(row, 1)?;
-        let belongs = Belongs { subject_id: &subject_id, reference_id: &id, embedder };
+        let belongs = Belongs { subject_id: &subject_id, reference_id: &id, embedder: first };
         let sealed = row.get_ref(2)?.as_blob().map_err(|_| damaged())?;
         let opened = key.open(sealed, belongs);
         match opened {
             Ok(template) => {
                 count.opened += 1;
+                let template = seconds.add_to(template, &subject_id, &id)?;
                 visit(Reference { id, subject_id, template, quality: row.get(3)? });
             }
             Err(_) => count.unreadable.push(id),
         }
     }
-    let sql = "select count(*) from main.reference where embedder <> ?1";
-    let others: i64 = conn.query_row(sql, [embedder.0], |row| row.get(0))?;
+    let sql = "select count(*) from main.reference where embedder not in (?1, ?2)";
+    let second = embedder.second.map_or(first.0, |it| it.digest.0);
+    let others: i64 = conn.query_row(sql, [first.0, second], |row| row.get(0))?;
     count.of_other_embedders = others as u64;
     Ok(count)
 }
@@ -362,12 +368,16 @@ impl Reader {
         after: Option<&SubjectId>,
         limit: u32,
     ) -> Result<Vec<Subject>, StoreError> {
-        let sql = "select id, name, enrolled_ms, (select count(*) from main.reference where subject_id = subject.id), \
-                   (select embedder from main.reference where subject_id = subject.id order by row desc limit 1), \
-                   given_ms, text_version, valid_until_ms, recorded_by \
-                   from subject left join consent on consent.subject_id = subject.id \
-                   where id > ?1 order by id limit ?2";
-        let mut query = self.conn.prepare(sql)?;
+        let sql = format!(
+            "select id, name, enrolled_ms, (select count(*) from main.reference \
+             where subject_id = subject.id and not {IS_SECOND_PART}), \
+             (select embedder from main.reference where subject_id = subject.id \
+             and not {IS_SECOND_PART} order by row desc limit 1), \
+             given_ms, text_version, valid_until_ms, recorded_by \
+             from subject left join consent on consent.subject_id = subject.id \
+             where subject.id > ?1 order by subject.id limit ?2"
+        );
+        let mut query = self.conn.prepare(&sql)?;
         let mut rows = query.query(params![after.map_or("", SubjectId::as_str), limit])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {

@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use crate::ids::{Name, SubjectId};
 use crate::keys::seal::Belongs;
-use crate::recognise::face::{ModelDigest, Template};
+use crate::recognise::face::{Embedder, Template};
 use crate::store::error::StoreError;
+use crate::store::parts::IS_SECOND_PART;
 use crate::store::read;
 use crate::store::rows::ERASURE;
 use crate::store::rows::SinkName;
@@ -20,7 +21,8 @@ use crate::wire::event::id_at;
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewReference {
     pub subject_id: SubjectId,
-    pub embedder: ModelDigest,
+    pub embedder: Embedder,
+    /// Complete or partial, if the embedder is a composite.
     pub template: Template,
     /// Of the sample, 0.0..=1.0.
     pub quality: f32,
@@ -83,12 +85,17 @@ impl Tx<'_> {
                 return Err(StoreError::UnknownSubject { id: subject_id.clone() });
             }
             let id = id_at(&now);
-            let sealed =
-                self.key()?.seal(template, Belongs { subject_id, reference_id: &id, embedder })?;
+            let first = &embedder.first.digest;
+            let belongs = Belongs { subject_id, reference_id: &id, embedder: first };
+            let sealed = self.key()?.seal(template, belongs)?;
+            // Before the first part, so that the newest row is one that every version knows.
+            if let (Some(part), Some(second)) = (embedder.second, template.second_part()) {
+                self.add_second_part(subject_id, &id, &part.digest, &second, *quality)?;
+            }
             self.conn.prepare(insert)?.execute(params![
                 id.as_bytes(),
                 subject_id.as_str(),
-                embedder.0,
+                first.0,
                 sealed,
                 quality,
                 now.wall_ms
@@ -111,9 +118,15 @@ impl Tx<'_> {
         self.add_references(references)
     }
 
+    /// Gives how many references there were; the parts of one are not counted apart.
     pub(super) fn delete_references(&self, subject_id: &SubjectId) -> Result<u32, StoreError> {
+        let sql = format!(
+            "select count(*) from main.reference where subject_id = ?1 and not {IS_SECOND_PART}"
+        );
+        let count = self.conn.prepare(&sql)?.query_row([subject_id.as_str()], |row| row.get(0))?;
         let sql = "delete from main.reference where subject_id = ?1";
-        Ok(self.conn.prepare(sql)?.execute([subject_id.as_str()])? as u32)
+        self.conn.prepare(sql)?.execute([subject_id.as_str()])?;
+        Ok(count)
     }
 
     /// Withdraws a subject: name and references go, events stay. Gives how many references there

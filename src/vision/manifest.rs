@@ -9,7 +9,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::bounded_file;
-use crate::recognise::face::ModelDigest;
+use crate::recognise::face::{Embedder, ModelDigest, Part};
 
 /// The largest model in use, an fp32 twin, has some 200 MB.
 const MODEL_BYTES_MAX: u64 = 1 << 30;
@@ -63,6 +63,9 @@ pub struct Manifest {
     schema: u32,
     #[serde(rename = "model")]
     pub models: Vec<Model>,
+    /// Embedders that consist of two of the models.
+    #[serde(default, rename = "composite")]
+    pub composites: Vec<Composite>,
     /// Where the manifest lies; the files' paths are relative to it.
     #[serde(skip)]
     dir: PathBuf,
@@ -134,11 +137,98 @@ pub struct Output {
     pub names: Vec<String>,
 }
 
+/// An embedder of two networks: its score is the weighted mean of theirs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Composite {
+    pub name: String,
+    /// The fast part, which alone decides clear cases, and the better one.
+    pub parts: [CompositePart; 2],
+    pub measured: String,
+    /// Its dimension is that of the first part.
+    pub template: TemplateSpec,
+    pub early_exit: EarlyExitSpec,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompositePart {
+    /// Name of the model, an embedder.
+    pub model: String,
+    /// Share of the score; those of both parts add up to 1.
+    pub weight: f32,
+}
+
+/// When the first part of a composite decides alone (`recognise::decision::EarlyExit`).
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyExitSpec {
+    pub above_decades: f32,
+    pub below: f32,
+}
+
+/// An embedder by its name in the configuration: one model, or a composite of two.
+#[derive(Clone, Copy, Debug)]
+pub struct EmbedderEntry<'a> {
+    pub first: &'a Model,
+    pub composite: Option<(&'a Composite, &'a Model)>,
+}
+
+impl<'a> EmbedderEntry<'a> {
+    /// The models of its parts.
+    pub fn models(&self) -> impl Iterator<Item = &'a Model> + use<'a> {
+        std::iter::once(self.first).chain(self.composite.map(|(_, second)| second))
+    }
+
+    /// What makes templates when the parts' files have these digests.
+    pub fn embedder(&self, first: ModelDigest, second: Option<ModelDigest>) -> Embedder {
+        let dimension = |model: &Model| model.template.map_or(0, |it| it.dimension);
+        match (self.composite, second) {
+            (Some((composite, model)), Some(second)) => {
+                let [one, other] = composite.parts.each_ref().map(|it| it.weight);
+                Embedder::composite(
+                    Part { digest: first, dimension: dimension(self.first), weight: one },
+                    Part { digest: second, dimension: dimension(model), weight: other },
+                )
+            }
+            _ => Embedder::single(first, dimension(self.first)),
+        }
+    }
+
+    /// Dimension and thresholds, of a composite with those of its first part alone.
+    pub fn template_spec(&self) -> Option<TemplateSpec> {
+        let first = self.first.template?;
+        let Some((composite, _)) = self.composite else { return Some(first) };
+        let EarlyExitSpec { above_decades, below } = composite.early_exit;
+        let first_part = Some(FirstPartSpec {
+            threshold: first.threshold,
+            threshold_subjects: first.threshold_subjects,
+            threshold_per_decade: first.threshold_per_decade,
+            above_decades,
+            below,
+        });
+        Some(TemplateSpec { first_part, ..composite.template })
+    }
+}
+
+/// The first part of a composite: the threshold measured for it alone, and when it decides.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstPartSpec {
+    pub threshold: f32,
+    pub threshold_subjects: f32,
+    pub threshold_per_decade: f32,
+    pub above_decades: f32,
+    pub below: f32,
+}
+
 /// What an embedder makes, and the threshold measured for it.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TemplateSpec {
     pub dimension: usize,
+    /// Of a composite embedder.
+    #[serde(skip)]
+    pub first_part: Option<FirstPartSpec>,
     /// Identification threshold at FPIR 1 % with `threshold_subjects` enrolled.
     pub threshold: f32,
     pub threshold_subjects: f32,
@@ -196,7 +286,44 @@ impl Manifest {
                 return Err(format!("{name}: sha256 is not 64 hexadecimal digits"));
             }
         }
+        self.composites.iter().try_for_each(|composite| self.check_composite(composite))
+    }
+
+    fn check_composite(&self, composite: &Composite) -> Result<(), String> {
+        let name = &composite.name;
+        let embedder = |it: &CompositePart| {
+            self.models
+                .iter()
+                .find(|model| model.name == it.model && model.role == Role::Embedder)
+                .and_then(|model| model.template)
+                .ok_or_else(|| format!("{name}: {} is no embedder", it.model))
+        };
+        let [first, second] = &composite.parts;
+        let dimension = embedder(first)?.dimension;
+        embedder(second)?;
+        if composite.template.dimension != dimension {
+            return Err(format!("{name}: its dimension is not that of its first part"));
+        }
+        let is_share = |weight: f32| weight > 0.0 && weight < 1.0;
+        let total = first.weight + second.weight;
+        if !is_share(first.weight) || !is_share(second.weight) || (total - 1.0).abs() > 1e-6 {
+            return Err(format!("{name}: the weights of its parts do not add up to 1"));
+        }
+        if self.models.iter().any(|model| model.name == *name) {
+            return Err(format!("{name} is the name of a model as well"));
+        }
         Ok(())
+    }
+
+    /// The embedder of that name: a model, or a composite of two.
+    pub fn embedder(&self, name: &str) -> Result<EmbedderEntry<'_>, ModelError> {
+        let Some(composite) = self.composites.iter().find(|it| it.name == name) else {
+            let first = self.model(Role::Embedder, Some(name))?;
+            return Ok(EmbedderEntry { first, composite: None });
+        };
+        let [first, second] =
+            composite.parts.each_ref().map(|it| self.model(Role::Embedder, Some(&it.model)));
+        Ok(EmbedderEntry { first: first?, composite: Some((composite, second?)) })
     }
 
     /// The only model of a role, or the one of that name.
@@ -207,8 +334,10 @@ impl Manifest {
             None => fitting.next(),
         };
         found.ok_or_else(|| {
-            let known: Vec<_> =
-                self.models.iter().filter(|m| m.role == role).map(|m| m.name.as_str()).collect();
+            let of_role = self.models.iter().filter(|m| m.role == role).map(|m| m.name.as_str());
+            let composites = self.composites.iter().map(|it| it.name.as_str());
+            let composites = composites.filter(|_| role == Role::Embedder);
+            let known: Vec<_> = of_role.chain(composites).collect();
             ModelError::Inconsistent {
                 path: self.dir.join("manifest.toml"),
                 why: format!(

@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 
 use crate::recognise::align::{SAMPLE_SIDE, Sample};
 use crate::recognise::engine::{DetectorInput, EngineError, FaceEngine};
-use crate::recognise::face::{BoundingBox, Detection, Landmarks, ModelDigest, Point, Template};
+use crate::recognise::face::{BoundingBox, Detection, Embedder, Landmarks, Point, Template};
 use crate::recognise::picture::Picture;
 use crate::vision::detector::Detector;
-use crate::vision::manifest::{Manifest, ModelError, Precision, Role, TemplateSpec};
+use crate::vision::manifest::{Manifest, Model, ModelError, Precision, Role, TemplateSpec};
 use crate::vision::model_session::ModelSession;
 use crate::vision::resample::{Mode, crop, resample};
 use crate::vision::smooth::smoothed;
@@ -31,7 +31,7 @@ use crate::vision::smooth::smoothed;
 pub struct VisionSettings {
     pub models: PathBuf,
     pub runtime_library: Option<PathBuf>,
-    /// Name of the embedder in the manifest.
+    /// Name of the embedder in the manifest: a model, or a composite.
     pub embedder: String,
     pub precision: Precision,
     /// Threads for one inference.
@@ -43,7 +43,12 @@ pub struct VisionSettings {
 pub struct Vision {
     detector: Detector,
     refiner: ModelSession,
-    embedder: ModelSession,
+    first: ModelSession,
+    /// The second part of a composite embedder.
+    second: Option<ModelSession>,
+    embedder: Embedder,
+    /// Its name in the manifest.
+    embedder_name: String,
     pad: Option<ModelSession>,
     template: TemplateSpec,
 }
@@ -52,29 +57,38 @@ impl Vision {
     pub fn load(settings: &VisionSettings) -> Result<Self, ModelError> {
         let manifest = Manifest::read(&settings.models)?;
         let environment = runtime::load(settings.runtime_library.as_deref(), &settings.models)?;
-        let open = |role, name: Option<&str>| {
-            let model = manifest.model(role, name)?;
+        let open = |model: &Model| {
             let (path, bytes, digest) = manifest.load(model, settings.precision)?;
             let session = runtime::session(environment, &path, &bytes, settings.threads)?;
-            Ok(ModelSession::new(session, model, digest))
+            Ok::<_, ModelError>(ModelSession::new(session, model, digest))
         };
-        let template = manifest.model(Role::Embedder, Some(&settings.embedder))?.template;
+        let of_role = |role| manifest.model(role, None).and_then(open);
+        let entry = manifest.embedder(&settings.embedder)?;
+        let first = open(entry.first)?;
+        let second = entry.composite.map(|(_, model)| open(model)).transpose()?;
+        let template = entry.template_spec();
         Ok(Self {
-            detector: Detector::new(open(Role::Detector, None)?),
-            refiner: open(Role::Refiner, None)?,
-            embedder: open(Role::Embedder, Some(&settings.embedder))?,
-            pad: settings.pad.then(|| open(Role::Pad, None)).transpose()?,
+            detector: Detector::new(of_role(Role::Detector)?),
+            refiner: of_role(Role::Refiner)?,
+            embedder: entry.embedder(first.digest(), second.as_ref().map(ModelSession::digest)),
+            embedder_name: settings.embedder.clone(),
+            first,
+            second,
+            pad: settings.pad.then(|| of_role(Role::Pad)).transpose()?,
             template: template.expect("the manifest was checked: an embedder has a template"),
         })
     }
 
-    /// One inference of one model on a grey input of its own size: for measuring what it costs
-    /// alone. Does nothing when the model is not loaded.
+    /// One inference of one model on a grey input of its own size, of an embedder of each of its
+    /// parts: for measuring what it costs alone. Does nothing when the model is not loaded.
     pub fn exercise(&mut self, role: Role) -> Result<(), EngineError> {
         let model = match role {
             Role::Detector => return self.detector.exercise(),
             Role::Refiner => &mut self.refiner,
-            Role::Embedder => &mut self.embedder,
+            Role::Embedder => {
+                self.first.exercise()?;
+                return self.second.iter_mut().try_for_each(ModelSession::exercise);
+            }
             Role::Pad => match &mut self.pad {
                 Some(pad) => pad,
                 None => return Ok(()),
@@ -83,11 +97,13 @@ impl Vision {
         model.exercise()
     }
 
-    /// The digest of each loaded model's file, by its name in the manifest.
+    /// The digest of each loaded model's file, and that of the embedder, by name in the manifest.
     pub fn digests(&self) -> BTreeMap<String, String> {
-        let models =
-            [self.detector.model(), &self.refiner, &self.embedder].into_iter().chain(&self.pad);
-        models.map(|model| (model.name().to_owned(), model.digest().to_string())).collect()
+        let models = [self.detector.model(), &self.refiner, &self.first];
+        let models = models.into_iter().chain(&self.second).chain(&self.pad);
+        let files = models.map(|model| (model.name().to_owned(), model.digest().to_string()));
+        let embedder = (self.embedder_name.clone(), self.embedder.digest.to_string());
+        files.chain([embedder]).collect()
     }
 
     /// The embedder's entry in the manifest.
@@ -96,11 +112,13 @@ impl Vision {
     }
 }
 
-/// The digest of the embedder that these settings name, without starting anything.
-pub fn embedder_digest(settings: &VisionSettings) -> Result<ModelDigest, ModelError> {
+/// The embedder that these settings name, without starting anything.
+pub fn embedder(settings: &VisionSettings) -> Result<Embedder, ModelError> {
     let manifest = Manifest::read(&settings.models)?;
-    let model = manifest.model(Role::Embedder, Some(&settings.embedder))?;
-    manifest.load(model, settings.precision).map(|(_, _, digest)| digest)
+    let entry = manifest.embedder(&settings.embedder)?;
+    let digest = |model| manifest.load(model, settings.precision).map(|(_, _, digest)| digest);
+    let second = entry.composite.map(|(_, model)| digest(model)).transpose()?;
+    Ok(entry.embedder(digest(entry.first)?, second))
 }
 
 /// What `rollcall models verify` and `doctor` do: every file there and as described, the library
@@ -170,9 +188,18 @@ impl FaceEngine for Vision {
     }
 
     fn template(&mut self, sample: &Sample) -> Result<Option<Template>, EngineError> {
-        debug_assert_eq!(self.embedder.input_size(), (SAMPLE_SIDE, SAMPLE_SIDE));
-        let pixels: Vec<f32> = sample.picture.rgb().iter().map(|value| f32::from(*value)).collect();
-        Ok(Template::normalised(self.embedder.run(&pixels)?))
+        embed(&mut self.first, sample)
+    }
+
+    fn complete(&mut self, sample: &Sample, template: Template) -> Result<Template, EngineError> {
+        let (Some(model), Some(part)) = (&mut self.second, self.embedder.second) else {
+            return Ok(template);
+        };
+        let second = embed(model, sample)?;
+        Ok(match second {
+            Some(second) => template.with_second(&second, part.weight),
+            None => template,
+        })
     }
 
     /// MiniFASNet's way: the box enlarged 2.7 times, kept inside the picture, grain taken out;
@@ -200,13 +227,16 @@ impl FaceEngine for Vision {
             .filter(|value| value.is_finite()))
     }
 
-    fn embedder(&self) -> ModelDigest {
-        self.embedder.digest()
+    fn embedder(&self) -> Embedder {
+        self.embedder
     }
+}
 
-    fn dimension(&self) -> usize {
-        self.template.dimension
-    }
+/// What one network makes of an aligned face of `SAMPLE_SIDE` pixels a side.
+fn embed(model: &mut ModelSession, sample: &Sample) -> Result<Option<Template>, EngineError> {
+    debug_assert_eq!(model.input_size(), (SAMPLE_SIDE, SAMPLE_SIDE));
+    let pixels: Vec<f32> = sample.picture.rgb().iter().map(|value| f32::from(*value)).collect();
+    Ok(Template::normalised(model.run(&pixels)?))
 }
 
 fn round_to_pixels(outline: &BoundingBox) -> BoundingBox {

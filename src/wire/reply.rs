@@ -139,9 +139,18 @@ pub struct SubjectEntry {
     pub model_digest: Option<String>,
     /// Whether there is a reference of the embedder in use.
     pub recognisable: bool,
+    /// Whether all references lack the second part of the embedder in use: the subject is
+    /// recognised by the first part alone. Omitted if not.
+    #[serde(skip_serializing_if = "is_false")]
+    pub partial: bool,
     /// Omitted if none is recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consent: Option<Consent>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -24,7 +24,7 @@ use crate::support::mongod::Mongod;
 use crate::support::mosquitto::Mosquitto;
 use rollcall::clock::{Clock as _, SimulatedClock, Stopwatch, SystemClock, Trust};
 use rollcall::ids::{Name, SubjectId};
-use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::recognise::face::{Embedder, ModelDigest, Template};
 use rollcall::store::{NewReference, SinkName, Store, StoreOptions};
 use serde_json::{Value, json};
 
@@ -62,7 +62,7 @@ fn enrol(state: &Path) {
     let template = Template::normalised((0..512).map(|i| (i as f32).sin()).collect()).unwrap();
     let reference = NewReference {
         subject_id: id.clone(),
-        embedder: ModelDigest([7; 32]),
+        embedder: Embedder::single(ModelDigest([7; 32]), 4),
         template,
         quality: 0.5,
     };

@@ -11,7 +11,7 @@ use crate::support::daemon::Home;
 use rollcall::clock::SimulatedClock;
 use rollcall::ids::{Name, SubjectId};
 use rollcall::recognise::engine::FaceEngine as _;
-use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::recognise::face::{Embedder, Template};
 use rollcall::store::{NewReference, SinkName, Store, StoreOptions};
 use rollcall::{app, cli};
 use serde_json::Value;
@@ -44,7 +44,7 @@ impl Noise {
     }
 }
 
-fn embedder(home: &Home) -> ModelDigest {
+fn embedder(home: &Home) -> Embedder {
     let settings = cli::settings::load(Some(&home.path("config.toml"))).unwrap();
     app::open::load_vision(&settings).unwrap().embedder()
 }

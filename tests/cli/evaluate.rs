@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser as _;
 use rollcall::cli::measure::evaluate::metrics::{NO_SCORE, OpenSet, Search, Verification};
 use rollcall::cli::measure::evaluate::{Args, Test, identify, pairs};
-use rollcall::recognise::decision::ThresholdRule;
+use rollcall::recognise::decision::{DecisionSettings, ThresholdRule};
 use rollcall::vision::VisionSettings;
 use rollcall::vision::manifest::{Precision, TemplateSpec};
 
@@ -99,13 +99,21 @@ fn vision() -> VisionSettings {
     }
 }
 
-fn rule(spec: &TemplateSpec) -> ThresholdRule {
-    ThresholdRule {
+fn decision(spec: &TemplateSpec) -> DecisionSettings {
+    let threshold = ThresholdRule {
         threshold: spec.threshold,
         subjects: spec.threshold_subjects,
         per_decade: spec.threshold_per_decade,
         fpir: 0.01,
         fixed: None,
+    };
+    DecisionSettings {
+        threshold,
+        early_exit: None,
+        samples_min: 3,
+        early_margin: 0.1,
+        margin_min: 0.03,
+        unknown_samples: 5,
     }
 }
 
@@ -141,7 +149,7 @@ fn invalid_evaluation_list_is_rejected() {
         else {
             panic!("these are arguments of identify")
         };
-        let refused = identify::evaluate(&args, &vision(), rule).unwrap_err();
+        let refused = identify::evaluate(&args, &vision(), decision).unwrap_err();
         assert!(format!("{refused:#}").contains(expected), "{refused:#}");
     }
 }
@@ -174,12 +182,40 @@ fn check_pairs(images: &Path, list: &Path) -> pairs::PairsReport {
     report
 }
 
+#[test]
+fn group_rates_count_people_and_looks() {
+    let dir = tempfile::tempdir().unwrap();
+    let photographs = faces::demo("obama.jpg");
+    let images = photographs.parent().unwrap().to_str().unwrap();
+    let list = dir.path().join("list.csv");
+    let rows = FETCHED_PROTOCOL.lines().enumerate().map(|(at, line)| match at {
+        0 => format!("{line},house\n"),
+        _ if line.contains("obama") => format!("{line},north\n"),
+        _ => format!("{line},south\n"),
+    });
+    std::fs::write(&list, rows.collect::<String>()).unwrap();
+    let list = list.to_str().unwrap();
+    let words = ["identify", "--protocol", list, "--images", images, "--group", "house"];
+    let Test::Identify(args) = args(&words) else { panic!("these are arguments of identify") };
+    let report = identify::evaluate(&args, &vision(), decision).unwrap();
+    let json = serde_json::to_value(&report).unwrap();
+    let groups = json["groups"].as_array().unwrap();
+    assert_eq!(groups.iter().map(|it| &it["group"]).collect::<Vec<_>>(), ["north", "south"]);
+    let [north, south] = [&groups[0], &groups[1]];
+    assert_eq!((&north["enrolled_people"], &south["stranger_people"]), (&1.into(), &1.into()));
+    let missed = &north["fnir_at_fpir_1e-2"];
+    assert_eq!((&missed["counted"], &missed["of"]), (&0.into(), &2.into()));
+    // Two looks at one person say as little as one.
+    assert!(missed["high"].as_f64().unwrap() > 0.7, "{missed}");
+    assert_eq!(south["fnir_shipped"]["of"], 0);
+}
+
 fn check_identify(images: &Path, list: &Path) -> identify::IdentificationReport {
     let list = list.to_str().unwrap();
     let images = images.to_str().unwrap();
     let words = ["identify", "--protocol", list, "--images", images];
     let Test::Identify(args) = args(&words) else { panic!("these are arguments of identify") };
-    let report = identify::evaluate(&args, &vision(), rule).unwrap();
+    let report = identify::evaluate(&args, &vision(), decision).unwrap();
     let json = serde_json::to_value(&report).unwrap();
     for key in [
         "gallery_subjects",

@@ -16,7 +16,7 @@ use crate::support::daemon::{Home, scaled, until};
 use rollcall::clock::{SimulatedClock, Stopwatch};
 use rollcall::ids::{Name, SubjectId};
 use rollcall::keys::seal::SharedKey;
-use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::recognise::face::{Embedder, ModelDigest, Template};
 use rollcall::store::{NewReference, SinkName, Store, StoreOptions};
 use rollcall::wire::subject::Portable;
 use serde_json::Value;
@@ -35,6 +35,10 @@ fn id(number: usize) -> SubjectId {
     SubjectId::new(&format!("p{number:06}")).unwrap()
 }
 
+fn embedder(of: u8) -> Embedder {
+    Embedder::single(ModelDigest([of; 32]), 4)
+}
+
 /// Subjects with one to three references, every fifth with one of another embedder.
 fn enrol(store: &Store, numbers: std::ops::Range<usize>) {
     for from in numbers.clone().step_by(1000) {
@@ -50,7 +54,7 @@ fn enrol(store: &Store, numbers: std::ops::Range<usize>) {
                         (0..512).map(|i| ((number * 7 + at * 31 + i * i) as f32).sin()).collect();
                     NewReference {
                         subject_id: id(number),
-                        embedder: ModelDigest([u8::from(at == 0 && number.is_multiple_of(5)); 32]),
+                        embedder: embedder(u8::from(at == 0 && number.is_multiple_of(5))),
                         template: Template::normalised(raw).unwrap(),
                         quality: 0.5,
                     }

@@ -168,6 +168,63 @@ fn references_stay_within_their_maximum() {
 }
 
 #[test]
+fn former_references_are_recognised_and_completed() {
+    let broker = Mosquitto::start();
+    let (ann, bob) = people();
+    let with = |embedder: &str| recognition(&format!("embedder = \"{embedder}\""));
+    let home = Home::new(broker.port(), &with("fr_feature"));
+    let mut daemon = home.start();
+    let client = Client::connect(broker.port());
+    let send = |request: &str, person: &Person, id: &str, photograph: usize| {
+        let photograph = photographs(person)[photograph].to_owned();
+        let answer = client.request("enrol", request, enrolment(id, id, &[photograph]));
+        assert_eq!(answer["ok"], true, "{answer}");
+        answer["references"].as_u64().unwrap()
+    };
+    for (person, id) in [(&ann, "ann"), (&bob, "bob")] {
+        assert_eq!(send(&format!("e-{id}"), person, id, 0), 1);
+    }
+    let look = |request: &str, person: &Person| {
+        let image = image_of(photographs(person)[1]);
+        let answer = client.request("recognise", request, json!({"image": image}));
+        names(&answer).iter().map(|it| (*it).to_owned()).collect::<Vec<_>>()
+    };
+    let gallery = |outdated: u64, partial: u64| {
+        until("health tells who lacks a part", || {
+            let gallery = health(&client)?["gallery"].clone();
+            (gallery["outdated"] == outdated && gallery["partial"] == partial).then_some(())
+        });
+    };
+    assert_eq!((look("r-1", &ann), look("r-2", &bob)), (vec!["ann".into()], vec!["bob".into()]));
+    gallery(0, 0);
+    assert!(daemon.terminate().success());
+    // The composite: everybody is recognised as before.
+    home.configure(broker.port(), &with("fr_sface"));
+    daemon = home.start();
+    gallery(0, 2);
+    assert_eq!((look("r-3", &ann), look("r-4", &bob)), (vec!["ann".into()], vec!["bob".into()]));
+    let doctor = home.output(&["doctor"]);
+    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(said.contains("2 of them less surely"), "{said}");
+    // The same photograph completes the reference, another one adds a complete one.
+    assert_eq!(send("e-3", &ann, "ann", 0), 1);
+    gallery(0, 1);
+    assert_eq!(send("e-4", &bob, "bob", 1), 2);
+    gallery(0, 0);
+    assert_eq!((look("r-5", &ann), look("r-6", &bob)), (vec!["ann".into()], vec!["bob".into()]));
+    let listed = client.request("subjects", "s-1", json!({}));
+    let listed = listed["subjects"].as_array().unwrap();
+    assert!(listed.iter().all(|it| it["recognisable"] == true && it["partial"].is_null()));
+    assert!(daemon.terminate().success());
+    // And back: nothing is lost, and the parts that are not used are not counted.
+    home.configure(broker.port(), &with("fr_feature"));
+    daemon = home.start();
+    gallery(0, 0);
+    assert_eq!((look("r-7", &ann), look("r-8", &bob)), (vec!["ann".into()], vec!["bob".into()]));
+    assert!(daemon.terminate().success());
+}
+
+#[test]
 fn changed_embedder_outdates_subjects_until_enrolled() {
     let broker = Mosquitto::start();
     let (ann, bob) = people();

@@ -113,7 +113,7 @@ fn metrics_show_recorded_values() {
         health.times.detect.observe(Duration::from_millis(ms));
     }
     health.to_mongo.dead_lettered.add(2);
-    let people = PeopleCounts { outdated: 5, erasures_pending: 6, consents_ending: 8 };
+    let people = PeopleCounts { outdated: 5, partial: 3, erasures_pending: 6, consents_ending: 8 };
     door.metrics.counted.set_people(people);
     health.consents_ended.add(9);
     door.clock.advance(Duration::from_mins(2));
@@ -137,6 +137,7 @@ fn metrics_show_recorded_values() {
         ("rollcall_stage_duration_seconds_sum", &[("stage", "detect")], 20.407),
         ("rollcall_deliveries_total", &[("sink", "mongo"), ("outcome", "buried")], 2.0),
         ("rollcall_gallery_outdated_subjects", &[], 5.0),
+        ("rollcall_gallery_partial_subjects", &[], 3.0),
         ("rollcall_erasures_pending", &[], 6.0),
         ("rollcall_consents_ending", &[], 8.0),
         ("rollcall_consents_ended_total", &[], 9.0),

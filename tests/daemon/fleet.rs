@@ -24,7 +24,7 @@ use rollcall::mqtt::event::LinkEvent;
 use rollcall::mqtt::link;
 use rollcall::mqtt::message::Message;
 use rollcall::mqtt::settings::LinkSettings;
-use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::recognise::face::{Embedder, ModelDigest, Template};
 use rollcall::store::{NewReference, Store, StoreOptions};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -130,6 +130,49 @@ fn enrolments_and_withdrawals_reach_every_device() {
     for daemon in running {
         assert!(daemon.terminate().success());
     }
+}
+
+#[test]
+fn doors_with_and_without_second_part_share() {
+    let broker = usual_broker();
+    let keys = keys();
+    let office = Office::open(broker.port());
+    let [new, former] = ["door-1", "door-2"].map(|name| door(&broker, name, &keys.site));
+    let config = fs::read_to_string(former.path("config.toml")).unwrap();
+    let recognition = "[recognition]\nembedder = \"fr_feature\"\n";
+    let config = config.replace("[recognition]\n", recognition);
+    fs::write(former.path("config.toml"), config).unwrap();
+    let _running = [new.start(), former.start()];
+    let request = |door: &str, body: Value| {
+        let said = office.request(door, "enrol", body);
+        assert_eq!(said["ok"], true, "{said}");
+    };
+    let both_recognise = |probe: &str| {
+        for name in ["door-1", "door-2"] {
+            until(name, || office.recognises(name, probe).then_some(()));
+        }
+    };
+    let partial = |count: u64| {
+        until("the newer door says who lacks the second part", || {
+            (office.gallery("door-1")?["partial"] == count).then_some(())
+        });
+    };
+    // Enrolled at the newer door: the other one uses the part that it knows.
+    request("door-1", enrolment("biden", "Joe", &[demo("biden.jpg")]));
+    both_recognise("biden.jpg");
+    partial(0);
+    // Enrolled at the former door: the newer one recognises by that part.
+    request("door-2", enrolment("obama", "Barack", &[demo("obama.jpg")]));
+    both_recognise("obama2.jpg");
+    partial(1);
+    // The photograph sent again adds the other part, and changes nothing at the former door.
+    request("door-1", enrolment("obama", "Barack", &[demo("obama.jpg")]));
+    partial(0);
+    both_recognise("obama2.jpg");
+    let references = |name: &str| office.gallery(name).map(|it| it["references"].clone());
+    until("one reference each", || {
+        (references("door-2")? == 2 && references("door-1")? == 2).then_some(())
+    });
 }
 
 #[test]
@@ -260,7 +303,9 @@ fn concurrent_enrolments_of_one_id_converge() {
 fn enrol_many(home: &Home, subjects: usize) {
     let embedder: [u8; 32] = {
         let database = rusqlite::Connection::open(home.state().join("rollcall.db")).unwrap();
-        database.query_row("select embedder from reference", [], |row| row.get(0)).unwrap()
+        database
+            .query_row("select embedder from reference order by row desc", [], |row| row.get(0))
+            .unwrap()
     };
     let options = StoreOptions::new(Vec::new(), Arc::new(SimulatedClock::at(1_795_420_683_412)));
     let store = Store::open(&home.state(), options).unwrap().store;
@@ -270,7 +315,12 @@ fn enrol_many(home: &Home, subjects: usize) {
                 let subject_id = SubjectId::new(&format!("p-{number}")).unwrap();
                 let raw = (0..512).map(|at| ((at * 31 + number * 7919) as f32).sin()).collect();
                 let template = Template::normalised(raw).unwrap();
-                NewReference { subject_id, embedder: ModelDigest(embedder), template, quality: 0.5 }
+                NewReference {
+                    subject_id,
+                    embedder: Embedder::single(ModelDigest(embedder), 4),
+                    template,
+                    quality: 0.5,
+                }
             })
             .collect();
         store

@@ -20,7 +20,7 @@ use rollcall::config::load::load;
 use rollcall::ids::{Name, SubjectId};
 use rollcall::recognise::face::Template;
 use rollcall::store::{NewReference, Store, StoreOptions};
-use rollcall::vision::embedder_digest;
+use rollcall::vision::embedder;
 use rollcall::wire::event::SubjectRef;
 use serde_json::{Value, json};
 
@@ -175,7 +175,7 @@ fn person(number: usize) -> SubjectRef {
 /// Everybody is enrolled for long and came to each lesson today, some of them late.
 fn fill(home: &Home, zone: &str) {
     let settings = load(Some(&home.path("config.toml")), &BTreeMap::new()).unwrap();
-    let embedder = embedder_digest(&settings.vision).unwrap();
+    let embedder = embedder(&settings.vision).unwrap();
     let zone = time_zone(zone).unwrap();
     let today = jiff::Timestamp::now().to_zoned(zone.clone()).date();
     let at = |time: &str| {

@@ -132,11 +132,16 @@ def normalised(template):
 
 
 def cases(precision, photographs, entries):
-    detector, refiner, embedder = (Network(entry, precision) for entry in entries.values())
+    detector, refiner, *parts = (Network(entry, precision) for entry in entries.values())
+
+    def templates(image):
+        """Of the first and of the second part of the composite embedder."""
+        return dict(zip(("template", "second"), (normalised(part(image)[0][0]) for part in parts)))
+
     # The grain is given as RGB, as the daemon keeps pictures; OpenCV's order is BGR.
     yield {"file": "", "precision": precision, "reach": 0, "border": False, "faces": [
         {"confidence": 1, "box": [0] * 4, "landmarks": [[0, 0]] * 5,
-         "template": normalised(embedder(grain()[:, :, ::-1])[0][0])}]}
+         **templates(grain()[:, :, ::-1])}]}
     for file, reach, border in CASES:
         folder = FETCHED if file.startswith("photos/") else photographs
         image = cv2.imread(str(folder / file))
@@ -150,7 +155,7 @@ def cases(precision, photographs, entries):
                 "confidence": round(confidence, 3),
                 "box": [round(float(value), 2) for value in box],
                 "landmarks": [[round(float(value), 2) for value in point] for point in points],
-                "template": normalised(embedder(sample(image, points))[0][0]),
+                **templates(sample(image, points)),
             })
         if not faces:
             sys.exit(f"{file}: no face; choose another photograph")
@@ -160,8 +165,11 @@ def cases(precision, photographs, entries):
 
 def main():
     photographs = pathlib.Path(sys.argv[1])
-    models = tomllib.loads((MODELS / "manifest.toml").read_text())["model"]
-    entries = {role: next(model for model in models if model["role"] == role) for role in ("detector", "refiner", "embedder")}
+    manifest = tomllib.loads((MODELS / "manifest.toml").read_text())
+    models = manifest["model"]
+    entries = {role: next(model for model in models if model["role"] == role) for role in ("detector", "refiner")}
+    for part in manifest["composite"][0]["parts"]:
+        entries[part["model"]] = next(model for model in models if model["name"] == part["model"])
     made = [case for precision in ("int8", "fp32") for case in cases(precision, photographs, entries)]
     digests = {entry["name"]: [entry["sha256"], entry["twin"]["sha256"]] for entry in entries.values()}
     lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in made)

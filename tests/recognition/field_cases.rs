@@ -145,7 +145,7 @@ mod needs_field_cases {
                 assert_eq!(faces[0].quarters, 0, "{person} stands upright");
                 let template = still::template(&mut vision, &faces[0].sample).unwrap().unwrap();
                 let (best, score) = gallery
-                    .alike(&template, -1.0, &SubjectId::new("nobody").unwrap())
+                    .alike(&template, -1.0, 0.0, &SubjectId::new("nobody").unwrap())
                     .into_iter()
                     .map(|it| (it.subject.id.as_str().to_owned(), it.score))
                     .max_by(|a, b| a.1.total_cmp(&b.1))

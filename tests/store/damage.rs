@@ -18,7 +18,7 @@ use rollcall::store::{
 };
 use rollcall::wire::event::{Direction, StoredEvent};
 
-use crate::support::store_bench::{Bench, append, digest, enrol, subject, template};
+use crate::support::store_bench::{Bench, append, embedder, enrol, subject, template};
 
 const EVENTS: i64 = 3_000;
 const SUBJECTS: u16 = 20;
@@ -84,7 +84,7 @@ fn drain(store: &Store) -> Content {
     let listed = store
         .write(|tx| {
             let mut references = Vec::new();
-            tx.all_references(&digest(1), |it| references.push(it))?;
+            tx.all_references(&embedder(1), |it| references.push(it))?;
             let answers: Vec<_> =
                 (0..10).map(|n| tx.stored_reply(&format!("r-{n}"))).collect::<Result<_, _>>()?;
             Ok((

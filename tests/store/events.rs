@@ -13,7 +13,9 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
-use crate::support::store_bench::{Bench, DAY, START_MS, append, digest, enrol, subject, template};
+use crate::support::store_bench::{
+    Bench, DAY, START_MS, append, embedder, enrol, subject, template,
+};
 use rollcall::attend::venue::Venue;
 use rollcall::clock::{Clock as _, Stamp};
 use rollcall::store::{AttendanceQuery, SinkName, Store, StoreError, StoreOptions, Tx};
@@ -130,7 +132,7 @@ fn reader_works_beside_the_daemon() {
         assert_eq!(reader.attendance(&query).unwrap().len(), 1);
         assert_eq!(reader.outbox_depth(SinkName::MQTT).unwrap().rows, 1);
         let mut seen = 0;
-        assert_eq!(reader.all_references(&digest(1), |_| seen += 1).unwrap().opened, 1);
+        assert_eq!(reader.all_references(&embedder(1), |_| seen += 1).unwrap().opened, 1);
         assert_eq!(seen, 1);
     };
     check();

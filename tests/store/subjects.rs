@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::store_bench::{
-    Bench, START_MS, append, digest, enrol, erasures_carried_out, subject, template,
+    Bench, START_MS, append, digest, embedder, enrol, erasures_carried_out, subject, template,
 };
 use rollcall::clock::Stamp;
 use rollcall::ids::Name;
@@ -53,7 +53,7 @@ fn no_file_has_a_template_in_clear() {
     let counted = store
         .write(|tx| {
             let mut seen = Vec::new();
-            let count = tx.all_references(&digest(1), |it| seen.push(it.template))?;
+            let count = tx.all_references(&embedder(1), |it| seen.push(it.template))?;
             Ok((seen, count))
         })
         .unwrap();
@@ -68,12 +68,12 @@ fn other_embedders_references_are_only_counted() {
     let bench = Bench::new();
     let store = bench.open();
     enrol(&store, "jdoe", "Jane Doe", &[template(1), template(2)]);
-    let count = store.write(|tx| tx.all_references(&digest(2), |_| panic!("not ours"))).unwrap();
+    let count = store.write(|tx| tx.all_references(&embedder(2), |_| panic!("not ours"))).unwrap();
     assert_eq!((count.opened, count.of_other_embedders), (0, 2));
     let replaced = store.write(|tx| {
         let new = NewReference {
             subject_id: subject("jdoe"),
-            embedder: digest(2),
+            embedder: embedder(2),
             template: template(3),
             quality: 0.5,
         };
@@ -104,7 +104,7 @@ fn swapped_reference_rows_do_not_open() {
     conn.execute("delete from checksum", []).unwrap();
     conn.close().unwrap();
     let store = bench.open();
-    let count = store.write(|tx| tx.all_references(&digest(1), |_| ())).unwrap();
+    let count = store.write(|tx| tx.all_references(&embedder(1), |_| ())).unwrap();
     assert_eq!((count.opened, count.unreadable.len()), (1, 2));
 }
 
@@ -310,7 +310,7 @@ fn interrupted_key_rotation_is_finished() {
     let store = bench.open();
     enrol(&store, "jdoe", "Jane Doe", &(0..20).map(template).collect::<Vec<_>>());
     let opened =
-        |store: &Store| store.write(|tx| tx.all_references(&digest(1), |_| ())).unwrap().opened;
+        |store: &Store| store.write(|tx| tx.all_references(&embedder(1), |_| ())).unwrap().opened;
     let rotate = |to: Option<&Path>| Store::rotate_key(bench.path(), bench.options(), to);
     assert!(matches!(rotate(None), Err(StoreError::Locked { .. })), "not beside the daemon");
     drop(store);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rollcall::clock::SimulatedClock;
 use rollcall::ids::{Name, SubjectId};
-use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::recognise::face::{Embedder, ModelDigest, Template};
 use rollcall::store::{
     AcceptOutcome, NewReference, PublishReason, SinkName, Store, StoreOptions, subject_of_topic,
 };
@@ -37,7 +37,7 @@ impl Device {
         let template = Template::normalised(raw).unwrap();
         let reference = NewReference {
             subject_id: jane(),
-            embedder: ModelDigest([7; 32]),
+            embedder: Embedder::single(ModelDigest([7; 32]), 4),
             template,
             quality: 0.5,
         };

@@ -19,7 +19,7 @@ use crate::keys::jws::PublicKey;
 use crate::mqtt::discovery::Birth;
 use crate::mqtt::link::Link;
 use crate::mqtt::topics::Topics;
-use crate::recognise::face::ModelDigest;
+use crate::recognise::face::Embedder;
 use crate::recognise::picture::PictureLimits;
 use crate::store::Store;
 use crate::wire::command::Limits;
@@ -40,7 +40,7 @@ pub struct Commander {
     pub(super) venues: Arc<VenueRegistry>,
     pub(super) store: Store,
     pub(super) gallery: Arc<GalleryCell>,
-    pub(super) embedder: ModelDigest,
+    pub(super) embedder: Embedder,
     pub(super) is_consent_required: bool,
     pub(super) jobs: SyncSender<Job>,
     pub(super) clock: Arc<dyn Clock>,

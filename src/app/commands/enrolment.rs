@@ -14,10 +14,13 @@ use crate::clock::Stamp;
 use crate::enrol::choose::choose;
 use crate::enrol::{Judged, Judgement, Reason};
 use crate::ids::SubjectId;
-use crate::recognise::face::{ModelDigest, Template};
+use crate::recognise::face::{Embedder, Template};
 use crate::recognise::gallery;
 use crate::recognise::quality::Flaw;
-use crate::store::{AcceptOutcome, NewReference, PhotographDigest, PublishReason, StoreError, Tx};
+use crate::store::{
+    AcceptOutcome, NewReference, PhotographDigest, PublishReason, Reference, StoreError, Tx,
+    count_references,
+};
 use crate::wire::command::{
     Enrol, ErrorCode, ImageOutcome, ImageReason, LookAlike, NotEnrolled, Rejection, Rename,
     Withdraw,
@@ -183,7 +186,7 @@ pub fn unfit(judgement: &Judgement, allow_duplicate: bool) -> Option<(ErrorCode,
 /// An enrolment about to be stored.
 pub struct NewEnrolment {
     subject: SubjectRef,
-    embedder: ModelDigest,
+    embedder: Embedder,
     references: Vec<NewReference>,
     references_max: usize,
     photographs: Vec<PhotographDigest>,
@@ -197,7 +200,7 @@ impl NewEnrolment {
         subject: SubjectRef,
         replace: bool,
         judgement: &Judgement,
-        embedder: ModelDigest,
+        embedder: Embedder,
         at: Stamp,
     ) -> Self {
         let reference = |(template, quality): (&Template, f32)| NewReference {
@@ -253,44 +256,94 @@ impl NewEnrolment {
         {
             tx.put_consent(id, consent)?;
         }
-        let old = if self.replace { Vec::new() } else { tx.references_of(id, &self.embedder)? };
-        let candidates: Vec<(&Template, f32)> = old
-            .iter()
-            .map(|it| (&it.template, it.quality))
-            .chain(self.references.iter().map(|it| (&it.template, it.quality)))
-            .collect();
-        let chosen = choose(&candidates, self.references_max);
-        let is_kept = |at: usize| chosen.binary_search(&at).is_ok();
-        let kept: Vec<bool> = (old.len()..candidates.len()).map(is_kept).collect();
-        let new: Vec<NewReference> = self
-            .references
-            .iter()
-            .zip(&kept)
-            .filter(|(_, kept)| **kept)
-            .map(|(it, _)| it.clone())
-            .collect();
-        if self.replace {
-            tx.forget_photographs(id)?;
-            tx.replace_references(id, &new)?;
-        } else {
-            let dropped: Vec<Uuid> = old
-                .iter()
-                .enumerate()
-                .filter(|(at, _)| !is_kept(*at))
-                .map(|(_, it)| it.id)
-                .collect();
-            tx.drop_references(&dropped)?;
-            tx.add_references(&new)?;
-        }
-        tx.note_photographs(id, &self.embedder, &self.photographs)?;
+        let MergedReferences { kept, templates } = self.merge_references(tx)?;
+        tx.note_photographs(id, &self.embedder.digest, &self.photographs)?;
         let references = tx.subject(id)?.map_or(0, |subject| subject.references);
         let subject = Some(self.subject.clone());
         let request_id = request_id.map(str::to_owned);
         let body = Enrolment::new(action, subject, references, request_id);
         append_enrolment(tx, self.at, Enrolment { consent: self.consent.clone(), ..body })?;
-        let templates = chosen.iter().map(|at| candidates[*at].0.clone()).collect();
         Ok(StoredEnrolment { references, kept, templates })
     }
+
+    /// Stores the references that stay, and removes the others.
+    fn merge_references(&self, tx: &mut Tx<'_>) -> Result<MergedReferences, StoreError> {
+        let id = &self.subject.id;
+        let mut old = if self.replace { Vec::new() } else { tx.references_of(id, &self.embedder)? };
+        let completed = self.complete_old(tx, &mut old)?;
+        let fresh: Vec<&NewReference> = self
+            .references
+            .iter()
+            .zip(&completed)
+            .filter(|(_, completed)| completed.is_none())
+            .map(|(it, _)| it)
+            .collect();
+        let candidates: Vec<(&Template, f32)> = old
+            .iter()
+            .map(|it| (&it.template, it.quality))
+            .chain(fresh.iter().map(|it| (&it.template, it.quality)))
+            .collect();
+        let chosen = choose(&candidates, self.references_max);
+        let is_kept = |at: usize| chosen.binary_search(&at).is_ok();
+        let kept_fresh: Vec<bool> = (old.len()..candidates.len()).map(is_kept).collect();
+        let new = fresh.iter().zip(&kept_fresh).filter(|(_, kept)| **kept);
+        let new: Vec<NewReference> = new.map(|(it, _)| (*it).clone()).collect();
+        if self.replace {
+            tx.forget_photographs(id)?;
+            tx.replace_references(id, &new)?;
+        } else {
+            let dropped = old.iter().enumerate().filter(|(at, _)| !is_kept(*at));
+            let dropped: Vec<Uuid> = dropped.map(|(_, it)| it.id).collect();
+            tx.drop_references(&dropped)?;
+            tx.drop_orphaned_parts(id)?;
+            tx.add_references(&new)?;
+        }
+        let mut kept_fresh = kept_fresh.iter();
+        let kept = completed.iter().map(|completed| match completed {
+            Some(at) => is_kept(*at),
+            None => kept_fresh.next().copied().unwrap_or(false),
+        });
+        let kept = kept.collect();
+        let templates = chosen.iter().map(|at| candidates[*at].0.clone()).collect();
+        Ok(MergedReferences { kept, templates })
+    }
+
+    /// Adds the second part of a composite embedder to references that were made of the same
+    /// photographs before there was one. Gives for each new reference the place of the old one that
+    /// it completed.
+    fn complete_old(
+        &self,
+        tx: &mut Tx<'_>,
+        old: &mut [Reference],
+    ) -> Result<Vec<Option<usize>>, StoreError> {
+        let mut completed = vec![None; self.references.len()];
+        let Some(part) = self.embedder.second else { return Ok(completed) };
+        for (new, completed) in self.references.iter().zip(&mut completed) {
+            let Some(second) = new.template.second_part() else { continue };
+            let is_same = |it: &Reference| {
+                !it.template.is_complete() && it.template.compare(&new.template) >= SAME_PHOTOGRAPH
+            };
+            let Some(at) = old.iter().position(is_same) else { continue };
+            let reference = &mut old[at];
+            let id = &reference.subject_id;
+            tx.add_second_part(id, &reference.id, &part.digest, &second, reference.quality)?;
+            reference.template = reference.template.clone().with_second(&second, part.weight);
+            *completed = Some(at);
+        }
+        Ok(completed)
+    }
+}
+
+/// From this cosine of the first parts on, two references are of one photograph. Two frames of a
+/// still person reach 0.99; one photograph on processors that round differently 0.9999.
+const SAME_PHOTOGRAPH: f32 = 0.999;
+
+/// The references of a subject after an enrolment.
+struct MergedReferences {
+    /// Of the new ones, in their order, which stayed.
+    kept: Vec<bool>,
+    /// All of this embedder.
+    templates: Vec<Template>,
 }
 
 /// What became of an enrolment.
@@ -321,7 +374,7 @@ pub fn accept_imported(
         (outcome, &portable.state)
     {
         let subject = Some(SubjectRef { id: id.clone(), name: name.clone() });
-        let references = references.len() as u32;
+        let references = count_references(references);
         let body = Enrolment::new(action, subject, references, None);
         append_enrolment(tx, at, Enrolment { consent: consent.clone(), ..body })?;
         tx.queue_for_gallery(id, PublishReason::Missing)?;

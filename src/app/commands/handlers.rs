@@ -22,7 +22,7 @@ use crate::ids::Name;
 use crate::recognise::decision::Decision;
 use crate::recognise::gallery;
 use crate::recognise::picture::Picture;
-use crate::store::Tx;
+use crate::store::{Recognisable, Tx};
 use crate::wire::command::{Attend, EncodedImage, ErrorCode, Subjects, Verb};
 use crate::wire::event::SubjectRef;
 use crate::wire::reply::{
@@ -66,8 +66,10 @@ impl Commander {
             let next_after = found.last().filter(|_| more).map(|last| last.id.clone());
             let mut subjects = Vec::with_capacity(found.len());
             for subject in found {
+                let recognition = tx.recognition_of(&subject.id, &embedder)?;
                 subjects.push(SubjectEntry {
-                    recognisable: tx.is_recognisable(&subject.id, &embedder)?,
+                    recognisable: recognition != Recognisable::No,
+                    partial: recognition == Recognisable::ByFirstPart,
                     consent: subject.consent,
                     id: subject.id,
                     name: subject.name,

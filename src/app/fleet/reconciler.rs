@@ -12,9 +12,9 @@ use crate::app::fleet::shared::{SharedGallery, is_key_confirmed, store_confirmed
 use crate::app::state::gallery::GalleryCell;
 use crate::health::{Health, Sharing, SharingState};
 use crate::keys::seal::SharedKey;
-use crate::recognise::face::{ModelDigest, Template};
+use crate::recognise::face::Embedder;
 use crate::recognise::gallery::{Gallery, Subject};
-use crate::store::{AcceptOutcome, PublishReason, Store, StoreError, Tx};
+use crate::store::{AcceptOutcome, PublishReason, Store, StoreError, Tx, join_parts};
 use crate::wire::subject::{Portable, State};
 
 /// Other devices wait longer than the author of a change, and not all equally long: the first one
@@ -31,7 +31,7 @@ pub struct Reconciler {
     pub device: String,
     pub store: Store,
     gallery: Arc<GalleryCell>,
-    embedder: ModelDigest,
+    embedder: Embedder,
     health: Arc<Health>,
     changed: Arc<Notify>,
 }
@@ -185,12 +185,11 @@ impl Reconciler {
     }
 }
 
-fn replace_subject(gallery: Gallery, portable: &Portable, embedder: &ModelDigest) -> Gallery {
+fn replace_subject(gallery: Gallery, portable: &Portable, embedder: &Embedder) -> Gallery {
     let State::Enrolled { name, references, .. } = &portable.state else {
         return gallery.without(&portable.subject_id);
     };
-    let ours = references.iter().filter(|it| it.embedder == *embedder);
-    let templates: Vec<Template> = ours.map(|it| it.template.clone()).collect();
+    let templates = join_parts(references, embedder);
     gallery.replaced(Subject { id: portable.subject_id.clone(), name: name.clone() }, &templates)
 }
 

@@ -24,8 +24,9 @@ use crate::vision::manifest::Precision;
 pub struct HealthReporter {
     ctx: Context,
     link: Option<Link>,
-    /// The number of outdated subjects with the gallery version for which they were counted.
-    outdated: Mutex<Option<(u64, u64)>>,
+    /// The numbers of outdated and of partial subjects with the gallery version for which they were
+    /// counted.
+    outdated: Mutex<Option<(u64, (u64, u64))>>,
 }
 
 /// How often states are checked for a change.
@@ -92,6 +93,8 @@ struct GallerySection {
     digest: String,
     /// Subjects without a reference of the embedder in use.
     outdated: Option<u64>,
+    /// Subjects recognised by the first part of the embedder in use alone.
+    partial: Option<u64>,
     /// Consents that end within 30 days.
     consents_ending: Option<u64>,
     /// Subjects withdrawn since the start because their consent had ended.
@@ -238,11 +241,11 @@ impl HealthReporter {
         let counted = counted.filter(|it| it.0 == version).map(|it| it.1);
         let wall_ms = now.wall_ms;
         let read = move |tx: &Tx<'_>| {
-            let outdated =
-                counted.map_or_else(|| tx.migration(&embedder).map(|it| it.outdated), Ok)?;
+            let count = || tx.migration(&embedder).map(|it| (it.outdated, it.partial));
+            let (outdated, partial) = counted.map_or_else(count, Ok)?;
             let erasures_pending = tx.erasures_pending()?;
             let consents_ending = tx.consent_counts(wall_ms)?.ending;
-            let people = PeopleCounts { outdated, erasures_pending, consents_ending };
+            let people = PeopleCounts { outdated, partial, erasures_pending, consents_ending };
             Ok((tx.delivery_status()?, people))
         };
         let (status, people) = match self.ctx.store.read(read).await {
@@ -256,7 +259,7 @@ impl HealthReporter {
         };
         if let Some(people) = people {
             *self.outdated.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some((version, people.outdated));
+                Some((version, (people.outdated, people.partial)));
         }
         let message = self.message(now, status.as_ref(), people);
         Ok(serde_json::to_vec(&message).expect("plain numbers and strings"))
@@ -298,6 +301,7 @@ impl HealthReporter {
                 version: gallery.version(),
                 digest: format!("{:016x}", gallery.digest()),
                 outdated: people.map(|it| it.outdated),
+                partial: people.map(|it| it.partial),
                 consents_ending: people.map(|it| it.consents_ending),
                 consents_ended: health.consents_ended.get(),
                 sharing: health.sharing(),

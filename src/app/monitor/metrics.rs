@@ -194,6 +194,7 @@ impl Metrics {
             ("refine", &times.refine),
             ("liveness", &times.liveness),
             ("template", &times.template),
+            ("second_part", &times.second_part),
             ("identify", &times.identify),
             ("frame", &times.frame),
             ("record", &times.record),
@@ -221,6 +222,8 @@ impl Metrics {
         );
         let help = "People without a reference of the embedder in use. They are not recognised until they are enrolled again.";
         page.gauge_if("rollcall_gallery_outdated_subjects", help, counts.outdated);
+        let help = "People recognised by the first part of the embedder in use alone, less surely. A photograph sent again adds the second part.";
+        page.gauge_if("rollcall_gallery_partial_subjects", help, counts.partial);
         page.gauge_if(
             "rollcall_erasures_pending",
             "Erasures without a receipt yet.",

@@ -24,7 +24,7 @@ use crate::ids::SubjectId;
 use crate::log_throttle::LogThrottle;
 use crate::recognise::align;
 use crate::recognise::attention::FrameAction;
-use crate::recognise::decision::{self, Decision, DecisionSettings};
+use crate::recognise::decision::{Decision, DecisionSettings};
 use crate::recognise::engine::{EngineError, FaceEngine};
 use crate::recognise::face::{BoundingBox, Detection};
 use crate::recognise::frame::{Frame, Latest};
@@ -366,11 +366,11 @@ impl Inference {
         found: &FoundFace,
         scale: f32,
     ) -> Result<Option<IdentifiedFace>, EngineError> {
-        let template = still::template(self.engine.as_mut(), &found.sample)?;
-        Ok(template.map(|template| IdentifiedFace {
-            bounding_box: found.detection.bounding_box.scaled(scale),
-            decision: decision::decide_still(&template, &self.gallery.snapshot(), &self.decision),
-        }))
+        let gallery = self.gallery.snapshot();
+        let decision =
+            still::identify(self.engine.as_mut(), &found.sample, &gallery, &self.decision)?;
+        let bounding_box = found.detection.bounding_box.scaled(scale);
+        Ok(decision.map(|decision| IdentifiedFace { bounding_box, decision }))
     }
 
     /// Uses a frame for the enrolment by the camera; `faces` is how many faces it has.

@@ -12,7 +12,7 @@ use crate::health::{Deliveries, Health, Times};
 use crate::histogram::Histogram;
 use crate::recognise::align::Sample;
 use crate::recognise::engine::{DetectorInput, EngineError, FaceEngine};
-use crate::recognise::face::{Detection, ModelDigest, Template};
+use crate::recognise::face::{Detection, Embedder, Template};
 use crate::recognise::frame::{Luma, Pixels};
 use crate::recognise::picture::{DecodeError, Picture};
 use crate::store::relay::{Delivery, Sink};
@@ -62,6 +62,10 @@ impl FaceEngine for TimedEngine<'_> {
         self.timed(&self.times.template, |engine| engine.template(sample))
     }
 
+    fn complete(&mut self, sample: &Sample, template: Template) -> Result<Template, EngineError> {
+        self.timed(&self.times.second_part, |engine| engine.complete(sample, template))
+    }
+
     fn liveness(
         &mut self,
         picture: &Picture,
@@ -70,12 +74,8 @@ impl FaceEngine for TimedEngine<'_> {
         self.timed(&self.times.liveness, |engine| engine.liveness(picture, detection))
     }
 
-    fn embedder(&self) -> ModelDigest {
+    fn embedder(&self) -> Embedder {
         self.engine.embedder()
-    }
-
-    fn dimension(&self) -> usize {
-        self.engine.dimension()
     }
 }
 
@@ -220,6 +220,10 @@ impl<E: FaceEngine> FaceEngine for ProgressEngine<E> {
         self.counted(|it| it.template(sample))
     }
 
+    fn complete(&mut self, sample: &Sample, template: Template) -> Result<Template, EngineError> {
+        self.counted(|it| it.complete(sample, template))
+    }
+
     fn liveness(
         &mut self,
         picture: &Picture,
@@ -228,18 +232,15 @@ impl<E: FaceEngine> FaceEngine for ProgressEngine<E> {
         self.counted(|it| it.liveness(picture, detection))
     }
 
-    fn embedder(&self) -> ModelDigest {
+    fn embedder(&self) -> Embedder {
         self.engine.embedder()
-    }
-
-    fn dimension(&self) -> usize {
-        self.engine.dimension()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recognise::face::ModelDigest;
 
     #[test]
     fn frame_decode_is_counted_once() {
@@ -317,11 +318,11 @@ mod tests {
             fn liveness(&mut self, _: &Picture, _: &Detection) -> Result<Option<f32>, EngineError> {
                 Ok(None)
             }
-            fn embedder(&self) -> ModelDigest {
-                ModelDigest([0; 32])
+            fn complete(&mut self, _: &Sample, it: Template) -> Result<Template, EngineError> {
+                Ok(it)
             }
-            fn dimension(&self) -> usize {
-                2
+            fn embedder(&self) -> Embedder {
+                Embedder::single(ModelDigest([0; 32]), 2)
             }
         }
         let health = Arc::new(Health::default());

@@ -13,6 +13,7 @@ pub struct LatestCounts(Mutex<RowCounts>);
 pub struct RowCounts {
     pub status: Option<DeliveryStatus>,
     pub outdated: Option<u64>,
+    pub partial: Option<u64>,
     pub erasures_pending: Option<u64>,
     pub consents_ending: Option<u64>,
 }
@@ -20,7 +21,10 @@ pub struct RowCounts {
 /// Counts of subjects.
 #[derive(Clone, Copy, Debug)]
 pub struct PeopleCounts {
+    /// Subjects without a reference of the embedder in use.
     pub outdated: u64,
+    /// Subjects whose references all lack the second part of the embedder in use.
+    pub partial: u64,
     pub erasures_pending: u64,
     /// Consents that end within 30 days.
     pub consents_ending: u64,
@@ -34,6 +38,7 @@ impl LatestCounts {
     pub fn set_people(&self, people: PeopleCounts) {
         let mut counts = self.lock();
         counts.outdated = Some(people.outdated);
+        counts.partial = Some(people.partial);
         counts.erasures_pending = Some(people.erasures_pending);
         counts.consents_ending = Some(people.consents_ending);
     }

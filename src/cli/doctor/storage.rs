@@ -122,7 +122,7 @@ pub fn check_people(settings: &Settings) -> CheckResult {
     if !dir.join(DATABASE).is_file() {
         return CheckResult::good("nobody is enrolled yet");
     }
-    let Ok(embedder) = vision::embedder_digest(&settings.vision) else {
+    let Ok(embedder) = vision::embedder(&settings.vision) else {
         return CheckResult::warning(
             "cannot be checked without the models",
             "see \"networks\"",
@@ -137,9 +137,14 @@ pub fn check_people(settings: &Settings) -> CheckResult {
             "nobody who passes is recognised",
             "enrol people: `rollcall enrol --id ID --name NAME PHOTO…`, `rollcall import`, or by MQTT",
         ),
-        Ok(it) if it.outdated == 0 => {
+        Ok(it) if it.outdated == 0 && it.partial == 0 => {
             CheckResult::good(format!("all {} who are enrolled can be recognised", it.subjects))
         }
+        Ok(it) if it.outdated == 0 => CheckResult::good(format!(
+            "all {} who are enrolled can be recognised; {} of them less surely, from photos of an \
+             earlier model, until their photos are sent again (`rollcall subjects --partial`)",
+            it.subjects, it.partial
+        )),
         Ok(it) => CheckResult::warning(
             format!(
                 "{} of {} who are enrolled have no photos for the model in use ({})",

@@ -25,7 +25,7 @@ use crate::config::Settings;
 use crate::enrol::{self, EnrolSettings, Judged};
 use crate::ids::Name;
 use crate::recognise::engine::FaceEngine as _;
-use crate::recognise::face::ModelDigest;
+use crate::recognise::face::Embedder;
 use crate::recognise::gallery::{Gallery, Subject};
 use crate::recognise::picture::PictureLimits;
 use crate::store::{PhotographDigest, Reader, Store, Tx};
@@ -76,7 +76,7 @@ pub enum PersonPlan {
 /// Plans the import of a person from what the database has of them and their photographs.
 pub fn plan_person(
     reader: &Reader,
-    embedder: &ModelDigest,
+    embedder: &Embedder,
     person: &Person,
     allowed: Permissions,
     limits: PictureLimits,
@@ -91,7 +91,7 @@ pub fn plan_person(
             Err(why) => PhotographOutcome::Rejected(why),
             Ok(Prepared { digest, original, bytes }) => {
                 let bytes = bytes.len() as u64;
-                let is_known = [digest, original].map(|it| known.contains(&(*embedder, it)));
+                let is_known = [digest, original].map(|it| known.contains(&(embedder.digest, it)));
                 let is_first = digests.insert(digest);
                 digests.insert(original);
                 if is_first && is_known == [false; 2] {
@@ -291,7 +291,7 @@ impl LocalImport<'_> {
 /// Stores people one after the other, in their order.
 struct Storing<'a> {
     import: &'a LocalImport<'a>,
-    embedder: ModelDigest,
+    embedder: Embedder,
     gallery: Gallery,
     rules: &'a EnrolSettings,
     report: &'a mut ImportReport,

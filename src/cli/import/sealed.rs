@@ -125,7 +125,10 @@ fn print_result(count: &ImportCounts, json: bool, settings: &Settings) -> anyhow
     let ImportCounts { taken, same, older, without_consent, references } = count;
     // For the report only: a machine without models can import a gallery.
     let own = open::load_vision(settings).ok().map(|vision| vision.embedder());
-    let is_other = |it: &String| own.is_some_and(|own| ModelDigest::from_hex(it) != Some(own));
+    let is_other = |it: &String| {
+        let digest = ModelDigest::from_hex(it);
+        own.is_some_and(|own| digest.is_none_or(|digest| !own.uses(&digest)))
+    };
     let others: u64 =
         references.iter().filter(|(embedder, _)| is_other(embedder)).map(|(_, count)| count).sum();
     if json {

@@ -58,7 +58,9 @@ function faceCheck() {
 }
 function galleryCheck(gallery) {
   if (gallery.subjects === 0) return ["look", "check.peopleNone"];
-  return gallery.outdated > 0 ? ["look", "check.peopleOutdated", { n: gallery.outdated }] : ["good", "health.people", { n: gallery.subjects }];
+  if (gallery.outdated > 0) return ["look", "check.peopleOutdated", { n: gallery.outdated }];
+  if (gallery.partial > 0) return ["good", "check.peoplePartial", { n: gallery.partial }];
+  return ["good", "health.people", { n: gallery.subjects }];
 }
 function sinkCheck(owed) {
   if (!owed) return null;

@@ -73,7 +73,7 @@ function show() {
   const rows = found.slice(first, first + PAGE).map((it) => row({
     what: it.name,
     small: [it.id, text("people.references", { n: it.references }), text("people.since", { date: dateOf(it.enrolled_at) }), ...consentOf(it)].join(" · "),
-    badge: it.recognisable ? endingOf(it) : text("people.outdated"),
+    badge: !it.recognisable ? text("people.outdated") : it.partial ? text("people.partial") : endingOf(it),
     state: "look",
     buttons: [
       action("people.add", it, () => fill(it)),

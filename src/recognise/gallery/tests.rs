@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use simsimd::SpatialSimilarity as _;
 
 use super::*;
+use crate::recognise::face::{ModelDigest, Part};
 
 fn subject(id: usize) -> Subject {
     Subject { id: SubjectId::new(&format!("s{id}")).unwrap(), name: Name::new("Somebody").unwrap() }
@@ -199,7 +200,7 @@ fn check(gallery: &Gallery, plain: &Plain, probe: &Template) {
     // nothing.
     let except = expected.first().map_or(0, |it| it.0);
     let floor = 0.2;
-    let alike = gallery.alike(probe, floor, &subject(except).id);
+    let alike = gallery.alike(probe, floor, 0.0, &subject(except).id);
     let sure =
         expected.iter().filter(|(id, score)| *id != except && *score >= floor + 1e-4).count();
     let possible =
@@ -255,4 +256,76 @@ fn own_score_compares_only_own_references() {
     assert!((own(&other, 1).unwrap() - best).abs() < 1e-6);
     assert!(own(&two, 1).unwrap() > 0.9999);
     assert_eq!((own(&one, 3), own(&template(32, 1), 1)), (None, None));
+}
+
+/// A complete template of a composite with 24 and 8 elements, or the first part alone.
+fn composite(seed: u64, complete: bool) -> Template {
+    let first = template(24, seed);
+    if complete { first.with_second(&template(8, seed + 100_000), 0.7) } else { first }
+}
+
+fn composite_gallery() -> Gallery {
+    let part = |of, dimension, weight| Part { digest: ModelDigest([of; 32]), dimension, weight };
+    Gallery::of(&Embedder::composite(part(1, 24, 0.3), part(2, 8, 0.7)))
+}
+
+proptest! {
+    #[test]
+    fn complete_search_equals_plain_scores(
+        people in proptest::collection::vec((1u64..500, any::<bool>()), 1..300), seed in 1u64..500,
+        offset in -0.1f32..0.1
+    ) {
+        let mut gallery = composite_gallery();
+        let mut scores = Vec::new();
+        let probe = composite(seed, true);
+        for (at, (reference, complete)) in people.iter().enumerate() {
+            let reference = composite(*reference, *complete);
+            let plain = reference.compare(&probe) + if *complete { 0.0 } else { offset };
+            scores.push(plain);
+            gallery = gallery.with(subject(at), &[reference]);
+        }
+        let complete = people.iter().filter(|(_, complete)| *complete).count();
+        prop_assert_eq!(gallery.complete_references(), complete);
+        scores.sort_by(|a, b| b.total_cmp(a));
+        let first_max = gallery.search(&probe).best.unwrap().score;
+        let found = gallery.search_complete(&probe, offset, first_max);
+        if complete > 0 {
+            prop_assert!((found.best.unwrap().score - scores[0]).abs() < 1e-4);
+            let second = scores.get(1).zip(found.second_score);
+            prop_assert!(second.is_none_or(|(plain, found)| (plain - found).abs() < 1e-4));
+            prop_assert_eq!(found.second_score.is_some(), scores.len() > 1);
+            let alike = gallery.alike(&probe, scores[0] - 0.1, offset, &subject(9999).id);
+            let sure = scores.iter().filter(|it| **it >= scores[0] - 0.0999).count();
+            prop_assert!(alike.len() >= sure);
+        }
+    }
+}
+
+#[test]
+fn subject_with_any_complete_reference_is_complete() {
+    let gallery = composite_gallery()
+        .with(subject(1), &[composite(1, false)])
+        .with(subject(2), &[composite(2, false), composite(3, true)]);
+    assert_eq!(
+        (gallery.is_complete(&subject(1).id), gallery.is_complete(&subject(2).id)),
+        (false, true)
+    );
+    let best = |probe: &Template| gallery.search_complete(probe, 0.0, 1.0).best.unwrap();
+    assert_eq!(
+        (best(&composite(1, true)).subject.id.as_str(), best(&composite(1, true)).complete),
+        ("s1", false)
+    );
+    assert_eq!(
+        (best(&composite(3, true)).subject.id.as_str(), best(&composite(3, true)).complete),
+        ("s2", true)
+    );
+    // A probe without the second part is searched by the first.
+    assert!(!best(&composite(3, false)).complete);
+    assert!(gallery.own_score(&composite(3, true), &subject(2).id).unwrap() > 0.9999);
+    let gone = gallery.without(&subject(2).id);
+    assert_eq!((gone.complete_references(), gone.references()), (0, 1));
+    assert_eq!(
+        gone.digest(),
+        composite_gallery().with(subject(1), &[composite(1, false)]).digest()
+    );
 }

@@ -102,6 +102,8 @@ pub struct FrameReport {
     pub action: FrameAction,
     pub faces: usize,
     pub templates: usize,
+    /// Templates that needed the second part of a composite embedder.
+    pub completed: usize,
     /// Tracks that ended without one good sample because they were too far away.
     pub too_far: usize,
     pub outcomes: Vec<TrackOutcome>,
@@ -279,10 +281,12 @@ impl Live {
             score?;
             return Ok(());
         }
-        let Some(index) = self.take_template(engine, gallery, frame, &sample, index, rank)? else {
+        let taken = self.take_template(engine, gallery, frame, &sample, index, rank)?;
+        let Some(TakenTemplate { index, is_complete }) = taken else {
             return Ok(());
         };
         report.templates += 1;
+        report.completed += usize::from(is_complete);
         // A face that took the place of a judged one is not judged yet.
         let score = if needs.liveness {
             score
@@ -298,8 +302,7 @@ impl Live {
     }
 
     /// Adds the sample to what is known of the track, or of a new one when the face has become
-    /// another person's; returns the index of either, or `None` when the model's output is
-    /// unusable.
+    /// another person's; `None` when the model's output is unusable.
     fn take_template(
         &mut self,
         engine: &mut dyn FaceEngine,
@@ -308,7 +311,7 @@ impl Live {
         sample: &Sample,
         mut index: usize,
         rank: f32,
-    ) -> Result<Option<usize>, FrameError> {
+    ) -> Result<Option<TakenTemplate>, FrameError> {
         let Some(template) = engine.template(sample)? else {
             return Ok(None);
         };
@@ -319,19 +322,29 @@ impl Live {
         }
         let settings = self.settings.decision;
         let track = self.tracker.track_mut(index);
-        track.evidence.add(template);
+        track.evidence.add(template.clone());
         track.templates += 1;
         track.best_rank = track.best_rank.max(rank);
         track.last_template = Some(frame.media());
         if std::mem::take(&mut track.doubtful) && !matches!(track.decision, Decision::Undecided) {
             track.doubt_cleared = Some(frame.media());
         }
-        let decision = track.evidence.decide(gallery, &settings);
+        let mut is_complete = false;
+        let Some(look) = track.evidence.look_first(gallery, &settings) else {
+            return Ok(Some(TakenTemplate { index, is_complete }));
+        };
+        // An identification stands: the second part could not change it.
+        if !look.is_clear && !matches!(track.decision, Decision::Identified(_)) {
+            let complete = engine.complete(sample, template)?;
+            is_complete = complete.is_complete();
+            track.evidence.complete_newest(complete);
+        }
+        let decision = track.evidence.decide(look, gallery, &settings);
         if is_news(&track.decision, &decision) {
             track.decision = decision;
             track.unreported = true;
         }
-        Ok(Some(index))
+        Ok(Some(TakenTemplate { index, is_complete }))
     }
 
     /// Returns the PAD score, if the track is not judged yet and the face is large enough.
@@ -395,6 +408,14 @@ impl Live {
         let tracks = self.tracker.tracks();
         (0..tracks.len()).max_by_key(|index| tracks[*index].id).expect("a track was just begun")
     }
+}
+
+/// What became of a sample.
+struct TakenTemplate {
+    /// Of the track that it was added to.
+    index: usize,
+    /// Whether the second part of a composite embedder was made.
+    is_complete: bool,
 }
 
 /// What a track still needs of its face.

@@ -4,7 +4,7 @@ use super::*;
 use crate::ids::{Name, SubjectId};
 use crate::recognise::align::REFERENCE_POINTS;
 use crate::recognise::decision::ThresholdRule;
-use crate::recognise::face::{ModelDigest, Point, Template, Threshold};
+use crate::recognise::face::{Embedder, Point, Template, Threshold};
 use crate::recognise::gallery::Subject;
 
 const SIDE: usize = 640;
@@ -33,11 +33,11 @@ impl FaceEngine for Scripted {
     fn liveness(&mut self, _: &Picture, _: &Detection) -> Result<Option<f32>, EngineError> {
         Ok(Some(self.liveness))
     }
-    fn embedder(&self) -> ModelDigest {
-        unreachable!("nobody asks")
+    fn complete(&mut self, _: &Sample, template: Template) -> Result<Template, EngineError> {
+        Ok(template)
     }
-    fn dimension(&self) -> usize {
-        PEOPLE
+    fn embedder(&self) -> Embedder {
+        unreachable!("nobody asks")
     }
 }
 
@@ -94,6 +94,7 @@ fn settings(mode: PadMode) -> LiveSettings {
         track: TrackSettings { lost_after, overlap_min: 0.3 },
         decision: DecisionSettings {
             threshold: rule,
+            early_exit: None,
             samples_min: 3,
             early_margin: 0.1,
             margin_min: 0.02,

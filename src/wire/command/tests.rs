@@ -350,6 +350,7 @@ fn reply_json_matches_the_contract() {
         references: 1,
         enrolled_at: "t".into(),
         model_digest: None,
+        partial: false,
         recognisable: true,
         consent: Some(recorded.consent),
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rollcall::clock::{Clock as _, SimulatedClock};
 use rollcall::ids::{Name, SubjectId};
-use rollcall::recognise::face::{ModelDigest, Template};
+use rollcall::recognise::face::{Embedder, ModelDigest, Template};
 use rollcall::store::{NewReference, Opened, SinkName, Store, StoreError, StoreOptions};
 use rollcall::wire::event::{
     Attendance, Body, Camera, CameraState, Direction, NewEvent, Status, SubjectRef,
@@ -105,6 +105,10 @@ pub fn digest(byte: u8) -> ModelDigest {
     ModelDigest([byte; 32])
 }
 
+pub fn embedder(byte: u8) -> Embedder {
+    Embedder::single(digest(byte), 4)
+}
+
 pub fn template(seed: u16) -> Template {
     Template::normalised((0..512).map(|i: u16| f32::from(i + seed * 31).sin()).collect()).unwrap()
 }
@@ -116,7 +120,7 @@ pub fn enrol(store: &Store, id: &str, name: &str, templates: &[Template]) {
         .iter()
         .map(|it| NewReference {
             subject_id: id.clone(),
-            embedder: digest(1),
+            embedder: embedder(1),
             template: it.clone(),
             quality: 0.9,
         })

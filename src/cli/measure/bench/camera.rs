@@ -31,7 +31,7 @@ use crate::recognise::align::{self, Sample};
 use crate::recognise::attention::FrameAction;
 use crate::recognise::change::ChangeDetector;
 use crate::recognise::engine::{DetectorInput, EngineError, FaceEngine};
-use crate::recognise::face::{Detection, ModelDigest, Template};
+use crate::recognise::face::{Detection, Embedder, Template};
 use crate::recognise::frame::{Frame, Latest, Luma, Pixels};
 use crate::recognise::gallery::Gallery;
 use crate::recognise::live::{FrameReport, Live, LiveSettings};
@@ -261,11 +261,11 @@ impl FaceEngine for TimedEngine<'_> {
     ) -> Result<Option<f32>, EngineError> {
         spend(self.spent, |it| &mut it.pad, || self.engine.liveness(picture, detection))
     }
-    fn embedder(&self) -> ModelDigest {
-        self.engine.embedder()
+    fn complete(&mut self, sample: &Sample, template: Template) -> Result<Template, EngineError> {
+        spend(self.spent, |it| &mut it.embed, || self.engine.complete(sample, template))
     }
-    fn dimension(&self) -> usize {
-        self.engine.dimension()
+    fn embedder(&self) -> Embedder {
+        self.engine.embedder()
     }
 }
 

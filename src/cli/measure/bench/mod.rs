@@ -9,6 +9,7 @@
 
 pub mod camera;
 pub mod durable;
+pub mod looks;
 mod scene;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ use crate::recognise::engine::{DetectorInput, FaceEngine as _};
 use crate::recognise::face::{BoundingBox, Detection, Landmarks, Point, Template};
 use crate::recognise::gallery::{Gallery, Subject};
 use crate::recognise::picture::{Picture, PictureLimits};
-use crate::vision::manifest::{Manifest, Precision, Role};
+use crate::vision::manifest::{Manifest, Model, Precision, Role};
 use crate::vision::{Vision, VisionSettings};
 
 /// Measures what recognition costs on this device: CPU milliseconds of each stage, memory, and int8
@@ -42,6 +43,11 @@ pub struct Args {
     /// Measure how fast events become durable instead, beside what the disk itself can do
     #[arg(long, conflicts_with = "camera")]
     pub store: bool,
+    /// Measure one look at people who are enrolled and at strangers instead, from the picture to the
+    /// decision, beside the first part of the embedder alone. A CSV as for `evaluate identify`; its
+    /// photographs are in --photos
+    #[arg(long, value_name = "CSV", requires = "photos", conflicts_with_all = ["camera", "store"])]
+    pub looks: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -88,7 +94,11 @@ pub struct BenchReport {
     pub threads: usize,
     pub precision_measured: Precision,
     pub stages_ms: Stages,
+    /// By the first part of a composite embedder, which every look needs.
     pub search_ms: Searches,
+    /// By both parts, which a look needs besides where the first does not decide; `null` for an
+    /// embedder of one network.
+    pub search_complete_ms: Option<Searches>,
     /// The same for a change of one subject: a new gallery, beside which the old one lives on.
     pub add_ms: Searches,
     pub withdraw_ms: Searches,
@@ -173,15 +183,17 @@ pub fn measure(
     warm_up(&mut engine)?;
     // First of all, before photographs and larger galleries are in memory: what the daemon itself
     // needs.
-    let mut gallery = grown(Gallery::new(engine.dimension()), RESIDENT_REFERENCES)?;
+    let mut gallery = grown(Gallery::of(&engine.embedder()), RESIDENT_REFERENCES)?;
     let rss_bytes = resident_bytes()?;
-    gallery = Gallery::new(gallery.dimension());
+    gallery = gallery.emptied();
+    let is_composite = gallery.second_dimension() > 0;
     let mut search_ms = Searches::default();
+    let mut complete_ms = Searches::default();
     let mut add_ms = Searches::default();
     let mut withdraw_ms = Searches::default();
     for (at, size) in GALLERIES.into_iter().enumerate() {
         gallery = grown(gallery, size)?;
-        *search_ms.of(at) = search(&gallery);
+        (*search_ms.of(at), *complete_ms.of(at)) = search(&gallery);
         (*add_ms.of(at), *withdraw_ms.of(at)) = changes(&gallery)?;
     }
     drop(gallery);
@@ -205,6 +217,7 @@ pub fn measure(
         precision_measured: settings.precision,
         stages_ms,
         search_ms,
+        search_complete_ms: is_composite.then_some(complete_ms),
         add_ms,
         withdraw_ms,
         rss_bytes,
@@ -433,8 +446,8 @@ fn networks(settings: &VisionSettings) -> anyhow::Result<BTreeMap<String, Both>>
     let mut engines = Vec::new();
     for precision in [Precision::Int8, Precision::Fp32] {
         let present = roles.iter().all(|role| {
-            let name = (*role == Role::Embedder).then_some(settings.embedder.as_str());
-            manifest.model(*role, name).is_ok_and(|model| manifest.has(model, precision))
+            let models = models_of(&manifest, *role, settings);
+            models.is_some_and(|models| models.iter().all(|it| manifest.has(it, precision)))
         });
         if present {
             let vision = VisionSettings { precision, pad: true, ..settings.clone() };
@@ -462,9 +475,23 @@ fn networks(settings: &VisionSettings) -> anyhow::Result<BTreeMap<String, Both>>
     Ok(all)
 }
 
-fn role_name<'a>(manifest: &'a Manifest, role: Role, settings: &VisionSettings) -> &'a str {
-    let name = (role == Role::Embedder).then_some(settings.embedder.as_str());
-    manifest.model(role, name).map_or("", |model| model.name.as_str())
+/// The models of a role: of a composite embedder both parts.
+fn models_of<'a>(
+    manifest: &'a Manifest,
+    role: Role,
+    settings: &VisionSettings,
+) -> Option<Vec<&'a Model>> {
+    if role == Role::Embedder {
+        return Some(manifest.embedder(&settings.embedder).ok()?.models().collect());
+    }
+    Some(vec![manifest.model(role, None).ok()?])
+}
+
+fn role_name<'a>(manifest: &'a Manifest, role: Role, settings: &'a VisionSettings) -> &'a str {
+    if role == Role::Embedder {
+        return &settings.embedder;
+    }
+    manifest.model(role, None).map_or("", |model| model.name.as_str())
 }
 
 fn choice(settings: &VisionSettings, all: &BTreeMap<String, Both>) -> anyhow::Result<Choice> {
@@ -502,20 +529,32 @@ impl Noise {
         (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / (1u32 << 24) as f32
     }
 
-    fn template(&mut self, dimension: usize) -> Template {
+    /// A template of the gallery's embedder, with all its parts.
+    fn template(&mut self, gallery: &Gallery) -> Template {
+        let first = self.vector(gallery.dimension());
+        match gallery.second_dimension() {
+            0 => first,
+            second => first.with_second(&self.vector(second), SECOND_WEIGHT),
+        }
+    }
+
+    fn vector(&mut self, dimension: usize) -> Template {
         let raw = (0..dimension).map(|_| self.next() + self.next() + self.next() - 1.5).collect();
         Template::normalised(raw).expect("noise is not all zero")
     }
 }
 
+/// The share of the second part in made-up scores.
+const SECOND_WEIGHT: f32 = 0.7;
+
 /// With made-up subjects, two references each, up to so many references.
 fn grown(mut gallery: Gallery, references: usize) -> anyhow::Result<Gallery> {
-    let dimension = gallery.dimension();
     let mut noise = Noise(gallery.references() as u64 + 1);
     while gallery.references() < references {
         let id = format!("bench-{}", gallery.references());
         let subject = Subject { id: SubjectId::new(&id)?, name: Name::new(&id)? };
-        gallery = gallery.with(subject, &[noise.template(dimension), noise.template(dimension)]);
+        let templates = [noise.template(&gallery), noise.template(&gallery)];
+        gallery = gallery.with(subject, &templates);
     }
     Ok(gallery)
 }
@@ -527,7 +566,7 @@ fn changes(gallery: &Gallery) -> anyhow::Result<(Cost, Cost)> {
     let mut withdrawn = Vec::new();
     let subject = Subject { id: SubjectId::new("one-more")?, name: Name::new("one-more")? };
     for round in 0..40 {
-        let templates = [noise.template(gallery.dimension()), noise.template(gallery.dimension())];
+        let templates = [noise.template(gallery), noise.template(gallery)];
         let somebody = SubjectId::new(&format!("bench-{}", round * 7 * 2))?;
         let more = timed(&mut added, || gallery.clone().with(subject.clone(), &templates));
         let less = timed(&mut withdrawn, || gallery.clone().without(&somebody));
@@ -536,18 +575,22 @@ fn changes(gallery: &Gallery) -> anyhow::Result<(Cost, Cost)> {
     Ok((cost(added), cost(withdrawn)))
 }
 
-fn search(gallery: &Gallery) -> Cost {
+/// By the first part, and by both where the embedder has two.
+fn search(gallery: &Gallery) -> (Cost, Cost) {
     let mut noise = Noise(0xBE9C);
     let mut samples = Vec::new();
+    let mut complete = Vec::new();
     for round in 0..60 {
-        let probe = noise.template(gallery.dimension());
+        let probe = noise.template(gallery);
         let found = timed(&mut samples, || gallery.search(&probe));
-        assert!(found.best.is_some(), "a gallery with references has a best candidate");
+        let first_max = found.best.expect("a gallery with references has a best candidate").score;
+        timed(&mut complete, || gallery.search_complete(&probe, 0.0, first_max));
         if round < 5 {
             samples.clear();
+            complete.clear();
         }
     }
-    cost(samples)
+    (cost(samples), cost(complete))
 }
 
 /// Resident memory of this process (`/proc/self/statm`, in pages).
@@ -585,6 +628,7 @@ impl BenchReport {
             ("search in 1,000", Some(self.search_ms.thousand)),
             ("search in 10,000", Some(self.search_ms.ten_thousand)),
             ("search in 100,000", Some(self.search_ms.hundred_thousand)),
+            ("… by both parts", self.search_complete_ms.as_ref().map(|it| it.hundred_thousand)),
             ("add one to 1,000", Some(self.add_ms.thousand)),
             ("add one to 10,000", Some(self.add_ms.ten_thousand)),
             ("add one to 100,000", Some(self.add_ms.hundred_thousand)),

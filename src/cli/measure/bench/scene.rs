@@ -42,7 +42,7 @@ impl People {
     ) -> anyhow::Result<Self> {
         let folders: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
         let mut seen = BTreeSet::new();
-        let mut people = Self { portraits: Vec::new(), gallery: Gallery::new(engine.dimension()) };
+        let mut people = Self { portraits: Vec::new(), gallery: Gallery::of(&engine.embedder()) };
         for file in files {
             let new = file.parent().is_none_or(|folder| folders.len() < 5 || seen.insert(folder));
             if people.len() == wanted || !new {

@@ -14,7 +14,7 @@ use simsimd::SpatialSimilarity;
 
 use crate::cli::measure::calibrate::figures::{Histogram, sample_below};
 use crate::ids::SubjectId;
-use crate::recognise::face::Template;
+use crate::recognise::face::{Embedder, Template};
 
 /// Probes compared together: their templates fit into a processor's second cache.
 const BLOCK: usize = 32;
@@ -29,7 +29,7 @@ const BEST_KEPT: usize = 8;
 /// References, subject after subject, and the mean of those who have several.
 #[derive(Default)]
 pub struct Matrix {
-    dimension: usize,
+    shape: Shape,
     floats: Vec<f32>,
     rows: Vec<Row>,
     pub subjects: Vec<SubjectId>,
@@ -41,11 +41,33 @@ pub struct Matrix {
 struct Row {
     subject: u32,
     is_mean: bool,
+    /// Whether it has both parts of a composite embedder.
+    is_complete: bool,
+}
+
+/// How the parts of a composite embedder lie in a row, and count.
+#[derive(Clone, Copy, Default)]
+struct Shape {
+    /// Elements of a row: of both parts, each times the square root of its weight.
+    width: usize,
+    /// Elements of the first part.
+    first: usize,
+    /// Share of the first part.
+    first_weight: f32,
+    /// Added to the score of first parts where one of a pair has no second: it brings them to the
+    /// scale of the others.
+    partial_offset: f32,
 }
 
 impl Matrix {
-    pub fn new(dimension: usize) -> Self {
-        Self { dimension, ..Self::default() }
+    /// An empty matrix for references of this embedder; `partial_offset` is the distance of the
+    /// threshold of both parts from that of the first.
+    pub fn new(embedder: &Embedder, partial_offset: f32) -> Self {
+        let second = embedder.second.map_or(0, |it| it.dimension);
+        let first = embedder.dimension();
+        let first_weight = embedder.first.weight;
+        let shape = Shape { width: first + second, first, first_weight, partial_offset };
+        Self { shape, ..Self::default() }
     }
 
     /// The references of one subject, all at once.
@@ -58,17 +80,33 @@ impl Matrix {
         for (template, is_mean) in
             templates.iter().map(|it| (it, false)).chain(mean.iter().map(|it| (it, true)))
         {
-            self.floats.extend_from_slice(template.as_slice());
-            self.rows.push(Row { subject, is_mean });
+            let mut row = template.concatenated();
+            let is_complete = template.is_complete();
+            if !is_complete && self.shape.first_weight < 1.0 {
+                for x in &mut row {
+                    *x *= self.shape.first_weight.sqrt();
+                }
+            }
+            row.resize(self.shape.width, 0.0);
+            self.floats.extend_from_slice(&row);
+            self.rows.push(Row { subject, is_mean, is_complete });
         }
     }
 
     fn row(&self, at: usize) -> &[f32] {
-        &self.floats[at * self.dimension..(at + 1) * self.dimension]
+        &self.floats[at * self.shape.width..(at + 1) * self.shape.width]
     }
 
     fn score(&self, one: usize, other: usize) -> f32 {
-        f32::dot(self.row(one), self.row(other)).unwrap_or(0.0) as f32
+        let Shape { first, first_weight, partial_offset, width } = self.shape;
+        let dot = |elements: usize| {
+            f32::dot(&self.row(one)[..elements], &self.row(other)[..elements]).unwrap_or(0.0) as f32
+        };
+        if first == width || (self.rows[one].is_complete && self.rows[other].is_complete) {
+            dot(width)
+        } else {
+            dot(first) / first_weight + partial_offset
+        }
     }
 
     /// Scores of all pairs of references of one subject; of one photograph enrolled twice only the
@@ -266,6 +304,24 @@ impl Partition {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recognise::face::{ModelDigest, Part};
+
+    #[test]
+    fn partial_pairs_are_compared_by_first_part() {
+        let part =
+            |of, dimension, weight| Part { digest: ModelDigest([of; 32]), dimension, weight };
+        let embedder = Embedder::composite(part(1, 64, 0.3), part(2, 64, 0.7));
+        let whole = |seed| template(seed).with_second(&template(seed + 1000), 0.7);
+        let mut matrix = Matrix::new(&embedder, -0.01);
+        let references = [whole(1), whole(2), template(3)];
+        for (at, it) in references.iter().enumerate() {
+            let id = SubjectId::new(&format!("p{at}")).unwrap();
+            matrix.add(id, std::slice::from_ref(it));
+        }
+        let close = |a: f32, b: f32| assert!((a - b).abs() < 1e-5, "{a} {b}");
+        close(matrix.score(0, 1), references[0].compare(&references[1]));
+        close(matrix.score(0, 2), references[0].compare(&references[2]) - 0.01);
+    }
 
     fn template(seed: u64) -> Template {
         let mut random = fastrand::Rng::with_seed(seed);
@@ -274,7 +330,7 @@ mod tests {
     }
 
     fn matrix() -> Matrix {
-        let mut matrix = Matrix::new(64);
+        let mut matrix = Matrix::new(&Embedder::single(ModelDigest([0; 32]), 64), 0.0);
         for number in 0..150_u64 {
             let templates: Vec<_> = (0..=number % 3).map(|at| template(number * 10 + at)).collect();
             matrix.add(SubjectId::new(&format!("p{number}")).unwrap(), &templates);
@@ -314,7 +370,7 @@ mod tests {
             (raw[0], raw[at]) = (share, (1.0 - share * share).sqrt());
             Template::normalised(raw).unwrap()
         };
-        let mut matrix = Matrix::new(8);
+        let mut matrix = Matrix::new(&Embedder::single(ModelDigest([0; 32]), 8), 0.0);
         // Of one person: the first two agree wholly, the other references less, and would look like
         // a stranger's.
         matrix.add(SubjectId::new("one").unwrap(), &[direction(1, 1.0), direction(2, 0.7)]);

@@ -9,7 +9,7 @@
 //! Not in it: arithmetic (`figures`), the comparing (`compare`), drawing (`html`).
 
 mod compare;
-mod figures;
+pub(crate) mod figures;
 mod html;
 
 use std::fs::{OpenOptions, Permissions};
@@ -164,7 +164,9 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let spec = vision.template_spec();
     let rule = settings.recognition.threshold(&spec);
     let target = args.fpir.unwrap_or(rule.fpir);
-    let (matrix, others) = load(&reader, &vision)?;
+    let decision = settings.recognition.decision(&spec);
+    let subjects = usize::try_from(reader.subject_count()?).unwrap_or(usize::MAX);
+    let (matrix, others) = load(&reader, &vision, decision.partial_offset(subjects))?;
     ensure!(
         matrix.subjects.len() > 1,
         "{} subjects have references of the embedder in use: there is nobody to compare",
@@ -183,7 +185,7 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     report.site.clone_from(&settings.site);
     report.device.clone_from(&settings.device);
     report.at = rfc3339(SystemClock::new(settings.trust).now().wall_ms);
-    report.embedder = vision.embedder().to_string();
+    report.embedder = vision.embedder().digest.to_string();
     report.references_of_other_embedders = others;
     if let Some(path) = &args.html {
         write(path, &html::document(&report))?;
@@ -196,8 +198,8 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load(reader: &Reader, vision: &Vision) -> anyhow::Result<(Matrix, u64)> {
-    let mut matrix = Matrix::new(vision.dimension());
+fn load(reader: &Reader, vision: &Vision, partial_offset: f32) -> anyhow::Result<(Matrix, u64)> {
+    let mut matrix = Matrix::new(&vision.embedder(), partial_offset);
     let mut current: Option<(SubjectId, Vec<Template>)> = None;
     let count = reader.all_references(&vision.embedder(), |reference| match &mut current {
         Some((id, templates)) if *id == reference.subject_id => templates.push(reference.template),

@@ -79,7 +79,7 @@ pub fn evaluate(
     let entries: Vec<ClipEntry> = protocol::read(&args.clips)?;
     let mut workers = Workers::load(vision, args.common.workers())?;
     let spec = workers.template_spec();
-    let mut gallery = Gallery::new(spec.dimension);
+    let mut gallery = Gallery::of(&workers.embedder());
     if let Some(background) = &args.background {
         let people: Vec<ProtocolRow> = protocol::read(background)?;
         let images = args.background_images.as_deref().or(background.parent());

@@ -11,8 +11,8 @@ use crate::cli::measure::evaluate::measure::Workers;
 use crate::cli::measure::evaluate::protocol;
 use crate::cli::measure::evaluate::protocol::{Group, ProtocolRow, of_role};
 use crate::cli::measure::evaluate::{GroupsArgs, identify};
-use crate::recognise::decision::ThresholdRule;
-use crate::recognise::face::{Template, Threshold};
+use crate::recognise::decision::{self, DecisionSettings};
+use crate::recognise::face::Template;
 use crate::recognise::gallery::Gallery;
 use crate::recognise::still;
 use crate::vision::manifest::TemplateSpec;
@@ -63,7 +63,7 @@ struct Face {
 pub fn evaluate(
     args: &GroupsArgs,
     vision: &VisionSettings,
-    rule: impl Fn(&TemplateSpec) -> ThresholdRule,
+    decision: impl Fn(&TemplateSpec) -> DecisionSettings,
 ) -> anyhow::Result<GroupsReport> {
     let groups: Vec<Group> = protocol::read(&args.groups)?;
     let entries: Vec<ProtocolRow> = protocol::read(&args.protocol)?;
@@ -74,16 +74,17 @@ pub fn evaluate(
     let templates =
         workers.templates(&enrol_dir, enrolled.iter().map(|entry| entry.file.as_str()))?;
     let spec = workers.template_spec();
-    let gallery = identify::enrol(Gallery::new(spec.dimension), enrolled.iter(), &templates)?;
+    let gallery = identify::enrol(Gallery::of(&workers.embedder()), enrolled.iter(), &templates)?;
     let mut references: HashMap<&str, Vec<&Template>> = HashMap::new();
     for entry in &enrolled {
         references.entry(&entry.identity).or_default().extend(templates[&entry.file].as_ref());
     }
-    let threshold = rule(&spec).at(gallery.subjects());
+    let settings = decision(&spec);
+    let threshold = settings.threshold.at(gallery.subjects());
     let mut photographs = Vec::new();
     for group in &groups {
         let faces = faces(workers.first(), &args.common.images.join(&group.file))?;
-        photographs.push(judge(group, &faces, &gallery, &references, threshold));
+        photographs.push(judge(group, &faces, &gallery, &references, &settings));
     }
     Ok(GroupsReport {
         gallery_subjects: gallery.subjects(),
@@ -136,17 +137,15 @@ fn judge(
     faces: &[Face],
     gallery: &Gallery,
     references: &HashMap<&str, Vec<&Template>>,
-    threshold: Threshold,
+    settings: &DecisionSettings,
 ) -> GroupPhotograph {
+    let threshold = settings.threshold.at(gallery.subjects());
     let expected = group.expected();
     let mut named: BTreeMap<String, f32> = BTreeMap::new();
     let mut false_names = Vec::new();
     for face in faces {
-        let Some(best) =
-            gallery.search(&face.template).best.filter(|best| threshold.matches(best.score))
-        else {
-            continue;
-        };
+        let (best, _) = decision::best_candidate(&face.template, gallery, settings);
+        let Some(best) = best.filter(|best| threshold.matches(best.score)) else { continue };
         let name = best.subject.id.as_str().to_owned();
         if expected.contains(&name) {
             named.insert(name, best.score);

@@ -1,18 +1,20 @@
 //! `rollcall evaluate identify`: identification in an open set.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use anyhow::ensure;
 use serde::Serialize;
 
+use crate::cli::measure::calibrate::figures::Share;
 use crate::cli::measure::evaluate::measure::{Templates, Workers};
 use crate::cli::measure::evaluate::metrics::{OpenSet, Search};
 use crate::cli::measure::evaluate::protocol;
 use crate::cli::measure::evaluate::protocol::{ProtocolRow, of_role};
 use crate::cli::measure::evaluate::{IdentifyArgs, percent, rows};
 use crate::cli::measure::plot::{Axis, Chart, Mark, Scale, Series, page};
+use crate::cli::table;
 use crate::ids::{Name, SubjectId};
-use crate::recognise::decision::ThresholdRule;
+use crate::recognise::decision::{self, DecisionSettings};
 use crate::recognise::gallery::{Gallery, Subject};
 use crate::vision::VisionSettings;
 use crate::vision::manifest::TemplateSpec;
@@ -35,8 +37,37 @@ pub struct IdentificationReport {
     pub fnir_shipped: f64,
     pub fpir_shipped: f64,
     pub thresholds: Thresholds,
+    /// With a composite embedder, how many of the searches needed its second part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub second_part: Option<SecondPartShares>,
+    /// With --group: each group by itself, at the thresholds of all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupRates>,
     #[serde(skip)]
     searches: OpenSet,
+}
+
+/// Shares of the searches.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SecondPartShares {
+    pub enrolled: f64,
+    pub strangers: f64,
+}
+
+/// The errors of one group of people. An interval counts people, not looks: those of one person
+/// depend on each other.
+#[derive(Debug, Serialize)]
+pub struct GroupRates {
+    pub group: String,
+    /// People who are enrolled, and those who are strangers.
+    pub enrolled_people: usize,
+    pub stranger_people: usize,
+    #[serde(rename = "fnir_at_fpir_1e-2")]
+    pub fnir_at_fpir_2: Share,
+    #[serde(rename = "fpir_at_fpir_1e-2")]
+    pub fpir_at_fpir_2: Share,
+    pub fnir_shipped: Share,
+    pub fpir_shipped: Share,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,7 +85,7 @@ pub struct Thresholds {
 pub fn evaluate(
     args: &IdentifyArgs,
     vision: &VisionSettings,
-    rule: impl Fn(&TemplateSpec) -> ThresholdRule,
+    decision: impl Fn(&TemplateSpec) -> DecisionSettings,
 ) -> anyhow::Result<IdentificationReport> {
     let entries: Vec<ProtocolRow> = protocol::read(&args.protocol)?;
     let enrolled: HashSet<&str> =
@@ -85,8 +116,81 @@ pub fn evaluate(
     let templates =
         workers.templates(&args.common.images, counted.map(|entry| entry.file.as_str()))?;
     let spec = workers.template_spec();
-    let gallery = enrol(Gallery::new(spec.dimension), of_role(&entries, "enrol"), &templates)?;
-    Ok(report(&entries, &gallery, &templates, &rule(&spec)))
+    let gallery = enrol(Gallery::of(&workers.embedder()), of_role(&entries, "enrol"), &templates)?;
+    let groups = match &args.group {
+        Some(column) => protocol::column(&args.protocol, column)?,
+        None => Vec::new(),
+    };
+    let settings = decision(&spec);
+    let found = search_all(&entries, &gallery, &templates, &settings);
+    let mut report = report(&entries, &gallery, &templates, &found, &settings);
+    report.groups = by_group(&entries, &groups, &found, &report.thresholds);
+    Ok(report)
+}
+
+/// What the search with each entry's photograph came to: the best candidate, if there is one, and
+/// whether the second part was needed.
+type Searched = Vec<Option<(Search, bool)>>;
+
+fn search_all(
+    entries: &[ProtocolRow],
+    gallery: &Gallery,
+    templates: &Templates,
+    settings: &DecisionSettings,
+) -> Searched {
+    let search = |entry: &ProtocolRow| {
+        if entry.role != "probe" && entry.role != "impostor" {
+            return None;
+        }
+        let probe = templates[&entry.file].as_ref()?;
+        let (best, is_second_used) = decision::best_candidate(probe, gallery, settings);
+        let best = best?;
+        let own = best.subject.id.as_str() == entry.identity;
+        Some((Search { score: best.score, own }, is_second_used))
+    };
+    entries.iter().map(search).collect()
+}
+
+/// The errors of each group, by its name; `groups` has the group of each entry.
+fn by_group(
+    entries: &[ProtocolRow],
+    groups: &[String],
+    searched: &Searched,
+    thresholds: &Thresholds,
+) -> Vec<GroupRates> {
+    let names: BTreeSet<&String> = groups.iter().filter(|it| !it.is_empty()).collect();
+    let rates = |group: &String| {
+        let of = |role: &'static str| {
+            let rows = entries.iter().zip(groups).zip(searched);
+            rows.filter(move |((entry, of), _)| *of == group && entry.role == role)
+                .map(|((entry, _), searched)| (entry, searched.map(|it| it.0)))
+        };
+        let people = |role| of(role).map(|(it, _)| &it.identity).collect::<BTreeSet<_>>().len();
+        let enrolled_people = people("probe");
+        let stranger_people = people("impostor");
+        let missed = |threshold: f32| {
+            let is_missed = |it: Option<Search>| {
+                !it.is_some_and(|search| search.own && search.score >= threshold)
+            };
+            let count = of("probe").filter(|(_, it)| is_missed(*it)).count();
+            Share::new(count as u64, of("probe").count() as u64, enrolled_people as u64)
+        };
+        let let_in = |threshold: f32| {
+            let is_found = |it: Option<Search>| it.is_some_and(|it| it.score >= threshold);
+            let found = of("impostor").filter(|(_, it)| is_found(*it)).count();
+            Share::new(found as u64, of("impostor").count() as u64, stranger_people as u64)
+        };
+        GroupRates {
+            group: group.clone(),
+            enrolled_people,
+            stranger_people,
+            fnir_at_fpir_2: missed(thresholds.fpir_2),
+            fpir_at_fpir_2: let_in(thresholds.fpir_2),
+            fnir_shipped: missed(thresholds.shipped),
+            fpir_shipped: let_in(thresholds.shipped),
+        }
+    };
+    names.into_iter().map(rates).collect()
 }
 
 /// The gallery with a reference for each of the photographs in which a face was found.
@@ -109,15 +213,19 @@ fn report(
     entries: &[ProtocolRow],
     gallery: &Gallery,
     templates: &Templates,
-    rule: &ThresholdRule,
+    found: &Searched,
+    settings: &DecisionSettings,
 ) -> IdentificationReport {
-    let search = |entry: &ProtocolRow| {
-        let best = gallery.search(templates[&entry.file].as_ref()?).best?;
-        Some(Search { score: best.score, own: best.subject.id.as_str() == entry.identity })
+    let rule = &settings.threshold;
+    let of = |role: &'static str| {
+        entries.iter().zip(found).filter(move |(entry, _)| entry.role == role).map(|(_, it)| *it)
     };
-    let mated: Vec<_> = of_role(entries, "probe").map(search).collect();
-    let non_mated: Vec<_> =
-        of_role(entries, "impostor").map(|entry| search(entry).map(|it| it.score)).collect();
+    let mated: Vec<_> = of("probe").map(|it| it.map(|it| it.0)).collect();
+    let non_mated: Vec<_> = of("impostor").map(|it| it.map(|it| it.0.score)).collect();
+    let share = |role| {
+        of(role).filter(|it| it.is_some_and(|it| it.1)).count() as f64 / of(role).count() as f64
+    };
+    let shares = || SecondPartShares { enrolled: share("probe"), strangers: share("impostor") };
     let missing =
         |role| of_role(entries, role).filter(|entry| templates[&entry.file].is_none()).count();
     let enrol_photographs = of_role(entries, "enrol").count();
@@ -142,6 +250,8 @@ fn report(
         fnir_shipped: searches.fnir(thresholds.shipped),
         fpir_shipped: searches.fpir(thresholds.shipped),
         thresholds,
+        second_part: settings.early_exit.map(|_| shares()),
+        groups: Vec::new(),
         searches,
     }
 }
@@ -151,7 +261,7 @@ impl IdentificationReport {
         let at =
             |share: f64, threshold: f32| format!("{} at threshold {threshold:.3}", percent(share));
         let limits = &self.thresholds;
-        rows(
+        let table = rows(
             "Identification in an open set (1:N)",
             &[
                 (
@@ -177,7 +287,47 @@ impl IdentificationReport {
                     ),
                 ),
             ],
-        )
+        );
+        let second_part = self.second_part.map(|it| {
+            format!(
+                "  the second part of the embedder was needed by {} of the enrolled, {} of strangers\n",
+                percent(it.enrolled),
+                percent(it.strangers)
+            )
+        });
+        table + &second_part.unwrap_or_default() + &self.group_table()
+    }
+
+    /// Empty without groups.
+    fn group_table(&self) -> String {
+        if self.groups.is_empty() {
+            return String::new();
+        }
+        let share = |it: &Share| {
+            let (low, high) = (100.0 * it.low, 100.0 * it.high);
+            let of = format!("{} of {}", it.counted, it.of);
+            format!("{} ({of}; {low:.1} to {high:.1} %)", percent(it.value()))
+        };
+        let line = |it: &GroupRates| {
+            vec![
+                it.group.clone(),
+                format!("{} + {}", it.enrolled_people, it.stranger_people),
+                share(&it.fnir_at_fpir_2),
+                share(&it.fpir_at_fpir_2),
+                share(&it.fnir_shipped),
+                share(&it.fpir_shipped),
+            ]
+        };
+        let heading = [
+            "group",
+            "people (enrolled + strangers)",
+            "FNIR at FPIR 1 % of all",
+            "FPIR there",
+            "FNIR, shipped threshold",
+            "FPIR, shipped threshold",
+        ];
+        let lines: Vec<Vec<String>> = self.groups.iter().map(line).collect();
+        format!("\nBy group, with 95 % intervals\n{}", table::render(&heading, &lines))
     }
 
     pub(crate) fn plot(&self) -> String {

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::recognise::face::Template;
+use crate::recognise::engine::FaceEngine as _;
+use crate::recognise::face::{Embedder, Template};
 use crate::recognise::picture::{Picture, PictureLimits};
 use crate::recognise::still;
 use crate::vision::manifest::TemplateSpec;
@@ -32,6 +33,16 @@ impl Workers {
     /// The manifest's entry for the embedder.
     pub fn template_spec(&self) -> TemplateSpec {
         self.0[0].template_spec()
+    }
+
+    /// What makes the templates.
+    pub fn embedder(&self) -> Embedder {
+        self.0[0].embedder()
+    }
+
+    /// The first of them alone.
+    pub fn into_first(self) -> Option<Vision> {
+        self.0.into_iter().next()
     }
 
     /// All of them, for work of one's own.

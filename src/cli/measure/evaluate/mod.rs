@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::recognise::decision::ThresholdRule;
+use crate::recognise::decision::DecisionSettings;
 use crate::recognise::live::LiveSettings;
 use crate::recognise::pad::PadSettings;
 use crate::vision::VisionSettings;
@@ -81,6 +81,10 @@ pub struct IdentifyArgs {
     /// are ignored
     #[arg(long, value_name = "CSV")]
     pub protocol: PathBuf,
+    /// Column of the CSV that names the group of each person: FNIR and FPIR are reported for each
+    /// group, with 95 % intervals
+    #[arg(long, value_name = "COLUMN")]
+    pub group: Option<String>,
     #[command(flatten)]
     pub common: Common,
     /// Draw the DET curve (FNIR over FPIR) into this SVG file
@@ -210,12 +214,13 @@ fn workers(wanted: Option<usize>) -> usize {
     wanted.unwrap_or_else(all).max(1)
 }
 
-/// `rule` is the configured threshold rule for an embedder, `live` what the daemon does with frames.
+/// `decision` is how the daemon decides with an embedder as configured, `live` what it does with
+/// frames.
 pub fn run(
     args: &Args,
     vision: &VisionSettings,
     pad: PadSettings,
-    rule: impl Fn(&TemplateSpec) -> ThresholdRule,
+    decision: impl Fn(&TemplateSpec) -> DecisionSettings,
     live: impl Fn(&TemplateSpec) -> LiveSettings,
 ) -> anyhow::Result<()> {
     match &args.test {
@@ -225,7 +230,7 @@ pub fn run(
             show(&report, args.common.json, report.table())
         }
         Test::Identify(args) => {
-            let report = identify::evaluate(args, &args.common.vision(vision), rule)?;
+            let report = identify::evaluate(args, &args.common.vision(vision), decision)?;
             write_plot(args.plot.as_deref(), || report.plot())?;
             show(&report, args.common.json, report.table())
         }
@@ -243,7 +248,7 @@ pub fn run(
             show(&report, args.common.json, report.table())
         }
         Test::Groups(args) => {
-            let report = groups::evaluate(args, &args.common.vision(vision), rule)?;
+            let report = groups::evaluate(args, &args.common.vision(vision), decision)?;
             show(&report, args.common.json, report.table())
         }
     }

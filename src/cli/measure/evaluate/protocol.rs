@@ -68,6 +68,18 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<T>> {
     Ok(rows)
 }
 
+/// The values of one column, row by row.
+pub fn column(path: &Path, name: &str) -> anyhow::Result<Vec<String>> {
+    let mut reader = csv::ReaderBuilder::new()
+        .trim(csv::Trim::All)
+        .from_path(path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let at = reader.headers()?.iter().position(|header| header == name);
+    let at = at.with_context(|| format!("{} has no column {name}", path.display()))?;
+    let value = |record: csv::StringRecord| record.get(at).unwrap_or_default().to_owned();
+    Ok(reader.records().map(|record| record.map(value)).collect::<Result<_, _>>()?)
+}
+
 /// The entries of one role.
 pub fn of_role<'a>(
     entries: &'a [ProtocolRow],
