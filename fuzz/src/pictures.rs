@@ -1,5 +1,6 @@
 //! Still pictures, frames of a camera, and JPEGs of every kind made of the fuzzer's bytes.
 
+#[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../../tests/support/jpegs.rs"]
 mod jpegs;
 
