@@ -12,8 +12,8 @@ use rollcall::recognise::frame::Pixels as _;
 use rollcall::recognise::picture::{Picture, PictureLimits};
 
 /// Small enough that a run is about the decoder and not about memory.
-const PIXELS_MAX: usize = 1 << 20;
-const LIMITS: PictureLimits = PictureLimits { bytes: 4 << 20, pixels: 1 << 20 };
+const PIXELS_MAX: usize = 1 << 16;
+const LIMITS: PictureLimits = PictureLimits { bytes: 4 << 20, pixels: 1 << 16 };
 
 /// Any bytes as a still picture: JPEG, PNG or WebP.
 pub fn image(bytes: &[u8]) {

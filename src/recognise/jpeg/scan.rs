@@ -183,7 +183,6 @@ impl<'a> Scan<'a> {
         let mut bits = Bits { data, at: 0, window: 0, valid: 0 };
         let mut restarts = 0u8;
         let mut means = [0i16; 4];
-        let mut block = [0i16; 64];
         for unit in 0..self.columns * self.rows {
             if restart_interval > 0 && unit > 0 && unit % restart_interval == 0 {
                 bits.skip_restart(restarts)?;
@@ -193,18 +192,18 @@ impl<'a> Scan<'a> {
             let unit_column = unit % self.columns;
             let unit_row = unit / self.columns;
             for part in self.parts.iter().map_while(|part| *part) {
-                if S::WANTS_VALUES {
-                    block = [0; 64];
+                if !S::WANTS_VALUES {
+                    bits.skip_block(part.dc, part.ac)?;
+                    continue;
                 }
-                bits.read_block::<S>(part.dc, part.ac, &mut block)?;
-                if S::WANTS_VALUES {
-                    // A hostile file can make it overflow.
-                    means[part.component] = means[part.component].wrapping_add(block[0]);
-                    block[0] = means[part.component];
-                    let column = unit_column * part.across + part.column;
-                    let row = unit_row * part.down + part.row;
-                    sink.take_block(part.component, column, row, &block);
-                }
+                let mut block = [0i16; 64];
+                bits.read_block(part.dc, part.ac, &mut block)?;
+                // A hostile file can make it overflow.
+                means[part.component] = means[part.component].wrapping_add(block[0]);
+                block[0] = means[part.component];
+                let column = unit_column * part.across + part.column;
+                let row = unit_row * part.down + part.row;
+                sink.take_block(part.component, column, row, &block);
             }
         }
         Ok(bits.read_rest())
@@ -278,6 +277,8 @@ const QUICK_BITS: u32 = 9;
 struct Table {
     /// By the next bits: the code's length in the upper byte and its symbol; 0 for a longer code.
     quick: [u16; 1 << QUICK_BITS],
+    /// The same for passing over a coefficient; no bits for a longer code.
+    steps: [Step; 1 << QUICK_BITS],
     /// By length: behind the last code of it, filled up to 16 bits.
     limit: [u32; 17],
     /// By length: what must be added to a code to find its symbol.
@@ -285,10 +286,34 @@ struct Table {
     symbols: [u8; 256],
 }
 
+/// How far a code of a coefficient leads.
+#[derive(Clone, Copy, Default)]
+struct Step {
+    /// Of the code and its value.
+    bits: u8,
+    /// Coefficients; [`TO_THE_END`] where no more follow.
+    places: u8,
+}
+
+/// More than a block has, wherever in it the code stands.
+const TO_THE_END: u8 = 128;
+
+impl Step {
+    fn of(length: u32, symbol: u8) -> Self {
+        let places = match symbol {
+            0xF0 => 16,
+            symbol if symbol % 16 == 0 => TO_THE_END,
+            symbol => (symbol >> 4) + 1,
+        };
+        Self { bits: length as u8 + symbol % 16, places }
+    }
+}
+
 impl Table {
     fn new(lengths: &[u8; 16], symbols: &[u8]) -> Result<Self, Shortage> {
         let mut table = Self {
             quick: [0; 1 << QUICK_BITS],
+            steps: [Step::default(); 1 << QUICK_BITS],
             limit: [0; 17],
             offset: [0; 17],
             symbols: [0; 256],
@@ -305,9 +330,10 @@ impl Table {
             for _ in 0..count {
                 if length <= QUICK_BITS {
                     let spread = QUICK_BITS - length;
-                    let entry = (length as u16) << 8 | u16::from(table.symbols[index]);
-                    table.quick[(code << spread) as usize..((code + 1) << spread) as usize]
-                        .fill(entry);
+                    let symbol = table.symbols[index];
+                    let same = (code << spread) as usize..((code + 1) << spread) as usize;
+                    table.quick[same.clone()].fill((length as u16) << 8 | u16::from(symbol));
+                    table.steps[same].fill(Step::of(length, symbol));
                 }
                 code += 1;
                 index += 1;
@@ -391,7 +417,7 @@ impl Bits<'_> {
             self.fill_window();
         }
         let Some((length, symbol)) = table.find_code((self.window >> 48) as u32) else {
-            return Err(if self.valid < 16 { Shortage::EndsTooEarly } else { Shortage::Broken });
+            return Err(self.shortage());
         };
         let size = u32::from(symbol & 0xF);
         let raw = ((self.window << length) >> 1 >> (63 - size)) as i32;
@@ -399,21 +425,47 @@ impl Bits<'_> {
         Ok((symbol, signed(raw, size)))
     }
 
+    /// Passes over a block.
+    #[inline]
+    fn skip_block(&mut self, dc: &Table, ac: &Table) -> Result<(), Shortage> {
+        if self.read_symbol(dc)?.0 > 11 {
+            return Err(Shortage::Broken);
+        }
+        let mut place = 1;
+        while place < 64 {
+            if self.valid < 32 {
+                self.fill_window();
+            }
+            let mut step = ac.steps[(self.window >> (64 - QUICK_BITS)) as usize];
+            if step.bits == 0 {
+                step = self.find_step(ac)?;
+            }
+            self.skip_bits(step.bits.into())?;
+            place += step.places;
+        }
+        if place == 64 || place >= TO_THE_END { Ok(()) } else { Err(Shortage::Broken) }
+    }
+
+    /// The step of a long code.
+    #[cold]
+    fn find_step(&self, table: &Table) -> Result<Step, Shortage> {
+        let found = table.find_code((self.window >> 48) as u32);
+        found.map(|(length, symbol)| Step::of(length, symbol)).ok_or(self.shortage())
+    }
+
+    /// Why no code was found.
+    fn shortage(&self) -> Shortage {
+        if self.valid < 16 { Shortage::EndsTooEarly } else { Shortage::Broken }
+    }
+
     /// Reads a block. Its first value is the difference to the one before.
     #[inline]
-    fn read_block<S: BlockSink>(
-        &mut self,
-        dc: &Table,
-        ac: &Table,
-        block: &mut Block,
-    ) -> Result<(), Shortage> {
+    fn read_block(&mut self, dc: &Table, ac: &Table, block: &mut Block) -> Result<(), Shortage> {
         let (symbol, difference) = self.read_symbol(dc)?;
         if symbol > 11 {
             return Err(Shortage::Broken);
         }
-        if S::WANTS_VALUES {
-            block[0] = difference;
-        }
+        block[0] = difference;
         let mut place = 1;
         while place < 64 {
             match self.read_symbol(ac)? {
@@ -421,7 +473,7 @@ impl Bits<'_> {
                 (symbol, _) if symbol % 16 == 0 => return Ok(()),
                 (symbol, value) => {
                     place += usize::from(symbol >> 4) + 1;
-                    if S::WANTS_VALUES && place <= 64 {
+                    if place <= 64 {
                         block[usize::from(ZIGZAG[place - 1])] = value;
                     }
                 }
