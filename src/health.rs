@@ -262,6 +262,8 @@ pub struct RecognitionCounters {
     pub attacks: Counter,
     /// Tracks that ended without a good sample because the face was too far away.
     pub too_far: Counter,
+    /// Samples that were too weak to call their face a stranger's.
+    pub weak: Counter,
     /// Failures of a model.
     pub errors: Counter,
     /// The step of the thermal slow-down; 0 is full speed, and each step halves it.

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::app::broker::{broker_settings, start_broker, watch_broker};
 use crate::app::commands::Commander;
+use crate::app::commands::learning::Learning;
 use crate::app::commands::reply_to::{REQUESTS_MAX, Request};
 use crate::app::context::Context;
 use crate::app::delivery::completeness::Completeness;
@@ -39,6 +40,7 @@ use crate::app::open::sinks;
 use crate::app::pipeline::capture::{Capture, open_camera};
 use crate::app::pipeline::coverage::CoverageRecorder;
 use crate::app::pipeline::inference::{Inference, JOBS_MAX, Job};
+use crate::app::pipeline::learning::{LEARNED_MAX, LearnedSample};
 use crate::app::pipeline::thermal::ThermalControl;
 use crate::app::pipeline::timing::TimedSink;
 use crate::app::preview_socket::PreviewServer;
@@ -166,8 +168,22 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let stop = self.stages.stop_signal();
         let feed = Arc::clone(feed);
-        let inference = Inference::new(self.ctx.clone(), vision, slot, jobs, feed, stop);
+        let mut inference = Inference::new(self.ctx.clone(), vision, slot, jobs, feed, stop);
+        if let Some(queue) = self.start_learning() {
+            inference = inference.with_learning(queue);
+        }
         self.stages.thread("inference", move || inference.run())
+    }
+
+    /// Starts what stores references learned from the camera, if they are to be learned and the
+    /// embedder has a second part to learn.
+    fn start_learning(&mut self) -> Option<mpsc::Sender<LearnedSample>> {
+        let references_max = self.ctx.settings.recognition.learned_references_max()?;
+        self.ctx.embedder.second?;
+        let (queue, samples) = mpsc::channel(LEARNED_MAX);
+        let learning = Learning::new(self.ctx.clone(), references_max, samples);
+        self.stages.task("learning", learning.run(self.stages.stop_signal()));
+        Some(queue)
     }
 
     fn start_preview_socket(&mut self, feed: &Arc<PreviewFeed>, requests: mpsc::Sender<Request>) {

@@ -76,6 +76,11 @@ pub fn enrol(args: &EnrolArgs, settings: &Settings) -> anyhow::Result<()> {
     );
     if !args.json {
         println!("{} has {} references (face samples) now", args.id, reply["references"]);
+        if reply["weak"] == true {
+            println!("even the best photo shows little of the face: add a clearer one");
+        } else if reply["references"] == 1 {
+            println!("one photo: recognised less surely; a different one helps most");
+        }
     }
     Ok(())
 }
@@ -228,7 +233,10 @@ pub fn subjects(args: &SubjectsArgs, settings: &Settings) -> anyhow::Result<()> 
             visit(vec![
                 subject.id.to_string(),
                 subject.name.as_str().to_owned(),
-                subject.references.to_string(),
+                match subject.references {
+                    1 => "1 (one photo: less sure)".into(),
+                    more => more.to_string(),
+                },
                 recognised.into(),
                 rfc3339(subject.enrolled_ms),
                 consent_text(subject.consent.as_ref(), now_ms),

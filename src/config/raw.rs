@@ -312,6 +312,7 @@ pub struct RawEnrolment {
     pub duplicate_margin: f32,
     pub look_alike_margin: f32,
     pub references_max: usize,
+    pub learn: bool,
     pub consent: RawConsent,
 }
 
@@ -336,6 +337,7 @@ impl Default for RawEnrolment {
             duplicate_margin: 0.10,
             look_alike_margin: 0.05,
             references_max: 10,
+            learn: false,
             consent: RawConsent::Optional,
         }
     }

@@ -47,6 +47,7 @@ pub struct RecognitionSettings {
     duplicate_margin: f32,
     look_alike_margin: f32,
     references_max: usize,
+    learn: bool,
     picture: PictureLimits,
 }
 
@@ -84,6 +85,7 @@ impl RecognitionSettings {
             early_margin: self.early_margin,
             margin_min: self.margin_min,
             unknown_samples: self.unknown_samples,
+            length_min: spec.length_min,
         }
     }
 
@@ -108,9 +110,16 @@ impl RecognitionSettings {
             duplicate_margin: self.duplicate_margin,
             look_alike_margin: self.look_alike_margin,
             references_max: self.references_max,
+            length_weak: spec.length_weak,
             decision: self.decision(spec),
             picture: self.picture,
         }
+    }
+
+    /// How many references a subject keeps at most when the door learns from its camera; `None`
+    /// when it does not.
+    pub fn learned_references_max(&self) -> Option<usize> {
+        self.learn.then_some(self.references_max)
     }
 
     pub fn pad(&self) -> PadSettings {
@@ -197,6 +206,7 @@ pub(super) fn check_recognition(raw: &RawConfig) -> Result<RecognitionSettings, 
             1.0,
         )?,
         references_max: within("[enrolment] references_max", reference.references_max, 1, 20)?,
+        learn: reference.learn,
         picture: PictureLimits {
             bytes: within(
                 "[commands] image_bytes_max",

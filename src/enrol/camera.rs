@@ -189,6 +189,7 @@ mod tests {
             duplicate_margin: 0.1,
             look_alike_margin: 0.05,
             references_max: 10,
+            length_weak: 0.0,
             decision: DecisionSettings {
                 threshold: ThresholdRule {
                     threshold: 0.4,
@@ -202,6 +203,7 @@ mod tests {
                 early_margin: 0.1,
                 margin_min: 0.03,
                 unknown_samples: 5,
+                length_min: 0.0,
             },
             picture: PictureLimits::default(),
         }

@@ -30,6 +30,9 @@ pub struct EnrolSettings {
     pub look_alike_margin: f32,
     /// References a subject keeps at most, of this embedder.
     pub references_max: usize,
+    /// A subject whose longest template is shorter than this before it is normalised is missed more
+    /// often; 0.0 where that is not known (manifest).
+    pub length_weak: f32,
     /// Thresholds with which duplicates and look-alikes are found.
     pub decision: DecisionSettings,
     pub picture: PictureLimits,
@@ -64,6 +67,9 @@ pub struct Judgement {
     pub look_alikes: Vec<(SubjectId, f32)>,
     /// References the subject keeps at most.
     pub references_max: usize,
+    /// Whether even the best of the accepted photographs shows little of the face: another one is
+    /// wanted.
+    pub is_weak: bool,
 }
 
 /// Look-alikes reported at most.
@@ -130,7 +136,13 @@ pub fn conclude(
     let is_duplicate =
         |(_, score): &&(SubjectId, f32)| *score >= threshold + settings.duplicate_margin;
     let duplicate_of = look_alikes.first().filter(is_duplicate).map(|(id, _)| id.clone());
+    let lengths = judged.iter().filter_map(|judged| match judged {
+        Judged::Accepted { template, .. } => Some(template.length()),
+        Judged::Rejected(_) => None,
+    });
+    let longest = lengths.max_by(f32::total_cmp);
     Judgement {
+        is_weak: longest.is_some_and(|length| length < settings.length_weak),
         photographs: judged,
         duplicate_of,
         look_alikes,

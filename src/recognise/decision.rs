@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::ids::SubjectId;
 use crate::recognise::face::{Template, Threshold};
 use crate::recognise::gallery::{Candidate, Candidates, Gallery, Subject};
 
@@ -80,6 +81,9 @@ pub struct DecisionSettings {
     pub margin_min: f32,
     /// Good samples without a match after which a face is a stranger's.
     pub unknown_samples: usize,
+    /// A sample whose first part is shorter than this before it is normalised shows too little of
+    /// the face to make it a stranger's; 0.0 for none (manifest).
+    pub length_min: f32,
 }
 
 impl DecisionSettings {
@@ -104,6 +108,23 @@ pub struct FirstLook {
 }
 
 impl FirstLook {
+    /// Whether it identifies this subject as surely as the first part does alone, far above the
+    /// threshold of a visit; never for an embedder of a single network.
+    pub fn surely_finds(
+        &self,
+        id: &SubjectId,
+        gallery: &Gallery,
+        settings: &DecisionSettings,
+    ) -> bool {
+        let (Some(early), Some(best)) = (&settings.early_exit, &self.found.best) else {
+            return false;
+        };
+        let margin = self.found.second_score.map_or(f32::INFINITY, |second| best.score - second);
+        best.subject.id == *id
+            && best.score >= early.upper(gallery.subjects())
+            && margin >= settings.margin_min
+    }
+
     /// 1.0 where nobody was found.
     fn best_score(&self) -> f32 {
         self.found.best.as_ref().map_or(1.0, |it| it.score)
@@ -231,12 +252,14 @@ impl Evidence {
 
     /// How alike a new template is to what the track has seen; `None` before the first.
     pub fn agreement(&self, template: &Template) -> Option<f32> {
-        Template::mean(&self.templates).map(|mean| mean.compare(template))
+        Template::mean_by_length(&self.templates).map(|mean| mean.compare(template))
     }
 
-    /// Searches with the mean of the first parts; `None` before the first sample.
+    /// Searches with the mean of the first parts, weighted by their lengths; `None` before the first
+    /// sample.
     pub fn look_first(&self, gallery: &Gallery, settings: &DecisionSettings) -> Option<FirstLook> {
-        Template::mean(&self.templates).map(|mean| look_first(&mean, gallery, settings))
+        let mean = Template::mean_by_length(&self.templates);
+        mean.map(|mean| look_first(&mean, gallery, settings))
     }
 
     /// Searches with the mean template, and asks that the single samples agree with what it finds.
@@ -249,7 +272,8 @@ impl Evidence {
     ) -> Decision {
         let complete: Vec<&Template> =
             self.templates.iter().filter(|it| it.is_complete()).collect();
-        let mean = Template::mean(complete.iter().copied()).filter(|_| !look.is_clear);
+        let mean = Template::mean_by_length(complete.iter().copied());
+        let mean = mean.filter(|_| !look.is_clear);
         let Some(mean) = mean else {
             let all: Vec<&Template> = self.templates.iter().collect();
             return conclude(&all, look.found, Basis::first(gallery, settings), gallery, settings);
@@ -282,7 +306,9 @@ fn conclude(
         let identification = basis.identification(found, samples.len()).filter(|_| is_sure);
         return identification.map_or(Decision::Undecided, Decision::Identified);
     }
-    if samples.len() >= settings.unknown_samples {
+    // Samples that are too short to tell are no evidence of a stranger: look again.
+    let telling = samples.iter().filter(|it| it.length() >= settings.length_min).count();
+    if telling >= settings.unknown_samples {
         let threshold = threshold.value();
         return Decision::Unknown { best_score, threshold, samples: samples.len() };
     }
@@ -350,7 +376,7 @@ pub fn decide_still(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Name, SubjectId};
+    use crate::ids::Name;
 
     fn rule(fixed: Option<f32>) -> ThresholdRule {
         let fixed = fixed.and_then(Threshold::new);
@@ -365,6 +391,7 @@ mod tests {
             early_margin: 0.10,
             margin_min: 0.02,
             unknown_samples: 5,
+            length_min: 0.0,
         }
     }
 
@@ -411,6 +438,30 @@ mod tests {
         check(&[(0.50, 0.49); 5], "undecided"); // look-alikes stay undecided
         // a sample that clearly matches another
         check(&[(0.1, 0.7), (0.7, 0.1), (0.7, 0.1)], "undecided");
+    }
+
+    #[test]
+    fn short_samples_make_nobody_a_stranger() {
+        let settings = DecisionSettings { length_min: 3.0, ..settings() };
+        let sample = |a: f32, length: f32| {
+            let raw = probe(a, 0.0).as_slice().iter().map(|x| length * x).collect();
+            Template::normalised(raw).unwrap()
+        };
+        let mut evidence = Evidence::default();
+        for _ in 0..5 {
+            evidence.add(sample(0.2, 2.9));
+        }
+        assert_eq!(in_words(&evidence, &gallery(), &settings), "undecided");
+        // They identify all the same.
+        let mut found = Evidence::default();
+        for _ in 0..3 {
+            found.add(sample(0.6, 2.9));
+        }
+        assert_eq!(in_words(&found, &gallery(), &settings), "a");
+        for _ in 0..5 {
+            evidence.add(sample(0.2, 3.1));
+        }
+        assert_eq!(in_words(&evidence, &gallery(), &settings), "unknown");
     }
 
     #[test]

@@ -222,15 +222,23 @@ impl UnitVector {
         self.elements.iter().zip(&other.elements).map(|(a, b)| a * b).sum()
     }
 
-    /// The normalised sum of several.
-    fn mean<'a>(mut vectors: impl Iterator<Item = &'a Self>) -> Option<Self> {
-        let mut sum = vectors.next()?.elements.to_vec();
+    /// The normalised sum of several, each times its weight; its length is the mean of theirs.
+    fn mean<'a>(
+        vectors: impl Iterator<Item = &'a Self> + Clone,
+        weight: impl Fn(&Self) -> f32,
+    ) -> Option<Self> {
+        let mut sum = vec![0.0; vectors.clone().next()?.elements.len()];
+        let mut length = 0.0;
+        let mut count = 0.0;
         for vector in vectors {
+            let weight = weight(vector);
             for (total, x) in sum.iter_mut().zip(&vector.elements) {
-                *total += x;
+                *total += weight * x;
             }
+            length += vector.length;
+            count += 1.0;
         }
-        Self::normalised(sum)
+        Some(Self { length: length / count, ..Self::normalised(sum)? })
     }
 }
 
@@ -300,14 +308,27 @@ impl Template {
     /// The normalised mean of several templates of one face: less noise than any one of them. It is
     /// complete when all are. `None` without any, or when they cancel out.
     pub fn mean<'a>(templates: impl IntoIterator<Item = &'a Template>) -> Option<Self> {
+        Self::mean_by(templates, |_| 1.0)
+    }
+
+    /// The same, each template weighted by its length: a sample that shows the face well counts
+    /// more than one that does not. For templates that were just made, whose lengths are known.
+    pub fn mean_by_length<'a>(templates: impl IntoIterator<Item = &'a Template>) -> Option<Self> {
+        Self::mean_by(templates, |vector| vector.length)
+    }
+
+    fn mean_by<'a>(
+        templates: impl IntoIterator<Item = &'a Template>,
+        weight: impl Fn(&UnitVector) -> f32,
+    ) -> Option<Self> {
         let templates: Vec<&Self> = templates.into_iter().collect();
-        let first = UnitVector::mean(templates.iter().map(|it| &it.first))?;
+        let first = UnitVector::mean(templates.iter().map(|it| &it.first), &weight)?;
         let seconds: Option<Vec<&SecondPart>> =
             templates.iter().map(|it| it.second.as_ref()).collect();
         let second = seconds.and_then(|seconds| {
-            let weight = seconds.first()?.weight;
-            UnitVector::mean(seconds.iter().map(|it| &it.vector))
-                .map(|vector| SecondPart { vector, weight })
+            let share = seconds.first()?.weight;
+            UnitVector::mean(seconds.iter().map(|it| &it.vector), &weight)
+                .map(|vector| SecondPart { vector, weight: share })
         });
         Some(Self { first, second })
     }
@@ -437,7 +458,18 @@ mod tests {
             mean.is_complete() && !Template::mean([&a, &b.first_part()]).unwrap().is_complete()
         );
         assert!((mean.compare(&a) - mean.compare(&b)).abs() < 1e-6);
-        assert!((unit(&[3.0, 4.0]).length() - 5.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn longer_vectors_weigh_more_in_mean() {
+        let long = Template::normalised(vec![3.0, 0.0]).unwrap();
+        let short = Template::normalised(vec![0.0, 1.0]).unwrap();
+        assert!((long.length() - 3.0).abs() < 1e-6 && (short.length() - 1.0).abs() < 1e-6);
+        let plain = Template::mean([&long, &short]).unwrap();
+        let weighted = Template::mean_by_length([&long, &short]).unwrap();
+        assert!((plain.compare(&long) - plain.compare(&short)).abs() < 1e-6);
+        assert!((weighted.compare(&long) / weighted.compare(&short) - 3.0).abs() < 1e-5);
+        assert!((weighted.length() - 2.0).abs() < 1e-6, "the mean of theirs");
     }
 
     #[test]

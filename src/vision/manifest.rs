@@ -207,7 +207,8 @@ impl<'a> EmbedderEntry<'a> {
             above_decades,
             below,
         });
-        Some(TemplateSpec { first_part, ..composite.template })
+        let TemplateSpec { length_min, length_weak, .. } = first;
+        Some(TemplateSpec { length_min, length_weak, first_part, ..composite.template })
     }
 }
 
@@ -226,6 +227,15 @@ pub struct FirstPartSpec {
 #[serde(deny_unknown_fields)]
 pub struct TemplateSpec {
     pub dimension: usize,
+    /// Vectors of a twentieth of samples are shorter than this, before they are normalised: they
+    /// show too little of a face to call it a stranger's. 0.0: not known. Of a composite, the first
+    /// part's.
+    #[serde(default)]
+    pub length_min: f32,
+    /// Vectors of a tenth of samples are shorter than this: who has no longer reference is missed
+    /// more often. 0.0: not known.
+    #[serde(default)]
+    pub length_weak: f32,
     /// Of a composite embedder.
     #[serde(skip)]
     pub first_part: Option<FirstPartSpec>,

@@ -98,6 +98,10 @@ pub struct Enrolled {
     pub duplicate_of: Option<SubjectId>,
     /// Others near the threshold, the most alike first.
     pub look_alikes: Vec<LookAlike>,
+    /// Whether even the best image shows little of the face, so that the subject is likely to be
+    /// missed: another photograph is wanted. Omitted if not.
+    #[serde(skip_serializing_if = "is_false")]
+    pub weak: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -114,6 +114,7 @@ fn decision(spec: &TemplateSpec) -> DecisionSettings {
         early_margin: 0.1,
         margin_min: 0.03,
         unknown_samples: 5,
+        length_min: 0.0,
     }
 }
 

@@ -84,6 +84,7 @@ impl Commander {
                 images: outcomes(&judgement, &stored.kept),
                 duplicate_of: duplicate_of.clone(),
                 look_alikes: look_alikes.clone(),
+                weak: judgement.is_weak,
             };
             Ok((to.accept(tx, Reply::Enrolled(body))?, stored.templates))
         };

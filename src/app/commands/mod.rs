@@ -21,6 +21,7 @@ pub mod enrolment;
 mod failure;
 mod handlers;
 pub mod in_process;
+pub mod learning;
 pub mod reply_to;
 pub mod report;
 pub mod sync;

@@ -6,9 +6,10 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::app::context::Context;
+use crate::app::pipeline::learning::{LearnedSample, Learner};
 use crate::app::pipeline::recorder::Recorder;
 use crate::app::pipeline::thermal;
 use crate::app::pipeline::timing::{ProgressEngine, TimedEngine, TimedPixels};
@@ -24,7 +25,7 @@ use crate::ids::SubjectId;
 use crate::log_throttle::LogThrottle;
 use crate::recognise::align;
 use crate::recognise::attention::FrameAction;
-use crate::recognise::decision::{Decision, DecisionSettings};
+use crate::recognise::decision::{self, Decision, DecisionSettings};
 use crate::recognise::engine::{EngineError, FaceEngine};
 use crate::recognise::face::{BoundingBox, Detection};
 use crate::recognise::frame::{Frame, Latest};
@@ -118,6 +119,8 @@ pub struct Inference {
     active_job: Option<ActiveJob>,
     camera_job: Option<CameraJob>,
     pad: PadSettings,
+    /// Where samples are learned from the camera.
+    learner: Option<Learner>,
     gallery: Arc<GalleryCell>,
     recorder: Recorder,
     health: Arc<Health>,
@@ -149,6 +152,7 @@ impl Inference {
             active_job: None,
             camera_job: None,
             pad: recognition.pad(),
+            learner: None,
             gallery,
             recorder,
             health,
@@ -156,6 +160,12 @@ impl Inference {
             stop,
             feed,
         }
+    }
+
+    /// Learns from the camera; the samples go into this queue.
+    #[must_use]
+    pub fn with_learning(self, queue: mpsc::Sender<LearnedSample>) -> Self {
+        Self { learner: Some(Learner::new(queue)), ..self }
     }
 
     pub fn run(mut self) -> StageResult {
@@ -208,9 +218,13 @@ impl Inference {
         self.health.recognition.faces.add(report.faces as u64);
         self.health.recognition.too_far.add(report.too_far as u64);
         self.health.recognition.templates.add(report.templates as u64);
+        self.health.recognition.weak.add(report.weak as u64);
         self.show_preview(frame, report.action);
         if report.action == FrameAction::Detect {
             self.gather_samples(frame, report.faces);
+            if let Err(error) = self.learn_sample(frame, report.faces) {
+                self.count_error(&FrameError::Engine(error));
+            }
         }
         for outcome in &report.outcomes {
             self.recorder.record_outcome(outcome)?;
@@ -401,6 +415,36 @@ impl Inference {
                 camera_job.reply.send(Err(error)).ok();
             }
         }
+    }
+
+    /// Learns a sample of this frame, if its face is of somebody who lacks the second part of the
+    /// embedder.
+    fn learn_sample(&mut self, frame: &Frame, faces: usize) -> Result<(), EngineError> {
+        let Some(learner) = &mut self.learner else { return Ok(()) };
+        let gallery = self.gallery.snapshot();
+        let observations = self.live.observations();
+        let wanted = learner.wanted_subject(faces, &observations, &gallery, &frame.media());
+        let (Some((id, name)), [observation], Ok(picture)) =
+            (wanted, observations.as_slice(), frame.pixels.full())
+        else {
+            return Ok(());
+        };
+        let FaceObservation { bounding_box, confidence, detected, .. } = *observation;
+        let detected = Detection { bounding_box, confidence, landmarks: detected };
+        let refined = self.engine.refine(picture, &detected)?;
+        let Some(sample) = align::align(picture, &refined.landmarks) else { return Ok(()) };
+        let quality = quality::measure(&sample);
+        let is_implausible = Stance::of(&detected, &refined) < Stance::REFERENCE_MIN;
+        if self.enrol.reference.flaw_of(&quality, is_implausible).is_some() {
+            return Ok(());
+        }
+        if let Some(template) = still::template(self.engine.as_mut(), &sample)? {
+            let look = decision::look_first(&template, &gallery, &self.decision);
+            let quality = quality::rank(&quality);
+            let sample = LearnedSample { id, name, template, quality };
+            learner.offer(sample, &look, &gallery, &self.decision);
+        }
+        Ok(())
     }
 
     fn add_sample(

@@ -4,6 +4,7 @@ pub mod camera_events;
 pub mod capture;
 pub mod coverage;
 pub mod inference;
+pub mod learning;
 pub mod recorder;
 pub mod thermal;
 pub mod timing;

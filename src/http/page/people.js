@@ -72,7 +72,7 @@ function show() {
   if (first >= found.length) first = Math.max(0, Math.floor((found.length - 1) / PAGE) * PAGE);
   const rows = found.slice(first, first + PAGE).map((it) => row({
     what: it.name,
-    small: [it.id, text("people.references", { n: it.references }), text("people.since", { date: dateOf(it.enrolled_at) }), ...consentOf(it)].join(" · "),
+    small: [it.id, text(it.references === 1 ? "people.onePhoto" : "people.references", { n: it.references }), text("people.since", { date: dateOf(it.enrolled_at) }), ...consentOf(it)].join(" · "),
     badge: !it.recognisable ? text("people.outdated") : it.partial ? text("people.partial") : endingOf(it),
     state: "look",
     buttons: [
@@ -182,6 +182,7 @@ async function enrol(anyway) {
     const answer = isByCamera() ? await fromCamera(fields) : await byPhotographs(fields, files = [...by("photos").files]);
     showImages(answer.images, files);
     const alike = answer.look_alikes.map((it) => text("enrol.alike", { name: nameOf(it.subject_id), score: it.score.toFixed(2) }));
+    if (answer.weak) alike.unshift(text("enrol.weak"));
     say("enrol-says", [text("enrol.done", { name: fields.subject.name, n: answer.references }), ...alike], "good");
     emptyForm();
     await load();

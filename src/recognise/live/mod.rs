@@ -104,6 +104,8 @@ pub struct FrameReport {
     pub templates: usize,
     /// Templates that needed the second part of a composite embedder.
     pub completed: usize,
+    /// Samples too short to tell a stranger (`DecisionSettings::length_min`).
+    pub weak: usize,
     /// Tracks that ended without one good sample because they were too far away.
     pub too_far: usize,
     pub outcomes: Vec<TrackOutcome>,
@@ -282,11 +284,12 @@ impl Live {
             return Ok(());
         }
         let taken = self.take_template(engine, gallery, frame, &sample, index, rank)?;
-        let Some(TakenTemplate { index, is_complete }) = taken else {
+        let Some(TakenTemplate { index, is_complete, is_weak }) = taken else {
             return Ok(());
         };
         report.templates += 1;
         report.completed += usize::from(is_complete);
+        report.weak += usize::from(is_weak);
         // A face that took the place of a judged one is not judged yet.
         let score = if needs.liveness {
             score
@@ -329,9 +332,10 @@ impl Live {
         if std::mem::take(&mut track.doubtful) && !matches!(track.decision, Decision::Undecided) {
             track.doubt_cleared = Some(frame.media());
         }
+        let is_weak = template.length() < settings.length_min;
         let mut is_complete = false;
         let Some(look) = track.evidence.look_first(gallery, &settings) else {
-            return Ok(Some(TakenTemplate { index, is_complete }));
+            return Ok(Some(TakenTemplate { index, is_complete, is_weak }));
         };
         // An identification stands: the second part could not change it.
         if !look.is_clear && !matches!(track.decision, Decision::Identified(_)) {
@@ -344,7 +348,7 @@ impl Live {
             track.decision = decision;
             track.unreported = true;
         }
-        Ok(Some(TakenTemplate { index, is_complete }))
+        Ok(Some(TakenTemplate { index, is_complete, is_weak }))
     }
 
     /// Returns the PAD score, if the track is not judged yet and the face is large enough.
@@ -416,6 +420,8 @@ struct TakenTemplate {
     index: usize,
     /// Whether the second part of a composite embedder was made.
     is_complete: bool,
+    /// Whether it is too short to tell a stranger.
+    is_weak: bool,
 }
 
 /// What a track still needs of its face.

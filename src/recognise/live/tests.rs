@@ -99,6 +99,7 @@ fn settings(mode: PadMode) -> LiveSettings {
             early_margin: 0.1,
             margin_min: 0.02,
             unknown_samples: 5,
+            length_min: 0.0,
         },
         probe: QualityBounds {
             eye_distance_px_min: 6.0,

@@ -325,6 +325,7 @@ fn reply_json_matches_the_contract() {
         images: vec![entry],
         duplicate_of: None,
         look_alikes: vec![LookAlike { subject_id: SubjectId::new("jroe").unwrap(), score: 0.5 }],
+        weak: false,
     };
     assert_eq!(
         reply::accepted("r-1", "enrol", &Reply::Enrolled(enrolled)),
