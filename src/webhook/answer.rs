@@ -59,7 +59,7 @@ pub(super) const FRAPPE: AnswerTable = AnswerTable {
          Meaning::Never("Frappe has no employee with this attendance device ID")),
         ("Inactive Employee", Meaning::Never("the employee is not active in Frappe")),
         ("Log Type is required", Meaning::Never("the shift takes no check-in without a log type")),
-        ("atitude and longitude are required",
+        ("atitude and longitude values are required",
          Meaning::Refused("Frappe requires a position: switch off geolocation tracking in HR Settings")),
         ("Failed to get method",
          Meaning::Refused("the site has no Frappe HR of version 14 or later")),
@@ -232,7 +232,7 @@ mod tests {
             ),
             ("Transactions cannot be created for an Inactive Employee HR-EMP-00001.", "never"),
             ("Log Type is required for check-ins falling in the shift: Day.", "never"),
-            ("Latitude and longitude are required for checking in.", "refused"),
+            ("Latitude and longitude values are required for checking in.", "refused"),
             ("Failed to get method for command hrms.hr with No module named 'hrms'", "refused"),
             ("Something else", "never"),
         ] {

@@ -79,7 +79,7 @@ impl Frappe {
             }
         }
         if self.has_geolocation && body["latitude"].is_null() {
-            return thrown("Latitude and longitude are required for checking in.");
+            return thrown("Latitude and longitude values are required for checking in.");
         }
         let log_type = body["log_type"].as_str().unwrap_or_default().to_owned();
         if log_type.is_empty() {
@@ -87,7 +87,7 @@ impl Frappe {
         }
         // Stored without microseconds.
         let time = text("timestamp").split('.').next().unwrap().to_owned();
-        if self.logs.iter().any(|it| (&it.0, &it.1) == (&employee, &time)) {
+        if self.logs.contains(&(employee.clone(), time.clone(), log_type.clone())) {
             return thrown(
                 "This employee already has a log with the same timestamp.<br>EMP-CKIN-11-2026-000001",
             );
