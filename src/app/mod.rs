@@ -95,6 +95,6 @@ pub fn run(settings: Settings, options: RunOptions) -> anyhow::Result<()> {
             error
         }
     });
-    let closed = store.close();
+    let closed = store.stop();
     outcome.and(closed.map_err(storage))
 }

@@ -19,7 +19,7 @@ use crate::recognise::face::{Embedder, ModelDigest};
 use crate::recognise::gallery::{Gallery, Subject};
 use crate::store::error::StoreError;
 use crate::store::rows::ReferenceCount;
-use crate::store::{files, read, schema};
+use crate::store::{files, read, schema, scrub};
 
 /// Copied at a time: 4 MiB, then progress is reported.
 const STEP_PAGES: i32 = 1024;
@@ -88,6 +88,11 @@ impl Snapshot {
                 let state = backup.progress();
                 progress((state.pagecount - state.remaining) as u64, state.pagecount as u64);
             }
+        }
+        let is_scrub_pending = "select exists (select 1 from meta where key = 'scrub_owed')";
+        if copy.query_row(is_scrub_pending, [], |row| row.get(0))? {
+            // A copy that is kept must not have what the database is just being cleaned of.
+            scrub::clean_all(&copy)?;
         }
         copy.close().map_err(|(_, error)| StoreError::from(error))?;
         std::fs::File::open(&path).and_then(|it| it.sync_all()).map_err(files::io_error(&path))

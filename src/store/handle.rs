@@ -15,7 +15,7 @@ use crate::store::rows::UnreadableRow;
 use crate::store::rows::{StoreOptions, StoreVitals, Wake};
 use crate::store::tx::Tx as Transaction;
 use crate::store::writer;
-use crate::store::writer::{PendingWrite, WriteJob, WriterMessage, wait};
+use crate::store::writer::{Closing, PendingWrite, WriteJob, WriterMessage, wait};
 
 /// A store that was opened, and what is to be reported about it.
 pub struct Opened {
@@ -188,14 +188,23 @@ impl Store {
         self.handle.reserve_held.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Runs what was requested before, writes the log back into the database, and ends the
-    /// thread. Later requests, by this or another handle, fail with `Closed`.
+    /// Runs what was requested before, overwrites what an erasure left, writes the log back into the
+    /// database, and ends the thread. Later requests, by this or another handle, fail with `Closed`.
     pub fn close(&self) -> Result<(), StoreError> {
+        self.end(true)
+    }
+
+    /// The same, but leaves what takes long to the next start: a stop has to be quick.
+    pub fn stop(&self) -> Result<(), StoreError> {
+        self.end(false)
+    }
+
+    fn end(&self, finishes_scrub: bool) -> Result<(), StoreError> {
         self.handle.close_reads();
         let (result_to, result) = oneshot::channel();
         let closed = wait(async {
             self.messages()
-                .send(WriterMessage::Close(result_to))
+                .send(WriterMessage::Close(Closing { finishes_scrub, result_to }))
                 .await
                 .map_err(|_| StoreError::Closed)?;
             result.await.map_err(|_| StoreError::Closed)?

@@ -60,7 +60,7 @@ impl Store {
         let path = if to.is_some() { path } else { settle(dir)? };
         drop(lock);
         if to.is_none() {
-            // Writes the database anew: what the old key sealed is in no page of it.
+            // Overwrites what is unused: what the old key sealed is in no page any more.
             Store::open(dir, options)?.store.close()?;
         }
         Ok(Rotated { resealed, unreadable, path })

@@ -40,6 +40,7 @@ use crate::store::reader::Reader;
 use crate::store::rows::UnreadableRow;
 use crate::store::rows::{StoreOptions, Wake};
 use crate::store::schema::PAGE_BYTES;
+use crate::store::scrub::{Pass, Step};
 use crate::store::tx::{Effects, StoreContext, Tx};
 use crate::store::{migration_backup, salvage, scrub};
 
@@ -62,7 +63,13 @@ const FULL: &str = "the disk is full: writing into the reserve, make room";
 
 pub(super) enum WriterMessage {
     Job(Box<dyn WriteJob>),
-    Close(oneshot::Sender<Result<(), StoreError>>),
+    Close(Closing),
+}
+
+pub(super) struct Closing {
+    /// Whether what an erasure left is overwritten before, however long that takes.
+    pub(super) finishes_scrub: bool,
+    pub(super) result_to: oneshot::Sender<Result<(), StoreError>>,
 }
 
 /// A write, its outcome until the commit, and its requester.
@@ -120,17 +127,20 @@ pub(super) struct OpenedWriter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scrub {
     Done,
-    /// To go on with this page, between other writes.
-    Page(u32),
-    /// To go on after so many rounds of housekeeping, with this page; `None`: with the log.
-    Later {
+    /// Pages, between other writes.
+    Pages(Pass),
+    /// The log alone, when the next housekeeping comes: a reader needs it.
+    Log,
+    /// All of it, after so many rounds of housekeeping.
+    Again {
         rounds: u32,
-        page: Option<u32>,
     },
 }
 
-/// Rounds of housekeeping, hence minutes, after a failure: the disk is probably full.
-const SCRUB_AGAIN_ROUNDS: u32 = 60;
+/// Rounds of housekeeping, hence minutes, after a failure.
+const FAILED_ROUNDS: u32 = 60;
+/// The same while the disk is full, or a reader holds the log.
+const HELD_ROUNDS: u32 = 1;
 
 /// What an erasure may take of the scrub before it is reported as done: all of a small database.
 const SCRUB_AT_ONCE: Duration = Duration::from_millis(100);
@@ -139,7 +149,7 @@ const SCRUB_AT_ONCE: Duration = Duration::from_millis(100);
 #[derive(Default)]
 struct Batch {
     jobs: Vec<Box<dyn WriteJob>>,
-    closing: Option<oneshot::Sender<Result<(), StoreError>>>,
+    closing: Option<Closing>,
 }
 
 impl Batch {
@@ -150,7 +160,7 @@ impl Batch {
         while let Some(message) = next {
             match message {
                 WriterMessage::Job(job) => batch.jobs.push(job),
-                WriterMessage::Close(result_to) => batch.closing = Some(result_to),
+                WriterMessage::Close(closing) => batch.closing = Some(closing),
             }
             let has_room = batch.jobs.len() < GROUP && batch.closing.is_none();
             next = if has_room { inbox.try_recv().ok() } else { None };
@@ -256,7 +266,7 @@ impl Writer {
         let mut closing = None;
         while closing.is_none() {
             let pause = match self.scrub {
-                Scrub::Page(_) => Duration::ZERO,
+                Scrub::Pages(_) => Duration::ZERO,
                 _ if self.reserve.is_held() => HOUSEKEEPING,
                 _ => ROOM_CHECK,
             };
@@ -270,7 +280,7 @@ impl Writer {
                 self.commit(batch.jobs);
                 self.quarantine_damage(true);
             }
-            if matches!(self.scrub, Scrub::Page(_)) {
+            if matches!(self.scrub, Scrub::Pages(_)) {
                 self.scrub();
             }
             if !self.reserve.is_held() && last_room_check.elapsed() >= ROOM_CHECK {
@@ -282,6 +292,11 @@ impl Writer {
                 self.scrub_if_due();
                 last_housekeeping = Stopwatch::start();
             }
+        }
+        while closing.as_ref().is_some_and(|it| it.finishes_scrub)
+            && matches!(self.scrub, Scrub::Pages(_))
+        {
+            self.scrub();
         }
         let closed = if self.reserve.is_held() || self.reserve.is_none() {
             self.truncate_log().map(|_| ())
@@ -297,8 +312,8 @@ impl Writer {
         // Everything is released before the report, so that the caller may open the store again.
         drop(self);
         drop(inbox);
-        if let Some(result_to) = closing {
-            result_to.send(closed).ok();
+        if let Some(closing) = closing {
+            closing.result_to.send(closed).ok();
         }
     }
 
@@ -426,39 +441,45 @@ impl Writer {
     }
 
     fn scrub_if_due(&mut self) {
-        if let Scrub::Later { rounds, page } = self.scrub {
-            let rounds = rounds.saturating_sub(1);
-            self.scrub = Scrub::Later { rounds, page };
-            if rounds == 0 {
-                self.scrub();
-            }
+        match &mut self.scrub {
+            Scrub::Done | Scrub::Pages(_) => {}
+            Scrub::Log => self.scrub(),
+            Scrub::Again { rounds } if *rounds > 1 => *rounds -= 1,
+            Scrub::Again { .. } => self.start_scrub(),
         }
     }
 
     /// Removes what was erased from file and log: all of it at once if that is quick, else a part.
     fn start_scrub(&mut self) {
         let watch = Stopwatch::start();
-        self.scrub = Scrub::Page(1);
-        while matches!(self.scrub, Scrub::Page(_)) && watch.elapsed() < SCRUB_AT_ONCE {
+        self.scrub = match self.scrub {
+            Scrub::Pages(pass) => Scrub::Pages(pass.once_more()),
+            Scrub::Done | Scrub::Log | Scrub::Again { .. } => Scrub::Pages(Pass::over_all()),
+        };
+        self.apply_limits();
+        while matches!(self.scrub, Scrub::Pages(_)) && watch.elapsed() < SCRUB_AT_ONCE {
             self.scrub();
         }
     }
 
     /// Takes the next step of the scrub.
     fn scrub(&mut self) {
-        let page = match self.scrub {
-            Scrub::Done => return,
-            Scrub::Page(page) => Some(page),
-            Scrub::Later { page, .. } => page,
+        let next = match self.scrub {
+            Scrub::Pages(pass) => self.clean_pages(pass),
+            Scrub::Log => self.cut_log(),
+            Scrub::Done | Scrub::Again { .. } => return,
         };
-        self.scrub = self.clean(page).unwrap_or_else(|error| {
+        self.scrub = next.unwrap_or_else(|error| {
             let error = error_chain(&error);
             tracing::error!(
                 error,
                 "an erased person may still stand in the database file, will retry"
             );
-            Scrub::Later { rounds: SCRUB_AGAIN_ROUNDS, page }
+            Scrub::Again { rounds: FAILED_ROUNDS }
         });
+        if !matches!(self.scrub, Scrub::Pages(_)) {
+            self.apply_limits();
+        }
     }
 
     fn is_scrub_pending(&self) -> Result<bool, StoreError> {
@@ -466,23 +487,29 @@ impl Writer {
         Ok(self.reader.conn.query_row(sql, [], |row| row.get(0))?)
     }
 
-    /// Cleans some pages, or after the last one the log (`None`). The mark that it is pending is
-    /// deleted last: a receipt rests on it.
-    fn clean(&self, page: Option<u32>) -> Result<Scrub, StoreError> {
-        let is_pending = self.is_scrub_pending()?;
-        if let Some(page) = page.filter(|_| is_pending) {
-            migration_backup::forget(&self.dir)?;
-            if let Some(next) = scrub::clear_pages(&self.reader.conn, page)? {
-                return Ok(Scrub::Page(next));
-            }
+    fn clean_pages(&self, pass: Pass) -> Result<Scrub, StoreError> {
+        if !self.is_scrub_pending()? {
+            return self.cut_log();
         }
+        // The reserve is for what happens at the door.
+        if !self.reserve.is_held() && !self.reserve.is_none() {
+            return Ok(Scrub::Again { rounds: HELD_ROUNDS });
+        }
+        migration_backup::forget(&self.dir)?;
+        let log = self.dir.join(format!("{}-wal", files::DATABASE));
+        match scrub::take_step(&self.reader.conn, &log, pass)? {
+            Step::Next(pass) => Ok(Scrub::Pages(pass)),
+            Step::Done => self.cut_log(),
+            Step::LogHeld => Ok(Scrub::Again { rounds: HELD_ROUNDS }),
+        }
+    }
+
+    /// The mark that it is pending is deleted last: a receipt rests on it.
+    fn cut_log(&self) -> Result<Scrub, StoreError> {
         if !self.truncate_log()? {
-            // A reader holds the log: gone in a moment.
-            return Ok(Scrub::Later { rounds: 1, page: None });
+            return Ok(Scrub::Log);
         }
-        if is_pending {
-            self.reader.conn.execute("delete from main.meta where key = 'scrub_owed'", [])?;
-        }
+        self.reader.conn.execute("delete from main.meta where key = 'scrub_owed'", [])?;
         self.wake.send_modify(|it| it.scrubbed += 1);
         Ok(Scrub::Done)
     }
@@ -498,7 +525,9 @@ impl Writer {
     /// events before it is written back for the first time.
     fn limit_log(&self) -> Result<(), StoreError> {
         let is_full = !self.reserve.is_held() && !self.reserve.is_none();
-        let (pages, bytes) = if is_full { FULL_LOG } else { USUAL_LOG };
+        let (usual_pages, bytes) = if is_full { FULL_LOG } else { USUAL_LOG };
+        // A pass has the log written back itself, after it has read which pages are in it.
+        let pages = if matches!(self.scrub, Scrub::Pages(_)) { 0 } else { usual_pages };
         for set in [
             format!("pragma wal_autocheckpoint = {pages}"),
             format!("pragma journal_size_limit = {bytes}"),
