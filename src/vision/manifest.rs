@@ -232,8 +232,8 @@ pub struct TemplateSpec {
     /// part's.
     #[serde(default)]
     pub length_min: f32,
-    /// Vectors of a tenth of samples are shorter than this: who has no longer reference is missed
-    /// more often. 0.0: not known.
+    /// Of a tenth of people even the longest reference is shorter than this, and they are missed
+    /// more often. 0.0: not known. Of a composite, the first part's.
     #[serde(default)]
     pub length_weak: f32,
     /// Of a composite embedder.
