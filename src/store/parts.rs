@@ -33,14 +33,15 @@ pub(super) struct SecondParts<'a> {
 }
 
 impl SecondParts<'_> {
-    /// The complete template, where the second part is there and opens; else the partial one.
+    /// The complete template, where the second part is there and opens; else the partial one, with the
+    /// id of the second part if it is there and does not open.
     pub(super) fn add_to(
         &self,
         template: Template,
         subject_id: &SubjectId,
         id: &Uuid,
-    ) -> Result<Template, StoreError> {
-        let Some(part) = &self.embedder.second else { return Ok(template) };
+    ) -> Result<(Template, Option<Uuid>), StoreError> {
+        let Some(part) = &self.embedder.second else { return Ok((template, None)) };
         let id = second_part_id(id);
         let sql =
             "select sealed from reference where id = ?1 and subject_id = ?2 and embedder = ?3";
@@ -48,11 +49,11 @@ impl SecondParts<'_> {
         let mut query = self.conn.prepare_cached(sql)?;
         let sealed: Option<Vec<u8>> = query.query_row(values, |row| row.get(0)).optional()?;
         let belongs = Belongs { subject_id, reference_id: &id, embedder: &part.digest };
-        let opened = sealed.and_then(|it| self.key.open(&it, belongs).ok());
-        let fitting = opened.filter(|second| second.dimension() == part.dimension);
-        Ok(match fitting {
-            Some(second) => template.with_second(&second, part.weight),
-            None => template,
+        let Some(sealed) = sealed else { return Ok((template, None)) };
+        let opened = self.key.open(&sealed, belongs).ok();
+        Ok(match opened.filter(|second| second.dimension() == part.dimension) {
+            Some(second) => (template.with_second(&second, part.weight), None),
+            None => (template, Some(id)),
         })
     }
 }

@@ -123,8 +123,9 @@ pub(super) fn consent(row: &Row<'_>, column: usize) -> Result<Option<Consent>, S
 }
 
 /// Shows each reference of one embedder, opened, of a composite with the second part where it is
-/// there. One that does not open is counted, not passed over
-/// in silence, and does not keep the others from being used.
+/// there. A part that does not open is counted, not passed over in silence, and does not keep the
+/// others from being used. What is stored as the second part of a reference is none by itself, also
+/// where its network is used alone.
 pub(super) fn all_references(
     conn: &Connection,
     key: &SealKey,
@@ -132,10 +133,13 @@ pub(super) fn all_references(
     mut visit: impl FnMut(Reference),
 ) -> Result<ReferenceCount, StoreError> {
     let mut count = ReferenceCount::default();
-    let sql = "select id, subject_id, sealed, quality from reference where embedder = ?1 order by subject_id, row";
+    let sql = format!(
+        "select id, subject_id, sealed, quality from reference \
+         where embedder = ?1 and not {IS_SECOND_PART} order by subject_id, row"
+    );
     let first = &embedder.first.digest;
     let seconds = SecondParts { conn, key, embedder };
-    let mut query = conn.prepare(sql)?;
+    let mut query = conn.prepare(&sql)?;
     let mut rows = query.query([first.0])?;
     while let Some(row) = rows.next()? {
         let id = Uuid::from_bytes(row.get(0)?);
@@ -146,7 +150,8 @@ pub(super) fn all_references(
         match opened {
             Ok(template) => {
                 count.opened += 1;
-                let template = seconds.add_to(template, &subject_id, &id)?;
+                let (template, unreadable) = seconds.add_to(template, &subject_id, &id)?;
+                count.unreadable.extend(unreadable);
                 visit(Reference { id, subject_id, template, quality: row.get(3)? });
             }
             Err(_) => count.unreadable.push(id),

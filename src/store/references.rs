@@ -68,10 +68,12 @@ impl Tx<'_> {
         let id = second_part_id(first);
         let belongs = Belongs { subject_id, reference_id: &id, embedder };
         let sealed = self.key()?.seal(template, belongs)?;
-        // Not a second time, nor where another subject's has the id.
-        let sql = "insert or ignore into main.reference \
+        // A damaged one is replaced; one of another subject with this id is not.
+        let sql = "insert into main.reference \
                    (id, subject_id, embedder, sealed, quality, created_ms) \
-                   values (?1, ?2, ?3, ?4, ?5, ?6)";
+                   values (?1, ?2, ?3, ?4, ?5, ?6) \
+                   on conflict (id) do update set sealed = excluded.sealed, quality = excluded.quality \
+                   where subject_id = excluded.subject_id and embedder = excluded.embedder";
         let now_ms = self.now().wall_ms;
         let row = params![id.as_bytes(), subject_id.as_str(), embedder.0, sealed, quality, now_ms];
         self.conn.prepare_cached(sql)?.execute(row)?;
@@ -95,11 +97,14 @@ impl Reader {
         subject_id: &SubjectId,
         embedder: &Embedder,
     ) -> Result<Vec<Reference>, StoreError> {
-        let sql = "select id, sealed, quality from reference where subject_id = ?1 and embedder = ?2 order by row";
+        let sql = format!(
+            "select id, sealed, quality from reference \
+             where subject_id = ?1 and embedder = ?2 and not {IS_SECOND_PART} order by row"
+        );
         let key = self.key()?;
         let seconds = SecondParts { conn: &self.conn, key, embedder };
         let first = &embedder.first.digest;
-        let mut query = self.conn.prepare_cached(sql)?;
+        let mut query = self.conn.prepare_cached(&sql)?;
         let mut rows = query.query(params![subject_id.as_str(), first.0])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
@@ -107,7 +112,7 @@ impl Reader {
             let belongs = Belongs { subject_id, reference_id: &id, embedder: first };
             let sealed: Vec<u8> = row.get(1)?;
             if let Ok(template) = key.open(&sealed, belongs) {
-                let template = seconds.add_to(template, subject_id, &id)?;
+                let (template, _unreadable) = seconds.add_to(template, subject_id, &id)?;
                 let quality = row.get(2)?;
                 found.push(Reference { id, subject_id: subject_id.clone(), template, quality });
             }
@@ -131,11 +136,13 @@ impl Reader {
         embedder: &Embedder,
     ) -> Result<Recognisable, StoreError> {
         let first = &embedder.first.digest;
-        let sql =
-            "select exists (select 1 from main.reference where embedder = ?1 and subject_id = ?2)";
+        let sql = format!(
+            "select exists (select 1 from main.reference \
+             where embedder = ?1 and subject_id = ?2 and not {IS_SECOND_PART})"
+        );
         let has_first: bool = self
             .conn
-            .prepare_cached(sql)?
+            .prepare_cached(&sql)?
             .query_row(params![first.0, id.as_str()], |row| row.get(0))?;
         let Some(second) = embedder.second.filter(|_| has_first) else {
             return Ok(if has_first { Recognisable::Wholly } else { Recognisable::No });
