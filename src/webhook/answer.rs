@@ -85,6 +85,12 @@ pub(super) const ODOO: AnswerTable = AnswerTable {
          Meaning::Never("the employee has an open attendance in Odoo")),
         ("was already checked in on",
          Meaning::Never("the employee has another attendance in Odoo at this time")),
+        // Of 403: the key is a valid one. A right that is missing holds back everything.
+        ("You are not allowed to",
+         Meaning::Refused("the user of the key needs the right \"Officer: Manage all attendances\" in Odoo")),
+        ("top-secret records",
+         Meaning::Refused("the user of the key has no access to this employee in Odoo: its right to all \
+                           attendances, and the company")),
     ],
     statuses: &[
         (404, Meaning::Refused("no Odoo of version 19 or later, or no such database, is at this URL")),
@@ -262,6 +268,9 @@ mod tests {
                 "Record does not exist or has been deleted.\\n(Record: hr.employee(99,), User: 2)",
                 "never",
             ),
+            (422, "Check Out time cannot be earlier than Check In time.", "never"),
+            (403, "Uh-oh! Looks like you have stumbled upon some top-secret records.", "refused"),
+            (403, "You are not allowed to create 'Attendance' (hr.attendance) records.", "refused"),
             (404, "Not Found", "refused"),
             (401, "Invalid apikey", "refused"),
         ] {

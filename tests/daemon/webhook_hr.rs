@@ -193,6 +193,16 @@ fn raised(status: u16, name: &str, message: &str) -> Action {
     answer(status, &error.to_string())
 }
 
+fn overlap(employee: u64) -> Action {
+    raised(
+        422,
+        "odoo.exceptions.ValidationError",
+        &format!(
+            "Cannot create new attendance record for $name of {employee}, the employee was already checked in on 1"
+        ),
+    )
+}
+
 impl Odoo {
     fn serve(&mut self, received: &Received) -> Action {
         if received.header("x-odoo-database") != Some("firm") {
@@ -205,6 +215,15 @@ impl Odoo {
             "/json/2/hr.attendance/write" => {
                 let at = body["ids"][0].as_u64().unwrap() as usize - 1;
                 let time = body["vals"]["check_out"].as_str().unwrap().to_owned();
+                let ended = &self.attendances[at];
+                let is_between = |it: &OdooAttendance| {
+                    it.employee == ended.employee
+                        && it.check_in > ended.check_in
+                        && it.check_in < time
+                };
+                if self.attendances.iter().any(is_between) {
+                    return overlap(ended.employee);
+                }
                 self.attendances[at].check_out = Some(time);
                 answer(200, "true")
             }
@@ -246,6 +265,13 @@ impl Odoo {
             );
         }
         let check_in = new["check_in"].as_str().unwrap().to_owned();
+        let is_within = |it: &OdooAttendance| {
+            let is_before_end = it.check_out.as_ref().is_some_and(|end| *end > check_in);
+            it.employee == employee && it.check_in <= check_in && is_before_end
+        };
+        if self.attendances.iter().any(is_within) {
+            return overlap(employee);
+        }
         self.attendances.push(OdooAttendance { employee, check_in, check_out: None });
         answer(200, &json!([self.attendances.len()]).to_string())
     }
