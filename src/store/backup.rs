@@ -158,7 +158,7 @@ fn mark(
     let nobody = Name::new("-").expect("it is a name");
     // Each part of a composite embedder by itself; the dimension is that of the templates.
     let single = Embedder::single(embedder, 0);
-    let count = read::all_references(conn, key, &single, |reference| {
+    let count = read::all_rows(conn, key, &single, |reference| {
         let so_far = gallery.take().unwrap_or_else(|| Gallery::new(reference.template.dimension()));
         let subject = Subject { id: reference.subject_id, name: nobody.clone() };
         gallery = Some(so_far.with(subject, std::slice::from_ref(&reference.template)));

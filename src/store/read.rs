@@ -130,12 +130,32 @@ pub(super) fn all_references(
     conn: &Connection,
     key: &SealKey,
     embedder: &Embedder,
+    visit: impl FnMut(Reference),
+) -> Result<ReferenceCount, StoreError> {
+    rows_of(conn, key, embedder, &format!("not {IS_SECOND_PART}"), visit)
+}
+
+/// The same for every row of one network, second parts too.
+pub(super) fn all_rows(
+    conn: &Connection,
+    key: &SealKey,
+    embedder: &Embedder,
+    visit: impl FnMut(Reference),
+) -> Result<ReferenceCount, StoreError> {
+    rows_of(conn, key, embedder, "true", visit)
+}
+
+fn rows_of(
+    conn: &Connection,
+    key: &SealKey,
+    embedder: &Embedder,
+    condition: &str,
     mut visit: impl FnMut(Reference),
 ) -> Result<ReferenceCount, StoreError> {
     let mut count = ReferenceCount::default();
     let sql = format!(
         "select id, subject_id, sealed, quality from reference \
-         where embedder = ?1 and not {IS_SECOND_PART} order by subject_id, row"
+         where embedder = ?1 and {condition} order by subject_id, row"
     );
     let first = &embedder.first.digest;
     let seconds = SecondParts { conn, key, embedder };
