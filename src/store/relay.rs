@@ -73,10 +73,16 @@ pub async fn relay<S: Sink>(
     settings: RelaySettings,
 ) -> Result<(), StoreError> {
     let mut wakes = store.wakes();
+    let mut asked = wakes.borrow().asked;
     let mut failures = 0;
     let mut waiting = WaitingRows::default();
     while !*stop.borrow() {
         let seen = *wakes.borrow_and_update();
+        if seen.asked != asked {
+            // Here, so that it counts as well when it came during a delivery.
+            waiting.release();
+            asked = seen.asked;
+        }
         let name = sink.name();
         let batch = match waiting.next_batch(&store, name, settings.window).await {
             Ok(batch) => batch,
@@ -123,9 +129,6 @@ pub async fn relay<S: Sink>(
             tracing::warn!(sink = name.as_str(), reason, ?pause, "delivery failed, will retry");
         }
         wait_out(pause, &mut wakes, seen, &mut stop).await;
-        if wakes.borrow().asked != seen.asked {
-            waiting.parked.release();
-        }
     }
     Ok(())
 }
@@ -150,7 +153,13 @@ impl WaitingRows {
         store.write_async(next).await
     }
 
-    /// Returns when there may be a row to deliver, or at `stop`. `deliver_now` releases all rows.
+    /// `deliver_now`: nothing waits any more.
+    fn release(&mut self) {
+        self.held.release();
+        self.parked.release();
+    }
+
+    /// Returns when there may be a row to deliver, or at `stop`.
     async fn wait_for_work(
         &mut self,
         wakes: &mut watch::Receiver<Wake>,
@@ -158,12 +167,7 @@ impl WaitingRows {
         stop: &mut watch::Receiver<bool>,
     ) {
         tokio::select! {
-            woken = wakes.wait_for(|it| *it != seen) => {
-                if woken.is_ok_and(|it| it.asked != seen.asked) {
-                    self.held.release();
-                    self.parked.release();
-                }
-            }
+            _ = wakes.wait_for(|it| *it != seen) => {}
             () = due(self.held.until()) => self.held.release(),
             () = due(self.parked.until()) => {}
             () = stopped(stop) => {}
