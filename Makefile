@@ -52,9 +52,9 @@ test-service: setup ## run the package in a virtual machine with systemd, from i
 
 NEW ?= target/release/rollcall
 
-contract: setup $(MONGOD) ## compare messages, replies, documents and exit codes of two programs (OLD=FILE, NEW=FILE)
+contract: setup $(MONGOD) ## compare messages, replies, documents and exit codes of two programs (OLD=FILE, NEW=FILE, OLD_MODELS=FOLDER)
 	$(if $(OLD),,$(error OLD=FILE is missing: the program whose contracts the new one has to keep))
-	python3 tests/contract/run.py both --old $(OLD) --new $(NEW) $(if $(KEEP),--keep $(KEEP))
+	python3 tests/contract/run.py both --old $(OLD) --new $(NEW) $(if $(KEEP),--keep $(KEEP)) $(if $(OLD_MODELS),--old-models $(OLD_MODELS))
 
 setup: $(RUNTIME) $(PHOTOS_DONE) ## fetch the ONNX Runtime library and the demo's photographs (pinned packages, checked by sha256)
 

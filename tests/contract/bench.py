@@ -70,6 +70,8 @@ class Bench:
         self.running, self.replacements = [], {str(self.folder): "<folder>", str(ROOT): "<root>"}
         self.replacements[self.program.name] = "rollcall"
         self.replacements[platform.node()] = "<host>"
+        # A folder of models, instead of this tree's.
+        self.models = None
 
     def __enter__(self):
         return self
@@ -184,6 +186,8 @@ class Home:
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith("ROLLCALL_")
         }
+        if self.bench.models:
+            kept["ROLLCALL_RECOGNITION_MODELS"] = str(self.bench.models.resolve())
         return {
             **kept,
             "TMPDIR": str(self.folder / "tmp"),

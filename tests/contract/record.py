@@ -23,10 +23,11 @@ from settings import DAYS, LIMITS, MAIN, MISSING_CAMERA, OPEN, REPLAY, SIGNED
 MIDNIGHT_MARGIN_S = 600
 
 
-def record(program, folder):
+def record(program, folder, models=None):
     """Records a run of `program`; what it left behind stays in `folder`."""
     wait_for_safe_hour()
     with Bench(program, folder) as bench:
+        bench.models = models
         recording = {"sessions": {}, "metrics_help": {}, "doctor": {}}
         recording["command_line"] = record_command_line(bench)
         recording["configurations"] = record_configurations(bench)
@@ -281,7 +282,7 @@ def record_limits(bench, mqtt_port):
     return recorded
 
 
-def timed(program, folder):
+def timed(program, folder, models=None):
     began = time.monotonic()
-    recording = record(program, folder)
+    recording = record(program, folder, models)
     return recording, time.monotonic() - began

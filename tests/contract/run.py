@@ -41,6 +41,9 @@ def main():
     both.add_argument(
         "--keep", type=pathlib.Path, help="a new folder for recordings, states and logs"
     )
+    both.add_argument(
+        "--old-models", type=pathlib.Path, help="models for OLD, if it cannot read this tree's"
+    )
     one = commands.add_parser("record")
     one.add_argument("--program", required=True, type=pathlib.Path)
     one.add_argument("--keep", type=pathlib.Path, help="a new folder for states and logs")
@@ -73,16 +76,16 @@ def run(options):
             recording(options.program, folder, options.file)
             return 0
         folder.mkdir(parents=True)
-        old = recording(options.old, folder / "old", folder / "old.json")
+        old = recording(options.old, folder / "old", folder / "old.json", options.old_models)
         new = recording(options.new, folder / "new", folder / "new.json")
         found = compare.compare(old, new, show_allowed=options.show_allowed)
         return found + upgrade.open_old_state(options.new, folder / "old")
 
 
-def recording(program, folder, file):
+def recording(program, folder, file, models=None):
     if not program.is_file():
         raise SystemExit(f"{program} is missing: build it, or name another one")
-    found, seconds = record.timed(program, folder)
+    found, seconds = record.timed(program, folder, models)
     file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     counts = session.count_requests(found)
     print(
