@@ -49,7 +49,7 @@ pub(super) struct Pass {
 
 /// What follows a transaction of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum PassState {
     Next(Pass),
     Done,
     /// A reader needs the log, which must not grow any more.
@@ -77,7 +77,11 @@ pub(super) fn has_page_table(conn: &Connection) -> Result<bool, StoreError> {
 
 /// Overwrites the unused parts of the next pages, and of those in the log, in a transaction of its
 /// own, and has the log written back. Nobody else may do so during a pass. `log`: the file.
-pub(super) fn take_step(conn: &Connection, log: &Path, pass: Pass) -> Result<Step, StoreError> {
+pub(super) fn take_step(
+    conn: &Connection,
+    log: &Path,
+    pass: Pass,
+) -> Result<PassState, StoreError> {
     take_step_of(conn, log, pass, PAGES)
 }
 
@@ -86,7 +90,7 @@ fn take_step_of(
     log: &Path,
     mut pass: Pass,
     pages: u32,
-) -> Result<Step, StoreError> {
+) -> Result<PassState, StoreError> {
     let tx = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)?;
     let count: u32 = tx.query_row("pragma main.page_count", [], |row| row.get(0))?;
     if pass.next > count {
@@ -103,7 +107,7 @@ fn take_step_of(
         return if pass.is_flawed {
             Err(StoreError::Damaged { source: None })
         } else {
-            Ok(Step::Done)
+            Ok(PassState::Done)
         };
     }
     let state = conn.query_row("pragma wal_checkpoint(passive)", [], |row| {
@@ -111,9 +115,9 @@ fn take_step_of(
     });
     let (in_log, written_back) = state?;
     if written_back < in_log && in_log > i64::from(LOG_PAGES_MAX) {
-        return Ok(Step::LogHeld);
+        return Ok(PassState::LogHeld);
     }
-    Ok(Step::Next(Pass { next: pass.next + taken, left: Some(left - taken), ..pass }))
+    Ok(PassState::Next(Pass { next: pass.next + taken, left: Some(left - taken), ..pass }))
 }
 
 /// Overwrites the unused parts of all pages of a database that nobody else uses.
@@ -332,9 +336,9 @@ mod tests {
             let mut pass = Pass::over_all();
             for count in 1.. {
                 match take_step_of(&self.conn, &log, pass, pages).unwrap() {
-                    Step::Next(next) => pass = next,
-                    Step::Done => return count,
-                    Step::LogHeld => panic!("nobody reads"),
+                    PassState::Next(next) => pass = next,
+                    PassState::Done => return count,
+                    PassState::LogHeld => panic!("nobody reads"),
                 }
                 between(&self.conn);
             }
@@ -404,10 +408,10 @@ mod tests {
         let log = bench.folder.path().join("pages.db-wal");
         let pass = Pass { next: count - 1, left: Some(5), is_flawed: false }.once_more();
         let step = take_step_of(&bench.conn, &log, pass, 64).unwrap();
-        let Step::Next(pass) = step else { panic!("{step:?}") };
+        let PassState::Next(pass) = step else { panic!("{step:?}") };
         assert_eq!((pass.next, pass.left), (count + 1, Some(count - 2)));
         let step = take_step_of(&bench.conn, &log, pass, count).unwrap();
-        assert_eq!(step, Step::Done);
+        assert_eq!(step, PassState::Done);
     }
 
     #[test]

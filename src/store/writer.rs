@@ -40,7 +40,7 @@ use crate::store::reader::Reader;
 use crate::store::rows::UnreadableRow;
 use crate::store::rows::{StoreOptions, Wake};
 use crate::store::schema::PAGE_BYTES;
-use crate::store::scrub::{Pass, Step};
+use crate::store::scrub::{Pass, PassState};
 use crate::store::tx::{Effects, StoreContext, Tx};
 use crate::store::{migration_backup, salvage, scrub};
 
@@ -498,9 +498,9 @@ impl Writer {
         migration_backup::forget(&self.dir)?;
         let log = self.dir.join(format!("{}-wal", files::DATABASE));
         match scrub::take_step(&self.reader.conn, &log, pass)? {
-            Step::Next(pass) => Ok(Scrub::Pages(pass)),
-            Step::Done => self.cut_log(),
-            Step::LogHeld => Ok(Scrub::Again { rounds: HELD_ROUNDS }),
+            PassState::Next(pass) => Ok(Scrub::Pages(pass)),
+            PassState::Done => self.cut_log(),
+            PassState::LogHeld => Ok(Scrub::Again { rounds: HELD_ROUNDS }),
         }
     }
 

@@ -278,7 +278,7 @@ struct Table {
     /// By the next bits: the code's length in the upper byte and its symbol; 0 for a longer code.
     quick: [u16; 1 << QUICK_BITS],
     /// The same for passing over a coefficient; no bits for a longer code.
-    steps: [Step; 1 << QUICK_BITS],
+    spans: [CodeSpan; 1 << QUICK_BITS],
     /// By length: behind the last code of it, filled up to 16 bits.
     limit: [u32; 17],
     /// By length: what must be added to a code to find its symbol.
@@ -288,7 +288,7 @@ struct Table {
 
 /// How far a code of a coefficient leads.
 #[derive(Clone, Copy, Default)]
-struct Step {
+struct CodeSpan {
     /// Of the code and its value.
     bits: u8,
     /// Coefficients; [`TO_THE_END`] where no more follow.
@@ -298,7 +298,7 @@ struct Step {
 /// More than a block has, wherever in it the code stands.
 const TO_THE_END: u8 = 128;
 
-impl Step {
+impl CodeSpan {
     fn of(length: u32, symbol: u8) -> Self {
         let places = match symbol {
             0xF0 => 16,
@@ -313,7 +313,7 @@ impl Table {
     fn new(lengths: &[u8; 16], symbols: &[u8]) -> Result<Self, Shortage> {
         let mut table = Self {
             quick: [0; 1 << QUICK_BITS],
-            steps: [Step::default(); 1 << QUICK_BITS],
+            spans: [CodeSpan::default(); 1 << QUICK_BITS],
             limit: [0; 17],
             offset: [0; 17],
             symbols: [0; 256],
@@ -333,7 +333,7 @@ impl Table {
                     let symbol = table.symbols[index];
                     let same = (code << spread) as usize..((code + 1) << spread) as usize;
                     table.quick[same.clone()].fill((length as u16) << 8 | u16::from(symbol));
-                    table.steps[same].fill(Step::of(length, symbol));
+                    table.spans[same].fill(CodeSpan::of(length, symbol));
                 }
                 code += 1;
                 index += 1;
@@ -436,21 +436,21 @@ impl Bits<'_> {
             if self.valid < 32 {
                 self.fill_window();
             }
-            let mut step = ac.steps[(self.window >> (64 - QUICK_BITS)) as usize];
-            if step.bits == 0 {
-                step = self.find_step(ac)?;
+            let mut span = ac.spans[(self.window >> (64 - QUICK_BITS)) as usize];
+            if span.bits == 0 {
+                span = self.find_span(ac)?;
             }
-            self.skip_bits(step.bits.into())?;
-            place += step.places;
+            self.skip_bits(span.bits.into())?;
+            place += span.places;
         }
         if place == 64 || place >= TO_THE_END { Ok(()) } else { Err(Shortage::Broken) }
     }
 
-    /// The step of a long code.
+    /// The span of a long code.
     #[cold]
-    fn find_step(&self, table: &Table) -> Result<Step, Shortage> {
+    fn find_span(&self, table: &Table) -> Result<CodeSpan, Shortage> {
         let found = table.find_code((self.window >> 48) as u32);
-        found.map(|(length, symbol)| Step::of(length, symbol)).ok_or(self.shortage())
+        found.map(|(length, symbol)| CodeSpan::of(length, symbol)).ok_or(self.shortage())
     }
 
     /// Why no code was found.

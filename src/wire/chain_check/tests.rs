@@ -300,7 +300,7 @@ fn rewritten_history_contradicts_a_checkpoint() {
 }
 
 #[test]
-fn events_up_to_the_signed_bound_may_be_missing() {
+fn events_to_the_signed_bound_may_be_missing() {
     let made = recorded(20);
     let expected = |through| signed(Signed { deleted_through: through, ..made.signed() });
     assert!(check_with(&made.events[8..], &expected(8)).is_intact());
