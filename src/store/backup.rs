@@ -89,8 +89,7 @@ impl Snapshot {
                 progress((state.pagecount - state.remaining) as u64, state.pagecount as u64);
             }
         }
-        let is_scrub_pending = "select exists (select 1 from meta where key = 'scrub_owed')";
-        if copy.query_row(is_scrub_pending, [], |row| row.get(0))? {
+        if scrub::is_pending(&copy)? {
             // A copy that is kept must not have what the database is just being cleaned of.
             scrub::clean_all(&copy)?;
         }

@@ -62,6 +62,11 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
+/// The write-ahead log of the database.
+pub(super) fn log_path(dir: &Path) -> PathBuf {
+    dir.join(format!("{DATABASE}-wal"))
+}
+
 /// Rejects a state directory in which something else stands in place of a file, such as a pipe, which
 /// an open would wait for.
 pub(super) fn check_kinds(dir: &Path) -> Result<(), StoreError> {

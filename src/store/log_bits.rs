@@ -1,4 +1,4 @@
-//! Corrects single wrong bits in the write-ahead log before SQLite reads it.
+//! Corrects single wrong bits in the write-ahead log before SQLite reads it, and lists its pages.
 //!
 //! SQLite takes a frame of the log whose checksum does not fit for the end of the log: everything
 //! committed after it would be lost without a word, and its numbers given again. The checksum of 64
@@ -13,7 +13,8 @@
 //! The format: <https://www.sqlite.org/fileformat2.html#walformat>. Each checksum continues that of
 //! the frame before. SQLite writes the log with the byte order of this machine's words.
 
-use std::fs::OpenOptions;
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -53,6 +54,33 @@ pub(super) fn correct_file(path: &Path) -> io::Result<usize> {
         file.sync_data()?;
     }
     Ok(corrected)
+}
+
+/// The numbers of the pages in the log since it was begun anew. Without a file there are none.
+pub(super) fn pages(path: &Path) -> io::Result<BTreeSet<u32>> {
+    let mut numbers = BTreeSet::new();
+    let log = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(numbers),
+        opened => opened?,
+    };
+    let bytes = log.metadata()?.len();
+    let mut header = [0; HEADER_BYTES];
+    if bytes < header.len() as u64 {
+        return Ok(numbers);
+    }
+    log.read_exact_at(&mut header, 0)?;
+    let mut head = [0; FRAME_HEAD_BYTES];
+    let mut frame = HEADER_BYTES as u64;
+    while frame + FRAME_BYTES as u64 <= bytes {
+        log.read_exact_at(&mut head, frame)?;
+        // Frames of an earlier use of the file.
+        if read_pair(&head, FRAME_SALTS) != read_pair(&header, HEADER_SALTS) {
+            break;
+        }
+        numbers.insert(u32::from_be_bytes([head[0], head[1], head[2], head[3]]));
+        frame += FRAME_BYTES as u64;
+    }
+    Ok(numbers)
 }
 
 /// The checksum up to a place in the log: as it was when the log was written, and as it is now.

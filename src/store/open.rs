@@ -47,8 +47,7 @@ pub(super) fn open_settled(
 
 /// Before SQLite reads the log. One that cannot be read or written is SQLite's to report.
 fn correct_log(dir: &Path) {
-    let path = dir.join(format!("{}-wal", files::DATABASE));
-    match log_bits::correct_file(&path) {
+    match log_bits::correct_file(&files::log_path(dir)) {
         Ok(0) => {}
         Ok(parts) => tracing::error!(
             parts,

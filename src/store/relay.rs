@@ -101,18 +101,20 @@ pub async fn relay<S: Sink>(
         let outcome = sort(&batch, sink.deliver(&batch).await);
         let is_first_rejection = waiting.parked.is_empty();
         waiting.remember(&batch, &outcome, shortened(settings.backoff.longest, JITTER));
-        if let Err(error) = store_outcome(&store, &outcome).await {
+        let only_rejected = outcome.only_rejected();
+        let has_progress = outcome.has_progress();
+        let retry_reason = outcome.retry_reason.clone();
+        if let Err(error) = store_outcome(&store, outcome).await {
             // What was acknowledged stands in the outbox still and is sent again: twice is
             // harmless.
             log_unless_fatal(name, error)?;
             wait_out(settings.backoff.longest, &mut wakes, seen, &mut stop).await;
             continue;
         }
-        let Some(reason) = &outcome.retry_reason else {
+        let Some(reason) = retry_reason else {
             failures = 0;
             continue;
         };
-        let only_rejected = outcome.only_rejected();
         if only_rejected && !waiting.parked.is_full() {
             // Others may get through.
             failures = 0;
@@ -121,7 +123,7 @@ pub async fn relay<S: Sink>(
             }
             continue;
         }
-        failures = if outcome.has_progress() { 1 } else { failures + 1 };
+        failures = if has_progress { 1 } else { failures + 1 };
         let pause = settings.backoff.pause(if only_rejected { u32::MAX } else { failures });
         let pause = shortened(pause, JITTER);
         if failures == 1 {
@@ -299,7 +301,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// What became of a batch, by row.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Outcome {
     acknowledged: Vec<i64>,
     poison: Vec<(i64, String)>,
@@ -346,7 +348,7 @@ fn sort(batch: &[OutboxRow], deliveries: Vec<Delivery>) -> Outcome {
     outcome
 }
 
-async fn store_outcome(store: &Store, outcome: &Outcome) -> Result<(), StoreError> {
+async fn store_outcome(store: &Store, outcome: Outcome) -> Result<(), StoreError> {
     let has_progress = outcome.has_progress();
     if !has_progress && outcome.doubtful.is_empty() {
         // Nothing to be written, so that an outage wears out no card.
@@ -355,7 +357,6 @@ async fn store_outcome(store: &Store, outcome: &Outcome) -> Result<(), StoreErro
     for (row, reason) in &outcome.poison {
         tracing::error!(row, reason, "a row cannot be delivered and is dead-lettered");
     }
-    let outcome = outcome.clone();
     store
         .write_async(move |tx| {
             tx.acknowledge(&outcome.acknowledged)?;

@@ -17,14 +17,12 @@
 //! Not here: when it is done, and the end of the log (`writer`).
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use crate::store::error::StoreError;
-use crate::store::files;
+use crate::store::{files, log_bits};
 
 /// Pages of one transaction, 1 MiB: what a slow card reads and writes in a tenth of a second.
 const PAGES: u32 = 256;
@@ -75,6 +73,12 @@ pub(super) fn has_page_table(conn: &Connection) -> Result<bool, StoreError> {
     Ok(conn.query_row(sql, [], |row| row.get(0))?)
 }
 
+/// Returns whether what was erased may still stand in file or log.
+pub(super) fn is_pending(conn: &Connection) -> Result<bool, StoreError> {
+    let sql = "select exists (select 1 from main.meta where key = 'scrub_owed')";
+    Ok(conn.query_row(sql, [], |row| row.get(0))?)
+}
+
 /// Overwrites the unused parts of the next pages, and of those in the log, in a transaction of its
 /// own, and has the log written back. Nobody else may do so during a pass. `log`: the file.
 pub(super) fn take_step(
@@ -99,7 +103,7 @@ fn take_step_of(
     let left = pass.left.unwrap_or(count);
     let taken = pages.min(left).min(count + 1 - pass.next);
     let mut numbers: BTreeSet<u32> = (pass.next..pass.next + taken).collect();
-    let logged = logged_pages(log).map_err(files::io_error(log))?;
+    let logged = log_bits::pages(log).map_err(files::io_error(log))?;
     numbers.extend(logged.into_iter().filter(|it| (1..=count).contains(it)));
     pass.is_flawed |= !clean(&tx, &numbers)?;
     tx.commit()?;
@@ -147,35 +151,6 @@ fn clean(tx: &Transaction<'_>, numbers: &BTreeSet<u32>) -> Result<bool, StoreErr
         }
     }
     Ok(is_sound)
-}
-
-/// The pages in the log since it was begun anew. Frames of before have other salts.
-fn logged_pages(log: &Path) -> std::io::Result<BTreeSet<u32>> {
-    const HEADER_BYTES: u64 = 32;
-    const FRAME_HEADER_BYTES: u64 = 24;
-    let mut numbers = BTreeSet::new();
-    let file = match File::open(log) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(numbers),
-        opened => opened?,
-    };
-    let bytes = file.metadata()?.len();
-    if bytes < HEADER_BYTES {
-        return Ok(numbers);
-    }
-    let mut header = [0; HEADER_BYTES as usize];
-    file.read_exact_at(&mut header, 0)?;
-    let page_bytes = u32_at(&header, 8).unwrap_or_default();
-    let mut at = HEADER_BYTES;
-    while at + FRAME_HEADER_BYTES <= bytes {
-        let mut frame = [0; FRAME_HEADER_BYTES as usize];
-        file.read_exact_at(&mut frame, at)?;
-        if frame[8..16] != header[16..24] {
-            break;
-        }
-        numbers.extend(u32_at(&frame, 0));
-        at += FRAME_HEADER_BYTES + u64::from(page_bytes);
-    }
-    Ok(numbers)
 }
 
 fn read_page(conn: &Connection, number: u32) -> Result<Vec<u8>, StoreError> {

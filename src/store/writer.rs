@@ -229,7 +229,7 @@ pub(super) fn open(
     // After a kill the log may still have what was erased; if it cannot be cut off now, the stop
     // will do it.
     writer.truncate_log().ok();
-    if writer.is_scrub_pending()? {
+    if scrub::is_pending(&writer.reader.conn)? {
         writer.start_scrub();
     }
     let unreadable = findings.unreadable;
@@ -482,13 +482,8 @@ impl Writer {
         }
     }
 
-    fn is_scrub_pending(&self) -> Result<bool, StoreError> {
-        let sql = "select exists (select 1 from meta where key = 'scrub_owed')";
-        Ok(self.reader.conn.query_row(sql, [], |row| row.get(0))?)
-    }
-
     fn clean_pages(&self, pass: Pass) -> Result<Scrub, StoreError> {
-        if !self.is_scrub_pending()? {
+        if !scrub::is_pending(&self.reader.conn)? {
             return self.cut_log();
         }
         // The reserve is for what happens at the door.
@@ -496,7 +491,7 @@ impl Writer {
             return Ok(Scrub::Again { rounds: HELD_ROUNDS });
         }
         migration_backup::forget(&self.dir)?;
-        let log = self.dir.join(format!("{}-wal", files::DATABASE));
+        let log = files::log_path(&self.dir);
         match scrub::take_step(&self.reader.conn, &log, pass)? {
             PassState::Next(pass) => Ok(Scrub::Pages(pass)),
             PassState::Done => self.cut_log(),
