@@ -247,7 +247,10 @@ impl Tables {
             let symbols = rest.get(..count).ok_or(Shortage::Broken)?;
             let tables = if place >> 4 == 0 { &mut self.dc } else { &mut self.ac };
             let table = tables.get_mut(usize::from(place & 0xF)).ok_or(Shortage::Broken)?;
-            *table = Some(Table::new(lengths, symbols)?);
+            let table = table.insert(Table::new(lengths, symbols)?);
+            if place >> 4 != 0 {
+                table.join_codes();
+            }
             payload = &rest[count..];
         }
         Ok(())
@@ -272,13 +275,15 @@ impl Tables {
 
 /// Codes up to this length are found by one table access. Nearly all are.
 const QUICK_BITS: u32 = 9;
+/// So many bits are passed over by one table access, where they hold whole codes with their values.
+const RUN_BITS: u32 = 10;
 
 /// A Huffman table (T.81, annex C).
 struct Table {
     /// By the next bits: the code's length in the upper byte and its symbol; 0 for a longer code.
     quick: [u16; 1 << QUICK_BITS],
-    /// The same for passing over a coefficient; no bits for a longer code.
-    spans: [CodeSpan; 1 << QUICK_BITS],
+    /// By the next bits: all codes that end with their values within them, up to the end of a block.
+    runs: [Span; 1 << RUN_BITS],
     /// By length: behind the last code of it, filled up to 16 bits.
     limit: [u32; 17],
     /// By length: what must be added to a code to find its symbol.
@@ -286,19 +291,21 @@ struct Table {
     symbols: [u8; 256],
 }
 
-/// How far a code of a coefficient leads.
+/// How far codes of coefficients lead.
 #[derive(Clone, Copy, Default)]
-struct CodeSpan {
-    /// Of the code and its value.
+struct Span {
+    /// Of the codes and their values.
     bits: u8,
-    /// Coefficients; [`TO_THE_END`] where no more follow.
+    /// Coefficients, and [`TO_THE_END`] where no more follow.
     places: u8,
 }
 
 /// More than a block has, wherever in it the code stands.
 const TO_THE_END: u8 = 128;
 
-impl CodeSpan {
+impl Span {
+    /// Of one code.
+    #[inline]
     fn of(length: u32, symbol: u8) -> Self {
         let places = match symbol {
             0xF0 => 16,
@@ -307,13 +314,19 @@ impl CodeSpan {
         };
         Self { bits: length as u8 + symbol % 16, places }
     }
+
+    /// Whether these are codes of a block of which so many coefficients are there already.
+    #[inline]
+    fn is_within_block(self, place: u8) -> bool {
+        self.bits != 0 && place + self.places % TO_THE_END < 64
+    }
 }
 
 impl Table {
     fn new(lengths: &[u8; 16], symbols: &[u8]) -> Result<Self, Shortage> {
         let mut table = Self {
             quick: [0; 1 << QUICK_BITS],
-            spans: [CodeSpan::default(); 1 << QUICK_BITS],
+            runs: [Span::default(); 1 << RUN_BITS],
             limit: [0; 17],
             offset: [0; 17],
             symbols: [0; 256],
@@ -332,8 +345,7 @@ impl Table {
                     let spread = QUICK_BITS - length;
                     let symbol = table.symbols[index];
                     let same = (code << spread) as usize..((code + 1) << spread) as usize;
-                    table.quick[same.clone()].fill((length as u16) << 8 | u16::from(symbol));
-                    table.spans[same].fill(CodeSpan::of(length, symbol));
+                    table.quick[same].fill((length as u16) << 8 | u16::from(symbol));
                 }
                 code += 1;
                 index += 1;
@@ -342,6 +354,28 @@ impl Table {
             code <<= 1;
         }
         Ok(table)
+    }
+
+    /// Makes the table of what is passed over at once.
+    fn join_codes(&mut self) {
+        for bits in 0..1u32 << RUN_BITS {
+            let mut run = Span::default();
+            while let Some((length, symbol)) =
+                self.find_code(bits << (16 - RUN_BITS + u32::from(run.bits)) & 0xFFFF)
+            {
+                let next = Span::of(length, symbol);
+                let is_end = next.places == TO_THE_END;
+                let known = u32::from(run.bits + next.bits) <= RUN_BITS;
+                if !known || !is_end && run.places + next.places > 63 {
+                    break;
+                }
+                run = Span { bits: run.bits + next.bits, places: run.places + next.places };
+                if is_end {
+                    break;
+                }
+            }
+            self.runs[bits as usize] = run;
+        }
     }
 
     /// The length and symbol of the code that `window`, 16 bits, begins with.
@@ -436,21 +470,21 @@ impl Bits<'_> {
             if self.valid < 32 {
                 self.fill_window();
             }
-            let mut span = ac.spans[(self.window >> (64 - QUICK_BITS)) as usize];
-            if span.bits == 0 {
-                span = self.find_span(ac)?;
+            let mut run = ac.runs[(self.window >> (64 - RUN_BITS)) as usize];
+            if !run.is_within_block(place) {
+                run = self.find_span(ac)?;
             }
-            self.skip_bits(span.bits.into())?;
-            place += span.places;
+            self.skip_bits(run.bits.into())?;
+            place += run.places;
         }
         if place == 64 || place >= TO_THE_END { Ok(()) } else { Err(Shortage::Broken) }
     }
 
-    /// The span of a long code.
-    #[cold]
-    fn find_span(&self, table: &Table) -> Result<CodeSpan, Shortage> {
+    /// The span of the next code alone.
+    #[inline]
+    fn find_span(&self, table: &Table) -> Result<Span, Shortage> {
         let found = table.find_code((self.window >> 48) as u32);
-        found.map(|(length, symbol)| CodeSpan::of(length, symbol)).ok_or(self.shortage())
+        found.map(|(length, symbol)| Span::of(length, symbol)).ok_or_else(|| self.shortage())
     }
 
     /// Why no code was found.

@@ -1,5 +1,7 @@
 //! The segments of a JPEG, one after another, and why one is rejected.
 
+use memchr::memchr;
+
 /// Why a JPEG is rejected. The texts complete "the JPEG is damaged:" and "this kind of JPEG is not
 /// supported".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +50,7 @@ impl<'a> Iterator for Segments<'a> {
 
     fn next(&mut self) -> Option<Segment<'a>> {
         let (at, marker) = loop {
-            let at = self.at + self.bytes.get(self.at..)?.iter().position(|byte| *byte == 0xFF)?;
+            let at = self.at + memchr(0xFF, self.bytes.get(self.at..)?)?;
             match *self.bytes.get(at + 1)? {
                 // 0xFF before a marker is allowed as filling.
                 0xFF => self.at = at + 1,
