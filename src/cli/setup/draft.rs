@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::fs::{MemfdFlags, Mode, fchmod, memfd_create};
@@ -22,6 +23,8 @@ use crate::keys::secret_file::{OTHERS, exposed_mode};
 
 /// The file as it ships.
 const SHIPPED: &str = include_str!("../../../config.toml");
+static SHIPPED_DOCUMENT: LazyLock<DocumentMut> =
+    LazyLock::new(|| SHIPPED.parse().expect("the program ships with a file that is TOML"));
 /// No configuration is as large.
 const BYTES_MAX: u64 = 1 << 20;
 /// Nor is a key or a certificate.
@@ -233,10 +236,9 @@ impl Draft {
     pub fn set(&mut self, section: &str, key: &str, value: impl Into<Value>) {
         let mut value = value.into();
         // What the file leaves out is as it ships.
-        let shipped =
-            || SHIPPED.parse::<DocumentMut>().ok()?.get(section)?.get(key)?.as_value().cloned();
+        let shipped = || SHIPPED_DOCUMENT.get(section)?.get(key)?.as_value();
         if self.section(section).is_none_or(|it| !it.contains_key(key))
-            && shipped().is_some_and(|it| same(&it, &value))
+            && shipped().is_some_and(|it| same(it, &value))
         {
             return;
         }
