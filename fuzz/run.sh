@@ -3,6 +3,8 @@
 #
 #   RUNS   each target ends after so many inputs, if the seconds have not passed before
 #   JOBS   so many targets at a time (1); each has its own log in fuzz/logs
+#   TRACE_COMPARES=0   builds without what leads the fuzzer to the values that the code compares with: nearly twice
+#                      as many inputs, for long runs that begin with a corpus
 #
 # Begins with the seeds (seeds.py), the committed regressions and the corpus of earlier runs. Inputs that reach new code are
 # kept in fuzz/corpus, findings in fuzz/artifacts; a finding ends the run with an error. It becomes a unit test where the fault
@@ -19,8 +21,8 @@ targets=("$@")
 [ ${#targets[@]} -gt 0 ] || for file in targets/*.rs; do targets+=("$(basename "$file" .rs)"); done
 
 coverage=(-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
-    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
-    -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing)
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table --cfg fuzzing)
+[ "${TRACE_COMPARES:-1}" = 0 ] || coverage+=(-Cllvm-args=-sanitizer-coverage-trace-compares)
 host=$(rustc -vV | sed -n 's/^host: //p')
 # With --target the flags are for the targets alone, not for build scripts and macros.
 RUSTFLAGS="${coverage[*]}" "${CARGO:-cargo}" build --release --locked --target "$host" \

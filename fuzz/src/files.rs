@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use rollcall::cli::backup::manifest::{MANIFEST, Manifest};
 use rollcall::cli::import::people;
@@ -12,9 +14,15 @@ use rollcall::config;
 
 use crate::{choice, folder};
 
-fn write(name: &str, bytes: &[u8]) -> std::path::PathBuf {
+fn write(name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder().join(name);
     fs::write(&path, bytes).expect("the temporary folder can be written to");
+    path
+}
+
+fn make_folder(name: &str) -> PathBuf {
+    let path = folder().join(name);
+    fs::create_dir_all(&path).expect("the temporary folder can be written to");
     path
 }
 
@@ -28,10 +36,15 @@ pub fn config(bytes: &[u8]) {
     config::load::parse(text, &BTreeMap::new()).ok();
 }
 
+/// What a unit has already: short, so that a run is about the card.
+const CONFIG: &str =
+    "[device]\nsite = \"hq\"\n\n[mqtt]\nhost = \"broker\"\npassword = \"secret\"\n";
+
 /// rollcall.toml of a boot partition. Nothing of it may reach the error but keys and types.
 pub fn provisioning(bytes: &[u8]) {
+    static UNIT: LazyLock<PathBuf> = LazyLock::new(|| write("config.toml", CONFIG.as_bytes()));
     let card = write("rollcall.toml", bytes);
-    let Ok(mut draft) = Draft::load(&folder().join("config.toml")) else { return };
+    let mut draft = Draft::load(&UNIT).expect("the unit's configuration is one");
     if provision::apply(&mut draft, &card).is_ok() {
         draft.settings().ok();
     }
@@ -40,21 +53,19 @@ pub fn provisioning(bytes: &[u8]) {
 /// The list of `rollcall import --map`. Photographs that it names are not opened here.
 pub fn roster(bytes: &[u8]) {
     let (most, text) = choice(bytes);
-    let photographs = folder().join("photographs");
-    fs::create_dir_all(&photographs).expect("the temporary folder can be written to");
+    static PHOTOGRAPHS: LazyLock<PathBuf> = LazyLock::new(|| make_folder("photographs"));
     let map = write("map.csv", text);
     let photographs_max = usize::from(most % 20) + 1;
-    if let Ok(found) = people::from_map(&map, &photographs, photographs_max) {
+    if let Ok(found) = people::from_map(&map, &PHOTOGRAPHS, photographs_max) {
         assert!(found.people.iter().all(|it| it.photographs.len() <= photographs_max));
     }
 }
 
 /// The manifest of a backup, and then the files that it lists.
 pub fn backup(bytes: &[u8]) {
-    let backup = folder().join("backup");
-    fs::create_dir_all(&backup).expect("the temporary folder can be written to");
-    fs::write(backup.join(MANIFEST), bytes).expect("the temporary folder can be written to");
-    if let Ok(manifest) = Manifest::read(&backup) {
-        manifest.check_files(&backup).expect_err("the files are not there");
+    static BACKUP: LazyLock<PathBuf> = LazyLock::new(|| make_folder("backup"));
+    fs::write(BACKUP.join(MANIFEST), bytes).expect("the temporary folder can be written to");
+    if let Ok(manifest) = Manifest::read(&BACKUP) {
+        manifest.check_files(&BACKUP).expect_err("the files are not there");
     }
 }

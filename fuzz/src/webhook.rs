@@ -14,6 +14,7 @@ use rollcall::wire::event::{
     Attendance, Body, ClockState, Direction, Status, StoredEvent, SubjectRef,
 };
 use tokio::io::AsyncWriteExt as _;
+use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use crate::choice;
@@ -22,6 +23,15 @@ const NOW_MS: i64 = 1_795_420_683_412;
 const NAME: &str = "Jane Doe";
 /// Nothing listens there: a second connection is refused at once.
 const URL: &str = "http://127.0.0.1:9/";
+
+thread_local! {
+    /// Waiting costs nothing in it. One for all runs: making it costs more than a run.
+    static RUNTIME: Runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .expect("a runtime can be made");
+}
 
 /// The first byte chooses the preset. Whatever is answered, each event gets an outcome, and what is
 /// kept of the answer is short, of one line and without the person's name.
@@ -32,12 +42,7 @@ pub fn answer(bytes: &[u8]) {
         1 => Preset::Frappe { zone: TimeZone::UTC, shifts: vec!["Day".into()] },
         _ => Preset::Odoo { database: None },
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .expect("a runtime can be made");
-    for delivery in runtime.block_on(deliver(preset, answer)) {
+    for delivery in RUNTIME.with(|it| it.block_on(deliver(preset, answer))) {
         if let Delivery::Poison(reason) | Delivery::Rejected(reason) | Delivery::Retry(reason) =
             delivery
         {
