@@ -141,46 +141,28 @@ fn of_status(status: u16, text: &str) -> Verdict {
     }
 }
 
-/// First words of an answer that are kept.
-const WORDS_CHARS_MAX: usize = 200;
-
-/// Returns `status 422: the first words`.
+/// Returns `status 422`, with the class of the error where the answer names one. The receiver's words
+/// are not kept: they may hold what it was sent and what else it knows of the person.
 fn describe(status: u16, text: &str) -> String {
-    let words = first_words(text);
-    if words.is_empty() { format!("status {status}") } else { format!("status {status}: {words}") }
+    match error_class(text) {
+        Some(class) => format!("status {status}, {class}"),
+        None => format!("status {status}"),
+    }
 }
 
-/// Returns the beginning of an answer in one line without control characters: its message, if it is
-/// an object with one.
-pub(super) fn first_words(text: &str) -> String {
-    let message = serde_json::from_str::<Value>(text).ok().and_then(|it| {
-        let keys = ["exception", "message", "error", "detail", "title"];
-        keys.iter().find_map(|key| it[*key].as_str().map(str::to_owned))
-    });
-    let text = message.as_deref().unwrap_or(text);
-    let mut words = String::new();
-    for word in text.split(|c: char| c.is_whitespace() || is_control(c)) {
-        if !word.is_empty() {
-            if !words.is_empty() {
-                words.push(' ');
-            }
-            words.push_str(word);
-        }
-        if words.len() > WORDS_CHARS_MAX * 4 {
-            break;
-        }
-    }
-    if words.chars().count() > WORDS_CHARS_MAX {
-        words = words.chars().take(WORDS_CHARS_MAX - 1).chain(['…']).collect();
-    }
-    words
+const ERROR_CLASS_BYTES_MAX: usize = 80;
+
+/// Frappe and Odoo name the class of what was raised in Python.
+fn error_class(text: &str) -> Option<String> {
+    let answer = serde_json::from_str::<Value>(text).ok()?;
+    let mut named = ["exc_type", "name"].iter().filter_map(|key| answer[*key].as_str());
+    named.find(|it| is_error_class(it)).map(str::to_owned)
 }
 
-/// Control characters, and those that turn the direction of a line.
-fn is_control(c: char) -> bool {
-    let is_bidirectional =
-        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    c.is_control() || is_bidirectional || c == '\u{feff}'
+fn is_error_class(word: &str) -> bool {
+    word.len() <= ERROR_CLASS_BYTES_MAX
+        && (word.ends_with("Error") || word.ends_with("Exception"))
+        && word.bytes().all(|it| it.is_ascii_alphanumeric() || matches!(it, b'.' | b'_'))
 }
 
 #[cfg(test)]
@@ -279,19 +261,23 @@ mod tests {
     }
 
     #[test]
-    fn first_words_are_short_and_clean() {
+    fn words_of_receiver_are_not_kept() {
         for (text, expected) in [
-            ("", ""),
-            ("  a\r\n\tb\u{0}c\u{1b}[31m ", "a b c [31m"),
-            ("{\"message\": \"no\\nsuch \u{202e}thing\"}", "no such thing"),
-            ("{\"error\": {\"code\": 1}}", "{\"error\": {\"code\": 1}}"),
-            ("[1, 2]", "[1, 2]"),
+            ("", "status 422"),
+            ("Jane Doe is not allowed here", "status 422"),
+            ("{\"message\": \"Jane Doe\", \"name\": \"Jane\"}", "status 422"),
+            ("{\"name\": \"Jane Error\"}", "status 422"),
+            ("{\"name\": \"Zo\\u00ebError\"}", "status 422"),
+            ("{\"name\": 1, \"exc_type\": [\"KeyError\"]}", "status 422"),
+            (
+                "{\"exc_type\": \"ValidationError\", \"exception\": \"Jane\"}",
+                "status 422, ValidationError",
+            ),
+            ("{\"name\": \"odoo.exceptions.UserError\"}", "status 422, odoo.exceptions.UserError"),
         ] {
-            assert_eq!(first_words(text), expected, "{text:?}");
+            assert_eq!(describe(422, text), expected, "{text:?}");
         }
-        let long = "ä".repeat(10_000);
-        assert_eq!(first_words(&long).chars().count(), WORDS_CHARS_MAX);
-        assert_eq!(describe(422, "a\nb"), "status 422: a b");
-        assert_eq!(describe(204, ""), "status 204");
+        let long = format!("{{\"name\": \"{}Error\"}}", "a".repeat(ERROR_CLASS_BYTES_MAX));
+        assert_eq!(describe(422, &long), "status 422");
     }
 }

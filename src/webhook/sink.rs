@@ -116,12 +116,11 @@ impl WebhookSink {
                     failed = None;
                     deliveries[at] = Some(Delivery::Acknowledged);
                 }
-                (Verdict::Never(why) | Verdict::TooLarge(why), Some((at, event))) => {
+                (Verdict::Never(why) | Verdict::TooLarge(why), Some((at, _))) => {
                     failed = None;
-                    deliveries[at] = Some(Delivery::Poison(without_name(&why, event)));
+                    deliveries[at] = Some(Delivery::Poison(why));
                 }
-                (Verdict::Retry { reason, may_be_its_own: true }, Some((at, event))) => {
-                    let reason = without_name(&reason, event);
+                (Verdict::Retry { reason, may_be_its_own: true }, Some((at, _))) => {
                     if failed.is_some() {
                         self.link.record(&Verdict::retry(&reason));
                         return Some(reason);
@@ -192,12 +191,4 @@ fn idempotency_key(events: &[(usize, &StoredEvent)]) -> String {
         .iter()
         .fold(Sha256::new(), |digest, (_, event)| digest.chain_update(event.event_id.as_bytes()));
     hex(&digest.finalize()[..16])
-}
-
-/// Receivers repeat in their words what they were sent; a name does not belong into log and outbox.
-fn without_name(words: &str, event: &StoredEvent) -> String {
-    match event.body.subject() {
-        Some(subject) => words.replace(subject.name.as_str(), "…"),
-        None => words.to_owned(),
-    }
 }

@@ -210,7 +210,8 @@ fn check_outcome(ids: &[String], accepted: &Accepted, dead_letters: &[(i64, Stri
         let dead = dead_letters.iter().find(|it| it.0 == seq);
         if let Some(status) = refusal(id) {
             let (_, reason) = dead.unwrap_or_else(|| panic!("{id} ({status}) is no dead letter"));
-            assert!(reason.contains(&format!("status {status}: not this one")), "{reason}");
+            assert!(reason.contains(&format!("status {status}")), "{reason}");
+            assert!(!reason.contains("not this one"), "{reason}");
             assert!(!accepted.contains_key(id), "{id}");
         } else {
             assert_eq!(accepted.get(id), Some(&1), "{id}");
@@ -306,7 +307,7 @@ fn rejected_batch_is_halved_to_single_event() {
     let _running = door.start();
     door.until_drained();
     // What the receiver repeats of a person is not kept.
-    assert_eq!(door.dead_letters(), [(6, "status 422: not …".to_owned())]);
+    assert_eq!(door.dead_letters(), [(6, "status 422".to_owned())]);
     let requests = receiver.received();
     let mut taken = Vec::new();
     let mut keys = BTreeMap::new();
@@ -465,7 +466,7 @@ fn hostile_answers_are_bounded() {
     door.until_drained();
     assert_eq!(receiver.count(), 6);
     let reason = &door.dead_letters()[0].1;
-    assert!(reason.chars().count() < 300 && !reason.contains('\u{7}'), "{reason}");
+    assert_eq!(reason, "status 400");
 }
 
 #[test]
@@ -631,7 +632,7 @@ fn refusal_is_reported_in_all_places() {
     assert_eq!(before["state"], "good", "{before}");
     assert_eq!(receiver.count(), 0, "a check records nothing");
     let daemon = home.start();
-    let told = "the receiver refuses our credentials (status 401: who are you?)";
+    let told = "the receiver refuses our credentials (status 401)";
     let owed = until("sync states it", || Some(pending(&home)).filter(|it| it["fault"] == told));
     assert_eq!((&owed["rows"], &owed["buried"]), (&2.into(), &0.into()));
     let address = crate::support::http::address(&home);

@@ -139,8 +139,8 @@ fn frappe_receives_each_attendance_once() {
     for (seq, reason) in &dead {
         // Of the hundred visits behind the first event.
         let expected = match (seq - 2) % 20 + 1 {
-            19 => "Frappe has no employee with this attendance device ID (status 417: ",
-            20 => "the employee is not active in Frappe (status 417: ",
+            19 => "Frappe has no employee with this attendance device ID (status 417, ",
+            20 => "the employee is not active in Frappe (status 417, ",
             other => panic!("{other}: {reason}"),
         };
         assert!(reason.starts_with(expected), "{reason}");
@@ -345,9 +345,9 @@ fn odoo_receives_each_attendance_once() {
     assert_eq!(ended, expected.len());
     let reasons: Vec<String> = door.dead_letters().into_iter().map(|it| it.1).collect();
     for (reason, part) in reasons.iter().zip([
-        "Odoo has no employee with this id (status 404: ",
+        "Odoo has no employee with this id (status 404, ",
         "the person's id is no id of an employee of Odoo",
-        "for …, the employee hasn't checked out since",
+        "the employee has an open attendance in Odoo (status 422, ",
         "no open attendance in Odoo",
     ]) {
         assert!(reason.contains(part), "{reason}");
