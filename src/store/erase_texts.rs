@@ -14,9 +14,9 @@ use crate::store::tx::Tx;
 use crate::wire::event::{Body, stored_link};
 use crate::wire::reply;
 
-/// Names of one person that replies are searched for. More than anybody has had; replies list ids
-/// beside names, so that none depends on this.
-const NAMES_MAX: usize = 1000;
+/// Names of one person that replies are searched for: each costs another search of every reply. More
+/// than anybody has had; replies list ids beside names, so that none depends on this.
+const NAMES_MAX: usize = 16;
 
 impl Tx<'_> {
     /// Removes a person from the events, and adds the names that stood there.
@@ -71,6 +71,7 @@ impl Tx<'_> {
         id: &SubjectId,
         names: &HashSet<String>,
     ) -> Result<u32, StoreError> {
+        let wanted = WantedTexts::new(id, names);
         let mut erased = 0;
         for (next, update) in [
             (
@@ -90,7 +91,7 @@ impl Tx<'_> {
                 let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
                 let found: Option<(i64, String)> = next.query_row([after], read).optional()?;
                 let Some((row, reply)) = found else { break };
-                if mentions(&reply, id, names) {
+                if wanted.may_be_in(&reply) {
                     update.execute(params![row, reply::erased(&reply)])?;
                     erased += 1;
                 }
@@ -101,23 +102,50 @@ impl Tx<'_> {
     }
 }
 
-/// Returns whether a JSON text may name a person, by id or by name, in any string of it. Too often
-/// rather than too seldom: of a namesake only a stored reply is lost.
-fn mentions(json: &str, id: &SubjectId, names: &HashSet<String>) -> bool {
-    let text_mentions =
-        |text: &str| has_id(text, id.as_str()) || names.iter().any(|it| text.contains(it.as_str()));
-    match serde_json::from_str(json) {
-        Ok(value) => has_names_only(&value) || any_text(&value, &text_mentions),
-        Err(_) => text_mentions(json),
+/// What a person may be named by.
+struct WantedTexts<'a> {
+    id: &'a str,
+    names: &'a HashSet<String>,
+    /// The names as they stand in JSON.
+    escaped: Vec<String>,
+}
+
+impl<'a> WantedTexts<'a> {
+    fn new(id: &'a SubjectId, names: &'a HashSet<String>) -> Self {
+        let escaped = |name: &String| {
+            let json = serde_json::to_string(name).expect("a string is JSON");
+            json.trim_matches('"').to_owned()
+        };
+        Self { id: id.as_str(), names, escaped: names.iter().map(escaped).collect() }
+    }
+
+    /// Returns whether a JSON text may name the person, by id or by name, in any string of it. Too
+    /// often rather than too seldom: of a namesake only a stored reply is lost.
+    fn may_be_in(&self, json: &str) -> bool {
+        // Reading it costs far more than this search, which finds whatever the strings may hold.
+        let is_worth_reading = json.contains(self.id)
+            || NAME_LISTS.iter().any(|it| json.contains(it))
+            || self.escaped.iter().any(|it| json.contains(it.as_str()));
+        is_worth_reading
+            && match serde_json::from_str(json) {
+                Ok(value) => has_names_only(&value) || any_text(&value, &|it| self.is_in(it)),
+                Err(_) => self.is_in(json),
+            }
+    }
+
+    fn is_in(&self, text: &str) -> bool {
+        has_id(text, self.id) || self.names.iter().any(|it| text.contains(it.as_str()))
     }
 }
+
+/// Members of replies that list names.
+const NAME_LISTS: [&str; 2] = ["recognised", "recorded"];
 
 /// Returns whether a reply has names without the ids that they belonged to, as replies to `attend`
 /// had before they listed `subject_ids`: one may be an earlier name of anybody.
 fn has_names_only(reply: &Value) -> bool {
-    let has_names = ["recognised", "recorded"]
-        .iter()
-        .any(|key| reply[*key].as_array().is_some_and(|it| !it.is_empty()));
+    let has_names =
+        NAME_LISTS.iter().any(|key| reply[*key].as_array().is_some_and(|it| !it.is_empty()));
     has_names && reply["subject_ids"].is_null()
 }
 
@@ -151,8 +179,8 @@ mod tests {
     fn reply_mentions_subject_by_id_or_name() {
         let id = SubjectId::new("al").unwrap();
         let names = HashSet::from(["Ann \"Al\" Lee".to_owned()]);
-        let check =
-            |json: &str, expected| assert_eq!(mentions(json, &id, &names), expected, "{json}");
+        let wanted = WantedTexts::new(&id, &names);
+        let check = |json: &str, expected| assert_eq!(wanted.may_be_in(json), expected, "{json}");
         check(r#"{"subject_id":"al"}"#, true);
         check(r#"{"subjects":[{"id":"al"}]}"#, true);
         check(r#"{"names":["Ann \"Al\" Lee"]}"#, true);

@@ -14,7 +14,9 @@ use crate::health::{Health, Sharing, SharingState};
 use crate::keys::seal::SharedKey;
 use crate::recognise::face::Embedder;
 use crate::recognise::gallery::{Gallery, Subject};
-use crate::store::{AcceptOutcome, PublishReason, Store, StoreError, Tx, join_parts};
+use crate::store::{
+    AcceptOutcome, PublishReason, Store, StoreError, Tx, VersionRecord, join_parts,
+};
 use crate::wire::subject::{Portable, State};
 
 /// Other devices wait longer than the author of a change, and not all equally long: the first one
@@ -50,7 +52,20 @@ impl Reconciler {
 
     /// Stores what is newer and puts it into the gallery. Returns whether it is stored; an error is
     /// fatal.
-    pub async fn apply(&self, accepted: Vec<Portable>) -> Result<bool, StoreError> {
+    pub async fn apply(&self, mut received: Vec<Portable>) -> Result<bool, StoreError> {
+        // An erasure searches all stored replies: each is a write of its own, so that attendance is
+        // recorded between them.
+        let erasures = received.extract_if(.., |it| VersionRecord::of(it).erased);
+        let erasures: Vec<Portable> = erasures.collect();
+        let mut is_stored = self.apply_together(received).await?;
+        for erasure in erasures {
+            is_stored &= self.apply_together(vec![erasure]).await?;
+        }
+        Ok(is_stored)
+    }
+
+    /// In one write.
+    async fn apply_together(&self, accepted: Vec<Portable>) -> Result<bool, StoreError> {
         if accepted.is_empty() {
             return Ok(true);
         }
