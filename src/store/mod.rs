@@ -77,5 +77,6 @@ pub use subjects::{Erased, Erasure, NewReference};
 pub use tx::Tx;
 pub use unreadable::Unreadable;
 pub use versions::{
-    AcceptOutcome, KnownSubject, PublishReason, SealedRecord, VersionRecord, subject_of_topic,
+    AcceptOutcome, KnownSubject, PublishReason, SealedRecord, Standing, VersionRecord,
+    subject_of_topic,
 };

@@ -42,6 +42,21 @@ impl VersionRecord {
     }
 }
 
+/// Where a subject stands; that of an unknown one is the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub is_enrolled: bool,
+    pub withdrawals: u32,
+}
+
+impl Standing {
+    /// Returns whether the subject was withdrawn since it stood there. A device that shares no gallery
+    /// forgets with an erasure that there was one.
+    pub fn was_withdrawn_until(self, now: Self) -> bool {
+        self.withdrawals != now.withdrawals || self.is_enrolled && !now.is_enrolled
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownSubject {
     pub subject_id: SubjectId,
@@ -141,6 +156,15 @@ impl Reader {
                    union all select withdrawals, changes, changed_by, true, erased from withdrawn where subject_id = ?1 \
                    limit 1";
         Ok(self.conn.prepare_cached(sql)?.query_row([id.as_str()], read_version).optional()?)
+    }
+
+    /// Whether a subject is enrolled now, and how often it was withdrawn before.
+    pub fn standing(&self, id: &SubjectId) -> Result<Standing, StoreError> {
+        let record = self.version_record(id)?;
+        Ok(record.map_or_else(Standing::default, |it| Standing {
+            is_enrolled: !it.withdrawn,
+            withdrawals: it.version.withdrawals,
+        }))
     }
 
     /// Returns all subjects, enrolled and withdrawn.

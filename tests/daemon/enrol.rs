@@ -284,3 +284,45 @@ fn changed_embedder_outdates_subjects_until_enrolled() {
     );
     assert!(daemon.terminate().success());
 }
+
+#[test]
+fn withdrawn_while_waited_for_stays_withdrawn() {
+    let broker = Mosquitto::start();
+    let (ann, _) = people();
+    let home = Home::new(broker.port(), "");
+    let shown = image::open(photographs(&ann)[0]).unwrap().to_rgb8();
+    image::RgbImage::from_pixel(shown.width(), shown.height(), image::Rgb([90, 110, 100]))
+        .save(home.path("empty.jpg"))
+        .unwrap();
+    shown.save(home.path("person.jpg")).unwrap();
+    let folder = home.path("");
+    let script = format!(
+        "cd {}; while sleep 0.1; do if [ -e here ]; then cat person.jpg; else cat empty.jpg; fi; done",
+        folder.display()
+    );
+    fs::write(home.path("camera.sh"), script).unwrap();
+    let command = home.path("camera.sh");
+    home.configure(
+        broker.port(),
+        &format!(
+            "[camera]\nsource = \"pipe\"\ncommand = [\"sh\", \"{}\"]\n{}",
+            command.display(),
+            recognition("pad = \"off\"")
+        ),
+    );
+    let _daemon = home.start();
+    let client = Client::connect(broker.port());
+    until_streaming(&client);
+    let photograph = photographs(&ann)[0].to_owned();
+    let enrolled = client.request("enrol", "e-1", enrolment("ann", "Ann", &[photograph]));
+    assert_eq!(enrolled["ok"], true, "{enrolled}");
+    let wanted = json!({"request_id": "cam-1", "subject": {"id": "ann", "name": "Ann"}, "samples": 1, "timeout_ms": 60_000});
+    client.command("enrol_from_camera", &wanted);
+    let erased = client.request("withdraw", "w-1", json!({"subject_id": "ann", "erase": true}));
+    assert_eq!(erased["ok"], true, "{erased}");
+    assert!(reply(&client, "cam-1").is_none(), "it still waits");
+    fs::write(home.path("here"), "").unwrap();
+    let refused = until("the person was seen", || reply(&client, "cam-1"));
+    assert_eq!(refused["error"]["code"], "unknown_subject", "{refused}");
+    assert_eq!(client.request("subjects", "s-1", json!({}))["subjects"], json!([]));
+}

@@ -233,7 +233,7 @@ fn fill(home: &Home, zone: &str) {
                     latency_ms: 90,
                 };
                 let outcome = record_visit(tx, &venue, &visit, seen, clock.as_ref())?;
-                recorded += usize::from(matches!(outcome, VisitOutcome::Recorded(_)));
+                recorded += usize::from(matches!(outcome, VisitOutcome::Recorded { .. }));
             }
             Ok(recorded)
         });

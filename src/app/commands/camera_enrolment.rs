@@ -10,6 +10,7 @@ use crate::enrol::Judgement;
 use crate::enrol::camera::Tally;
 use crate::ids::{Name, SubjectId};
 use crate::recognise::engine::EngineError;
+use crate::store::Standing;
 use crate::wire::consent::Consent;
 
 /// At most one command waits for a person.
@@ -28,6 +29,8 @@ pub(super) struct EnrolmentRequest {
     pub replace: bool,
     pub allow_duplicate: bool,
     pub consent: Option<Consent>,
+    /// Where the subject stood when the command came.
+    pub standing: Standing,
 }
 
 /// A command that waits for a person.

@@ -46,6 +46,7 @@ impl Commander {
             ));
         }
         self.check_consent(&command.subject_id, command.consent.as_ref()).await?;
+        let standing = self.standing(&command.subject_id).await?;
         match self.health.camera_state() {
             CameraHealth::Streaming => {}
             CameraHealth::Absent => {
@@ -83,7 +84,8 @@ impl Commander {
             return Err(fault);
         }
         let until = Instant::now() + timeout;
-        let wanted = EnrolmentRequest { id: subject_id, name, replace, allow_duplicate, consent };
+        let wanted =
+            EnrolmentRequest { id: subject_id, name, replace, allow_duplicate, consent, standing };
         *self.camera_enrolment.request.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(to.request_id.clone());
         let waiting = Waiting { to, wanted, until, tally, judged };

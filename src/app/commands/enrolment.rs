@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::app::commands::camera_enrolment::EnrolmentRequest;
 use crate::app::commands::commander::Commander;
-use crate::app::commands::failure::CommandError;
+use crate::app::commands::failure::{CommandError, reject};
 use crate::app::commands::reply_to::{ReplyTo, WrittenReply};
 use crate::app::pipeline::inference::Job;
 use crate::clock::Stamp;
@@ -18,8 +18,8 @@ use crate::recognise::face::{Embedder, Template};
 use crate::recognise::gallery;
 use crate::recognise::quality::Flaw;
 use crate::store::{
-    AcceptOutcome, NewReference, PhotographDigest, PublishReason, Reference, StoreError, Tx,
-    count_references,
+    AcceptOutcome, NewReference, PhotographDigest, PublishReason, Reference, Standing, StoreError,
+    Tx, count_references,
 };
 use crate::wire::command::{
     Enrol, ErrorCode, ImageOutcome, ImageReason, LookAlike, NotEnrolled, Rejection, Rename,
@@ -37,13 +37,14 @@ impl Commander {
         enrol: Enrol,
     ) -> Result<WrittenReply, CommandError> {
         self.check_consent(&enrol.subject_id, enrol.consent.as_ref()).await?;
+        let standing = self.standing(&enrol.subject_id).await?;
         let judgement = self.judge(&enrol).await?;
         let photographs =
             enrol.images.iter().map(|image| Sha256::digest(image.bytes()).into()).collect();
         let Enrol { subject_id: id, name, replace, allow_duplicate, consent, .. } = enrol;
         self.store_judged(
             to,
-            EnrolmentRequest { id, name, replace, allow_duplicate, consent },
+            EnrolmentRequest { id, name, replace, allow_duplicate, consent, standing },
             judgement,
             photographs,
         )
@@ -69,7 +70,7 @@ impl Commander {
             let rejection = Rejection { details, ..Rejection::new(None, code, message) };
             return Err(CommandError::Rejected { rejection, lasting: true });
         }
-        let EnrolmentRequest { id, name, replace, consent, .. } = wanted;
+        let EnrolmentRequest { id, name, replace, consent, standing, .. } = wanted;
         let at = self.clock.now();
         let embedder = self.embedder;
         let subject = SubjectRef { id: id.clone(), name: name.clone() };
@@ -77,6 +78,10 @@ impl Commander {
             .with_photographs(photographs)
             .with_consent(consent);
         let write = move |tx: &mut Tx<'_>| {
+            // Whoever withdrew while photographs were judged or somebody was waited for stays away.
+            if standing.was_withdrawn_until(tx.standing(&enrolment.subject.id)?) {
+                return Ok(None);
+            }
             let stored = enrolment.store(tx, Some(&to.request_id))?;
             let body = Enrolled {
                 subject_id: enrolment.subject.id.clone(),
@@ -86,10 +91,16 @@ impl Commander {
                 look_alikes: look_alikes.clone(),
                 weak: judgement.is_weak,
             };
-            Ok((to.accept(tx, Reply::Enrolled(body))?, stored.templates))
+            Ok(Some((to.accept(tx, Reply::Enrolled(body))?, stored.templates)))
         };
         let _turn = self.gallery.lock_for_change().await;
-        let (reply, templates) = self.store.write_async(write).await?;
+        let Some((reply, templates)) = self.store.write_async(write).await? else {
+            return Err(reject(
+                ErrorCode::UnknownSubject,
+                "the person was withdrawn while they were being enrolled; send another command to \
+                 enrol them again",
+            ));
+        };
         self.gallery.update(|gallery| gallery.replaced(gallery::Subject { id, name }, &templates));
         self.changed.notify_one();
         Ok(reply)
@@ -153,6 +164,11 @@ impl Commander {
         let reply = self.store.write_async(write).await?;
         self.gallery.update(|gallery| gallery.renamed(&rename.subject_id, rename.name));
         Ok(reply)
+    }
+
+    pub(super) async fn standing(&self, id: &SubjectId) -> Result<Standing, CommandError> {
+        let id = id.clone();
+        Ok(self.store.read(move |tx| tx.standing(&id)).await?)
     }
 
     async fn judge(&self, enrol: &Enrol) -> Result<Judgement, CommandError> {

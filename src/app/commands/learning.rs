@@ -60,7 +60,7 @@ impl Learning {
     }
 
     async fn learn(&self, sample: LearnedSample) -> Result<(), StoreError> {
-        let LearnedSample { id, name, template, quality } = sample;
+        let LearnedSample { id, template, quality } = sample;
         let judgement = Judgement {
             photographs: vec![Judged::Accepted { template, quality }],
             duplicate_of: None,
@@ -68,18 +68,20 @@ impl Learning {
             references_max: self.references_max,
             is_weak: false,
         };
-        let subject = SubjectRef { id: id.clone(), name: name.clone() };
-        let enrolment =
-            NewEnrolment::new(subject, false, &judgement, self.embedder, self.clock.now());
+        let at = self.clock.now();
         let embedder = self.embedder;
-        let subject_id = id.clone();
         let write = move |tx: &mut Tx<'_>| {
-            let is_partial =
-                tx.recognition_of(&subject_id, &embedder)? == Recognisable::ByFirstPart;
-            if is_partial { enrolment.store(tx, None).map(Some) } else { Ok(None) }
+            // As the person is called now: the sample is older than a new name.
+            let Some(known) = tx.subject(&id)? else { return Ok(None) };
+            if tx.recognition_of(&id, &embedder)? != Recognisable::ByFirstPart {
+                return Ok(None);
+            }
+            let subject = SubjectRef { id: known.id, name: known.name };
+            let enrolment = NewEnrolment::new(subject.clone(), false, &judgement, embedder, at);
+            Ok(Some((subject, enrolment.store(tx, None)?)))
         };
         let _turn = self.gallery.lock_for_change().await;
-        if let Some(stored) = self.store.write_async(write).await? {
+        if let Some((SubjectRef { id, name }, stored)) = self.store.write_async(write).await? {
             tracing::info!("a reference with both parts was learned from the camera");
             self.gallery
                 .update(|gallery| gallery.replaced(Subject { id, name }, &stored.templates));

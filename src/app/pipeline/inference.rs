@@ -424,7 +424,7 @@ impl Inference {
         let gallery = self.gallery.snapshot();
         let observations = self.live.observations();
         let wanted = learner.wanted_subject(faces, &observations, &gallery, &frame.media());
-        let (Some((id, name)), [observation], Ok(picture)) =
+        let (Some(id), [observation], Ok(picture)) =
             (wanted, observations.as_slice(), frame.pixels.full())
         else {
             return Ok(());
@@ -441,7 +441,7 @@ impl Inference {
         if let Some(template) = still::template(self.engine.as_mut(), &sample)? {
             let look = decision::look_first(&template, &gallery, &self.decision);
             let quality = quality::rank(&quality);
-            let sample = LearnedSample { id, name, template, quality };
+            let sample = LearnedSample { id, template, quality };
             learner.offer(sample, &look, &gallery, &self.decision);
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::clock::Stamp;
-use crate::ids::{Name, SubjectId};
+use crate::ids::SubjectId;
 use crate::recognise::decision::{Decision, DecisionSettings, FirstLook};
 use crate::recognise::face::Template;
 use crate::recognise::gallery::Gallery;
@@ -27,7 +27,6 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct LearnedSample {
     pub id: SubjectId,
-    pub name: Name,
     pub template: Template,
     /// Of the sample, 0.0..=1.0.
     pub quality: f32,
@@ -52,7 +51,7 @@ impl Learner {
         observations: &[FaceObservation],
         gallery: &Gallery,
         now: &Stamp,
-    ) -> Option<(SubjectId, Name)> {
+    ) -> Option<SubjectId> {
         let (1, [observation]) = (faces, observations) else { return None };
         let Decision::Identified(found) = &observation.decision else { return None };
         let subject = gallery.subject(&found.subject.id)?;
@@ -64,7 +63,7 @@ impl Learner {
             return None;
         }
         self.attempted = Some(*now);
-        Some((subject.id.clone(), subject.name.clone()))
+        Some(subject.id.clone())
     }
 
     /// Offers a sample whose first part surely finds its subject.
@@ -85,6 +84,7 @@ impl Learner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Name;
     use crate::recognise::decision::{EarlyExit, Identification, ThresholdRule, look_first};
     use crate::recognise::face::{BoundingBox, Embedder, Landmarks, ModelDigest, Part};
     use crate::recognise::gallery::Subject;
@@ -174,13 +174,8 @@ mod tests {
         for (score, learned) in [(0.55, false), (0.65, true)] {
             let template = template(score).with_second(&template(0.5), 0.67);
             let look = look_first(&template, &gallery, &settings);
-            let Subject { id, name } = subject();
-            learner.offer(
-                LearnedSample { id, name, template, quality: 1.0 },
-                &look,
-                &gallery,
-                &settings,
-            );
+            let sample = LearnedSample { id: subject().id, template, quality: 1.0 };
+            learner.offer(sample, &look, &gallery, &settings);
             assert_eq!(samples.try_recv().is_ok(), learned, "{score}");
         }
     }

@@ -110,7 +110,7 @@ impl Recorder {
         let venue_id = venue.id.clone();
         let done = self.write(move |tx| record_visit(tx, &venue, &visit, at, clock.as_ref()))?;
         match done {
-            VisitOutcome::Recorded(event) => {
+            VisitOutcome::Recorded { event, .. } => {
                 self.health.recorded.add(1);
                 self.health.times.attendance.observe(self.clock.now().since(&outcome.decided_at));
                 tracing::info!(track_id = outcome.track_id, score = found.score, event_id = %event.event_id, "attendance recorded");
@@ -155,12 +155,12 @@ impl Recorder {
             enforced: attack.enforced,
         };
         let event_id = self.write(move |tx| {
-            // The gallery snapshot may be older than a withdrawal: the name must not come back.
+            // The gallery snapshot may be older than a withdrawal or a new name: what was must not
+            // come back.
             let mut body = body.clone();
-            if let Some(shown) = &body.subject
-                && tx.subject(&shown.id)?.is_none()
-            {
-                body.subject = None;
+            if let Some(shown) = &body.subject {
+                let known = tx.subject(&shown.id)?;
+                body.subject = known.map(|it| SubjectRef { id: it.id, name: it.name });
             }
             let event = NewEvent::new(at, Body::Attack(body));
             tx.append_event(&event)?;
@@ -210,7 +210,10 @@ pub struct Visit {
 /// What became of a visit.
 #[derive(Clone, Debug)]
 pub enum VisitOutcome {
-    Recorded(NewEvent),
+    Recorded {
+        subject: SubjectRef,
+        event: NewEvent,
+    },
     /// It is in the record already.
     Repeated {
         subject: SubjectRef,
@@ -224,7 +227,7 @@ impl VisitOutcome {
     /// Returns the event of a visit that was recorded now.
     pub fn recorded(self) -> Option<NewEvent> {
         match self {
-            Self::Recorded(event) => Some(event),
+            Self::Recorded { event, .. } => Some(event),
             Self::Repeated { .. } | Self::NotEnrolled => None,
         }
     }
@@ -259,7 +262,7 @@ pub fn record_visit(
     let body = Body::Attendance(Attendance {
         venue: venue.id.clone(),
         session: entry.session,
-        subject: Some(subject),
+        subject: Some(subject.clone()),
         direction: entry.direction,
         status: entry.status,
         score: visit.score,
@@ -270,7 +273,7 @@ pub fn record_visit(
     });
     let event = NewEvent::new(at, body);
     tx.append_attendance(venue, &event)?;
-    Ok(VisitOutcome::Recorded(event))
+    Ok(VisitOutcome::Recorded { subject, event })
 }
 
 #[cfg(test)]
