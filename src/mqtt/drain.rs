@@ -25,7 +25,7 @@ use rumqttc::{Connect, Login, Packet, PubAck, QoS, Subscribe, SubscribeFilter};
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::mqtt::event::Oversized;
 use crate::mqtt::fault::{ConnectRefusal, LinkFault, TlsFault};
@@ -37,6 +37,9 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const FOUND_MAX: usize = 16;
 /// A broker resumes a session at once, so silence this long means that it has sent everything.
 const SILENCE: Duration = Duration::from_secs(2);
+/// Messages that fit postpone that for no longer: somebody may send one each second without end, and
+/// nothing is delivered meanwhile.
+const OTHERS_MAX: Duration = Duration::from_secs(30);
 /// No progress at all for this long: the connection is dead.
 const STALL_MAX: Duration = Duration::from_secs(20);
 const DURATION_MAX: Duration = Duration::from_mins(10);
@@ -83,7 +86,7 @@ async fn find_oversized(
     tls: Option<&Arc<ClientConfig>>,
     filters: &[String],
 ) -> Result<Vec<Oversized>, LinkFault> {
-    let deadline = tokio::time::Instant::now() + DURATION_MAX;
+    let deadline = Instant::now() + DURATION_MAX;
     let mut found = Vec::new();
     let drained = timeout_at(deadline, async {
         let mut stream = connect(settings, tls, !filters.is_empty()).await?;
@@ -153,8 +156,10 @@ async fn skip_packets(
 ) -> Result<(), LinkFault> {
     // To the end of what comes: closing a socket over unread data can lose the acknowledgements we
     // sent (TCP reset).
+    let mut others_until = Instant::now() + OTHERS_MAX;
     loop {
-        let Ok(header) = timeout(SILENCE, read_header(stream)).await else {
+        let until = others_until.min(Instant::now() + SILENCE);
+        let Ok(header) = timeout_at(until, read_header(stream)).await else {
             return Ok(());
         };
         let header = header?;
@@ -164,6 +169,7 @@ async fn skip_packets(
                 send_packet(stream, &Packet::PubAck(PubAck::new(pkid))).await?;
             }
             found.push(oversized);
+            others_until = Instant::now() + OTHERS_MAX;
         } else {
             skip_bytes(stream, header.remaining).await?;
         }
