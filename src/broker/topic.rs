@@ -4,15 +4,24 @@
 /// guess.
 pub const TOPIC_BYTES_MAX: usize = 1024;
 
+/// Names with more levels are refused: a filter is compared with every retained name, level by level.
+/// The daemon's have six, Home Assistant's four.
+pub const LEVELS_MAX: usize = 32;
+
 /// Whether a message may be published there.
 pub fn is_name(topic: &str) -> bool {
-    !topic.is_empty() && topic.len() <= TOPIC_BYTES_MAX && !topic.contains(['+', '#', '\0'])
+    is_bounded(topic) && !topic.contains(['+', '#', '\0'])
+}
+
+fn is_bounded(topic: &str) -> bool {
+    let separators = topic.bytes().filter(|it| *it == b'/').count();
+    !topic.is_empty() && topic.len() <= TOPIC_BYTES_MAX && separators < LEVELS_MAX
 }
 
 /// Whether it can be subscribed to: `+` fills a level, `#` the last one.
 pub fn is_filter(filter: &str) -> bool {
     let mut levels = filter.split('/').peekable();
-    let mut valid = !filter.is_empty() && filter.len() <= TOPIC_BYTES_MAX;
+    let mut valid = is_bounded(filter);
     while let Some(level) = levels.next() {
         valid &= match level {
             "+" => true,
@@ -92,5 +101,8 @@ mod tests {
         assert!(is_name(&"a".repeat(TOPIC_BYTES_MAX)));
         assert!(!is_name(&"a".repeat(TOPIC_BYTES_MAX + 1)));
         assert!(!is_filter(&"a".repeat(TOPIC_BYTES_MAX + 1)));
+        let levels = |count: usize| vec!["a"; count].join("/");
+        assert!(is_name(&levels(LEVELS_MAX)) && is_filter(&levels(LEVELS_MAX)));
+        assert!(!is_name(&levels(LEVELS_MAX + 1)) && !is_filter(&levels(LEVELS_MAX + 1)));
     }
 }
