@@ -133,6 +133,15 @@ struct RowLink {
     prev: Option<Hash>,
     record: Option<Place>,
     start: Option<Start>,
+    /// Whether the hash is that of this content in this place.
+    fits: bool,
+}
+
+impl RowLink {
+    fn fits_at(&self, seq: i64) -> bool {
+        let Self { content, prev, record, start, .. } = self;
+        chain::hash(seq, content, prev.as_ref(), record.as_ref(), *start) == self.hash
+    }
 }
 
 /// The result for one device.
@@ -257,7 +266,9 @@ impl Row {
             serde_json::from_value(stated.get("content")?.clone()).ok()?
         };
         let Link { hash, prev, record, start, .. } = link;
-        row.link = Some(RowLink { hash, content, prev, record, start });
+        let mut link = RowLink { hash, content, prev, record, start, fits: false };
+        link.fits = link.fits_at(seq);
+        row.link = Some(link);
         Some(row)
     }
 
@@ -299,10 +310,14 @@ impl Row {
         Fault { kind, seq: Some(self.seq), event_id, what: what.into() }
     }
 
+    /// Whether its hash is that of its content in its place.
+    fn fits(&self) -> bool {
+        self.link.as_ref().is_some_and(|it| it.fits)
+    }
+
+    /// Whether it would be in its place there.
     fn fits_at(&self, seq: i64) -> bool {
-        self.link.as_ref().is_some_and(|it| {
-            chain::hash(seq, &it.content, it.prev.as_ref(), it.record.as_ref(), it.start) == it.hash
-        })
+        self.link.as_ref().is_some_and(|it| it.fits_at(seq))
     }
 }
 
@@ -329,7 +344,7 @@ pub fn check(mut rows: Vec<Row>, expected: &Expected) -> Report {
 fn remove_repeated(rows: &mut Vec<Row>) {
     let mut seen = HashSet::new();
     rows.retain(|row| {
-        let is_whole = row.flaw.is_none() && row.fits_at(row.seq);
+        let is_whole = row.flaw.is_none() && row.fits();
         let key = row.link.as_ref().map(|it| (row.seq, it.hash));
         !is_whole || key.is_none_or(|key| seen.insert(key))
     });
@@ -344,7 +359,7 @@ fn report_disorder(rows: &[Row], named: &HashSet<(i64, Hash)>, report: &mut Repo
     let is_whole = |row: &&Row| {
         let is_only = counts.get(&row.seq) == Some(&1);
         let is_named = || row.link.as_ref().is_some_and(|it| named.contains(&(row.seq, it.hash)));
-        row.fits_at(row.seq) && (is_only || is_named())
+        row.fits() && (is_only || is_named())
     };
     let found: Vec<&Row> = rows.iter().filter(is_whole).collect();
     let mut sorted = found.clone();
@@ -416,7 +431,7 @@ impl<'a> Walk<'a> {
         let rank = |row: &Row| {
             let hash = row.link.as_ref().map(|it| it.hash);
             let is_named = hash.is_some_and(|it| self.named.contains(&(row.seq, it)));
-            (row.fits_at(row.seq) && row.flaw.is_none(), is_named)
+            (row.fits() && row.flaw.is_none(), is_named)
         };
         let mut best = 0;
         for (at, row) in same.iter().enumerate().skip(1) {
@@ -486,7 +501,7 @@ impl<'a> Walk<'a> {
 
     /// Returns what is wrong with a row by itself.
     fn fault_of(&mut self, row: &Row) -> Option<Fault> {
-        if row.fits_at(row.seq) {
+        if row.fits() {
             return row.flaw.map(|flaw| row.fault(FaultKind::Altered, flaw));
         }
         let link = row.link.as_ref()?;

@@ -402,7 +402,7 @@ fn repeated_delivery_is_no_fault() {
     assert!(check_with(&events, &expected).is_intact());
 }
 
-/// Each row of a long record, in turn: a quarter of an hour with this crate's optimisation for tests.
+/// Each row of a long record, in turn: half an hour with this crate's optimisation for tests.
 #[test]
 #[ignore = "takes long: cargo test --lib every_change_of_a_long_record -- --ignored"]
 fn every_change_of_a_long_record_is_found() {
