@@ -79,6 +79,8 @@ pub enum Days {
 
 /// A client of the legacy API makes a venue for each lesson.
 pub const VENUES_MAX: usize = 1_000;
+/// Of all venues together, as they are stored: each change of one reads them all.
+pub const VENUES_BYTES_MAX: usize = 2 << 20;
 pub const SESSIONS_MAX: usize = 50;
 pub const DATES_MAX: usize = 200;
 /// A person who was recorded a day ago may be recorded again in any case.

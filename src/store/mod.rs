@@ -62,7 +62,7 @@ pub use files::DATABASE;
 pub use handle::{Opened, Store};
 pub use parts::{count_references, join_parts};
 pub use photographs::PhotographDigest;
-pub use read::{AttendanceQuery, Observation, StoredVenue};
+pub use read::{AttendanceQuery, Observation, StoredVenue, VenuesSize};
 pub use reader::Reader;
 pub use references::{Migration, Recognisable};
 pub use replay_guard::{ReplayCheck, SignedToken, TokenState};

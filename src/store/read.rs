@@ -193,6 +193,13 @@ pub struct StoredVenue {
     pub changed_ms: i64,
 }
 
+/// How many venues were put by command, and the bytes of their JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VenuesSize {
+    pub count: usize,
+    pub bytes: usize,
+}
+
 /// An interval of time in which the device was watching, by both clocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
@@ -466,6 +473,19 @@ impl Reader {
             Ok(StoredVenue { id: row.get(0)?, body: row.get(1)?, changed_ms: row.get(2)? })
         };
         Ok(query.query_map([], read)?.collect::<Result<_, _>>()?)
+    }
+
+    /// How many venues there are beside this one, and how much they take.
+    pub fn venues_size(&self, except: &str) -> Result<VenuesSize, StoreError> {
+        let sql =
+            "select count(*), coalesce(sum(octet_length(body)), 0) from main.venue where id <> ?1";
+        let read = |row: &Row<'_>| {
+            Ok(VenuesSize {
+                count: row.get::<_, i64>(0)? as usize,
+                bytes: row.get::<_, i64>(1)? as usize,
+            })
+        };
+        Ok(self.conn.query_row(sql, [except], read)?)
     }
 
     /// The row that was begun last.

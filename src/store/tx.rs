@@ -28,6 +28,8 @@ pub(super) const BATCH: i64 = 1_000;
 
 /// The reason of a dead letter is for people.
 const REASON_CHARS: usize = 500;
+/// Dead-lettered replies that are kept, of at most 1 MB each.
+const DEAD_REPLIES_KEPT: i64 = 32;
 
 /// What every write may use.
 pub(super) struct StoreContext {
@@ -350,12 +352,19 @@ impl<'a> Tx<'a> {
         if erased { self.schedule_scrub() } else { Ok(()) }
     }
 
-    /// Takes a row out of delivery for good; it stays with the reason.
+    /// Takes a row out of delivery for good; it stays with the reason. Of replies the newest stay: the
+    /// broker took none of them, and whoever asked asks again.
     pub fn dead_letter(&mut self, id: i64, reason: &str) -> Result<(), StoreError> {
         let reason: String = reason.chars().take(REASON_CHARS).collect();
-        self.conn
-            .prepare("update main.outbox set buried_reason = ?2 where id = ?1")?
-            .execute(params![id, reason])?;
+        let sql = "update main.outbox set buried_reason = ?2 where id = ?1 returning topic like 'reply/%'";
+        let is_reply: Option<Option<bool>> =
+            self.conn.prepare(sql)?.query_row(params![id, reason], |row| row.get(0)).optional()?;
+        if is_reply.flatten() == Some(true) {
+            let sql = "delete from main.outbox where id in (\
+                         select id from main.outbox where sink = 'mqtt' and buried_reason is not null \
+                         and topic like 'reply/%' order by id desc limit -1 offset ?1)";
+            self.conn.prepare(sql)?.execute([DEAD_REPLIES_KEPT])?;
+        }
         Ok(())
     }
 

@@ -173,7 +173,7 @@ pub struct FaceEntry {
     pub score: Option<f32>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Attended {
     pub venue: String,
     /// Whose attendance was recorded now.
@@ -189,6 +189,13 @@ pub struct Attended {
     /// is nobody.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub already_recorded: Vec<AlreadyRecorded>,
+}
+
+impl Attended {
+    pub fn add_recognised(&mut self, subject: SubjectRef) {
+        self.recognised.push(subject.name);
+        self.subject_ids.push(subject.id);
+    }
 }
 
 /// The attendance by which a visit is recorded already.

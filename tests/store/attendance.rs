@@ -440,6 +440,11 @@ fn stored_venue_survives_restart() {
     let store = bench.open();
     assert!(!store.write(|tx| tx.put_venue("room-a", "{}")).unwrap());
     assert!(store.write(|tx| tx.put_venue("room-a", "{\"x\":1}")).unwrap());
+    let size = |except: &'static str| {
+        let size = store.write(move |tx| tx.venues_size(except)).unwrap();
+        (size.count, size.bytes)
+    };
+    assert_eq!((size("room-a"), size("room-b")), ((0, 0), (1, 7)));
     drop(store);
     let store = bench.open();
     let kept = store.write(|tx| tx.venues()).unwrap();

@@ -272,3 +272,22 @@ async fn stop_ends_the_pause_at_once() {
     outcome.unwrap();
     assert_eq!(bench.pending().await, 1);
 }
+
+#[test]
+fn few_dead_replies_are_kept() {
+    let bench = RelayBench::new();
+    bench.append(3);
+    let kept = bench.store.write(|tx| {
+        for number in 0..40 {
+            tx.queue_reply(&format!("reply/r-{number}"), "{}")?;
+        }
+        let rows: Vec<i64> =
+            tx.outbox_batch(SinkName::MQTT, 0, 100)?.iter().map(|row| row.id).collect();
+        assert_eq!(rows.len(), 43);
+        rows.iter().try_for_each(|id| tx.dead_letter(*id, "larger than the broker takes"))?;
+        tx.dead_letters(100)
+    });
+    let kept = kept.unwrap();
+    assert_eq!(kept.iter().filter(|it| it.event_seq.is_some()).count(), 3, "no event is dropped");
+    assert_eq!(kept.len(), 3 + 32);
+}

@@ -2,11 +2,12 @@
 
 use crate::app::commands::commander::Commander;
 use crate::app::commands::failure::{CommandError, reject};
+use crate::app::commands::page::Page;
 use crate::app::commands::reply_to::{ReplyTo, WrittenReply};
 use crate::app::commands::report;
 use crate::app::commands::report::{Absent, AttendanceReport, RECORDS_MAX};
 use crate::app::state::venues::{VenueChangeError, resolve};
-use crate::attend::venue::{VENUES_MAX, Venue, VenueError, VenueSpec};
+use crate::attend::venue::{VENUES_BYTES_MAX, VENUES_MAX, Venue, VenueError, VenueSpec};
 use crate::clock::rfc3339;
 use crate::store::{AttendanceQuery, StoredVenue, Tx};
 use crate::wire::command::{
@@ -18,10 +19,6 @@ use crate::wire::reply::{
 
 /// How far ahead the next session of a venue is searched.
 const NEXT_SESSION_MS: i64 = 8 * 86_400_000;
-
-/// The largest page of the record: 500 rows with names of 200 characters have 0.6 MB, and as much
-/// again those sessions of two months of which nothing is known, once each with one gap.
-const REPORT_BYTES_MAX: usize = 4 << 20;
 
 impl Commander {
     pub(super) async fn attendance(
@@ -81,14 +78,6 @@ impl Commander {
         report: Reply,
     ) -> Result<WrittenReply, CommandError> {
         let reply = to.write(report);
-        let bytes = reply.json.len();
-        if bytes > REPORT_BYTES_MAX {
-            let message = format!(
-                "the page would have {bytes} bytes; at most {REPORT_BYTES_MAX}: ask for fewer rows \
-                 (`limit`) or a shorter period (`from`, `to`)"
-            );
-            return Err(reject(ErrorCode::TooMany, message));
-        }
         let json = reply.json.clone();
         self.store.write_async(move |tx| to.store(tx, &json)).await?;
         Ok(reply)
@@ -118,8 +107,8 @@ impl Commander {
             ends_at: rfc3339(it.end_ms),
         });
         let write = move |tx: &mut Tx<'_>| {
-            let others = tx.venues()?.iter().filter(|it| it.id != venue.id).count();
-            if others >= VENUES_MAX {
+            let others = tx.venues_size(&venue.id)?;
+            if others.count >= VENUES_MAX || others.bytes + body.len() > VENUES_BYTES_MAX {
                 return Ok(Err(VenueChangeError::TooMany));
             }
             let replaced = tx.put_venue(&venue.id, &body)?;
@@ -166,18 +155,12 @@ impl Commander {
     ) -> Result<WrittenReply, CommandError> {
         let all = self.venues.all();
         let after = page.after.as_deref().unwrap_or_default();
-        let mut entries: Vec<VenueEntry> = all
-            .iter()
-            .filter(|it| it.venue.id.as_str() > after)
-            .take(page.limit as usize + 1)
-            .map(|it| VenueEntry {
-                spec: it.venue.spec(),
-                source: it.source,
-                door: it.venue.id == self.venues.door_id(),
-            })
-            .collect();
-        let more = entries.len() > page.limit as usize;
-        entries.truncate(page.limit as usize);
+        let entries = all.iter().filter(|it| it.venue.id.as_str() > after).map(|it| VenueEntry {
+            spec: it.venue.spec(),
+            source: it.source,
+            door: it.venue.id == self.venues.door_id(),
+        });
+        let Page { entries, more } = Page::of(entries, page.limit as usize);
         let next_after = entries.last().filter(|_| more).map(|it| it.spec.venue.clone());
         let list = VenueList { venues: entries, next_after };
         let write = move |tx: &mut Tx<'_>| to.accept(tx, Reply::Venues(list.clone()));

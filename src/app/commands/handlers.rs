@@ -7,10 +7,10 @@ use std::collections::HashSet;
 use std::sync::mpsc::TrySendError;
 
 use tokio::sync::oneshot;
-use uuid::Uuid;
 
 use crate::app::commands::commander::{Commander, JOB_PATIENCE};
 use crate::app::commands::failure::{CommandError, reject, reject_for_now};
+use crate::app::commands::page::Page;
 use crate::app::commands::reply_to::{ReplyTo, WrittenReply};
 use crate::app::pipeline::inference::{IdentifiedFace, Job};
 use crate::app::pipeline::recorder::{Visit, VisitOutcome, record_visit, recorded_at};
@@ -22,7 +22,7 @@ use crate::ids::Name;
 use crate::recognise::decision::Decision;
 use crate::recognise::gallery;
 use crate::recognise::picture::Picture;
-use crate::store::{Recognisable, Tx};
+use crate::store::{Recognisable, StoreError, Tx};
 use crate::wire::command::{Attend, EncodedImage, ErrorCode, Subjects, Verb};
 use crate::wire::event::SubjectRef;
 use crate::wire::reply::{
@@ -60,10 +60,7 @@ impl Commander {
         let embedder = self.embedder;
         let read = move |tx: &Tx<'_>| {
             // One more than requested shows whether there is another page.
-            let mut found = tx.subjects(page.after.as_ref(), page.limit + 1)?;
-            let more = found.len() > page.limit as usize;
-            found.truncate(page.limit as usize);
-            let next_after = found.last().filter(|_| more).map(|last| last.id.clone());
+            let found = tx.subjects(page.after.as_ref(), page.limit + 1)?;
             let mut subjects = Vec::with_capacity(found.len());
             for subject in found {
                 let recognition = tx.recognition_of(&subject.id, &embedder)?;
@@ -78,6 +75,8 @@ impl Commander {
                     model_digest: subject.embedder.map(|digest| digest.to_string()),
                 });
             }
+            let Page { entries: subjects, more } = Page::of(subjects, page.limit as usize);
+            let next_after = subjects.last().filter(|_| more).map(|last| last.id.clone());
             Ok(SubjectList { subjects, next_after })
         };
         let list = self.store.read(read).await?;
@@ -107,20 +106,22 @@ impl Commander {
             }
         };
         let entries: Vec<FaceEntry> = faces.iter().map(entry).collect();
-        let names = once_each(entries.iter().filter_map(|face| face.subject.as_ref()));
-        let body = Recognised { faces: entries, names };
         // Nothing is recorded, not even the reply: the same request is simply executed again.
-        let reply = to.write(Reply::Recognised(body));
-        if to.is_mqtt() {
-            let json = reply.json.clone();
-            let write = move |tx: &mut Tx<'_>| {
-                // With no reply stored, nothing else shows that this request came to its end.
-                tx.end_signed(&to.request_id)?;
-                to.queue(tx, &json)
-            };
-            self.store.write_async(write).await?;
+        if !to.is_mqtt() {
+            return Ok(to.write(recognised(entries)));
         }
-        Ok(reply)
+        let write = move |tx: &mut Tx<'_>| {
+            // With no reply stored, nothing else shows that this request came to its end.
+            tx.end_signed(&to.request_id)?;
+            let mut faces = entries.clone();
+            for face in &mut faces {
+                face.subject = still_enrolled(tx, face.subject.take())?;
+            }
+            let reply = to.write(recognised(faces));
+            to.queue(tx, &reply.json)?;
+            Ok(reply)
+        };
+        Ok(self.store.write_async(write).await?)
     }
 
     async fn attend(&self, to: ReplyTo, attend: Attend) -> Result<WrittenReply, CommandError> {
@@ -134,39 +135,29 @@ impl Commander {
         let unknown = faces.iter().filter(is_unknown).count() as u32;
         let clock = std::sync::Arc::clone(&self.clock);
         let write = move |tx: &mut Tx<'_>| {
-            let mut recorded = Vec::new();
-            let mut event_ids = Vec::<Uuid>::new();
-            let mut already_recorded = Vec::new();
+            let venue_id = venue.id.clone();
+            let mut attended = Attended { venue: venue_id, unknown, ..Attended::default() };
             for visit in &visits {
                 match record_visit(tx, &venue, visit, at, clock.as_ref())? {
-                    VisitOutcome::Recorded(event) => {
-                        recorded.push(visit.subject.name.clone());
-                        event_ids.push(event.event_id);
+                    VisitOutcome::Recorded { subject, event } => {
+                        attended.event_ids.push(event.event_id);
+                        attended.recorded.push(subject.name.clone());
+                        attended.add_recognised(subject);
                     }
                     VisitOutcome::Repeated { subject, recorded } => {
-                        already_recorded.push(AlreadyRecorded {
-                            subject_id: subject.id,
+                        attended.already_recorded.push(AlreadyRecorded {
+                            subject_id: subject.id.clone(),
                             direction: recorded.direction,
                             recorded_at: recorded_at(&recorded),
                             session: recorded.session,
                         });
+                        attended.add_recognised(subject);
                     }
-                    VisitOutcome::NotEnrolled => {}
+                    // The gallery that was searched is older than the withdrawal.
+                    VisitOutcome::NotEnrolled => attended.unknown += 1,
                 }
             }
-            let recognised = visits.iter().map(|visit| visit.subject.name.clone()).collect();
-            let count = event_ids.len() as u64;
-            let subject_ids = visits.iter().map(|visit| visit.subject.id.clone()).collect();
-            let venue = venue.id.clone();
-            let attended = Attended {
-                venue,
-                recorded,
-                recognised,
-                subject_ids,
-                event_ids,
-                unknown,
-                already_recorded,
-            };
+            let count = attended.event_ids.len() as u64;
             Ok((to.accept(tx, Reply::Attended(attended))?, count))
         };
         let (reply, count) = self.store.write_async(write).await?;
@@ -242,6 +233,21 @@ fn visits_of(
         }
     }
     visits
+}
+
+fn recognised(faces: Vec<FaceEntry>) -> Reply {
+    let names = once_each(faces.iter().filter_map(|face| face.subject.as_ref()));
+    Reply::Recognised(Recognised { faces, names })
+}
+
+/// As the person is called now; `None` for whoever was withdrawn since the gallery was searched,
+/// because the name must not come back.
+fn still_enrolled(
+    tx: &Tx<'_>,
+    subject: Option<SubjectRef>,
+) -> Result<Option<SubjectRef>, StoreError> {
+    let Some(subject) = subject else { return Ok(None) };
+    Ok(tx.subject(&subject.id)?.map(|it| SubjectRef { id: it.id, name: it.name }))
 }
 
 fn once_each<'a>(subjects: impl Iterator<Item = &'a SubjectRef>) -> Vec<Name> {

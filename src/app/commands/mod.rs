@@ -22,6 +22,7 @@ mod failure;
 mod handlers;
 pub mod in_process;
 pub mod learning;
+mod page;
 pub mod reply_to;
 pub mod report;
 pub mod sync;

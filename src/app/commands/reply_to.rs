@@ -66,6 +66,13 @@ impl WrittenReply {
     }
 }
 
+/// The largest reply by MQTT: with topic and header it fits into the largest packet that the link
+/// sends (1 MiB).
+const MQTT_BYTES_MAX: usize = 960 << 10;
+/// The same by HTTP, for a page of the record: 500 rows with names of 200 characters have 0.6 MB, and
+/// as much again those sessions of two months of which nothing is known, once each with one gap.
+const HTTP_BYTES_MAX: usize = 4 << 20;
+
 /// The commands that change nothing, whose replies would be stored.
 const READ_VERBS: [&str; 3] = ["attendance", "subjects", "venues"];
 
@@ -102,10 +109,20 @@ impl ReplyTo {
         !self.is_mqtt() && READ_VERBS.contains(&self.verb)
     }
 
-    /// Writes the reply of a command that was executed.
+    /// Writes the reply of a command that was executed; a rejection instead of one that is too large.
     pub fn write(&self, reply: Reply) -> WrittenReply {
         let json = reply::accepted(&self.request_id, self.verb, &reply);
-        WrittenReply { content: ReplyContent::Executed(reply), json }
+        let bytes = json.len();
+        let bytes_max = if self.is_mqtt() { MQTT_BYTES_MAX } else { HTTP_BYTES_MAX };
+        if bytes <= bytes_max {
+            return WrittenReply { content: ReplyContent::Executed(reply), json };
+        }
+        let message = format!(
+            "the page would have {bytes} bytes; at most {bytes_max}: ask for fewer rows (`limit`) \
+             or a shorter period (`from`, `to`)"
+        );
+        let rejection = Rejection::new(Some(&self.request_id), ErrorCode::TooMany, message);
+        WrittenReply::rejected(self.verb, rejection)
     }
 
     /// Writes the reply of a command that was executed and stores it, so that the same request
@@ -149,5 +166,24 @@ impl ReplyTo {
     /// Sends a reply that was stored before.
     pub fn send_stored(&self, json: String) {
         self.send(WrittenReply::from_stored(json));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Name;
+    use crate::wire::reply::Recognised;
+
+    #[test]
+    fn reply_that_is_too_large_is_rejected() {
+        let names = vec![Name::new(&"n".repeat(200)).expect("it is a name"); 10_000];
+        let reply = Reply::Recognised(Recognised { faces: Vec::new(), names });
+        let (client, _waits) = oneshot::channel();
+        let by_http = ReplyTo::http("r-1".into(), "recognise", client).write(reply.clone());
+        assert!(by_http.error().is_none() && by_http.json.len() > MQTT_BYTES_MAX);
+        let by_mqtt = ReplyTo::mqtt("r-1".into(), "recognise").write(reply);
+        assert_eq!(by_mqtt.error(), Some(ErrorCode::TooMany));
+        assert!(by_mqtt.json.contains("r-1") && by_mqtt.json.len() < 1000, "{}", by_mqtt.json);
     }
 }

@@ -23,9 +23,10 @@ use crate::app::commands::reply_to::ReplyContent;
 use crate::app::delivery::mongo_venues::venue_record;
 use crate::app::http::api::status_of;
 use crate::app::http::{HttpServer, Refused, Shared, content_type, new_request_id};
-use crate::attend::venue::{VENUES_MAX, VenueSpec, date_time_text, parse_date_time};
+use crate::attend::venue::{VENUES_MAX, Venue, VenueSpec, date_time_text, parse_date_time};
 use crate::ids::Name;
 use crate::mongo::{LegacyVenue, VenueRecord};
+use crate::store::{StoreError, Tx};
 use crate::wire::command::{
     Attend, Command, EncodedImage, Enrol, ErrorCode, Recognise, Rejection, VenueDelete, Verb,
 };
@@ -36,6 +37,8 @@ use crate::wire::subject_id_from_name;
 const UNKNOWN: &str = "Unknown";
 /// MongoDB is asked within this time; then the device's own record answers. A guess.
 const MONGO_PATIENCE: Duration = Duration::from_secs(3);
+/// Of all names in one list of venues: as much as is taken from MongoDB.
+const NAMES_BYTES_MAX: usize = 16 << 20;
 
 /// A body's fields; those that the routes do not know are passed over, as the former service did.
 #[derive(Deserialize)]
@@ -188,16 +191,10 @@ pub(super) async fn all_venues(State(server): Shared) -> Result<Response, Refuse
         None => Vec::new(),
     };
     let known: HashSet<String> = venues.iter().map(|it| it.id.clone()).collect();
-    for listed in server.venues.all().iter().filter(|it| !known.contains(&it.venue.id)) {
-        let venue = &listed.venue;
-        let of = venue.id.clone();
-        venues.push(LegacyVenue {
-            id: venue.id.clone(),
-            name: venue.name.clone(),
-            date_time: venue.date_time,
-            attendance: server.store.report(move |tx| tx.names_recorded(&of)).await?,
-        });
-    }
+    let all = server.venues.all();
+    let own: Vec<Venue> =
+        all.iter().map(|it| &it.venue).filter(|it| !known.contains(&it.id)).cloned().collect();
+    venues.extend(server.store.report(move |tx| list_own(tx, &own)).await?);
     // As the former service, which knew no venue without a time: its clients read the time of each. A
     // device without MongoDB lists what it has.
     if server.mongo.is_some() {
@@ -214,6 +211,27 @@ pub(super) async fn all_venues(State(server): Shared) -> Result<Response, Refuse
     };
     let entries: Vec<Value> = venues.into_iter().map(entry).collect();
     Ok(Json(json!({"venues": entries})).into_response())
+}
+
+/// This device's venues with the names that it recorded there.
+fn list_own(tx: &Tx<'_>, venues: &[Venue]) -> Result<Vec<LegacyVenue>, StoreError> {
+    let mut listed = Vec::new();
+    let (mut names, mut bytes) = (0, 0);
+    for venue in venues {
+        let attendance = tx.names_recorded(&venue.id)?;
+        bytes += attendance.iter().map(String::len).sum::<usize>();
+        if bytes > NAMES_BYTES_MAX {
+            return Err(StoreError::TooManyRecords { records_max: names });
+        }
+        names += attendance.len() as u64;
+        listed.push(LegacyVenue {
+            id: venue.id.clone(),
+            name: venue.name.clone(),
+            date_time: venue.date_time,
+            attendance,
+        });
+    }
+    Ok(listed)
 }
 
 /// The result of a question to MongoDB, if there is one in time.

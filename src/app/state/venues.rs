@@ -3,7 +3,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::attend::venue::{DirectionMode, Door, VENUES_MAX, Venue, VenueError, VenueSpec};
+use crate::attend::venue::{
+    DirectionMode, Door, VENUES_BYTES_MAX, VENUES_MAX, Venue, VenueError, VenueSpec,
+};
 use crate::clock;
 use crate::store::StoredVenue;
 use crate::wire::reply::VenueSource;
@@ -32,7 +34,7 @@ pub enum VenueChangeError {
     Configured,
     #[error("this device does not know the venue")]
     Unknown,
-    #[error("there are {VENUES_MAX} venues already")]
+    #[error("there are {VENUES_MAX} venues, or {} MiB of them, already: delete some", VENUES_BYTES_MAX >> 20)]
     TooMany,
 }
 
