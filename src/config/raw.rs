@@ -243,7 +243,7 @@ impl Default for RawRecognition {
             lost_after: Duration::from_millis(700),
             recheck_after: Duration::from_millis(500),
             pad: RawPad::Flag,
-            pad_threshold: 0.4,
+            pad_threshold: 0.0,
             pad_samples: 2,
             pad_eye_distance_px_min: 6.0,
         }

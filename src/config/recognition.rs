@@ -254,12 +254,14 @@ fn check_recheck_after(raw: &RawConfig) -> Result<Duration, ConfigError> {
 }
 
 fn check_pad(raw: &RawConfig) -> Result<PadSettings, ConfigError> {
-    let threshold = within("[recognition] pad_threshold", raw.recognition.pad_threshold, 0.0, 1.0)?;
+    let configured =
+        within("[recognition] pad_threshold", raw.recognition.pad_threshold, 0.0, 1.0)?;
     let mode = match raw.recognition.pad {
         RawPad::Off => PadMode::Off,
         RawPad::Flag => PadMode::Flag,
         RawPad::Enforce => PadMode::Enforce,
     };
+    let threshold = if configured == 0.0 { mode.default_threshold() } else { configured };
     let samples = within("[recognition] pad_samples", raw.recognition.pad_samples, 1, 8)?;
     let smallest = raw.recognition.pad_eye_distance_px_min;
     let eye_distance_px_min =

@@ -35,6 +35,14 @@ fn shipped_file_shows_every_key() {
 }
 
 #[test]
+fn enforced_pad_has_stricter_default_threshold() {
+    let threshold = |text: &str| set(text).unwrap().recognition.pad().threshold;
+    let flag = threshold("");
+    assert!(threshold("[recognition]\npad = \"enforce\"") > flag);
+    assert!(threshold("[recognition]\npad = \"enforce\"\npad_threshold = 0.25") < flag);
+}
+
+#[test]
 fn invalid_key_or_value_is_named() {
     for (text, named) in [
         ("[recognition]\nthresold = 0.4", "thresold"),

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use crate::recognise::align::{SAMPLE_SIDE, Sample};
 use crate::recognise::engine::{DetectorInput, EngineError, FaceEngine};
 use crate::recognise::face::{BoundingBox, Detection, Embedder, Landmarks, Point, Template};
+use crate::recognise::pad::{self, NEAR_CROP, WIDE_CROP};
 use crate::recognise::picture::Picture;
 use crate::vision::detector::Detector;
 use crate::vision::manifest::{Manifest, Model, ModelError, Precision, Role, TemplateSpec};
@@ -202,29 +203,23 @@ impl FaceEngine for Vision {
         })
     }
 
-    /// MiniFASNet's way: the box enlarged 2.7 times, kept inside the picture, grain taken out;
-    /// softmax of three, the first is *live*.
     fn liveness(
         &mut self,
         picture: &Picture,
         detection: &Detection,
     ) -> Result<Option<f32>, EngineError> {
-        let Some(pad) = &mut self.pad else {
+        let Some(model) = &mut self.pad else {
             return Ok(None);
         };
-        let outline = enlarge_box(&detection.bounding_box, 2.7, picture);
-        let width = outline.width() as usize + 1;
-        let height = outline.height() as usize + 1;
-        let part = crop(picture, outline.left as isize, outline.top as isize, width, height);
-        let (to_width, to_height) = pad.input_size();
-        let pixels = resample(&part, to_width, to_height, Mode::Linear);
-        let logits = pad.run(&smoothed(&pixels, to_width, to_height))?;
-        let largest = logits.iter().copied().fold(f32::MIN, f32::max);
-        let total: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-        Ok(logits
-            .first()
-            .map(|logit| (logit - largest).exp() / total)
-            .filter(|value| value.is_finite()))
+        let near = enlarge_box(&detection.bounding_box, NEAR_CROP, picture);
+        let Some(score) = pad_score(model, picture, &near)? else {
+            return Ok(None);
+        };
+        let wide = enlarge_box(&detection.bounding_box, WIDE_CROP, picture);
+        let fused = pad::fuse_crops(score, || {
+            if wide == near { Ok(None) } else { pad_score(model, picture, &wide) }
+        });
+        fused.map(Some)
     }
 
     fn embedder(&self) -> Embedder {
@@ -237,6 +232,26 @@ fn embed(model: &mut ModelSession, sample: &Sample) -> Result<Option<Template>, 
     debug_assert_eq!(model.input_size(), (SAMPLE_SIDE, SAMPLE_SIDE));
     let pixels: Vec<f32> = sample.picture.rgb().iter().map(|value| f32::from(*value)).collect();
     Ok(Template::normalised(model.run(&pixels)?))
+}
+
+/// MiniFASNet's way: the part of the picture, grain taken out; softmax of three, the first is *live*.
+fn pad_score(
+    model: &mut ModelSession,
+    picture: &Picture,
+    part: &BoundingBox,
+) -> Result<Option<f32>, EngineError> {
+    let width = part.width() as usize + 1;
+    let height = part.height() as usize + 1;
+    let part = crop(picture, part.left as isize, part.top as isize, width, height);
+    let (to_width, to_height) = model.input_size();
+    let pixels = resample(&part, to_width, to_height, Mode::Linear);
+    let logits = model.run(&smoothed(&pixels, to_width, to_height))?;
+    let largest = logits.iter().copied().fold(f32::MIN, f32::max);
+    let total: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
+    Ok(logits
+        .first()
+        .map(|logit| (logit - largest).exp() / total)
+        .filter(|value| value.is_finite()))
 }
 
 fn round_to_pixels(outline: &BoundingBox) -> BoundingBox {
