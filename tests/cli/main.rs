@@ -9,6 +9,7 @@ mod calibrate;
 mod configurations;
 mod doctor;
 mod evaluate;
+mod evaluate_pad;
 mod examples;
 mod export;
 mod import_photographs;

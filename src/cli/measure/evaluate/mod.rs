@@ -130,14 +130,16 @@ pub struct ClipsArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct PadArgs {
-    /// Folder of photographs of live faces, with its subfolders; may be given again. Of a folder
-    /// with a spoof.csv (columns file and kind) only those of the kind live count
+    /// Folder of photographs and clips of live faces, with its subfolders; may be given again. Of a
+    /// folder with a spoof.csv (columns file and kind) only those of the kind live count. Clips other
+    /// than motion JPEG need ffmpeg
     #[arg(long, value_name = "DIR", required = true)]
     pub live: Vec<PathBuf>,
-    /// Folder of photographs of attacks; of a folder with a spoof.csv those of any other kind
+    /// Folder of photographs and clips of attacks, by whose name their species is called; of a folder
+    /// with a spoof.csv those of any other kind, which is their species
     #[arg(long, value_name = "DIR", required = true)]
     pub attack: Vec<PathBuf>,
-    /// Folder names below --live to pass over; may be given again
+    /// Names of files and folders to pass over; may be given again
     #[arg(long, value_name = "NAME")]
     pub skip: Vec<String>,
     /// The least score of a live face, instead of the configured one

@@ -1,10 +1,10 @@
 //! `rollcall evaluate pad`: does the device distinguish live faces from pictures of faces? In the words of
-//! ISO/IEC 30107-3.
+//! ISO/IEC 30107-3: APCER for each species of attack, BPCER for live faces, with 95 % intervals.
 //!
-//! Each photograph is measured twice: as one frame, and as a track, as the daemon judges it:
-//! several looks at the same presentation, each a little shifted, scaled, brightened and grained,
-//! as the frames of a camera differ. The looks are made up, so the figures of a track say what
-//! fusion does, not what a real video does.
+//! A presentation is a photograph or a clip. It is measured by its frames, and as a track, as the
+//! daemon judges it. The frames of a photograph's track are made up: the same photograph, each time
+//! a little shifted, scaled, brightened and grained, as the frames of a camera differ. They say what
+//! fusion does, not what a real video does. A clip has frames of its own.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
+use crate::camera::{CameraError, Next};
+use crate::cli::measure::calibrate::figures::Share;
+use crate::cli::measure::evaluate::clips::open_clip;
 use crate::cli::measure::evaluate::measure;
 use crate::cli::measure::evaluate::measure::Workers;
 use crate::cli::measure::evaluate::{PadArgs, percent, protocol, rows};
 use crate::cli::measure::plot::{Axis, Chart, Mark, Scale, Series, page};
+use crate::cli::table;
 use crate::recognise::engine::FaceEngine as _;
 use crate::recognise::face::Detection;
 use crate::recognise::pad::{Liveness, PadSettings, Presentation};
@@ -30,16 +34,17 @@ pub struct PadReport {
     /// Frames that must agree, and the pixels between the eyes below which a face is not judged.
     pub samples: usize,
     pub eye_distance_px_min: f32,
-    /// Each photograph as a single frame.
+    /// Frames, each alone.
     pub frames: Rates,
-    /// Each photograph as a track.
+    /// Presentations, each as a track.
     pub tracks: Rates,
-    /// At other thresholds, single frames.
+    /// At other thresholds, frames.
     pub at: Vec<At>,
+    pub species: Vec<Species>,
     /// By folder: where the errors come from.
     pub folders: BTreeMap<String, Folder>,
-    /// Figures of each photograph, for other evaluations.
-    pub photographs: Vec<PadPhotograph>,
+    /// Figures of each presentation, for other evaluations.
+    pub presentations: Vec<PadPresentation>,
 }
 
 /// Error rates (ISO/IEC 30107-3) with the numbers behind them.
@@ -55,10 +60,10 @@ pub struct Rates {
     pub live_unjudged: usize,
     pub apcer: f64,
     pub bpcer: f64,
-    /// Attacks, and live faces, that were not judged: no face found, or too small.
+    /// Attacks, and live faces, that were not judged: no face found, too small, or no verdict.
     pub apnrr: f64,
     pub bpnrr: f64,
-    /// Live photographs that `enforce` lets pass, of all; attacks that it does not, of all.
+    /// Live faces that `enforce` lets pass, of all; attacks that it does not, of all.
     pub live_passing: f64,
     pub attacks_withheld: f64,
 }
@@ -70,21 +75,39 @@ pub struct At {
     pub bpcer: f64,
 }
 
+/// The errors of one species of attack (APCER), or of live faces in photographs or in clips (BPCER).
+/// An interval counts presentations, not frames: those of one presentation depend on each other.
+#[derive(Debug, Serialize)]
+pub struct Species {
+    pub name: String,
+    pub live: bool,
+    pub presentations: usize,
+    /// Presentations without a verdict.
+    pub unjudged: usize,
+    pub frame: Share,
+    pub track: Share,
+}
+
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Folder {
-    pub photographs: usize,
+    pub presentations: usize,
+    /// Tracks with the wrong verdict, and with none.
     pub wrong: usize,
     pub unjudged: usize,
 }
 
 #[derive(Debug, Serialize)]
-pub struct PadPhotograph {
+pub struct PadPresentation {
     pub file: String,
+    pub folder: String,
     pub live: bool,
+    pub species: String,
+    /// Of its first face.
     pub eye_distance_px: Option<f32>,
-    /// Of the photograph as it is; none when no face was found.
-    pub score: Option<f32>,
-    pub frame: &'static str,
+    /// Of a photograph one.
+    pub frames: usize,
+    /// Of each frame that was judged: a face was found in it, large enough.
+    pub scores: Vec<f32>,
     pub track: &'static str,
     /// The figures that the track's verdict rests on.
     pub track_scores: Vec<f32>,
@@ -92,12 +115,28 @@ pub struct PadPhotograph {
 
 /// Folders in folders: more is a link that leads back.
 const DEPTH_MAX: usize = 4;
+/// Frames per second at which a clip is played, and the most of one: half a minute.
+const CLIP_FPS: f32 = 10.0;
+const CLIP_FRAMES_MAX: usize = 300;
 
-/// A photograph and whether it shows a live face.
+/// A presentation to measure.
 struct Presented {
     path: PathBuf,
     folder: String,
+    species: String,
     live: bool,
+}
+
+impl Presented {
+    /// The kind of an attack is its species; live faces are counted by what shows them.
+    fn new(path: PathBuf, kind: &str, live: bool) -> Self {
+        let species = match (live, protocol::is_clip(&path)) {
+            (false, _) => kind,
+            (true, false) => "photographs",
+            (true, true) => "clips",
+        };
+        Self { species: species.to_owned(), path, folder: kind.to_owned(), live }
+    }
 }
 
 pub fn evaluate(
@@ -112,16 +151,16 @@ pub fn evaluate(
             gather(dir, live, &args.skip, DEPTH_MAX, &mut all)?;
         }
     }
-    ensure!(all.iter().any(|it| it.live), "there are no photographs of live faces");
-    ensure!(all.iter().any(|it| !it.live), "there are no photographs of attacks");
+    ensure!(all.iter().any(|it| it.live), "there are no pictures of live faces");
+    ensure!(all.iter().any(|it| !it.live), "there are no pictures of attacks");
     let vision = VisionSettings { pad: true, ..vision.clone() };
     let mut workers = Workers::load(&vision, args.workers())?;
-    let photographs = analyse_all(&mut workers, &all, &pad)?;
-    Ok(report(photographs, &all, &pad))
+    let presentations = judge_all(&mut workers, &all, &pad)?;
+    Ok(PadReport::new(presentations, &pad))
 }
 
-/// A folder's photographs and its subfolders', or those that a list names: a CSV with the columns
-/// file and kind, of which `live` is live and anything else an attack.
+/// A folder's photographs and clips and its subfolders', or those that a list names: a CSV with the
+/// columns file and kind, of which `live` is live and anything else a species of attack.
 fn gather(
     dir: &Path,
     live: bool,
@@ -134,15 +173,12 @@ fn gather(
     if list.is_file() {
         let kinds: Vec<protocol::Spoof> = protocol::read(&list)?;
         let wanted = kinds.iter().filter(|row| (row.kind == "live") == live);
-        all.extend(wanted.map(|row| Presented {
-            path: dir.join(&row.file),
-            folder: row.kind.clone(),
-            live,
-        }));
+        all.extend(wanted.map(|row| Presented::new(dir.join(&row.file), &row.kind, live)));
         return Ok(());
     }
-    let photographs = protocol::photographs(dir)?;
-    all.extend(photographs.into_iter().map(|path| Presented { path, folder: name(dir), live }));
+    let files = protocol::photographs(dir)?.into_iter().chain(protocol::clips(dir)?);
+    let wanted = files.filter(|path| !skip.contains(&name(path)));
+    all.extend(wanted.map(|path| Presented::new(path, &name(dir), live)));
     let mut folders = Vec::new();
     for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let path = entry.with_context(|| format!("cannot list {}", dir.display()))?.path();
@@ -153,19 +189,19 @@ fn gather(
     folders.iter().try_for_each(|folder| gather(folder, live, skip, depth - 1, all))
 }
 
-fn analyse_all(
+fn judge_all(
     workers: &mut Workers,
     all: &[Presented],
     pad: &PadSettings,
-) -> anyhow::Result<Vec<PadPhotograph>> {
+) -> anyhow::Result<Vec<PadPresentation>> {
     let next = AtomicUsize::new(0);
     let bar = measure::progress(all.len());
-    let work = |vision: &mut Vision| -> anyhow::Result<Vec<(usize, PadPhotograph)>> {
+    let work = |vision: &mut Vision| -> anyhow::Result<Vec<(usize, PadPresentation)>> {
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(presented) = all.get(index) else { return Ok(done) };
-            done.push((index, analyse(vision, presented, pad)?));
+            done.push((index, judge(vision, presented, pad)?));
             bar.inc(1);
         }
     };
@@ -179,45 +215,97 @@ fn analyse_all(
     })?;
     bar.finish_and_clear();
     done.sort_by_key(|(index, _)| *index);
-    Ok(done.into_iter().map(|(_, photograph)| photograph).collect())
+    Ok(done.into_iter().map(|(_, presentation)| presentation).collect())
 }
 
-fn analyse(
+fn judge(
     vision: &mut Vision,
     presented: &Presented,
     pad: &PadSettings,
-) -> anyhow::Result<PadPhotograph> {
-    let mut photograph = PadPhotograph {
+) -> anyhow::Result<PadPresentation> {
+    let mut presentation = PadPresentation {
         file: presented.path.display().to_string(),
+        folder: presented.folder.clone(),
         live: presented.live,
+        species: presented.species.clone(),
         eye_distance_px: None,
-        score: None,
-        frame: Presentation::Unjudged.as_str(),
+        frames: 0,
+        scores: Vec::new(),
         track: Presentation::Unjudged.as_str(),
         track_scores: Vec::new(),
     };
-    let Some(picture) = measure::picture(&presented.path)? else { return Ok(photograph) };
-    let Some(face) = still::main_face(vision, &picture)? else { return Ok(photograph) };
-    photograph.eye_distance_px = Some(face.sample.eye_distance_px);
-    photograph.score = vision.liveness(&picture, &face.detection)?;
-    let (Some(score), true) =
-        (photograph.score, face.sample.eye_distance_px >= pad.eye_distance_px_min)
-    else {
-        return Ok(photograph);
+    let track = if protocol::is_clip(&presented.path) {
+        judge_clip(vision, &presented.path, pad, &mut presentation)
+    } else {
+        judge_photograph(vision, &presented.path, pad, &mut presentation)
     };
-    let live = score >= pad.threshold;
-    photograph.frame = (if live { Presentation::Live } else { Presentation::Attack }).as_str();
+    let track = track.with_context(|| format!("cannot judge {}", presentation.file))?;
+    presentation.track = track.verdict().as_str();
+    presentation.track_scores = track.scores().to_vec();
+    Ok(presentation)
+}
+
+/// The photograph is one frame; its track goes on with variants of it until there is a verdict.
+fn judge_photograph(
+    vision: &mut Vision,
+    path: &Path,
+    pad: &PadSettings,
+    presentation: &mut PadPresentation,
+) -> anyhow::Result<Liveness> {
     let mut track = Liveness::default();
+    presentation.frames = 1;
+    let Some(picture) = measure::picture(path)? else { return Ok(track) };
+    let Some(detection) = judge_frame(vision, &picture, pad, presentation)? else {
+        return Ok(track);
+    };
     for variant in 0.. {
         if track.verdict() != Presentation::Unjudged {
             break;
         }
-        let (seen, detection) = varied(&picture, &face.detection, variant);
+        let (seen, detection) = varied(&picture, &detection, variant);
         track.add(vision.liveness(&seen, &detection)?.unwrap_or(0.0), pad);
     }
-    photograph.track = track.verdict().as_str();
-    photograph.track_scores = track.scores().to_vec();
-    Ok(photograph)
+    Ok(track)
+}
+
+fn judge_clip(
+    vision: &mut Vision,
+    path: &Path,
+    pad: &PadSettings,
+    presentation: &mut PadPresentation,
+) -> anyhow::Result<Liveness> {
+    let mut track = Liveness::default();
+    let mut source = open_clip(path, CLIP_FPS)?;
+    while presentation.frames < CLIP_FRAMES_MAX {
+        let frame = match source.next() {
+            Ok(Next::Frame(frame)) => frame,
+            Ok(Next::Nothing) | Err(CameraError::Damaged { .. }) => continue,
+            Ok(Next::End) => break,
+            Err(error) => return Err(error.into()),
+        };
+        presentation.frames += 1;
+        if judge_frame(vision, frame.pixels.full()?, pad, presentation)?.is_some() {
+            presentation.scores.last().iter().for_each(|score| track.add(**score, pad));
+        }
+    }
+    Ok(track)
+}
+
+/// Scores the main face of a frame, and returns where it is, if there is one and it is large enough.
+fn judge_frame(
+    vision: &mut Vision,
+    picture: &Picture,
+    pad: &PadSettings,
+    presentation: &mut PadPresentation,
+) -> anyhow::Result<Option<Detection>> {
+    let Some(face) = still::main_face(vision, picture)? else { return Ok(None) };
+    presentation.eye_distance_px.get_or_insert(face.sample.eye_distance_px);
+    if face.sample.eye_distance_px < pad.eye_distance_px_min {
+        return Ok(None);
+    }
+    let score = vision.liveness(picture, &face.detection)?;
+    presentation.scores.extend(score);
+    Ok(score.map(|_| face.detection))
 }
 
 /// The picture and the face as another frame would have them: brightness, grain and the detector's
@@ -258,79 +346,135 @@ fn varied(picture: &Picture, detection: &Detection, variant: u64) -> (Picture, D
 
 const THRESHOLDS: [f32; 9] = [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9];
 
-fn report(photographs: Vec<PadPhotograph>, all: &[Presented], pad: &PadSettings) -> PadReport {
-    let mut folders: BTreeMap<String, Folder> = BTreeMap::new();
-    for (presented, photograph) in all.iter().zip(&photographs) {
-        let folder = folders.entry(presented.folder.clone()).or_default();
-        folder.photographs += 1;
-        folder.unjudged += usize::from(photograph.frame == "unjudged");
-        let right = if photograph.live { "live" } else { "attack" };
-        folder.wrong += usize::from(photograph.frame != "unjudged" && photograph.frame != right);
-    }
-    let at = THRESHOLDS.map(|threshold| {
-        let (apcer, bpcer) = errors_at(&photographs, threshold);
-        At { threshold, apcer, bpcer }
-    });
-    PadReport {
-        threshold: pad.threshold,
-        samples: pad.samples,
-        eye_distance_px_min: pad.eye_distance_px_min,
-        frames: rates(&photographs, |it| it.frame),
-        tracks: rates(&photographs, |it| it.track),
-        at: at.to_vec(),
-        folders,
-        photographs,
+impl PadReport {
+    fn new(presentations: Vec<PadPresentation>, pad: &PadSettings) -> Self {
+        let frames = |it: &PadPresentation| it.frame_tally(pad.threshold);
+        let at = THRESHOLDS.map(|threshold| {
+            let (apcer, bpcer) = errors_at(&presentations, threshold);
+            At { threshold, apcer, bpcer }
+        });
+        Self {
+            threshold: pad.threshold,
+            samples: pad.samples,
+            eye_distance_px_min: pad.eye_distance_px_min,
+            frames: Rates::of(&presentations, frames),
+            tracks: Rates::of(&presentations, PadPresentation::track_tally),
+            at: at.to_vec(),
+            species: species(&presentations, pad.threshold),
+            folders: folders(&presentations),
+            presentations,
+        }
     }
 }
 
-fn rates(photographs: &[PadPhotograph], verdict: impl Fn(&PadPhotograph) -> &'static str) -> Rates {
-    let count = |live, wanted: &str| {
-        photographs.iter().filter(|it| it.live == live && verdict(it) == wanted).count()
+/// Frames or tracks: how many were shown, were judged, and were judged live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    shown: usize,
+    judged: usize,
+    live: usize,
+}
+
+impl Tally {
+    fn sum(tallies: impl Iterator<Item = Self>) -> Self {
+        tallies.fold(Self::default(), |sum, it| Self {
+            shown: sum.shown + it.shown,
+            judged: sum.judged + it.judged,
+            live: sum.live + it.live,
+        })
+    }
+
+    /// Those taken for what they are not.
+    fn wrong(self, is_live: bool) -> usize {
+        if is_live { self.judged - self.live } else { self.live }
+    }
+}
+
+impl PadPresentation {
+    fn frame_tally(&self, threshold: f32) -> Tally {
+        let live = self.scores.iter().filter(|score| **score >= threshold).count();
+        Tally { shown: self.frames, judged: self.scores.len(), live }
+    }
+
+    fn track_tally(&self) -> Tally {
+        let judged = usize::from(self.track != Presentation::Unjudged.as_str());
+        let live = usize::from(self.track == Presentation::Live.as_str());
+        Tally { shown: 1, judged, live }
+    }
+}
+
+impl Rates {
+    fn of(all: &[PadPresentation], tally: impl Fn(&PadPresentation) -> Tally) -> Self {
+        let sum = |live| Tally::sum(all.iter().filter(|it| it.live == live).map(&tally));
+        let (attacks, live) = (sum(false), sum(true));
+        let live_refused = live.wrong(true);
+        Self {
+            attacks: attacks.shown,
+            attacks_passed: attacks.live,
+            attacks_unjudged: attacks.shown - attacks.judged,
+            live: live.shown,
+            live_refused,
+            live_unjudged: live.shown - live.judged,
+            apcer: share(attacks.live, attacks.judged),
+            bpcer: share(live_refused, live.judged),
+            apnrr: share(attacks.shown - attacks.judged, attacks.shown),
+            bpnrr: share(live.shown - live.judged, live.shown),
+            live_passing: share(live.live, live.shown),
+            attacks_withheld: share(attacks.shown - attacks.live, attacks.shown),
+        }
+    }
+}
+
+/// The attacks first.
+fn species(all: &[PadPresentation], threshold: f32) -> Vec<Species> {
+    let mut by_name: BTreeMap<(bool, &str), Vec<&PadPresentation>> = BTreeMap::new();
+    for it in all {
+        by_name.entry((it.live, &it.species)).or_default().push(it);
+    }
+    let of = |((live, name), of): ((bool, &str), Vec<&PadPresentation>)| {
+        let frames = Tally::sum(of.iter().map(|it| it.frame_tally(threshold)));
+        let tracks = Tally::sum(of.iter().map(|it| it.track_tally()));
+        let independent = of.iter().filter(|it| !it.scores.is_empty()).count();
+        let errors =
+            |it: Tally| Share::new(it.wrong(live) as u64, it.judged as u64, independent as u64);
+        Species {
+            name: name.to_owned(),
+            live,
+            presentations: of.len(),
+            unjudged: tracks.shown - tracks.judged,
+            frame: errors(frames),
+            track: errors(tracks),
+        }
     };
-    let attacks = total(photographs, false);
-    let live = total(photographs, true);
-    let attacks_passed = count(false, "live");
-    let attacks_unjudged = count(false, "unjudged");
-    let live_refused = count(true, "attack");
-    let live_unjudged = count(true, "unjudged");
-    Rates {
-        attacks,
-        attacks_passed,
-        attacks_unjudged,
-        live,
-        live_refused,
-        live_unjudged,
-        apcer: share(attacks_passed, attacks - attacks_unjudged),
-        bpcer: share(live_refused, live - live_unjudged),
-        apnrr: share(attacks_unjudged, attacks),
-        bpnrr: share(live_unjudged, live),
-        live_passing: share(live - live_refused - live_unjudged, live),
-        attacks_withheld: share(attacks - attacks_passed, attacks),
-    }
+    by_name.into_iter().map(of).collect()
 }
 
-fn total(photographs: &[PadPhotograph], live: bool) -> usize {
-    photographs.iter().filter(|it| it.live == live).count()
+fn folders(all: &[PadPresentation]) -> BTreeMap<String, Folder> {
+    let mut folders: BTreeMap<String, Folder> = BTreeMap::new();
+    for it in all {
+        let folder = folders.entry(it.folder.clone()).or_default();
+        let track = it.track_tally();
+        folder.presentations += 1;
+        folder.unjudged += track.shown - track.judged;
+        folder.wrong += track.wrong(it.live);
+    }
+    folders
 }
 
 fn share(part: usize, whole: usize) -> f64 {
     part as f64 / whole.max(1) as f64
 }
 
-/// APCER and BPCER of single frames at a threshold, among those judged.
-fn errors_at(photographs: &[PadPhotograph], threshold: f32) -> (f64, f64) {
-    let judged =
-        |live| photographs.iter().filter(move |it| it.live == live && it.frame != "unjudged");
-    let scores = |live| judged(live).filter_map(|it| it.score);
-    let passed = scores(false).filter(|score| *score >= threshold).count();
-    let refused = scores(true).filter(|score| *score < threshold).count();
-    (share(passed, judged(false).count()), share(refused, judged(true).count()))
+/// APCER and BPCER of frames at a threshold, among those judged.
+fn errors_at(all: &[PadPresentation], threshold: f32) -> (f64, f64) {
+    let rates = Rates::of(all, |it| it.frame_tally(threshold));
+    (rates.apcer, rates.bpcer)
 }
 
 impl PadReport {
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
-        for (title, it) in [("Single frames", &self.frames), ("Tracks", &self.tracks)] {
+        for (title, it) in [("Frames", &self.frames), ("Tracks", &self.tracks)] {
             let of = |part, whole: usize| {
                 format!("{}  ({part} of {whole})", percent(share(part, whole)))
             };
@@ -366,8 +510,29 @@ impl PadReport {
             .collect();
         let lines: Vec<(&str, String)> =
             lines.iter().map(|(name, line)| (name.as_str(), line.clone())).collect();
-        text += &rows("Single frames by threshold", &lines);
-        text
+        text += &rows("Frames by threshold", &lines);
+        text + &self.species_table()
+    }
+
+    fn species_table(&self) -> String {
+        let share = |it: &Share| {
+            let (low, high) = (100.0 * it.low, 100.0 * it.high);
+            let of = format!("{} of {}", it.counted, it.of);
+            format!("{} ({of}; {low:.1} to {high:.1} %)", percent(it.value()))
+        };
+        let line = |it: &Species| {
+            let rate = if it.live { "live, BPCER" } else { "attack, APCER" };
+            vec![
+                format!("{rate}: {}", it.name),
+                it.presentations.to_string(),
+                it.unjudged.to_string(),
+                share(&it.frame),
+                share(&it.track),
+            ]
+        };
+        let heading = ["species", "presentations", "without verdict", "frames", "tracks"];
+        let lines: Vec<_> = self.species.iter().map(line).collect();
+        format!("By species, with 95 % intervals\n{}", table::render(&heading, &lines))
     }
 
     /// APCER and BPCER over the threshold, and the detection error trade-off.
@@ -377,7 +542,7 @@ impl PadReport {
             steps
                 .iter()
                 .map(|threshold| {
-                    (f64::from(*threshold), of(errors_at(&self.photographs, *threshold)))
+                    (f64::from(*threshold), of(errors_at(&self.presentations, *threshold)))
                 })
                 .collect()
         };
@@ -393,13 +558,13 @@ impl PadReport {
             ],
         };
         let trade =
-            steps.iter().map(|threshold| errors_at(&self.photographs, *threshold)).collect();
+            steps.iter().map(|threshold| errors_at(&self.presentations, *threshold)).collect();
         let trade = Chart {
             title: "Attacks passed against live refused".into(),
             x: Axis::new("APCER", Scale::Percent, 0.0, 0.25),
             y: Axis::new("BPCER", Scale::Percent, 0.0, 0.25),
             series: vec![
-                Series::new(Mark::Line, "single frames", trade),
+                Series::new(Mark::Line, "frames", trade),
                 Series::new(Mark::Dot, "configured", vec![here]),
             ],
         };
@@ -410,36 +575,73 @@ impl PadReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recognise::pad::PadMode;
 
-    fn photograph(live: bool, score: f32, frame: &'static str) -> PadPhotograph {
-        let file = String::new();
-        let track_scores = Vec::new();
-        PadPhotograph {
-            file,
+    fn presentation(live: bool, scores: &[f32], track: &'static str) -> PadPresentation {
+        PadPresentation {
+            file: String::new(),
+            folder: "office".into(),
             live,
+            species: if live { "photographs" } else { "print" }.into(),
             eye_distance_px: Some(40.0),
-            score: Some(score),
-            frame,
-            track: frame,
-            track_scores,
+            frames: scores.len().max(1),
+            scores: scores.to_vec(),
+            track,
+            track_scores: scores.to_vec(),
         }
+    }
+
+    fn report(presentations: Vec<PadPresentation>) -> PadReport {
+        let pad = PadSettings {
+            mode: PadMode::Flag,
+            threshold: 0.4,
+            samples: 2,
+            eye_distance_px_min: 6.0,
+        };
+        PadReport::new(presentations, &pad)
     }
 
     #[test]
     fn pad_rates_follow_the_standard() {
-        let all = [
-            photograph(true, 0.9, "live"),
-            photograph(true, 0.8, "live"),
-            photograph(true, 0.1, "attack"),
-            photograph(true, 0.9, "unjudged"),
-            photograph(false, 0.6, "live"),
-            photograph(false, 0.1, "attack"),
-        ];
-        let rates = rates(&all, |it| it.frame);
-        assert_eq!((rates.apcer, rates.apnrr, rates.bpnrr), (0.5, 0.0, 0.25));
-        assert!((rates.bpcer - 1.0 / 3.0).abs() < 1e-9);
-        assert_eq!((rates.live_passing, rates.attacks_withheld), (0.5, 0.5));
-        assert_eq!(errors_at(&all, 0.7), (0.0, 1.0 / 3.0));
-        assert_eq!(errors_at(&all, 0.05), (1.0, 0.0));
+        let report = report(vec![
+            presentation(true, &[0.9], "live"),
+            presentation(true, &[0.8], "live"),
+            presentation(true, &[0.1], "attack"),
+            presentation(true, &[], "unjudged"),
+            presentation(false, &[0.6], "live"),
+            presentation(false, &[0.1], "attack"),
+        ]);
+        for rates in [report.frames, report.tracks] {
+            assert_eq!((rates.apcer, rates.apnrr, rates.bpnrr), (0.5, 0.0, 0.25));
+            assert!((rates.bpcer - 1.0 / 3.0).abs() < 1e-9);
+            assert_eq!((rates.live_passing, rates.attacks_withheld), (0.5, 0.5));
+        }
+        assert_eq!(errors_at(&report.presentations, 0.85), (0.0, 2.0 / 3.0));
+        assert_eq!(errors_at(&report.presentations, 0.05), (1.0, 0.0));
+    }
+
+    #[test]
+    fn species_interval_counts_presentations() {
+        let screen = PadPresentation {
+            species: "screen".into(),
+            ..presentation(false, &[0.9, 0.9, 0.9, 0.1], "live")
+        };
+        let report = report(vec![
+            presentation(true, &[0.9], "live"),
+            screen,
+            presentation(false, &[0.1], "attack"),
+            presentation(false, &[], "unjudged"),
+        ]);
+        let names: Vec<_> = report.species.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["print", "screen", "photographs"]);
+        let [print, screen, live] = &report.species[..] else { panic!("{:?}", report.species) };
+        assert_eq!((print.presentations, print.unjudged, print.track.of), (2, 1, 1));
+        assert_eq!((screen.frame.counted, screen.frame.of), (3, 4));
+        assert_eq!(screen.frame, Share::new(3, 4, 1));
+        assert_eq!((live.live, live.frame.counted), (true, 0));
+        let table = report.table();
+        for part in ["attack, APCER: screen", "3 of 4", "live, BPCER: photographs"] {
+            assert!(table.contains(part), "{part}: {table}");
+        }
     }
 }

@@ -29,7 +29,7 @@ pub struct Group {
     pub n_faces: Option<usize>,
 }
 
-/// A photograph of a face shown, and how: `live`, or a kind of attack.
+/// A photograph or clip of a face shown, and how: `live`, or a species of attack.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Spoof {
     pub file: String,
@@ -91,19 +91,33 @@ pub fn of_role<'a>(
 /// JPEG, PNG and WebP files of a folder, the shorter name first, so that 2.jpg stands before
 /// 10.jpg.
 pub fn photographs(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    files(dir, |path| ["jpg", "jpeg", "png", "webp"].contains(&extension(path).as_str()))
+}
+
+/// The clips of a folder, in the same order.
+pub fn clips(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    files(dir, is_clip)
+}
+
+/// Whether it is a clip, by the end of its name.
+pub fn is_clip(path: &Path) -> bool {
+    ["mjpeg", "mjpg", "mp4", "mkv", "mov", "avi", "webm", "gif"].contains(&extension(path).as_str())
+}
+
+fn files(dir: &Path, wanted: impl Fn(&Path) -> bool) -> anyhow::Result<Vec<PathBuf>> {
     let listing =
         std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
     let mut found = Vec::new();
     for entry in listing {
         let path = entry.with_context(|| format!("cannot list {}", dir.display()))?.path();
-        let extension =
-            path.extension().and_then(|it| it.to_str()).unwrap_or_default().to_ascii_lowercase();
-        if ["jpg", "jpeg", "png", "webp"].contains(&extension.as_str()) {
-            found.push(path);
-        }
+        found.extend(wanted(&path).then_some(path));
     }
     found.sort_by_key(|path| (path.as_os_str().len(), path.clone()));
     Ok(found)
+}
+
+fn extension(path: &Path) -> String {
+    path.extension().and_then(|it| it.to_str()).unwrap_or_default().to_ascii_lowercase()
 }
 
 fn zero_or_one<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
