@@ -19,7 +19,8 @@ pub struct ThresholdRule {
     pub subjects: f32,
     /// Rise for each tenfold gallery or tenth of FPIR (manifest).
     pub per_decade: f32,
-    /// The false positive identification rate that is aimed at, 0.0..1.0 (configuration).
+    /// The false positive identification rate that is aimed at, 0.0..1.0 (configuration): of a visit,
+    /// and of a still picture.
     pub fpir: f32,
     /// Set by hand: replaces the rule.
     pub fixed: Option<Threshold>,
@@ -87,6 +88,14 @@ pub struct DecisionSettings {
 }
 
 impl DecisionSettings {
+    /// The same for another target, of both parts.
+    #[must_use]
+    pub fn with_fpir(self, fpir: f32) -> Self {
+        let rule = |rule: ThresholdRule| ThresholdRule { fpir, ..rule };
+        let early_exit = self.early_exit.map(|it| EarlyExit { rule: rule(it.rule), ..it });
+        Self { threshold: rule(self.threshold), early_exit, ..self }
+    }
+
     /// The threshold of the first part alone in a gallery of so many subjects.
     fn first_threshold(&self, subjects: usize) -> Threshold {
         self.early_exit.map_or(self.threshold, |it| it.rule).at(subjects)
@@ -224,13 +233,24 @@ impl Basis {
 }
 
 /// The good samples of one track, as templates.
+///
+/// The target FPIR is that of the whole track, a visit. Each sample gives a stranger another chance
+/// to be taken for somebody, so the threshold of a decision is that of a stricter target
+/// ([`Evidence::stricter`]).
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
     templates: Vec<Template>,
+    /// Samples that were added, more than are kept.
+    added: usize,
 }
 
 /// Samples kept for a track: more change the mean by less than a comparison's noise.
 const TEMPLATES_MAX: usize = 8;
+
+/// How many times as often as one look the first samples of a track would take a stranger for
+/// somebody, at the same threshold: 1.3 to 1.6 times where the samples of a second agree by .85
+/// (tests/recognition/visit_rates.rs; docs/accuracy.md), rounded up.
+const CHANCES: f32 = 2.0;
 
 impl Evidence {
     pub fn add(&mut self, template: Template) {
@@ -238,6 +258,14 @@ impl Evidence {
             self.templates.remove(0);
         }
         self.templates.push(template);
+        self.added += 1;
+    }
+
+    /// The settings for a decision now: as the samples that are kept are replaced by others, the
+    /// chances add up, and the target of each is smaller.
+    fn stricter(&self, settings: &DecisionSettings) -> DecisionSettings {
+        let renewed = (self.added as f32 / TEMPLATES_MAX as f32).max(1.0);
+        settings.with_fpir(settings.threshold.fpir / (CHANCES * renewed))
     }
 
     /// Puts the complete template of the newest sample in the place of the partial one.
@@ -259,7 +287,7 @@ impl Evidence {
     /// sample.
     pub fn look_first(&self, gallery: &Gallery, settings: &DecisionSettings) -> Option<FirstLook> {
         let mean = Template::mean_by_length(&self.templates);
-        mean.map(|mean| look_first(&mean, gallery, settings))
+        mean.map(|mean| look_first(&mean, gallery, &self.stricter(settings)))
     }
 
     /// Searches with the mean template, and asks that the single samples agree with what it finds.
@@ -270,6 +298,7 @@ impl Evidence {
         gallery: &Gallery,
         settings: &DecisionSettings,
     ) -> Decision {
+        let settings = &self.stricter(settings);
         let complete: Vec<&Template> =
             self.templates.iter().filter(|it| it.is_complete()).collect();
         let mean = Template::mean_by_length(complete.iter().copied());

@@ -10,3 +10,4 @@ mod field_cases;
 mod jpeg;
 mod memory;
 mod pictures;
+mod visit_rates;

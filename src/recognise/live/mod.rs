@@ -47,6 +47,10 @@ const TEMPLATES_PER_FRAME: usize = 8;
 /// After this many templates an undecided track is sampled every `SLOW_SAMPLE_INTERVAL` only.
 const FAST_TEMPLATES_MAX: usize = 8;
 const SLOW_SAMPLE_INTERVAL: Duration = Duration::from_millis(300);
+/// Samples of an undecided track that are closer together show the same, unless the face moved: they
+/// would count as evidence that they are not. Less than the distance of two frames at ten frames a
+/// second, the default, and at fifteen.
+const SAMPLE_INTERVAL_MIN: Duration = Duration::from_millis(60);
 /// A decided face that jumped is compared again at once, but at most this often.
 const DOUBT_INTERVAL: Duration = Duration::from_millis(150);
 /// A sample whose rank is below this share of the track's best one adds noise. It is skipped, unless
@@ -230,8 +234,9 @@ impl Live {
                 doubted || since.is_none_or(|since| since >= self.settings.recheck_after)
             }
             Decision::Undecided => {
-                track.templates < FAST_TEMPLATES_MAX
-                    || since.is_none_or(|since| since >= SLOW_SAMPLE_INTERVAL)
+                let is_fast = track.templates < FAST_TEMPLATES_MAX;
+                let interval = if is_fast { SAMPLE_INTERVAL_MIN } else { SLOW_SAMPLE_INTERVAL };
+                (is_fast && track.doubtful) || since.is_none_or(|since| since >= interval)
             }
         };
         Needs { template, liveness: self.needs_pad(track) }

@@ -175,6 +175,8 @@ struct TestPlace {
     live: Live,
     gallery: Gallery,
     frames: u64,
+    /// Time between two frames.
+    frame_ms: u64,
     identified: Vec<String>,
     templates: usize,
 }
@@ -184,7 +186,15 @@ impl TestPlace {
         let engine = Scripted { faces: Vec::new(), liveness: 0.9, detections: 0 };
         let live = Live::new(settings);
         let gallery = gallery();
-        Self { engine, live, gallery, frames: 0, identified: Vec::new(), templates: 0 }
+        Self {
+            engine,
+            live,
+            gallery,
+            frames: 0,
+            frame_ms: 100,
+            identified: Vec::new(),
+            templates: 0,
+        }
     }
 
     fn show(&mut self, person: usize, left: usize, side: usize) {
@@ -203,7 +213,7 @@ impl TestPlace {
     }
 
     fn process(&mut self, rgb: Vec<u8>) {
-        let frame = frame_of(self.frames * 100, rgb);
+        let frame = frame_of(self.frames * self.frame_ms, rgb);
         self.frames += 1;
         let report =
             self.live.process(&mut self.engine, &self.gallery, &frame, Duration::ZERO).unwrap();
@@ -308,6 +318,19 @@ fn crowd_shares_template_budget() {
     // these three seconds.
     let all: usize = played.templates.iter().sum();
     assert!((16 * 2 + 8 * 3..=120).contains(&all), "{all}");
+}
+
+#[test]
+fn frames_of_fast_camera_are_no_samples() {
+    let mut place = TestPlace::new(settings(PadMode::Off));
+    place.frame_ms = 20;
+    // A stranger, in a quarter of a second.
+    (0..13).for_each(|_| place.show(1, 0, 60));
+    assert_eq!(place.templates, 5);
+    // Ten frames a second are further apart than that.
+    let mut usual = TestPlace::new(settings(PadMode::Off));
+    (0..5).for_each(|_| usual.show(1, 0, 60));
+    assert_eq!(usual.templates, 5);
 }
 
 #[test]

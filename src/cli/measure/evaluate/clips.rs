@@ -188,8 +188,20 @@ pub fn watch(
     settings: LiveSettings,
     source: Box<dyn FrameSource>,
 ) -> anyhow::Result<ClipReport> {
+    let (frames, unreadable) = frames(source)?;
+    let mut report = play(engine, gallery, settings, &frames);
+    report.unreadable += unreadable;
+    Ok(report)
+}
+
+/// Puts frames before the daemon's recognition.
+pub fn play(
+    engine: &mut Vision,
+    gallery: &Gallery,
+    settings: LiveSettings,
+    frames: &[Frame],
+) -> ClipReport {
     let mut live = Live::new(settings);
-    let (frames, mut unreadable) = frames(source)?;
     let mut report = ClipReport {
         file: String::new(),
         expected: None,
@@ -200,10 +212,10 @@ pub fn watch(
         unreadable: 0,
     };
     let mut first_ms = None;
-    for frame in &frames {
+    for frame in frames {
         // A damaged frame is dropped, as the daemon does.
         let Ok(seen) = live.process(engine, gallery, frame, Duration::ZERO) else {
-            unreadable += 1;
+            report.unreadable += 1;
             continue;
         };
         let has_decided = report.decision_ms.is_some();
@@ -218,8 +230,7 @@ pub fn watch(
             report.decision_ms.get_or_insert(frame.media_ms - first_ms);
         }
     }
-    report.unreadable = unreadable;
-    Ok(report)
+    report
 }
 
 impl ClipsReport {

@@ -65,17 +65,28 @@ impl Workers {
         let mut files: Vec<&str> = files.collect();
         files.sort_unstable();
         files.dedup();
-        let bar = progress(files.len());
+        let made = self.map(&files, |vision, file| template(vision, &dir.join(file)))?;
+        Ok(files.into_iter().map(str::to_owned).zip(made).collect())
+    }
+
+    /// What the workers make of each item, in the order of the items.
+    pub fn map<T: Sync, R: Send>(
+        &mut self,
+        items: &[T],
+        make: impl Fn(&mut Vision, &T) -> anyhow::Result<R> + Sync,
+    ) -> anyhow::Result<Vec<R>> {
+        let bar = progress(items.len());
         let next = AtomicUsize::new(0);
-        let work = |vision: &mut Vision| -> anyhow::Result<Vec<(String, Option<Template>)>> {
+        let work = |vision: &mut Vision| -> anyhow::Result<Vec<(usize, R)>> {
             let mut done = Vec::new();
-            while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                done.push(((*file).to_owned(), template(vision, &dir.join(file))?));
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(item) = items.get(index) else { return Ok(done) };
+                done.push((index, make(vision, item)?));
                 bar.inc(1);
             }
-            Ok(done)
         };
-        let mut all = HashMap::with_capacity(files.len());
+        let mut all = Vec::with_capacity(items.len());
         std::thread::scope(|scope| {
             let running: Vec<_> =
                 self.0.iter_mut().map(|vision| scope.spawn(|| work(vision))).collect();
@@ -85,7 +96,8 @@ impl Workers {
             anyhow::Ok(())
         })?;
         bar.finish_and_clear();
-        Ok(all)
+        all.sort_by_key(|(index, _)| *index);
+        Ok(all.into_iter().map(|(_, made)| made).collect())
     }
 }
 

@@ -16,7 +16,9 @@ pub mod measure;
 pub mod metrics;
 pub mod pad;
 pub mod pairs;
+pub mod passage;
 pub mod protocol;
+pub mod visits;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -61,6 +63,12 @@ pub enum Test {
     /// for somebody
     #[command(after_help = "Example:\n  rollcall evaluate clips --clips index.csv --images clips/")]
     Clips(ClipsArgs),
+    /// Visits made of photographs: errors of whole visits, which are several looks, beside those of one
+    /// look
+    #[command(
+        after_help = "Example:\n  rollcall evaluate visits --protocol identify.csv --images photos/"
+    )]
+    Visits(VisitsArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -124,6 +132,24 @@ pub struct ClipsArgs {
     /// Folder of their photographs; by default the one in which the CSV lies
     #[arg(long, value_name = "DIR")]
     pub background_images: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct VisitsArgs {
+    /// CSV as for `identify`
+    #[arg(long, value_name = "CSV")]
+    pub protocol: PathBuf,
+    /// Visits made of each photograph
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub visits: u16,
+    /// Length of a visit
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
+    pub seconds: f32,
+    /// Frames per second of the camera
+    #[arg(long, value_name = "FPS", default_value_t = 10.0)]
+    pub fps: f32,
     #[command(flatten)]
     pub common: Common,
 }
@@ -247,6 +273,10 @@ pub fn run(
         }
         Test::Clips(args) => {
             let report = clips::evaluate(args, &args.common.vision(vision), live)?;
+            show(&report, args.common.json, report.table())
+        }
+        Test::Visits(args) => {
+            let report = visits::evaluate(args, &args.common.vision(vision), live)?;
             show(&report, args.common.json, report.table())
         }
         Test::Groups(args) => {
