@@ -365,6 +365,7 @@ mod tests {
             &frame,
             FrameAction::Detect,
             Vec::new(),
+            None,
         ))));
         drop(frame);
         assert!(lines.next_line().await.unwrap().unwrap().contains("\"frame\":7"));

@@ -244,6 +244,7 @@ mod tests {
             height: 480,
             attention: "full".into(),
             faces: vec![face],
+            wanted_view: None,
             camera: "streaming".into(),
             pace_step: 0,
             cpu_celsius: None,

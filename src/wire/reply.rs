@@ -9,6 +9,7 @@ use strum::IntoStaticStr;
 use uuid::Uuid;
 
 use crate::attend::venue::VenueSpec;
+use crate::enrol::camera::FaceView;
 use crate::ids::{Name, SubjectId};
 use crate::wire::command::{ImageOutcome, LookAlike, NotEnrolled, Rejection, SCHEMA};
 use crate::wire::consent::Consent;
@@ -102,6 +103,12 @@ pub struct Enrolled {
     /// missed: another photograph is wanted. Omitted if not.
     #[serde(skip_serializing_if = "is_false")]
     pub weak: bool,
+    /// Whether this is the subject's only reference: it is recognised less surely. Omitted if not.
+    #[serde(skip_serializing_if = "is_false")]
+    pub single_reference: bool,
+    /// For `enrol_from_camera`, the views that the person did not show in time. Omitted if none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing_views: Vec<FaceView>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -147,6 +154,9 @@ pub struct SubjectEntry {
     /// recognised by the first part alone. Omitted if not.
     #[serde(skip_serializing_if = "is_false")]
     pub partial: bool,
+    /// Whether there is only one reference: the subject is recognised less surely. Omitted if not.
+    #[serde(skip_serializing_if = "is_false")]
+    pub single_reference: bool,
     /// Omitted if none is recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consent: Option<Consent>,

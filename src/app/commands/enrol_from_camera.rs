@@ -11,12 +11,12 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::app::commands::camera_enrolment::EnrolmentRequest;
-use crate::app::commands::camera_enrolment::{Ended, Waiting};
+use crate::app::commands::camera_enrolment::{Ended, EnrolmentSource, Waiting};
 use crate::app::commands::commander::Commander;
 use crate::app::commands::failure::{CommandError, reject, reject_for_now};
 use crate::app::commands::reply_to::ReplyTo;
-use crate::app::pipeline::inference::Job;
-use crate::enrol::camera::{Tally, format_tally};
+use crate::app::pipeline::inference::{CameraJudgement, Job};
+use crate::enrol::camera::{Progress, format_tally};
 use crate::health::CameraHealth;
 use crate::store::{StoreError, Tx};
 use crate::wire::command::{EnrolFromCamera, ErrorCode, Rejection};
@@ -62,7 +62,7 @@ impl Commander {
         let note = to.request_id.clone();
         self.store.write_async(move |tx| tx.put_meta(WAITING, note.as_bytes())).await?;
         let (reply, judged) = oneshot::channel();
-        let tally = Arc::new(Mutex::new(Tally::new()));
+        let progress = Arc::new(Mutex::new(Progress::default()));
         let EnrolFromCamera {
             subject_id,
             name,
@@ -76,7 +76,7 @@ impl Commander {
             subject: subject_id.clone(),
             replace,
             samples,
-            tally: Arc::clone(&tally),
+            progress: Arc::clone(&progress),
             reply,
         };
         if let Err(fault) = self.submit(job) {
@@ -88,7 +88,7 @@ impl Commander {
             EnrolmentRequest { id: subject_id, name, replace, allow_duplicate, consent, standing };
         *self.camera_enrolment.request.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(to.request_id.clone());
-        let waiting = Waiting { to, wanted, until, tally, judged };
+        let waiting = Waiting { to, wanted, until, progress, judged };
         *self.camera_enrolment.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(waiting);
         Ok(())
     }
@@ -103,16 +103,19 @@ impl Commander {
         waiting: Waiting,
         ended: Ended,
     ) -> Result<(), StoreError> {
-        let Waiting { to, wanted, tally, .. } = waiting;
+        let Waiting { to, wanted, progress, .. } = waiting;
         let outcome = match ended {
             // The next start replies.
             Ended::Stopping => return Ok(()),
-            Ended::Judged(Ok(judgement)) => {
-                self.store_judged(to.clone(), wanted, judgement, Vec::new()).await
+            Ended::Judged(Ok(CameraJudgement { judgement, missing })) => {
+                let source = EnrolmentSource::Camera { missing };
+                self.store_judged(to.clone(), wanted, judgement, source).await
             }
             Ended::Judged(Err(error)) => Err(error.into()),
             Ended::TimeIsUp => {
-                let seen = format_tally(&tally.lock().unwrap_or_else(PoisonError::into_inner));
+                let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+                let seen = format_tally(&progress.tally);
+                drop(progress);
                 let seen = if seen.is_empty() { "no frame came".to_owned() } else { seen };
                 Err(reject(
                     ErrorCode::TimedOut,

@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::app::commands::camera_enrolment::EnrolmentRequest;
+use crate::app::commands::camera_enrolment::{EnrolmentRequest, EnrolmentSource};
 use crate::app::commands::commander::Commander;
 use crate::app::commands::failure::{CommandError, reject};
 use crate::app::commands::reply_to::{ReplyTo, WrittenReply};
@@ -46,7 +46,7 @@ impl Commander {
             to,
             EnrolmentRequest { id, name, replace, allow_duplicate, consent, standing },
             judgement,
-            photographs,
+            EnrolmentSource::Photographs(photographs),
         )
         .await
     }
@@ -58,7 +58,7 @@ impl Commander {
         to: ReplyTo,
         wanted: EnrolmentRequest,
         judgement: Judgement,
-        photographs: Vec<PhotographDigest>,
+        source: EnrolmentSource,
     ) -> Result<WrittenReply, CommandError> {
         let look_alike =
             |(id, score): &(SubjectId, f32)| LookAlike { subject_id: id.clone(), score: *score };
@@ -70,6 +70,10 @@ impl Commander {
             let rejection = Rejection { details, ..Rejection::new(None, code, message) };
             return Err(CommandError::Rejected { rejection, lasting: true });
         }
+        let (photographs, missing_views) = match source {
+            EnrolmentSource::Photographs(photographs) => (photographs, Vec::new()),
+            EnrolmentSource::Camera { missing } => (Vec::new(), missing),
+        };
         let EnrolmentRequest { id, name, replace, consent, standing, .. } = wanted;
         let at = self.clock.now();
         let embedder = self.embedder;
@@ -90,6 +94,8 @@ impl Commander {
                 duplicate_of: duplicate_of.clone(),
                 look_alikes: look_alikes.clone(),
                 weak: judgement.is_weak,
+                single_reference: stored.references == 1,
+                missing_views: missing_views.clone(),
             };
             Ok(Some((to.accept(tx, Reply::Enrolled(body))?, stored.templates)))
         };

@@ -67,6 +67,7 @@ impl Commander {
                 subjects.push(SubjectEntry {
                     recognisable: recognition != Recognisable::No,
                     partial: recognition == Recognisable::ByFirstPart,
+                    single_reference: subject.references == 1,
                     consent: subject.consent,
                     id: subject.id,
                     name: subject.name,

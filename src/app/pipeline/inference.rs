@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,7 +17,7 @@ use crate::app::state::gallery::GalleryCell;
 use crate::app::state::preview::{PreviewFeed, PreviewFrame};
 use crate::app::supervise::StageResult;
 use crate::clock::{Clock, Stamp, Stopwatch};
-use crate::enrol::camera::{Gathering, Tally};
+use crate::enrol::camera::{FaceView, Gathered, Gathering, Progress};
 use crate::enrol::{self, EnrolSettings, Judged, Judgement};
 use crate::error_chain::error_chain;
 use crate::health::Health;
@@ -45,20 +45,28 @@ pub enum Job {
         photographs: Vec<Vec<u8>>,
         reply: oneshot::Sender<Result<Judgement, EngineError>>,
     },
-    /// Enrols the next person who is alone before the camera. It ends when the caller drops the
-    /// receiver of the reply.
+    /// Enrols the next person who is alone before the camera. It ends when the caller closes it by
+    /// `progress`, without a reply if nothing was gathered, or drops the receiver of the reply.
     EnrolFromCamera {
         subject: SubjectId,
         replace: bool,
         samples: usize,
-        tally: Arc<Mutex<Tally>>,
-        reply: oneshot::Sender<Result<Judgement, EngineError>>,
+        progress: Arc<Mutex<Progress>>,
+        reply: oneshot::Sender<Result<CameraJudgement, EngineError>>,
     },
     /// Identifies all faces of a picture. The caller decodes it, which takes longest for a large
     /// photograph and needs no model.
     Identify { picture: Picture, reply: oneshot::Sender<Result<Vec<IdentifiedFace>, EngineError>> },
     /// Replied to when every frame taken before it is processed and its outcome recorded.
     Settle { reply: oneshot::Sender<()> },
+}
+
+/// An enrolment by the camera, judged.
+#[derive(Debug)]
+pub struct CameraJudgement {
+    pub judgement: Judgement,
+    /// The views that the person did not show.
+    pub missing: Vec<FaceView>,
 }
 
 /// A face of a picture with its decision.
@@ -101,9 +109,8 @@ struct CameraJob {
     subject: SubjectId,
     replace: bool,
     gathering: Gathering,
-    /// Why frames were of no use so far.
-    tally: Arc<Mutex<Tally>>,
-    reply: oneshot::Sender<Result<Judgement, EngineError>>,
+    progress: Arc<Mutex<Progress>>,
+    reply: oneshot::Sender<Result<CameraJudgement, EngineError>>,
 }
 
 /// How long to wait for a frame before checking for jobs and the stop signal.
@@ -196,6 +203,7 @@ impl Inference {
                 self.pause_when_closed();
             }
             self.continue_job();
+            self.close_camera_job();
             if let Some(job) = job {
                 self.start_job(job);
             }
@@ -244,7 +252,9 @@ impl Inference {
         if self.feed.receiver_count() > 0 {
             let faces = self.live.observations();
             if action != FrameAction::Skip || faces.is_empty() {
-                let preview = PreviewFrame::new(frame, action, faces);
+                let gathering = self.camera_job.as_ref().map(|job| &job.gathering);
+                let wanted_view = gathering.and_then(|it| it.missing().first().copied());
+                let preview = PreviewFrame::new(frame, action, faces, wanted_view);
                 self.feed.send_replace(Some(Arc::new(preview)));
             }
         } else if self.feed.borrow().is_some() {
@@ -303,9 +313,9 @@ impl Inference {
                     reply,
                 }));
             }
-            Job::EnrolFromCamera { subject, replace, samples, tally, reply } => {
+            Job::EnrolFromCamera { subject, replace, samples, progress, reply } => {
                 let gathering = Gathering::new(samples, self.pad);
-                self.camera_job = Some(CameraJob { subject, replace, gathering, tally, reply });
+                self.camera_job = Some(CameraJob { subject, replace, gathering, progress, reply });
             }
             Job::Identify { picture, reply } => {
                 self.active_job = Some(ActiveJob::Identify(IdentifyJob {
@@ -395,26 +405,33 @@ impl Inference {
         let observations = self.live.observations();
         match self.add_sample(&mut camera_job.gathering, frame, faces, &observations) {
             Ok(None) => {
-                let mut tally = camera_job.tally.lock().unwrap_or_else(PoisonError::into_inner);
-                tally.clone_from(camera_job.gathering.tally());
-                drop(tally);
+                let mut progress = lock(&camera_job.progress);
+                progress.tally.clone_from(camera_job.gathering.tally());
+                drop(progress);
                 self.camera_job = Some(camera_job);
             }
-            Ok(Some(judged)) => {
-                let gallery = self.gallery.snapshot();
-                let judgement = enrol::conclude(
-                    judged,
-                    &gallery,
-                    &camera_job.subject,
-                    camera_job.replace,
-                    &self.enrol,
-                );
-                camera_job.reply.send(Ok(judgement)).ok();
-            }
+            Ok(Some(gathered)) => self.conclude_camera_job(camera_job, gathered),
             Err(error) => {
                 camera_job.reply.send(Err(error)).ok();
             }
         }
+    }
+
+    /// Ends the enrolment by the camera with what there is, when its time is up.
+    fn close_camera_job(&mut self) {
+        let is_closing = |job: &mut CameraJob| lock(&job.progress).is_closing;
+        let Some(mut camera_job) = self.camera_job.take_if(is_closing) else { return };
+        if let Some(gathered) = camera_job.gathering.closed() {
+            self.conclude_camera_job(camera_job, gathered);
+        }
+    }
+
+    fn conclude_camera_job(&self, job: CameraJob, gathered: Gathered) {
+        let Gathered { samples, missing } = gathered;
+        let gallery = self.gallery.snapshot();
+        let judgement = enrol::conclude(samples, &gallery, &job.subject, job.replace, &self.enrol);
+        // A reply cannot be sent when the caller has given up, which is no error.
+        job.reply.send(Ok(CameraJudgement { judgement, missing })).ok();
     }
 
     /// Learns a sample of this frame, if its face is of somebody who lacks the second part of the
@@ -453,7 +470,7 @@ impl Inference {
         frame: &Frame,
         faces: usize,
         observations: &[FaceObservation],
-    ) -> Result<Option<Vec<Judged>>, EngineError> {
+    ) -> Result<Option<Gathered>, EngineError> {
         let now = frame.media();
         let wanted = gathering.select_face(faces, observations, &now);
         // A frame that cannot be decoded was counted and logged by recognition.
@@ -470,7 +487,7 @@ impl Inference {
             if let Some(sample) = align::align(picture, &refined.landmarks) {
                 let quality = quality::measure(&sample);
                 let stance = Stance::of(&detected, &refined);
-                if gathering.is_good(stance, &quality, &self.enrol)
+                if gathering.is_useful(stance, &quality, &self.enrol)
                     && let Some(template) = still::template(self.engine.as_mut(), &sample)?
                 {
                     gathering.add(template, &quality, &self.enrol, &now);
@@ -478,11 +495,15 @@ impl Inference {
             }
         }
         Ok(if faces == 1 {
-            gathering.finished(observation, landmarks.eye_distance_px())
+            gathering.finished(observation, landmarks.eye_distance_px(), &now)
         } else {
             None
         })
     }
+}
+
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Logs a fault of the frames once while it lasts, and seldom when it comes and goes. A line per

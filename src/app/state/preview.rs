@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::enrol::camera::FaceView;
 use crate::health::{self, Health};
 use crate::recognise::attention::FrameAction;
 use crate::recognise::decision::Decision;
@@ -26,14 +27,21 @@ pub struct PreviewFrame {
     pub pixels: Arc<dyn Pixels>,
     pub attention: FrameAction,
     pub observations: Vec<FaceObservation>,
+    /// What the person is asked to show who is enrolled from the camera.
+    pub wanted_view: Option<FaceView>,
 }
 
 impl PreviewFrame {
-    pub fn new(frame: &Frame, attention: FrameAction, observations: Vec<FaceObservation>) -> Self {
+    pub fn new(
+        frame: &Frame,
+        attention: FrameAction,
+        observations: Vec<FaceObservation>,
+        wanted_view: Option<FaceView>,
+    ) -> Self {
         let seq = frame.seq;
         let at_ms = frame.taken.wall_ms;
         let pixels = Arc::clone(&frame.pixels);
-        Self { seq, at_ms, pixels, attention, observations }
+        Self { seq, at_ms, pixels, attention, observations, wanted_view }
     }
 }
 
@@ -48,6 +56,10 @@ pub struct PreviewMessage {
     /// `full`: the detector ran; `still`: nothing had changed; `passed`: the frame was skipped.
     pub attention: String,
     pub faces: Vec<PreviewFace>,
+    /// While somebody is enrolled from the camera, the view to show next: `straight`, `left`,
+    /// `right` or `nearer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted_view: Option<FaceView>,
     pub camera: String,
     /// The step of the thermal slow-down; 0 is full speed.
     pub pace_step: u64,
@@ -109,6 +121,7 @@ pub fn preview_message(
         faces: frame.map_or(Vec::new(), |frame| {
             frame.observations.iter().map(|observation| preview_face(observation, names)).collect()
         }),
+        wanted_view: frame.and_then(|frame| frame.wanted_view),
         camera: health.camera_state().as_str().to_owned(),
         pace_step: health.recognition.pace_step.get(),
         cpu_celsius: health::cpu_celsius(),

@@ -36,10 +36,10 @@ export function say(id, what = "", state = "") {
   place.replaceChildren(...(lines.length === 1 ? lines : lines.map((line) => make("p", {}, line))));
 }
 
-/// A section's cards are shown once there is something in them, so that nothing moves when it arrives.
+/// A section's cards are shown once filled, so that nothing moves.
 export const ready = (section) => document.querySelector(`#section-${section} [data-wait]`)?.removeAttribute("data-wait");
 
-/// The time zone of the door's venue: every time is shown in that of its venue, and where none is named in this one.
+/// The zone of the door's venue, for times without a venue of their own.
 let doorZone;
 export function setDoorZone(zone) { doorZone = zone; }
 

@@ -1,5 +1,4 @@
-// The preview: boxes and decisions, and the picture itself only on request. Boxes, list and picture are always of one frame:
-// they are drawn together, or not at all.
+// The preview: boxes and decisions, and the picture itself only on request. Boxes, list and picture are of one frame.
 
 import { by, emptyRow, make, row, say, setDoorZone, statusOf, timeOf, whenOf } from "./dom.js";
 import { hasText, text } from "./texts.js";
@@ -77,7 +76,7 @@ function draw(seen, picture = null) {
     state: stateOf(face),
   }));
   by("faces").replaceChildren(...(rows.length ? rows : [emptyRow(text("door.nobody"))]));
-  // A picture that is decoded, in the place of the one before: with the boxes, not a moment later.
+  // The picture is decoded: it appears with its boxes.
   if (picture) by("picture").replaceWith(picture);
   for (const id of picture ? ["boxes", "faces", "picture"] : ["boxes", "faces"]) by(id).dataset.frame = seen.frame ?? "";
 }

@@ -1,4 +1,4 @@
-// The enrolled people: the list, enrolment from photographs or the door's camera, renaming, withdrawal and erasure.
+// The enrolled people: list, enrolment, renaming, withdrawal and erasure.
 
 import { ask, by, byName, dateOf, dayBounds, emptyRow, lastDateOf, make, plain, ready, row, say, settled } from "./dom.js";
 import { hasText, text } from "./texts.js";
@@ -15,8 +15,7 @@ const CAMERA_SECONDS = 30;
 /// The reply may take a little longer than the time that the person has.
 const ANSWER_MS = (CAMERA_SECONDS + 15) * 1000;
 
-/// A photograph of fewer bytes is sent without a look at it. One of more pixels than the device keeps is made smaller, to
-/// more pixels than any face needs.
+/// Fewer bytes are sent as they are; more pixels than the device keeps are reduced to more than any face needs.
 const SURELY_SMALL_BYTES = 2 ** 20;
 const KEPT_PIXELS_MAX = 12_600_000;
 const SENT_PIXELS_MAX = 6_000_000;
@@ -183,6 +182,8 @@ async function enrol(anyway) {
     showImages(answer.images, files);
     const alike = answer.look_alikes.map((it) => text("enrol.alike", { name: nameOf(it.subject_id), score: it.score.toFixed(2) }));
     if (answer.weak) alike.unshift(text("enrol.weak"));
+    const missing = answer.missing_views?.map(viewOf);
+    if (missing) alike.unshift(text("enrol.missing", { views: missing.join(", ") }));
     say("enrol-says", [text("enrol.done", { name: fields.subject.name, n: answer.references }), ...alike], "good");
     emptyForm();
     await load();
@@ -213,15 +214,15 @@ async function byPhotographs(fields, files) {
   return command("enrol", { ...fields, images });
 }
 
-/// Each file, or a smaller picture of it, one after the other: decoded photographs are large.
+/// Each file, or a smaller picture of it, one by one: decoded photographs are large.
 async function fit(files, bytesMax) {
   const fitting = [];
   for (const file of files) fitting.push(await fitOne(file, bytesMax));
   return fitting;
 }
 
-/// Returns a file that the device accepts as it is, or a smaller JPEG of it. The browser turns it upright by its EXIF
-/// orientation. What the browser cannot decode is sent as it is if it is small: the device names what it is.
+/// Returns a file that the device accepts, or a smaller JPEG of it, turned upright by its EXIF orientation. What the
+/// browser cannot decode is sent as it is if it is small: the device names it.
 async function fitOne(file, bytesMax) {
   if (file.size <= Math.min(bytesMax, SURELY_SMALL_BYTES)) return file;
   const picture = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => null);
@@ -275,7 +276,7 @@ async function fromCamera(fields) {
   countdown = setInterval(tick, 250);
   onCamera(true);
   try {
-    return await command("enrol_from_camera", { ...fields, timeout_ms: CAMERA_SECONDS * 1000 }, { signal: AbortSignal.timeout(ANSWER_MS) });
+    return await command("enrol_from_camera", { ...fields, samples: 4, timeout_ms: CAMERA_SECONDS * 1000 }, { signal: AbortSignal.timeout(ANSWER_MS) });
   } finally {
     clearInterval(countdown);
     countdown = null;
@@ -284,10 +285,12 @@ async function fromCamera(fields) {
   }
 }
 
+const viewOf = (view) => text(`view.${view}`);
+
 /// Shows a person who is enrolled from the camera what to do.
 export function view(seen) {
   if (countdown === null) return;
-  const hint = seen.faces.map(hintOf).find(Boolean) ?? "";
+  const hint = seen.faces.map(hintOf).find(Boolean) ?? (seen.wanted_view ? viewOf(seen.wanted_view) : "");
   if (by("enrol-says").textContent !== hint) say("enrol-says", hint, "look");
 }
 

@@ -1,8 +1,7 @@
 // The attendance of a day at a venue: each record as it happens, and a summary for each person and session.
 //
 // A school has thousands of records in a day. The record is loaded once and then follows the events; the summary is loaded
-// again after them, the more seldom the longer that takes. Lists have a height of their own and show a part: a row that
-// arrives moves nothing else.
+// again after them, less often where that takes long. Lists show a part, in a fixed height: a new row moves nothing else.
 
 import {
   by, byName, dayBounds, dayOf, emptyRow, lateBy, lengthOf, make, plain, ready, row, ruleOf, say, sessionOf, settled, startOf, statusOf, timeOf,
@@ -146,12 +145,12 @@ export function event(told) {
     showSoon();
   }
   const changes = ["attendance", "correction"].includes(told.kind) || (told.kind === "enrolment" && told.action !== "enrolled");
-  // A past day does not change by what happens now, and an unseen one is loaded when it is seen.
+  // A past day does not change, and an unseen one is loaded when it is seen.
   if (!changes || (isRecord && (chosen !== null || by("section-today").hidden))) return;
   isWhole ||= !isRecord;
   waiting ??= setTimeout(follow, Math.min(SETTLE_MAX_MS, Math.max(SETTLE_MS, LOAD_SHARE * took)));
 }
-/// Loads again, after a load that is running: where people keep coming, none would ever come to its end.
+/// Loads again, after a load that is running, which would else never end where people keep coming.
 function follow() {
   waiting = running > 0 ? setTimeout(follow, SETTLE_MS) : null;
   if (waiting !== null) return;

@@ -1,3 +1,4 @@
+use crate::enrol::camera::FaceView;
 use base64::Engine as _;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -326,10 +327,24 @@ fn reply_json_matches_the_contract() {
         duplicate_of: None,
         look_alikes: vec![LookAlike { subject_id: SubjectId::new("jroe").unwrap(), score: 0.5 }],
         weak: false,
+        single_reference: false,
+        missing_views: Vec::new(),
     };
     assert_eq!(
-        reply::accepted("r-1", "enrol", &Reply::Enrolled(enrolled)),
+        reply::accepted("r-1", "enrol", &Reply::Enrolled(enrolled.clone())),
         r#"{"schema":1,"request_id":"r-1","verb":"enrol","ok":true,"subject_id":"jdoe","references":0,"images":[{"accepted":false,"reason":"no_face","kept":false}],"duplicate_of":null,"look_alikes":[{"subject_id":"jroe","score":0.5}]}"#
+    );
+    let from_camera = reply::Enrolled {
+        references: 1,
+        images: Vec::new(),
+        look_alikes: Vec::new(),
+        single_reference: true,
+        missing_views: vec![FaceView::Left, FaceView::Nearer],
+        ..enrolled
+    };
+    assert_eq!(
+        reply::accepted("r-1", "enrol_from_camera", &Reply::Enrolled(from_camera)),
+        r#"{"schema":1,"request_id":"r-1","verb":"enrol_from_camera","ok":true,"subject_id":"jdoe","references":1,"images":[],"duplicate_of":null,"look_alikes":[],"single_reference":true,"missing_views":["left","nearer"]}"#
     );
     let Verb::Consent(ConsentChange { action: ConsentAction::Record(consent), .. }) =
         read("consent", &good()[11].1).unwrap().verb
@@ -352,6 +367,7 @@ fn reply_json_matches_the_contract() {
         enrolled_at: "t".into(),
         model_digest: None,
         partial: false,
+        single_reference: true,
         recognisable: true,
         consent: Some(recorded.consent),
     };
@@ -359,7 +375,7 @@ fn reply_json_matches_the_contract() {
     assert_eq!(
         reply::accepted("r-1", "subjects", &Reply::Subjects(list)),
         format!(
-            r#"{{"schema":1,"request_id":"r-1","verb":"subjects","ok":true,"subjects":[{{"id":"jdoe","name":"J","references":1,"enrolled_at":"t","model_digest":null,"recognisable":true,"consent":{text}}}],"next_after":null}}"#
+            r#"{{"schema":1,"request_id":"r-1","verb":"subjects","ok":true,"subjects":[{{"id":"jdoe","name":"J","references":1,"enrolled_at":"t","model_digest":null,"recognisable":true,"single_reference":true,"consent":{text}}}],"next_after":null}}"#
         )
     );
     let rejection = Rejection {
