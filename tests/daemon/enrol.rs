@@ -78,6 +78,8 @@ fn person_before_camera_is_enrolled() {
     until_streaming(&client);
     let answer = client.request("enrol_from_camera", "cam-1", wanted.clone());
     assert_eq!((&answer["ok"], &answer["references"]), (&json!(true), &json!(3)), "{answer}");
+    // A photograph does not turn its head.
+    assert_eq!(answer["missing_views"].as_array().unwrap().len(), 2, "{answer}");
     // The same again is answered from what was stored.
     assert_eq!(client.request("enrol_from_camera", "cam-1", wanted), answer);
     let seen = client.request("recognise", "r-1", json!({"image": image_of(photographs(&ann)[1])}));
@@ -221,6 +223,62 @@ fn former_references_are_recognised_and_completed() {
     daemon = home.start();
     gallery(0, 0);
     assert_eq!((look("r-7", &ann), look("r-8", &bob)), (vec!["ann".into()], vec!["bob".into()]));
+    assert!(daemon.terminate().success());
+}
+
+/// The reference of `ann` has the first part only, and she stands before a camera of the composite.
+fn partial_before_camera(broker: &Mosquitto, home: &Home, client: &Client, learn: &str) {
+    let (ann, _) = people();
+    let photograph = photographs(&ann)[0];
+    let daemon = home.start();
+    let answer = client.request("enrol", "e-1", enrolment("ann", "Ann", &[photograph.to_owned()]));
+    assert_eq!(answer["ok"], true, "{answer}");
+    assert!(daemon.terminate().success());
+    let composite = recognition("embedder = \"fr_sface\"");
+    let seen = camera(photograph, &format!("{composite}[enrolment]\n{learn}"));
+    home.configure(broker.port(), &seen);
+}
+
+#[test]
+fn door_learns_missing_part_from_its_camera() {
+    let broker = Mosquitto::start();
+    let client = Client::connect(broker.port());
+    let home = Home::new(broker.port(), &recognition("embedder = \"fr_feature\""));
+    partial_before_camera(&broker, &home, &client, "learn = true\n");
+    let daemon = home.start();
+    until("the missing part is learned", || {
+        let gallery = health(&client)?["gallery"].clone();
+        (gallery["partial"] == 0 && gallery["references"] == 2).then_some(())
+    });
+    let listed = client.request("subjects", "s-1", json!({}))["subjects"][0].clone();
+    assert_eq!((&listed["id"], &listed["references"]), (&json!("ann"), &json!(2)), "{listed}");
+    assert!(listed["partial"].is_null() && listed["single_reference"].is_null(), "{listed}");
+    assert!(daemon.terminate().success());
+    assert_eq!(home.log().matches("learned from the camera").count(), 1, "{}", home.log());
+    assert!(!home.log().contains("Ann"), "no name in the log");
+}
+
+#[test]
+fn door_learns_nothing_by_default() {
+    let broker = Mosquitto::start();
+    let client = Client::connect(broker.port());
+    let home = Home::new(broker.port(), &recognition("embedder = \"fr_feature\""));
+    partial_before_camera(&broker, &home, &client, "");
+    let daemon = home.start();
+    // An attempt to learn is made at most once a second.
+    let seen = until("she is identified, and seen for some seconds", || {
+        let seen = health(&client)?;
+        let recognition = &seen["recognition"];
+        let is_seen =
+            recognition["identified"].as_u64()? > 0 && recognition["faces"].as_u64()? > 40;
+        is_seen.then_some(seen)
+    });
+    assert_eq!(
+        (&seen["gallery"]["partial"], &seen["gallery"]["references"]),
+        (&json!(1), &json!(1))
+    );
+    let listed = client.request("subjects", "s-1", json!({}))["subjects"][0].clone();
+    assert_eq!((&listed["partial"], &listed["single_reference"]), (&json!(true), &json!(true)));
     assert!(daemon.terminate().success());
 }
 

@@ -494,7 +494,7 @@ fn local_page_enrols_renames_and_edits_venue() {
     browser.write("#recorded-by", "Front desk");
     browser.click("#enrol-go");
     browser.until_shown("#countdown-says", "Alone before the camera");
-    browser.until_shown("#enrol-says", "Bob is enrolled with 3 references");
+    browser.until_shown("#enrol-says", "Bob is enrolled with 4 references");
     browser.until_shown("#subjects", "consent 2026-1");
     // Recorded under the name of that time.
     go(&mut browser, "today");
