@@ -358,7 +358,7 @@ mod tests {
 
     /// So much turned, and of this size.
     fn turned(yaw: f32, eye_distance_px: f32) -> Quality {
-        Quality { yaw, eye_distance_px, ..GOOD }
+        Quality { eye_distance_px, yaw, ..GOOD }
     }
 
     /// Shows Ann a frame, 0.4 s after the one before.
