@@ -230,7 +230,7 @@ fn former_references_are_recognised_and_completed() {
 fn partial_before_camera(broker: &Mosquitto, home: &Home, client: &Client, learn: &str) {
     let (ann, _) = people();
     let photograph = photographs(&ann)[0];
-    let daemon = home.start();
+    let daemon = client.started(home);
     let answer = client.request("enrol", "e-1", enrolment("ann", "Ann", &[photograph.to_owned()]));
     assert_eq!(answer["ok"], true, "{answer}");
     assert!(daemon.terminate().success());
@@ -245,7 +245,7 @@ fn door_learns_missing_part_from_its_camera() {
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), &recognition("embedder = \"fr_feature\""));
     partial_before_camera(&broker, &home, &client, "learn = true\n");
-    let daemon = home.start();
+    let daemon = client.started(&home);
     until("the missing part is learned", || {
         let gallery = health(&client)?["gallery"].clone();
         (gallery["partial"] == 0 && gallery["references"] == 2).then_some(())
@@ -264,7 +264,7 @@ fn door_learns_nothing_by_default() {
     let client = Client::connect(broker.port());
     let home = Home::new(broker.port(), &recognition("embedder = \"fr_feature\""));
     partial_before_camera(&broker, &home, &client, "");
-    let daemon = home.start();
+    let daemon = client.started(&home);
     // An attempt to learn is made at most once a second.
     let seen = until("she is identified, and seen for some seconds", || {
         let seen = health(&client)?;
