@@ -19,7 +19,7 @@ use crate::store::rows::{
     DeadLetter, OutboxDepth, Reference, ReferenceCount, SinkName, StoredReply, Subject,
 };
 use crate::wire::consent::Consent;
-use crate::wire::event::{Body, ClockState, StoredEvent, stored_link};
+use crate::wire::event::{Body, ClockState, StoredEvent, SubjectRef, stored_link};
 
 pub(super) const EVENT_COLUMNS: &str = "e.seq, e.event_id, e.kind, e.occurred_ms, e.boot_id, e.boottime_ms, e.clock, e.superseded_by, e.body";
 
@@ -434,6 +434,12 @@ impl Reader {
         let before = before.and_then(|it| SubjectId::new(&it).ok());
         let found = self.subjects(before.as_ref(), 1)?;
         Ok(found.into_iter().find(|it| it.id == *id))
+    }
+
+    /// As the person is called now; `None` for whoever is not enrolled any more. What was searched or
+    /// shown before may be older than a withdrawal or a new name, and neither may come back.
+    pub fn enrolled_now(&self, id: &SubjectId) -> Result<Option<SubjectRef>, StoreError> {
+        Ok(self.subject(id)?.map(|it| SubjectRef { id: it.id, name: it.name }))
     }
 
     pub fn outbox_depth(&self, sink: SinkName) -> Result<OutboxDepth, StoreError> {

@@ -71,8 +71,9 @@ impl Commander {
         self.reply_with_report(to, Reply::Summary(page)).await
     }
 
-    /// Reports are read beside the thread that records; it only stores the reply.
-    async fn reply_with_report(
+    /// Reports and lists are read and written beside the thread that records; it only stores the
+    /// reply.
+    pub(super) async fn reply_with_report(
         &self,
         to: ReplyTo,
         report: Reply,
@@ -163,8 +164,7 @@ impl Commander {
         let Page { entries, more } = Page::of(entries, page.limit as usize);
         let next_after = entries.last().filter(|_| more).map(|it| it.spec.venue.clone());
         let list = VenueList { venues: entries, next_after };
-        let write = move |tx: &mut Tx<'_>| to.accept(tx, Reply::Venues(list.clone()));
-        Ok(self.store.write_async(write).await?)
+        self.reply_with_report(to, Reply::Venues(list)).await
     }
 }
 

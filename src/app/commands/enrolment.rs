@@ -133,7 +133,7 @@ impl Commander {
                 // The event of an erasure names nobody.
                 Enrolment::new(EnrolmentAction::Erased, None, references, request_id)
             } else {
-                let subject = tx.subject(&id)?.map(|it| SubjectRef { id: it.id, name: it.name });
+                let subject = tx.enrolled_now(&id)?;
                 let references = tx.delete_subject(&id)?;
                 Enrolment::new(EnrolmentAction::Withdrawn, subject, references, request_id)
             };

@@ -22,7 +22,7 @@ use crate::ids::Name;
 use crate::recognise::decision::Decision;
 use crate::recognise::gallery;
 use crate::recognise::picture::Picture;
-use crate::store::{Recognisable, StoreError, Tx};
+use crate::store::{Recognisable, Tx};
 use crate::wire::command::{Attend, EncodedImage, ErrorCode, Subjects, Verb};
 use crate::wire::event::SubjectRef;
 use crate::wire::reply::{
@@ -81,8 +81,7 @@ impl Commander {
             Ok(SubjectList { subjects, next_after })
         };
         let list = self.store.read(read).await?;
-        let write = move |tx: &mut Tx<'_>| to.accept(tx, Reply::Subjects(list.clone()));
-        Ok(self.store.write_async(write).await?)
+        self.reply_with_report(to, Reply::Subjects(list)).await
     }
 
     async fn recognise(
@@ -116,7 +115,9 @@ impl Commander {
             tx.end_signed(&to.request_id)?;
             let mut faces = entries.clone();
             for face in &mut faces {
-                face.subject = still_enrolled(tx, face.subject.take())?;
+                if let Some(seen) = face.subject.take() {
+                    face.subject = tx.enrolled_now(&seen.id)?;
+                }
             }
             let reply = to.write(recognised(faces));
             to.queue(tx, &reply.json)?;
@@ -239,16 +240,6 @@ fn visits_of(
 fn recognised(faces: Vec<FaceEntry>) -> Reply {
     let names = once_each(faces.iter().filter_map(|face| face.subject.as_ref()));
     Reply::Recognised(Recognised { faces, names })
-}
-
-/// As the person is called now; `None` for whoever was withdrawn since the gallery was searched,
-/// because the name must not come back.
-fn still_enrolled(
-    tx: &Tx<'_>,
-    subject: Option<SubjectRef>,
-) -> Result<Option<SubjectRef>, StoreError> {
-    let Some(subject) = subject else { return Ok(None) };
-    Ok(tx.subject(&subject.id)?.map(|it| SubjectRef { id: it.id, name: it.name }))
 }
 
 fn once_each<'a>(subjects: impl Iterator<Item = &'a SubjectRef>) -> Vec<Name> {

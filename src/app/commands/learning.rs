@@ -72,11 +72,10 @@ impl Learning {
         let embedder = self.embedder;
         let write = move |tx: &mut Tx<'_>| {
             // As the person is called now: the sample is older than a new name.
-            let Some(known) = tx.subject(&id)? else { return Ok(None) };
+            let Some(subject) = tx.enrolled_now(&id)? else { return Ok(None) };
             if tx.recognition_of(&id, &embedder)? != Recognisable::ByFirstPart {
                 return Ok(None);
             }
-            let subject = SubjectRef { id: known.id, name: known.name };
             let enrolment = NewEnrolment::new(subject.clone(), false, &judgement, embedder, at);
             Ok(Some((subject, enrolment.store(tx, None)?)))
         };

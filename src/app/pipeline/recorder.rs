@@ -159,8 +159,7 @@ impl Recorder {
             // come back.
             let mut body = body.clone();
             if let Some(shown) = &body.subject {
-                let known = tx.subject(&shown.id)?;
-                body.subject = known.map(|it| SubjectRef { id: it.id, name: it.name });
+                body.subject = tx.enrolled_now(&shown.id)?;
             }
             let event = NewEvent::new(at, Body::Attack(body));
             tx.append_event(&event)?;
@@ -247,10 +246,9 @@ pub fn record_visit(
     clock: &dyn Clock,
 ) -> Result<VisitOutcome, StoreError> {
     // The gallery snapshot may be older than a withdrawal: the name must not come back.
-    let Some(known) = tx.subject(&visit.subject.id)? else {
+    let Some(subject) = tx.enrolled_now(&visit.subject.id)? else {
         return Ok(VisitOutcome::NotEnrolled);
     };
-    let subject = SubjectRef { id: known.id, name: known.name };
     let recent = tx.records_for(venue, &subject.id, &at)?;
     let moment = Moment::new(&at, clock.boot_id());
     let entry = match judge(venue, &moment, visit.direction, &recent) {
