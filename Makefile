@@ -78,7 +78,7 @@ torture: toolchain setup $(MONGOD) ## kill, cut, fill and confuse daemon, broker
 	python3 tests/torture/run.py --program target/debug/rollcall --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 lint: ## check formatting and lints, as CI does
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --lib --bins -- -D warnings
 

@@ -41,7 +41,7 @@ def main():
 
 
 def reached(resolve, packages):
-    """What is linked: reached from the program through ordinary dependencies."""
+    """What is linked and not our own: reached from the program through ordinary dependencies."""
     nodes = {node["id"]: node for node in resolve["nodes"]}
     seen, open_ids = set(), [resolve["root"]]
     while open_ids:
@@ -52,7 +52,7 @@ def reached(resolve, packages):
             if ordinary and not macro and package["id"] not in seen:
                 seen.add(package["id"])
                 open_ids.append(package["id"])
-    return [packages[it] for it in seen]
+    return [packages[it] for it in seen if packages[it]["source"]]
 
 
 def licence_texts(package):

@@ -252,19 +252,32 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Each module by its path, with its text; without the files that only list modules.
+/// Each module by its path, with its text; without the files that only list modules. Those of the
+/// package `jpeg` by the path at which `recognise` has them.
 fn modules() -> Vec<(String, String)> {
-    let src = root().join("src");
     let mut found = Vec::new();
-    for file in rust_files(&src) {
-        let inside = file.strip_prefix(&src).expect("found below src").with_extension("");
-        let module = inside.to_string_lossy().replace('/', "::");
-        let module = module.trim_end_matches("::mod").to_owned();
+    for (module, text) in modules_below("src") {
         if !LISTS.contains(&module.as_str()) {
-            found.push((module, fs::read_to_string(&file).expect("source is UTF-8")));
+            found.push((module, text));
         }
     }
+    for (module, text) in modules_below("jpeg/src") {
+        let path = format!("recognise::jpeg::{module}");
+        let text = text.replace("crate::", "crate::recognise::jpeg::");
+        found.push((path.trim_end_matches("::lib").to_owned(), text));
+    }
     found
+}
+
+fn modules_below(folder: &str) -> Vec<(String, String)> {
+    let folder = root().join(folder);
+    let module = |file: &PathBuf| {
+        let inside = file.strip_prefix(&folder).expect("found below it").with_extension("");
+        let module = inside.to_string_lossy().replace('/', "::");
+        let text = fs::read_to_string(file).expect("source is UTF-8");
+        (module.trim_end_matches("::mod").to_owned(), text)
+    };
+    rust_files(&folder).iter().map(module).collect()
 }
 
 fn without_comments(text: &str) -> String {

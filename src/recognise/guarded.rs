@@ -2,9 +2,9 @@
 //! daemon.
 //!
 //! Everywhere else a panic is a bug, and the panic hook (`cli::panic_hook`) aborts a release build.
-//! Libraries decode pictures from untrusted bytes; their panics are caught here, logged without the
-//! picture, and returned like any other damage. Whatever a panic leaves behind is dropped with it:
-//! only the decoder and its own buffers may be changed inside.
+//! Pictures are decoded from untrusted bytes, most by libraries; panics there are caught here, logged
+//! without the picture, and returned like any other damage. Whatever a panic leaves behind is dropped
+//! with it: only the decoder and its own buffers may be changed inside.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};

@@ -6,12 +6,11 @@
 //! alone. A frame that is replaced before it is used costs one copy out of the driver's buffer,
 //! which `Buffers` takes back when the frame is dropped.
 //!
-//! Damaged frames end here: uncompressed ones must have all their bytes, and JPEG is decoded
-//! strictly, so that data that ends early is an error and not a picture with a grey lower part.
-//! What a JPEG declares is read before a decoder sees it (`recognise::jpeg`), and a decoder's panic
-//! costs the frame and nothing else (`recognise::guarded`). What scaled and region decoding would
-//! save was measured (`docs/performance.md`, "Decoding"): nearly all of the time goes into the
-//! Huffman codes, which must be read whole in any case.
+//! Damaged frames end here: uncompressed ones must have all their bytes, and data of a JPEG that
+//! ends early is an error and not a picture with a grey lower part (`recognise::jpeg`). A panic
+//! while it is decoded costs the frame and nothing else (`recognise::guarded`). What scaled and
+//! region decoding would save was measured (`docs/performance.md`, "Decoding"): most of the time
+//! goes into the Huffman codes, which must be read whole in any case.
 
 mod infrared;
 
@@ -21,16 +20,12 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
-
 use crate::camera::view::{Layout, View};
 use crate::recognise::frame::{Luma, Pixels};
 use crate::recognise::guarded::guarded;
-use crate::recognise::jpeg::END_MARKER;
-use crate::recognise::jpeg::outline::{Outline, Process};
+use crate::recognise::jpeg::outline::Outline;
+use crate::recognise::jpeg::pixels::Decoded;
+use crate::recognise::jpeg::segments::JpegFault;
 use crate::recognise::picture::{DecodeError, Picture, SIDE_MAX};
 
 /// How the bytes of an uncompressed frame are laid out.
@@ -225,14 +220,14 @@ impl Coding {
 /// What a frame's bytes are, with what must be known to decode them.
 #[derive(Clone, Copy, Debug)]
 enum Source {
-    /// The bytes end with the end marker, whether the camera sent it or not.
     Jpeg(Outline),
     Raster(Raster),
 }
 
-/// More than any camera's picture: a header that claims more is damaged. The largest decoded
-/// picture is 100 MB.
+/// More than any camera's picture: a header that claims more is damaged.
 const PIXELS_MAX: usize = 33_000_000;
+/// The memory that decoding one may take.
+const BYTES_MAX: u64 = 100_000_000;
 
 /// A frame with its bytes as delivered.
 pub struct Encoded {
@@ -255,15 +250,15 @@ impl Encoded {
         let (kept, source) = match coding {
             Coding::Jpeg => {
                 let outline = read_outline(bytes)?;
-                (buffers.filled(jpeg_parts(bytes, &outline)), Source::Jpeg(outline))
+                (buffers.filled(outline.picture(bytes)), Source::Jpeg(outline))
             }
             Coding::Raster(raster) => {
                 let whole = whole_frame(bytes, raster.bytes())?;
-                (buffers.filled([whole, &[], &[]]), Source::Raster(raster))
+                (buffers.filled(whole), Source::Raster(raster))
             }
             Coding::Infrared(infrared) => {
                 let whole = whole_frame(bytes, infrared.bytes())?;
-                let mut kept = buffers.filled([&[]; 3]);
+                let mut kept = buffers.filled(&[]);
                 infrared.reduce(whole, &mut kept);
                 (kept, Source::Raster(infrared.grey()))
             }
@@ -286,8 +281,8 @@ impl Encoded {
         let (width, height) = self.layout.raw_size();
         let picture = match self.source {
             Source::Jpeg(outline) => {
-                let rgb = decode_jpeg(&self.bytes, &outline, ColorSpace::RGB)?;
-                Picture::from_rgb(width, height, rgb)
+                let decoded = decode_jpeg(|| outline.decode(&self.bytes, 0))?;
+                Picture::from_rgb(width, height, decoded.bytes)
             }
             Source::Raster(raster) => raster.picture(&self.bytes),
         };
@@ -305,9 +300,9 @@ impl Pixels for Encoded {
             return decoded.as_ref().map(Luma::of).map_err(Clone::clone);
         }
         match self.source {
-            Source::Jpeg(outline) if outline.has_luma_alone() => {
-                let luma = decode_jpeg(&self.bytes, &outline, ColorSpace::Luma)?;
-                Ok(self.layout.luma(|x, y| luma[y * outline.width + x]))
+            Source::Jpeg(outline) if outline.has_luma() => {
+                let luma = decode_jpeg(|| outline.decode_luma(&self.bytes))?;
+                Ok(self.layout.luma(|x, y| luma.bytes[y * luma.width + x]))
             }
             Source::Jpeg(_) => self.full().map(Luma::of),
             Source::Raster(raster) => {
@@ -357,13 +352,11 @@ pub struct Buffers {
 const BUFFERS_MAX: usize = 3;
 
 impl Buffers {
-    fn filled(&self, parts: [&[u8]; 3]) -> Vec<u8> {
+    fn filled(&self, bytes: &[u8]) -> Vec<u8> {
         let mut buffer =
             self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         buffer.clear();
-        for part in parts {
-            buffer.extend_from_slice(part);
-        }
+        buffer.extend_from_slice(bytes);
         buffer
     }
 
@@ -380,16 +373,18 @@ fn whole_frame(bytes: &[u8], needed: Option<usize>) -> Result<&[u8], DecodeError
     bytes.get(..needed).ok_or_else(|| damaged("frame", "it ends too early"))
 }
 
-/// What a camera's JPEG declares, if the decoder may see it. Cameras fill up with zeroes behind the
+/// What a camera's JPEG declares, if it may be decoded. Cameras fill up with zeroes behind the
 /// end marker, or leave there what the buffer held before: it is ignored. A missing end
 /// marker is forgiven when all data surely came.
 fn read_outline(bytes: &[u8]) -> Result<Outline, DecodeError> {
     let outline = Outline::read(bytes)?;
     let width = outline.width;
     let height = outline.height;
-    // The decoder computes with 16 bits, in which a side above 65528 wraps.
     if width * height > PIXELS_MAX || width.max(height) > SIDE_MAX {
         return Err(DecodeError::TooManyPixels { width, height, limit: PIXELS_MAX });
+    }
+    if outline.decoding_bytes(0) > BYTES_MAX {
+        return Err(DecodeError::TooMuchMemory { kind: "JPEG", width, height });
     }
     if !outline.has_end_marker() {
         outline.check_whole(bytes)?;
@@ -397,62 +392,13 @@ fn read_outline(bytes: &[u8]) -> Result<Outline, DecodeError> {
     Ok(outline)
 }
 
-/// The start of a frame of motion JPEG as AVI has it. Many cameras leave the Huffman tables out,
-/// which are the same in every frame; by this the decoder knows to take the usual ones.
-const MJPEG_BEGIN: &[u8] = b"\xFF\xD8\xFF\xE0\0\x08AVI1\0\0";
-
-/// The picture from start marker to end marker, with what is missing.
-fn jpeg_parts<'a>(bytes: &'a [u8], outline: &Outline) -> [&'a [u8]; 3] {
-    let data = &bytes[..outline.end()];
-    if outline.has_tables {
-        [data, &END_MARKER, &[]]
-    } else {
-        // The start marker stands in the beginning too.
-        [MJPEG_BEGIN, &data[2..], &END_MARKER]
-    }
-}
-
-/// The pixels, all of them or an error.
-///
-/// At an end marker the decoder takes missing data for zeroes; at the end of the bytes it reports an
-/// error. So the marker is left out. The decoder also reports an error when it has merely read ahead
-/// in a picture whose last rows are short: then the blocks are counted, and a picture that has them
-/// all is decoded with its marker.
 fn decode_jpeg(
-    bytes: &[u8],
-    outline: &Outline,
-    colours: ColorSpace,
-) -> Result<Vec<u8>, DecodeError> {
-    let guarded = |bytes: &[u8]| {
-        let decoded = guarded(|| decode_strictly(bytes, outline, colours));
-        decoded.map_err(|panicked| damaged("JPEG", &panicked.to_string()))?
-    };
-    if outline.process == Process::Progressive {
-        return guarded(bytes);
+    decode: impl FnOnce() -> Result<Decoded, JpegFault>,
+) -> Result<Decoded, DecodeError> {
+    match guarded(decode) {
+        Ok(decoded) => Ok(decoded?),
+        Err(panicked) => Err(damaged("JPEG", &panicked.to_string())),
     }
-    let without_marker = &bytes[..bytes.len() - END_MARKER.len()];
-    guarded(without_marker).or_else(|error| {
-        let whole = Outline::read(bytes).and_then(|outline| outline.check_whole(bytes));
-        if whole.is_ok() { guarded(bytes) } else { Err(error) }
-    })
-}
-
-fn decode_strictly(
-    bytes: &[u8],
-    outline: &Outline,
-    colours: ColorSpace,
-) -> Result<Vec<u8>, DecodeError> {
-    let width = outline.width;
-    let height = outline.height;
-    let options = DecoderOptions::default()
-        .set_strict_mode(true)
-        .jpeg_set_out_colorspace(colours)
-        .set_max_width(width)
-        .set_max_height(height);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    let pixels = decoder.decode().map_err(|error| damaged("JPEG", &error.to_string()))?;
-    let whole = pixels.len() == width * height * colours.num_components();
-    if whole && decoder.dimensions() == Some((width, height)) { Ok(pixels) } else { Err(too_few()) }
 }
 
 fn too_few() -> DecodeError {

@@ -18,6 +18,15 @@ pub(super) fn check_memory(
 ) -> Result<(), DecodeError> {
     // In 64 bits: on a small device a size that is too large would wrap.
     let bytes = width as u64 * height as u64 * half_bytes_a_pixel as u64 / 2;
+    check_bytes(kind, (width, height), bytes)
+}
+
+/// Rejects a picture that takes more than `MEMORY_MAX`.
+pub(super) fn check_bytes(
+    kind: &'static str,
+    (width, height): (usize, usize),
+    bytes: u64,
+) -> Result<(), DecodeError> {
     if bytes > MEMORY_MAX as u64 {
         return Err(DecodeError::TooMuchMemory { kind, width, height });
     }

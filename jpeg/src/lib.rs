@@ -1,29 +1,40 @@
-//! What a JPEG declares about itself, and where it ends, read without decoding it.
+//! JPEG (ITU-T T.81): what a file declares about itself, where it ends, and its pixels.
 //!
-//! Every JPEG from outside passes here before a decoder sees it. The walk goes from the start
-//! marker over all segments and the entropy-coded data to the end marker. It takes no memory, reads
-//! each byte once, and rejects by name whatever the decoder cannot take: what makes it panic, what
-//! it decodes wrongly, and what would cost it minutes.
+//! Every JPEG from outside passes here. First a walk goes from the start marker over all segments
+//! and the entropy-coded data to the end marker (`Outline`). It takes no memory, reads each byte
+//! once, and rejects by name whatever cannot be decoded, and what would cost minutes. Then the
+//! scans are read (`scan`), block by block (`block`, `huffman`). The blocks of a sequential picture
+//! become pixels at once (`transform`, `plane`, `colour`, `pixels`); those of a progressive one
+//! when the last scan has been read (`progression`).
 //!
 //! The end of a JPEG is where the walk ends, never the last end marker among the bytes: an end
 //! marker may stand in a thumbnail inside a segment, in a film behind the picture, or in what a
 //! camera's buffer held before.
 //!
-//! Not here: whether the coded data is whole (`scan`), the pixels of large pictures (`pixels`), and
-//! how many pixels are too many (the caller's limits).
+//! Not here: how many pixels and how much memory are too many (the caller's limits).
 
-use crate::recognise::jpeg::outline::{COMPONENTS_MAX, Colours, Component, Outline, Process};
-use crate::recognise::jpeg::pixels::{Pixels, Shrunk};
-use crate::recognise::jpeg::scan::{Dropped, Rest, read_blocks};
-use crate::recognise::jpeg::segments::{
+use crate::huffman::Rest;
+use crate::outline::{COMPONENTS_MAX, Colours, Component, Outline, Process};
+use crate::pixels::{Decoded, Output, Pixels};
+use crate::progression::Progression;
+use crate::scan::{BlockSink, Dropped, Sequential, read_scans};
+use crate::segments::{
     APPLICATION_1, APPLICATION_2, END, HUFFMAN_TABLES, JpegFault, QUANTISATION_TABLES,
     RESTART_INTERVAL, START, START_OF_SCAN, Segment, Segments,
 };
+use crate::transform::Group;
 
+mod block;
+mod colour;
+mod huffman;
 pub mod outline;
 pub mod pixels;
+mod plane;
+mod progression;
 mod scan;
 pub mod segments;
+mod standard_tables;
+mod transform;
 
 /// ITU-T T.81, B.2.2: sampling factors are 1 to 4.
 const SAMPLING_MAX: u8 = 4;
@@ -36,23 +47,11 @@ const SCANNED_PIXELS_MAX: usize = 500_000_000;
 
 const ENDS_TOO_EARLY: JpegFault = JpegFault::Damaged("it ends too early");
 
-/// Appended where the end marker is missing.
-pub const END_MARKER: [u8; 2] = [0xFF, END];
-
 impl Outline {
     /// Walks over all of `bytes`' picture. What follows its end marker is ignored. Rejects what the
     /// decoder cannot take.
     pub fn read(bytes: &[u8]) -> Result<Self, JpegFault> {
-        Self::walk(bytes, Walk::default())
-    }
-
-    /// The same for a picture whose components may be in several scans (`is_in_parts`), which only
-    /// `decode_shrunk` decodes.
-    pub fn read_with_parts(bytes: &[u8]) -> Result<Self, JpegFault> {
-        Self::walk(bytes, Walk { may_have_parts: true, ..Walk::default() })
-    }
-
-    fn walk(bytes: &[u8], mut walk: Walk) -> Result<Self, JpegFault> {
+        let mut walk = Walk::default();
         for segment in Segments::of(bytes)? {
             match segment.marker {
                 END => return walk.make_outline(segment.at, true),
@@ -68,20 +67,54 @@ impl Outline {
     /// sequential picture's blocks are counted, so that data lost anywhere is found; a missing end
     /// marker alone is then no fault. A progressive picture must have its end marker.
     pub fn check_whole(&self, bytes: &[u8]) -> Result<(), JpegFault> {
-        if self.process == Process::Progressive {
-            return if self.has_end_marker { Ok(()) } else { Err(ENDS_TOO_EARLY) };
+        match self.process {
+            Process::Sequential => self.read_sequential(bytes, &mut Dropped(Group::EMPTY)),
+            Process::Progressive => self.check_end_marker(),
         }
-        let rest = read_blocks(self, bytes, &mut Dropped)?;
+    }
+
+    /// Decodes to `1 / 2^halvings` of the width and height, rounded up: red, green and blue.
+    /// Refuses pictures that are not whole, as `check_whole` does, and all in which a code is
+    /// impossible.
+    ///
+    /// Takes three bytes for each pixel of the result; with components in several scans one more
+    /// for each of its samples; of a progressive picture 17 bits more for each sample that is
+    /// stored.
+    pub fn decode(&self, bytes: &[u8], halvings: u32) -> Result<Decoded, JpegFault> {
+        self.decode_to(bytes, Pixels::new(self, halvings, Output::Rgb))
+    }
+
+    /// Decodes the brightness alone, of grey pictures and those in YCbCr.
+    pub fn decode_luma(&self, bytes: &[u8]) -> Result<Decoded, JpegFault> {
+        self.decode_to(bytes, Pixels::new(self, 0, Output::Luma))
+    }
+
+    fn decode_to(&self, bytes: &[u8], mut pixels: Pixels) -> Result<Decoded, JpegFault> {
+        if self.is_in_parts() && matches!(self.colours, Colours::Cmyk | Colours::Ycck) {
+            return Err(JpegFault::Unsupported(
+                "four colours (for printing), each in its own scan",
+            ));
+        }
+        match self.process {
+            Process::Sequential => self.read_sequential(bytes, &mut pixels)?,
+            Process::Progressive => {
+                self.check_end_marker()?;
+                let mut progression = Progression::new(self);
+                read_scans(self, bytes, &mut progression)?;
+                progression.finish(&mut pixels);
+            }
+        }
+        Ok(pixels.finish())
+    }
+
+    fn read_sequential<S: BlockSink>(&self, bytes: &[u8], sink: &mut S) -> Result<(), JpegFault> {
+        let mut reader = Sequential { sink, means: [0; COMPONENTS_MAX] };
+        let rest = read_scans(self, bytes, &mut reader)?;
         self.check_end(rest, bytes)
     }
 
-    /// Decodes a sequential picture to `1 / 2^halvings` of its width and height, rounded up; checks
-    /// as `check_whole` does that all data is there.
-    pub fn decode_shrunk(&self, bytes: &[u8], halvings: u32) -> Result<Shrunk, JpegFault> {
-        let mut pixels = Pixels::new(self, halvings)?;
-        let rest = read_blocks(self, bytes, &mut pixels)?;
-        self.check_end(rest, bytes)?;
-        Ok(pixels.finish())
+    fn check_end_marker(&self) -> Result<(), JpegFault> {
+        if self.has_end_marker { Ok(()) } else { Err(ENDS_TOO_EARLY) }
     }
 
     fn check_end(&self, rest: Rest, bytes: &[u8]) -> Result<(), JpegFault> {
@@ -99,12 +132,12 @@ pub fn exif(bytes: &[u8]) -> Option<&[u8]> {
     })
 }
 
-/// Cuts a clip into its pictures, in their order. What lies between them is skipped: films and other
-/// data that phones append, and the further pictures that a photograph says it has (its depth, its
-/// brightness), which show nothing else.
+/// Cuts a clip into its pictures, in their order. What lies between them is skipped: films and
+/// other data that phones append, and the further pictures that a photograph says it has (its
+/// depth, its brightness), which show nothing else.
 ///
-/// A picture ends where the walk over its segments does. One that cannot be walked over ends where the
-/// next one begins, and is a damaged picture.
+/// A picture ends where the walk over its segments does. One that cannot be walked over ends where
+/// the next one begins, and is a damaged picture.
 pub fn split_clip(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut at = 0;
     let mut parts_to_skip = 0;
@@ -191,7 +224,6 @@ struct Walk {
     adobe_transform: Option<u8>,
     has_tables: bool,
     scans: usize,
-    may_have_parts: bool,
     /// Whether each component's mean values have come.
     begun: [bool; COMPONENTS_MAX],
 }
@@ -249,7 +281,12 @@ impl Walk {
         if !matches!(count, 1 | 3 | 4) || rest.len() != count * 3 {
             return Err(JpegFault::Damaged("its frame header has a wrong number of components"));
         }
-        let components = read_components(rest)?;
+        let mut components = read_components(rest)?;
+        if count == 1 {
+            // Its blocks stand one after another, whatever it declares (T.81, A.2.2).
+            components[0].horizontal = 1;
+            components[0].vertical = 1;
+        }
         self.frame = Some(FrameHeader { process, width, height, components, count });
         Ok(())
     }
@@ -270,24 +307,20 @@ impl Walk {
         }
         let named = scan_components(&frame, &payload[1..=2 * count])?;
         match frame.process {
-            Process::Sequential => self.take_part(named, count == frame.count),
+            Process::Sequential => self.take_part(named),
             Process::Progressive => self.take_progression(named, count, &payload[1 + 2 * count..]),
         }
     }
 
     /// A scan of a sequential picture has all there is of its components.
-    fn take_part(&mut self, named: [bool; COMPONENTS_MAX], all: bool) -> Result<(), JpegFault> {
+    fn take_part(&mut self, named: [bool; COMPONENTS_MAX]) -> Result<(), JpegFault> {
         for (begun, named) in self.begun.iter_mut().zip(named) {
             if *begun && named {
                 return Err(JpegFault::Damaged("it has a scan too many"));
             }
             *begun |= named;
         }
-        if all || self.may_have_parts {
-            Ok(())
-        } else {
-            Err(JpegFault::Unsupported("a scan of its own for each colour (not interleaved)"))
-        }
+        Ok(())
     }
 
     /// Coefficients `from` to `to`, at which bit they stand and stood before (ITU-T T.81, G.1.1.1).
@@ -335,7 +368,8 @@ impl Walk {
             (3, Some(0)) => Colours::Rgb,
             (3, _) if ids.starts_with(b"RGB") => Colours::Rgb,
             (3, _) => Colours::YCbCr,
-            _ => Colours::Four,
+            (_, None | Some(0)) => Colours::Cmyk,
+            _ => Colours::Ycck,
         };
         Ok(Outline {
             width: frame.width,
@@ -365,12 +399,12 @@ fn read_components(declared: &[u8]) -> Result<[Component; COMPONENTS_MAX], JpegF
         if components[..at].iter().any(|other| other.id == *id) {
             return Err(JpegFault::Damaged("two colour components have the same number"));
         }
-        // The decoder takes powers of two only.
+        // Only powers of two are decoded.
         if horizontal == 3 || vertical == 3 {
             return Err(JpegFault::Unsupported("a colour component sampled in threes"));
         }
-        // The decoder counts on the first component having the most samples: otherwise it panics or
-        // decodes noise.
+        // The first component has the most samples: the size of a minimum coded unit is taken from
+        // it.
         if at > 0 && (horizontal > components[0].horizontal || vertical > components[0].vertical) {
             return Err(JpegFault::Unsupported("a colour sampled finer than the brightness"));
         }
@@ -413,3 +447,6 @@ fn refused_marker(marker: u8) -> JpegFault {
         _ => JpegFault::Damaged("it has an unknown marker"),
     }
 }
+
+#[cfg(test)]
+mod tests;
