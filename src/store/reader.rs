@@ -1,6 +1,6 @@
 //! A connection with its damage and key: the writer's, or one that only reads beside it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
@@ -17,6 +17,20 @@ pub struct Reader {
     /// Damaged rows that statements passed over.
     pub(super) damage: Damage,
     pub(super) key: Option<Arc<SealKey>>,
+}
+
+/// Opens connections that only read beside another one, whose damage and key they share.
+pub(super) struct Beside {
+    dir: PathBuf,
+    damage: Damage,
+    key: Option<Arc<SealKey>>,
+}
+
+impl Beside {
+    pub(super) fn open(&self) -> Result<Reader, StoreError> {
+        let damage = self.damage.clone();
+        Ok(Reader { conn: connect(&self.dir, &damage)?, damage, key: self.key.clone() })
+    }
 }
 
 /// A connection that only reads the database of `dir`, whose schema is this version's. Damaged rows
@@ -44,10 +58,9 @@ impl Reader {
         Ok(Self { conn, damage, key })
     }
 
-    /// Opens a further connection that only reads.
-    pub(super) fn open_beside(&self, dir: &Path) -> Result<Self, StoreError> {
-        let damage = self.damage.clone();
-        Ok(Self { conn: connect(dir, &damage)?, damage, key: self.key.clone() })
+    /// What further connections that only read are opened by.
+    pub(super) fn beside(&self, dir: &Path) -> Beside {
+        Beside { dir: dir.to_owned(), damage: self.damage.clone(), key: self.key.clone() }
     }
 
     /// Lets all reads from now on see the database as it is at this moment.

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock::Stopwatch;
 use crate::store::error::StoreError;
 use crate::store::files;
-use crate::store::reader::Reader;
+use crate::store::reader::{Beside, Reader};
 use crate::store::tx::{Effects, StoreContext, Tx};
 
 /// How many reads may wait for their thread; a further one waits in its task until there is room.
@@ -66,8 +66,12 @@ impl Lane {
 type ReadJob = Box<dyn FnOnce(&mut ReadConnection) + Send>;
 
 pub(super) struct ReadConnection {
-    reader: Reader,
+    beside: Beside,
+    /// Open between two reads. A report, which is rare, opens its own: an open connection takes a
+    /// quarter of a megabyte.
+    kept: Option<Reader>,
     context: Arc<StoreContext>,
+    lane: Lane,
     deadline: Duration,
     /// Set when the store is closed, which waits for no report.
     is_closing: Arc<AtomicBool>,
@@ -80,9 +84,24 @@ impl ReadConnection {
         writer: &Reader,
         lane: Lane,
     ) -> Result<Self, StoreError> {
-        let reader = writer.open_beside(dir)?;
+        let mut connection = Self {
+            beside: writer.beside(dir),
+            kept: None,
+            context,
+            lane,
+            deadline: lane.deadline(),
+            is_closing: Arc::default(),
+        };
+        if lane == Lane::Short {
+            connection.kept = Some(connection.open_reader()?);
+        }
+        Ok(connection)
+    }
+
+    fn open_reader(&self) -> Result<Reader, StoreError> {
+        let reader = self.beside.open()?;
         reader.conn.pragma_update(None, "query_only", true)?;
-        Ok(Self { reader, context, deadline: lane.deadline(), is_closing: Arc::default() })
+        Ok(reader)
     }
 
     /// Runs `read` on one state of the database.
@@ -90,13 +109,26 @@ impl ReadConnection {
         &mut self,
         read: impl FnOnce(&Tx<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        let mut reader = self.kept.take().map_or_else(|| self.open_reader(), Ok)?;
+        let outcome = self.run_read_by(&mut reader, read);
+        if self.lane == Lane::Short {
+            self.kept = Some(reader);
+        }
+        outcome
+    }
+
+    fn run_read_by<T>(
+        &self,
+        reader: &mut Reader,
+        read: impl FnOnce(&Tx<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let watch = Stopwatch::start();
         let deadline = self.deadline;
         let is_closing = Arc::clone(&self.is_closing);
         let must_end = move || watch.elapsed() > deadline || is_closing.load(Ordering::Relaxed);
-        self.reader.conn.progress_handler(INSTRUCTIONS, Some(must_end))?;
-        let outcome = self.on_one_state(read);
-        self.reader.conn.progress_handler(0, None::<fn() -> bool>)?;
+        reader.conn.progress_handler(INSTRUCTIONS, Some(must_end))?;
+        let outcome = self.on_one_state(reader, read);
+        reader.conn.progress_handler(0, None::<fn() -> bool>)?;
         match outcome {
             Err(StoreError::Sqlite { source }) if is_interrupted(&source) => {
                 let closed = self.is_closing.load(Ordering::Relaxed);
@@ -108,12 +140,13 @@ impl ReadConnection {
 
     fn on_one_state<T>(
         &self,
+        reader: &Reader,
         read: impl FnOnce(&Tx<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         // Rolls back when dropped, which ends the read.
-        let _transaction = self.reader.conn.unchecked_transaction()?;
+        let _transaction = reader.conn.unchecked_transaction()?;
         let mut effects = Effects::default();
-        read(&Tx::new(&self.reader, &self.context, &mut effects))
+        read(&Tx::new(reader, &self.context, &mut effects))
     }
 }
 

@@ -208,12 +208,14 @@ impl Reader {
         Ok(Some(Portable { subject_id: id.clone(), version: known.version, state }))
     }
 
+    /// The newest that one record holds, the oldest of them first: of a subject with references of
+    /// several networks, those of the network in use are there.
     fn portable_references(
         &self,
         subject_id: &SubjectId,
     ) -> Result<Option<Vec<PortableReference>>, StoreError> {
-        let sql = "select id, embedder, sealed, quality, created_ms from reference where subject_id = ?1 order by row \
-                   limit ?2";
+        let sql = "select id, embedder, sealed, quality, created_ms from reference where subject_id = ?1 \
+                   order by row desc limit ?2";
         let key = self.key()?;
         let mut query = self.conn.prepare_cached(sql)?;
         let mut rows = query.query(params![subject_id.as_str(), REFERENCES_MAX as i64])?;
@@ -230,6 +232,7 @@ impl Reader {
             let created_ms = row.get(4)?;
             found.push(PortableReference { id, embedder, template, quality, created_ms });
         }
+        found.reverse();
         Ok(Some(found))
     }
 }

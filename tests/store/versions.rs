@@ -11,7 +11,7 @@ use rollcall::recognise::face::{Embedder, ModelDigest, Template};
 use rollcall::store::{
     AcceptOutcome, NewReference, PublishReason, SinkName, Store, StoreOptions, subject_of_topic,
 };
-use rollcall::wire::subject::Portable;
+use rollcall::wire::subject::{Portable, State};
 
 struct Device {
     store: Store,
@@ -20,6 +20,11 @@ struct Device {
 
 fn jane() -> SubjectId {
     SubjectId::new("jane").unwrap()
+}
+
+fn template(number: usize) -> Template {
+    let raw = (0..512).map(|at| ((at * 31 + number * 7919) as f32).sin()).collect();
+    Template::normalised(raw).unwrap()
 }
 
 impl Device {
@@ -33,12 +38,10 @@ impl Device {
     }
 
     fn enrol(&self, name: &str, number: usize) {
-        let raw = (0..512).map(|at| ((at * 31 + number * 7919) as f32).sin()).collect();
-        let template = Template::normalised(raw).unwrap();
         let reference = NewReference {
             subject_id: jane(),
             embedder: Embedder::single(ModelDigest([7; 32]), 4),
-            template,
+            template: template(number),
             quality: 0.5,
         };
         let name = Name::new(name).unwrap();
@@ -153,4 +156,18 @@ fn concurrent_changes_converge() {
     a.enrol("Jane", 3);
     a.store.write(|tx| tx.queue_for_gallery(&jane(), PublishReason::Missing)).unwrap();
     assert_eq!(a.pending(), [(jane(), PublishReason::Changed)]);
+}
+
+#[test]
+fn record_holds_the_newest_references_only() {
+    let device = Device::open("a");
+    (0..70).for_each(|number| device.enrol("Jane", number));
+    let State::Enrolled { references, .. } = device.portable().state else {
+        panic!("she is enrolled")
+    };
+    let newest = (6..70).map(template).collect::<Vec<_>>();
+    assert_eq!(references.len(), newest.len());
+    for (reference, expected) in references.iter().zip(&newest) {
+        assert!(reference.template.compare(expected) > 0.999);
+    }
 }
