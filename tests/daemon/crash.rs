@@ -32,8 +32,9 @@ const PEOPLE: usize = 8;
 /// Commands that may wait for their answers; mosquitto keeps them for the daemon while it is down.
 const UNANSWERED_MAX: usize = 40;
 
-/// The camera shows people for as long as the daemon runs, at its own pace beside the commands.
-const CAMERA: &str = "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 10\nshow = \"600ms\"\ngap = \"800ms\"\n\
+/// The camera shows people for as long as the daemon runs, at its own pace beside the commands, and
+/// slowly enough for a slow machine.
+const CAMERA: &str = "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 4\nshow = \"2s\"\ngap = \"3s\"\n\
                       repeat = true\n[[venue]]\nid = \"main\"\nre_entry_gap = \"0s\"\n";
 
 struct Scene {

@@ -208,7 +208,7 @@ fn no_photograph_template_or_name_leaks() {
     let client = Client::connect(broker.port());
     let home = Home::new(
         broker.port(),
-        "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 10\nrepeat = true\n[log]\nlevel = \"debug\"\n\
+        "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 10\nshow = \"3s\"\nrepeat = true\n[log]\nlevel = \"debug\"\n\
          [[venue]]\nid = \"main\"\nre_entry_gap = \"0s\"\n",
     );
     let missing = home.path("missing.jpg");

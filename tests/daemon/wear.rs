@@ -21,8 +21,9 @@ const IDLE_S: usize = 0;
 /// system's own bookkeeping.
 const BYTES_PER_VISIT_MAX: u64 = 150_000;
 
-/// One visit after the other, slow enough that none shares a commit with the next.
-const CAMERA: &str = "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 10\nshow = \"400ms\"\ngap = \"600ms\"\n\
+/// One visit after the other, slow enough that none shares a commit with the next, and that a slow
+/// machine has its samples of each.
+const CAMERA: &str = "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 4\nshow = \"1500ms\"\ngap = \"1s\"\n\
                       repeat = true\n[[venue]]\nid = \"main\"\nre_entry_gap = \"0s\"\n\
                       [recognition]\nmodels = \"MODELS\"\nlost_after = \"300ms\"\n";
 

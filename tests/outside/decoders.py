@@ -73,6 +73,8 @@ class Daemon:
             ROLLCALL_MQTT_HOST="127.0.0.1",
             ROLLCALL_MQTT_PORT=str(bench.mqtt),
             ROLLCALL_HTTP_LISTEN=f"127.0.0.1:{self.port}",
+            ROLLCALL_HTTP_PER_MINUTE_MAX="100000",
+            ROLLCALL_COMMANDS_PER_MINUTE_MAX="100000",
             ROLLCALL_CLOCK_TRUST="always",
         )
         self.process = bench.start("rollcall", [program, "run"], cwd=common.ROOT, env=env)

@@ -1,6 +1,7 @@
 """A small machine: Debian's own kernel in QEMU (emulated, no /dev/kvm), a root that is read-only, and a state partition on a disk
 that is served by this process."""
 
+import fcntl
 import lzma
 import os
 import pathlib
@@ -30,6 +31,10 @@ def run(*command, **options):
 def prepare(cache, say, drivers=()):
     """Debian packages, and the kernel unpacked (not installed) into the cache, with modules for some more drivers. What is there
     already is not fetched again."""
+    cache.mkdir(parents=True, exist_ok=True)
+    # Another of these tests may prepare itself at the same time, and apt serves one only.
+    lock = open(cache.parent / "apt.lock", "w")  # released when this returns
+    fcntl.flock(lock, fcntl.LOCK_EX)
     missing = sorted({package for program, package in PACKAGES.items() if not which(program)})
     kernel = cache / "kernel"
     if missing or not (kernel / "complete").exists():
@@ -39,7 +44,6 @@ def prepare(cache, say, drivers=()):
             install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing]
             run(*install, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
     if not (kernel / "complete").exists():
-        cache.mkdir(parents=True, exist_ok=True)
         depends = run("apt-cache", "depends", "linux-image-amd64")
         package = re.search(r"Depends: (linux-image-\S+)", depends).group(1)
         run("apt-get", "download", "-q", package, cwd=cache, stderr=subprocess.DEVNULL)

@@ -5,6 +5,7 @@ The root is made once by debootstrap from the archive that this machine is set u
 """
 
 import base64
+import fcntl
 import os
 import pathlib
 import re
@@ -55,6 +56,10 @@ def run(*command, **more):
 
 def prepare():
     """The programs and the image; what is there already is not made again."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    # Another of these tests may prepare itself at the same time, and apt serves one only.
+    lock = open(CACHE.parent / "apt.lock", "w")  # released when this returns
+    fcntl.flock(lock, fcntl.LOCK_EX)
     if not all(map(find, PROGRAMS)):
         say("installing what is missing")
         quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
@@ -65,7 +70,6 @@ def prepare():
     if os.geteuid() != 0:
         raise Failed("the image of the machine is made by debootstrap, which only root may run; once, then any user will do")
     say("making the image of the machine (once)")
-    CACHE.mkdir(parents=True, exist_ok=True)
     root = CACHE / "root"
     if not (root / "etc" / "debian_version").exists() or not (root / "usr" / "bin" / "perl").exists():
         shutil.rmtree(root, ignore_errors=True)

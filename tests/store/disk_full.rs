@@ -20,8 +20,9 @@ use serde_json::Value;
 const PEOPLE: usize = 3;
 const MEBIBYTES: u64 = 24;
 
-/// People pass for as long as the daemon runs, and each is a visit of its own.
-const CAMERA: &str = "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 10\nshow = \"600ms\"\ngap = \"800ms\"\n\
+/// People pass for as long as the daemon runs, slowly enough for a slow machine, and each is a visit
+/// of its own.
+const CAMERA: &str = "[camera]\nsource = \"replay\"\npath = \"visits.csv\"\nfps = 4\nshow = \"3s\"\ngap = \"1s\"\n\
                       repeat = true\n[[venue]]\nid = \"main\"\nre_entry_gap = \"0s\"\n";
 
 struct Scene {
