@@ -1,13 +1,14 @@
 //! A camera of the kernel (Video4Linux 2): opened, negotiated, streamed from, and got back when it
 //! is lost.
 //!
-//! What must hold: `next` returns within `SLICE`, whatever the camera does; a camera that is
-//! unplugged, stalls, fails or sends nothing but damage for `stall_after` is `Lost`, which is
-//! reported at once; stream and descriptor are dropped before it is opened again, so that the node may keep
-//! its number; it is tried again for ever, at once when something changes in `/dev` and otherwise
-//! every few seconds, and never faster than `RETRY_MIN`. A frame that is damaged never leaves this
-//! module, except for damage that only decoding shows (`camera::encoded`), which is reported back
-//! (`unreadable_for`).
+//! What must hold: `next` returns within `SLICE`, whatever the camera does, except while a driver is
+//! slow to start or to stop; a camera that is unplugged, stalls, fails or sends nothing but damage for
+//! `stall_after` is `Lost`, which is reported at once, before the driver is asked to stop (that may
+//! take it seconds, or for ever); stream and descriptor are dropped before it is opened again, so
+//! that the node may keep its number; it is tried again for ever, at once when something changes in
+//! `/dev` and otherwise every few seconds, and never faster than `RETRY_MIN`. A frame that is damaged
+//! never leaves this module, except for damage that only decoding shows (`camera::encoded`), which is
+//! reported back (`unreadable_for`).
 //!
 //! Budget: one copy of the frame out of the driver's buffer, which goes back to the driver at once.
 
@@ -61,6 +62,8 @@ pub struct V4l2Camera {
     buffers: Arc<Buffers>,
     /// `None` while the camera is lost: opened again when `retry` allows it.
     streaming: Option<Streaming>,
+    /// The stream of a camera whose loss was just returned.
+    released: Option<Streaming>,
     retry: Retry,
     /// Controls that could not be set are logged once and not at every reopening.
     controls_logged: bool,
@@ -149,6 +152,7 @@ impl V4l2Camera {
             settings,
             buffers: Arc::default(),
             streaming: None,
+            released: None,
             retry: Retry::watching_nodes(),
             controls_logged: false,
         }
@@ -189,9 +193,10 @@ impl V4l2Camera {
         })
     }
 
-    /// Everything of the lost stream is gone before the next attempt.
+    /// Everything of the lost stream is gone before the next attempt, but not before the loss is
+    /// reported.
     fn mark_lost(&mut self, fault: CameraFault) -> CameraError {
-        self.streaming = None;
+        self.released = self.streaming.take();
         self.retry.failed();
         CameraError::Lost(fault)
     }
@@ -199,6 +204,7 @@ impl V4l2Camera {
 
 impl FrameSource for V4l2Camera {
     fn next(&mut self) -> Result<Next, CameraError> {
+        self.released = None;
         let Some(streaming) = &mut self.streaming else {
             if !self.retry.wait(SLICE) {
                 return Ok(Next::Nothing);
