@@ -47,6 +47,24 @@ nc "$HOST" "$PORT" <&4 | while read -r word rest; do
         # shellcheck disable=SC2012 # the names are numbers
         echo "VM measured $(awk '/VmRSS/{print $2}' "/proc/$daemon/status") $(ls "/proc/$daemon/fd" | wc -l) $(ls -d "/proc/$daemon/task/"* | wc -l)"
         ;;
+    hung)
+        # Within half a minute: the driver takes seconds to notice.
+        for _ in $(seq 100); do
+            stuck=$(grep -l '^State:.D' "/proc/$daemon/task/"*/status | head -n 1)
+            if [ -n "$stuck" ]; then break; fi
+            sleep 0.3
+        done
+        echo "VM hung in $(cat "${stuck%/status}/wchan")"
+        ;;
+    explain)
+        for thread in "/proc/$daemon/task/"* $(grep -l '^State:.D' /proc/[0-9]*/status); do
+            thread=${thread%/status}
+            case $(cat "$thread/wchan") in futex_* | *poll* | 0) continue ;; esac
+            echo "VM $thread $(cat "$thread/comm"): $(tr '\n' ' ' < "$thread/stack")"
+        done
+        dmesg | tail -n 20 | sed 's/^/VM kernel: /'
+        echo "VM explained"
+        ;;
     run) sh -c "$rest" 2>&1; echo "VM ran $?" ;;
     quit) break ;;
     esac

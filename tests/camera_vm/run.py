@@ -174,6 +174,7 @@ class Guest:
 
     def __init__(self, folder, kernel, programs, pictures, config, drivers):
         self.lines, self.printed = [], threading.Condition()
+        self.kernel_log = folder / "kernel.log"
         door = socket.socket()
         door.bind(("127.0.0.1", 0))
         door.listen(1)
@@ -183,9 +184,10 @@ class Guest:
         words = f"console=ttyS0 quiet panic=-1 mitigations=off no_timer_check tsc=reliable time={int(time.time()) + 3}"
         words += f" port={door.getsockname()[1]}"
         command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35"]
-        command += ["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1400"]
+        command += ["-accel", "tcg,thread=multi", "-cpu", machine.PROCESSOR, "-smp", "2", "-m", "1400"]
         command += ["-kernel", kernel / "vmlinux", "-initrd", initial, "-append", words]
         command += ["-device", "virtio-serial-pci", "-chardev", "stdio,id=out,signal=off", "-device", "virtconsole,chardev=out"]
+        command += ["-serial", f"file:{self.kernel_log}"]
         command += ["-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"]
         command += ["-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="]
         self.process = subprocess.Popen(
@@ -238,6 +240,14 @@ class Guest:
     def measure(self):
         """Resident KiB, open descriptors, threads of the daemon."""
         return tuple(map(int, self.ask("measure", "VM measured").split()[-3:]))
+
+    def explain(self):
+        """Prints where the threads of the daemon and the kernel's own wait, and the kernel's last messages."""
+        try:
+            self.ask("explain", "VM explained")
+        except (OSError, Failed) as failure:
+            print(f"the guest does not answer ({failure}), QEMU ended: {self.process.poll()}; its kernel:", file=sys.stderr)
+            print(self.kernel_log.read_text(errors="replace")[-8000:], file=sys.stderr)
 
     def end(self):
         try:
@@ -302,6 +312,7 @@ def recognise(broker, guest):
         health(broker, f"{verb}: streaming again", lambda it: it["camera"]["state"] == "streaming", since)
         say(f"{verb}: lost ({lost['reason']}), back after {returned['lost_ms']} ms")
 
+    freeze(broker, guest)
     damage(broker, guest)
 
     since = broker.mark()
@@ -316,6 +327,22 @@ def recognise(broker, guest):
     if broker.count("unknown") + broker.count("attack"):
         raise Failed("somebody was taken for a stranger")
     guest.ask("stop", "VM ended 0")
+
+
+def freeze(broker, guest):
+    """A driver that hangs when it is to stop: the loss is told nevertheless, and the camera is back after the cable was out."""
+    since, lines = broker.mark(), guest.mark()
+    guest.tell("webcam freeze")
+    lost = broker.event("camera", "freeze: lost", since, lambda it: it["state"] == "lost")
+    if "stalled" not in lost["reason"]:
+        raise Failed(f"the reason of the loss is {lost['reason']!r}")
+    health(broker, "freeze: lost in health", lambda it: it["camera"]["state"] == "lost", since)
+    guest.ask("hung", "VM hung in")
+    guest.tell("webcam unplug")
+    guest.tell("webcam plug")
+    returned = broker.event("camera", "freeze: back", since, lambda it: it["state"] == "back")
+    guest.until("camera back", lines)
+    say(f"freeze: lost ({lost['reason']}), back after {returned['lost_ms']} ms")
 
 
 def damage(broker, guest):
@@ -499,6 +526,12 @@ def main():
                 else:
                     endure(broker, guest, options.cycles, options.stalls)
                 passed.append(name)
+            except Failed:
+                if guest:
+                    guest.explain()
+                if broker:
+                    print(f"the last message: {broker.messages[-1:]}", file=sys.stderr)
+                raise
             finally:
                 if guest:
                     guest.end()

@@ -208,7 +208,7 @@ def run_machine(cache, folder):
     """Everything that the machine printed."""
     command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35"]
     # QEMU 7.2 with two emulated processors misses how kernel 6.12 changes its own code (Oops: int3).
-    command += ["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "3000", "-serial", "stdio"]
+    command += ["-accel", "tcg", "-cpu", machine.PROCESSOR, "-smp", "1", "-m", "3000", "-serial", "stdio"]
     command += ["-kernel", cache / "vmlinuz", "-initrd", folder / "initrd"]
     command += ["-append", "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check tsc=reliable"]
     process = subprocess.Popen(

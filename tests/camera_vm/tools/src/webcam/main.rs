@@ -7,8 +7,9 @@
 //! ```
 //!
 //! CONTROL is a named pipe with one command a line: `show JPEG` · `unplug` · `plug` · `stall` (it
-//! stays plugged in and sends nothing) · `resume` · `truncate N`, `garbage N`, `error N` (the next
-//! N frames are cut short, are noise, bear the error bit; 0 ends it)
+//! stays plugged in and sends nothing) · `resume` · `freeze` (it does not answer at all, so that the
+//! driver hangs; `unplug` ends it) · `truncate N`, `garbage N`, `error N` (the next N frames are cut
+//! short, are noise, bear the error bit; 0 ends it)
 
 mod usbip;
 mod uvc;
@@ -58,6 +59,7 @@ struct Webcam {
     frames: u64,
     due: Instant,
     is_stalled: bool,
+    is_frozen: bool,
     damage: Damage,
     events: Sender<Event>,
 }
@@ -78,7 +80,7 @@ impl Webcam {
         let mut reader = cable.try_clone()?;
         self.cable = Some(cable);
         self.plugged += 1;
-        (self.is_stalled, self.due) = (false, Instant::now());
+        (self.is_stalled, self.is_frozen, self.due) = (false, false, Instant::now());
         let events = self.events.clone();
         let plugged = self.plugged;
         thread::spawn(move || {
@@ -107,6 +109,7 @@ impl Webcam {
             "unplug" => self.unplug(),
             "stall" => self.is_stalled = true,
             "resume" => self.is_stalled = false,
+            "freeze" => self.is_frozen = true,
             "truncate" => self.damage.truncated = rest.parse()?,
             "garbage" => self.damage.garbage = rest.parse()?,
             "error" => self.damage.error = rest.parse()?,
@@ -117,6 +120,9 @@ impl Webcam {
 
     fn request(&mut self, request: Request) -> io::Result<()> {
         let Some(cable) = &mut self.cable else { return Ok(()) };
+        if self.is_frozen {
+            return Ok(());
+        }
         match request {
             Request::Control { sequence, setup, data } => match self.camera.control(setup, &data) {
                 Some(answer) if data.is_empty() => cable.answer(sequence, &answer),
@@ -155,7 +161,7 @@ impl Webcam {
 
     /// Sends what is due, as far as the host has room for it.
     fn send(&mut self) -> io::Result<()> {
-        while !self.is_stalled && !self.waiting.is_empty() {
+        while !self.is_stalled && !self.is_frozen && !self.waiting.is_empty() {
             if self.sending.is_none() {
                 let now = Instant::now();
                 if now < self.due {
@@ -209,6 +215,7 @@ fn main() -> Outcome<()> {
         frames: 0,
         due: Instant::now(),
         is_stalled: false,
+        is_frozen: false,
         damage: Damage::default(),
         events,
     };
