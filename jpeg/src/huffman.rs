@@ -212,6 +212,10 @@ impl<'a> Bits<'a> {
 
     /// Passes over the restart marker of this number.
     pub(super) fn skip_restart(&mut self, number: u8) -> Result<(), Shortage> {
+        // Less than a byte is filled up; more was lost or is too much.
+        if self.valid >= 8 {
+            return Err(Shortage::Broken);
+        }
         self.window = 0;
         self.valid = 0;
         let ahead = self.data.get(self.at..).unwrap_or_default();
@@ -228,9 +232,11 @@ impl<'a> Bits<'a> {
         self.fill();
         let filling = self.valid % 8;
         let filled_with_ones = self.window.leading_ones() >= filling;
-        let begins_with_zeroes = self.valid >= filling + 16 && (self.window << filling) >> 48 == 0;
+        let ahead = self.window << filling;
+        let begins_as_trailer =
+            self.valid >= filling + 32 && ahead >> 48 == 0 && (ahead << 16) >> 48 != 0;
         let bytes = (self.valid / 8) as usize + (self.data.len() - self.at);
-        Rest { filled_with_ones, bytes, begins_with_zeroes }
+        Rest { filled_with_ones, bytes, begins_as_trailer }
     }
 }
 
@@ -240,18 +246,23 @@ pub(super) struct Rest {
     /// The last byte is filled with ones, as encoders do.
     filled_with_ones: bool,
     bytes: usize,
-    begins_with_zeroes: bool,
+    /// Two zeroes and the kind of a record, which is none: in a hole of zeroes more of them follow.
+    begins_as_trailer: bool,
 }
 
 /// At the end of the data that one maker's telephones append. They leave the end marker out.
 const TRAILER_END: &[u8] = b"SEFT";
+/// The head of one record and a directory of it.
+const TRAILER_BYTES_MIN: usize = 8 + 32;
 
 impl Rest {
     /// Whether the picture surely ends here although it has no end marker: nothing follows, or a
     /// known trailer does. Had the last blocks been read out of the trailer, they would not end
     /// exactly where it begins.
     pub(super) fn is_end_of_picture(self, bytes: &[u8]) -> bool {
-        let trailer = self.begins_with_zeroes && bytes.ends_with(TRAILER_END);
+        let trailer = self.begins_as_trailer
+            && self.bytes >= TRAILER_BYTES_MIN
+            && bytes.ends_with(TRAILER_END);
         self.filled_with_ones && (self.bytes == 0 || trailer)
     }
 }

@@ -19,8 +19,8 @@ use crate::pixels::{Decoded, Output, Pixels};
 use crate::progression::Progression;
 use crate::scan::{BlockSink, Dropped, Sequential, read_scans};
 use crate::segments::{
-    APPLICATION_1, APPLICATION_2, END, HUFFMAN_TABLES, JpegFault, QUANTISATION_TABLES,
-    RESTART_INTERVAL, START, START_OF_SCAN, Segment, Segments,
+    APPLICATION_0, APPLICATION_1, APPLICATION_2, END, HUFFMAN_TABLES, JpegFault,
+    QUANTISATION_TABLES, RESTART_INTERVAL, START, START_OF_SCAN, Segment, Segments,
 };
 use crate::transform::Group;
 
@@ -43,7 +43,7 @@ const BLOCKS_PER_UNIT_MAX: usize = 10;
 /// Usual progressive scripts have 10 scans, optimised ones up to 20; every scan visits every block.
 const SCANS_MAX: usize = 64;
 /// Pixels times scans: the largest photograph that is taken (25 megapixels) in 20 scans.
-const SCANNED_PIXELS_MAX: usize = 500_000_000;
+const SCANNED_PIXELS_MAX: u64 = 500_000_000;
 
 const ENDS_TOO_EARLY: JpegFault = JpegFault::Damaged("it ends too early");
 
@@ -221,11 +221,22 @@ fn further_pictures(picture: &[u8]) -> usize {
 #[derive(Default)]
 struct Walk {
     frame: Option<FrameHeader>,
+    is_jfif: bool,
     adobe_transform: Option<u8>,
     has_tables: bool,
     scans: usize,
     /// Whether each component's mean values have come.
     begun: [bool; COMPONENTS_MAX],
+    /// Down to which bit each coefficient of a progressive picture has come.
+    coded: Coded,
+}
+
+struct Coded([[Option<u8>; 64]; COMPONENTS_MAX]);
+
+impl Default for Coded {
+    fn default() -> Self {
+        Self([[None; 64]; COMPONENTS_MAX])
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -245,6 +256,7 @@ impl Walk {
             0xC0 | 0xC1 => self.take_frame(Process::Sequential, payload)?,
             0xC2 => self.take_frame(Process::Progressive, payload)?,
             START_OF_SCAN => self.take_scan(payload)?,
+            APPLICATION_0 if payload.starts_with(b"JFIF\0") => self.is_jfif = true,
             0xEE if payload.starts_with(b"Adobe") => {
                 self.adobe_transform = payload.get(11).copied();
             }
@@ -299,9 +311,9 @@ impl Walk {
             return Err(JpegFault::Damaged("a scan header has a wrong length"));
         }
         self.scans += 1;
-        let pixels = frame.width * frame.height;
+        let pixels = frame.width as u64 * frame.height as u64;
         if self.scans > SCANS_MAX
-            || (self.scans > 1 && pixels * (self.scans - 1) > SCANNED_PIXELS_MAX)
+            || (self.scans > 1 && pixels * (self.scans as u64 - 1) > SCANNED_PIXELS_MAX)
         {
             return Err(JpegFault::Unsupported("so many scans of so large a picture"));
         }
@@ -341,11 +353,17 @@ impl Walk {
         if !(mean_values || details) || !refined || now > 13 {
             return Err(JpegFault::Damaged("a scan header is impossible"));
         }
-        for (begun, named) in self.begun.iter_mut().zip(named) {
-            if named && !*begun && (details || before > 0) {
+        for (at, _) in named.iter().enumerate().filter(|(_, named)| **named) {
+            if !self.begun[at] && (details || before > 0) {
                 return Err(JpegFault::Damaged("details of a colour come before its mean values"));
             }
-            *begun |= named;
+            self.begun[at] = true;
+            for bit in &mut self.coded.0[at][from.into()..=to.into()] {
+                if bit.unwrap_or(0) != before {
+                    return Err(JpegFault::Damaged("a scan is missing"));
+                }
+                *bit = Some(now);
+            }
         }
         Ok(())
     }
@@ -363,10 +381,12 @@ impl Walk {
             return Err(ENDS_TOO_EARLY);
         }
         let ids = frame.components.map(|component| component.id);
+        // Where they contradict each other, as libjpeg decides: JFIF, then Adobe, then the names.
         let colours = match (frame.count, self.adobe_transform) {
             (1, _) => Colours::Grey,
+            (3, _) if self.is_jfif => Colours::YCbCr,
             (3, Some(0)) => Colours::Rgb,
-            (3, _) if ids.starts_with(b"RGB") => Colours::Rgb,
+            (3, None) if ids.starts_with(b"RGB") => Colours::Rgb,
             (3, _) => Colours::YCbCr,
             (_, None | Some(0)) => Colours::Cmyk,
             _ => Colours::Ycck,
@@ -399,8 +419,8 @@ fn read_components(declared: &[u8]) -> Result<[Component; COMPONENTS_MAX], JpegF
         if components[..at].iter().any(|other| other.id == *id) {
             return Err(JpegFault::Damaged("two colour components have the same number"));
         }
-        // Only powers of two are decoded.
-        if horizontal == 3 || vertical == 3 {
+        // Only powers of two are decoded. Of a component that is alone, the factors mean nothing.
+        if declared.len() > 3 && (horizontal == 3 || vertical == 3) {
             return Err(JpegFault::Unsupported("a colour component sampled in threes"));
         }
         // The first component has the most samples: the size of a minimum coded unit is taken from

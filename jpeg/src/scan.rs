@@ -133,6 +133,7 @@ pub(super) fn read_scans<R: BlockReader>(
             (RESTART_INTERVAL, [high, low]) => {
                 tables.restart_interval = u16::from_be_bytes([*high, *low]).into();
             }
+            (RESTART_INTERVAL, _) => return Err(Shortage::Broken),
             (START_OF_SCAN, _) => {
                 let from = segment.at + 4 + payload.len();
                 let data = bytes.get(from..outline.end).ok_or(Shortage::EndsTooEarly)?;
@@ -261,7 +262,7 @@ fn chosen_table(
     if !is_needed {
         return Ok(&EMPTY_TABLE);
     }
-    tables[usize::from(number & 3)].as_deref().ok_or(Shortage::NoTables)
+    tables.get(usize::from(number)).and_then(Option::as_deref).ok_or(Shortage::NoTables)
 }
 
 /// What stands before a scan.
@@ -280,12 +281,16 @@ impl Tables {
         while let Some(([place, lengths @ ..], rest)) = payload.split_first_chunk::<17>() {
             let count = lengths.iter().map(|count| usize::from(*count)).sum();
             let symbols = rest.get(..count).ok_or(Shortage::Broken)?;
-            let tables = if place >> 4 == 0 { &mut self.dc } else { &mut self.ac };
+            let tables = match place >> 4 {
+                0 => &mut self.dc,
+                1 => &mut self.ac,
+                _ => return Err(Shortage::Broken),
+            };
             let table = tables.get_mut(usize::from(place & 0xF)).ok_or(Shortage::Broken)?;
             *table = Some(Box::new(Table::new(lengths, symbols)?));
             payload = &rest[count..];
         }
-        Ok(())
+        if payload.is_empty() { Ok(()) } else { Err(Shortage::Broken) }
     }
 
     /// Tables of bytes or of 16-bit numbers.

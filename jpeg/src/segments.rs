@@ -16,6 +16,7 @@ pub(super) const START_OF_SCAN: u8 = 0xDA;
 pub(super) const HUFFMAN_TABLES: u8 = 0xC4;
 pub(super) const QUANTISATION_TABLES: u8 = 0xDB;
 pub(super) const RESTART_INTERVAL: u8 = 0xDD;
+pub(super) const APPLICATION_0: u8 = 0xE0;
 pub(super) const APPLICATION_1: u8 = 0xE1;
 pub(super) const APPLICATION_2: u8 = 0xE2;
 

@@ -93,6 +93,177 @@ fn decoded_pixels_are_those_of_the_reference_implementation() {
     }
 }
 
+/// Adler-32 (RFC 1950).
+fn checksum(bytes: &[u8]) -> u32 {
+    let (a, b) = bytes.iter().fold((1u32, 0u32), |(a, b), byte| {
+        let a = (a + u32::from(*byte)) % 65_521;
+        (a, (b + a) % 65_521)
+    });
+    b << 16 | a
+}
+
+#[test]
+fn every_kind_is_decoded_as_by_the_reference_implementation() {
+    let lines: Vec<_> =
+        include_str!("waves.txt").lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(lines.len(), 12);
+    for line in lines {
+        let [name, picture, sum] = *line.split(' ').collect::<Vec<_>>() else { panic!("{line}") };
+        let picture = bytes(picture);
+        let outline = Outline::read(&picture).unwrap();
+        let decoded = outline.decode(&picture, 0).unwrap().bytes;
+        let grey = name == "grey";
+        let pixels = if grey { decoded.iter().step_by(3).copied().collect() } else { decoded };
+        assert_eq!(format!("{:08x}", checksum(&pixels)), sum, "{name}");
+    }
+}
+
+/// A picture of 8 x 8 in which each component, of these names, has one value; `segments` stand before
+/// its header.
+fn plain(values: &[u8], names: &[u8], segments: &[u8]) -> Vec<u8> {
+    let count = values.len() as u8;
+    let mut picture = [&[0xFF, 0xD8], segments, &[0xFF, 0xDB, 0, 67, 0]].concat();
+    // The mean value is a sample's, less 128.
+    picture.extend([8; 64]);
+    picture.extend([0xFF, 0xC0, 0, 8 + 3 * count, 8, 0, 8, 0, 8, count]);
+    names.iter().for_each(|name| picture.extend([*name, 0x11, 0]));
+    // One code of one bit each: a difference of seven bits, and the end of the block.
+    for (class, symbol) in [(0, 7), (0x10, 0)] {
+        picture.extend([0xFF, 0xC4, 0, 20, class, 1]);
+        picture.extend([0; 15]);
+        picture.push(symbol);
+    }
+    picture.extend([0xFF, 0xDA, 0, 6 + 2 * count, count]);
+    names.iter().for_each(|name| picture.extend([*name, 0]));
+    picture.extend([0, 63, 0]);
+    let mut bits = Vec::new();
+    for value in values {
+        let apart = i16::from(*value) - 128;
+        assert!((64..128).contains(&apart.abs()), "{value} has not seven bits");
+        let code = if apart < 0 { apart + 127 } else { apart };
+        bits.push(0);
+        bits.extend((0..7).rev().map(|bit| code >> bit & 1));
+        bits.push(0);
+    }
+    bits.resize(bits.len().next_multiple_of(8), 1);
+    for byte in bits.chunks(8) {
+        let byte = byte.iter().fold(0, |byte, bit| byte << 1 | bit) as u8;
+        assert_ne!(byte, 0xFF, "it would have to be stuffed");
+        picture.push(byte);
+    }
+    picture.extend([0xFF, 0xD9]);
+    picture
+}
+
+#[test]
+fn colours_are_what_the_markers_say() {
+    const JFIF: &[u8] = b"\xFF\xE0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0";
+    let adobe = |transform: u8| [&b"\xFF\xEE\0\x0EAdobe\0\x64\0\0\0\0"[..], &[transform]].concat();
+    let both = |transform: u8| [JFIF, &adobe(transform)].concat();
+    let converted = [255, 143, 79];
+    let as_coded = [192, 64, 228];
+    for (segments, names, expected) in [
+        (vec![], &b"\x01\x02\x03"[..], converted),
+        (JFIF.to_vec(), b"\x01\x02\x03", converted),
+        (adobe(1), b"\x01\x02\x03", converted),
+        (adobe(0), b"\x01\x02\x03", as_coded),
+        (vec![], b"RGB", as_coded),
+        (adobe(0), b"RGB", as_coded),
+        (adobe(1), b"RGB", converted),
+        (JFIF.to_vec(), b"RGB", converted),
+        (both(0), b"\x01\x02\x03", converted),
+        // Inks with black, stored inverted; then those converted from YCbCr.
+        (vec![], b"\x01\x02\x03\x04", [172, 58, 204]),
+        (adobe(0), b"\x01\x02\x03\x04", [172, 58, 204]),
+        (adobe(2), b"\x01\x02\x03\x04", [1, 101, 158]),
+    ] {
+        let values = &[192, 64, 228, 228][..names.len()];
+        let picture = plain(values, names, &segments);
+        let decoded = Outline::read(&picture).unwrap().decode(&picture, 0).unwrap().bytes;
+        for pixel in decoded.as_chunks::<3>().0 {
+            let apart = pixel.iter().zip(expected).map(|(a, b)| a.abs_diff(b)).max();
+            assert!(apart <= Some(1), "{segments:?} {names:?}: {pixel:?}");
+        }
+    }
+}
+
+#[test]
+fn progressive_picture_that_lacks_a_scan_is_refused() {
+    let whole = bytes(PROGRESSIVE);
+    let segments: Vec<_> = Segments::of(&whole).unwrap().collect();
+    let mut refused = 0;
+    for (scan, next) in segments.iter().zip(&segments[1..]) {
+        let Some([.., from, to, bits]) = scan.payload.filter(|_| scan.marker == START_OF_SCAN)
+        else {
+            continue;
+        };
+        let without = [&whole[..scan.at], &whole[next.at..]].concat();
+        let outcome = Outline::read(&without).and_then(|it| it.decode(&without, 0));
+        // The last refinement of a band may be missing: the picture is coarser.
+        let is_last = bits & 0xF == 0;
+        assert_eq!(outcome.is_ok(), is_last, "{from} to {to}, bits {bits:#x}");
+        refused += usize::from(!is_last);
+    }
+    assert!(refused >= 3, "{refused}");
+}
+
+#[test]
+fn surplus_before_a_restart_marker_is_refused() {
+    let grey =
+        include_str!("waves.txt").lines().find_map(|line| line.strip_prefix("grey ")).unwrap();
+    let whole = bytes(grey.split(' ').next().unwrap());
+    let at = whole.windows(2).position(|two| two == [0xFF, 0xD0]).unwrap();
+    for surplus in 1..12 {
+        let longer = [&whole[..at], &vec![0; surplus], &whole[at..]].concat();
+        let fault = Outline::read(&longer).unwrap().decode(&longer, 0).err();
+        assert_eq!(fault, Some(JpegFault::Damaged("its coded data is broken")), "{surplus}");
+    }
+}
+
+#[test]
+fn hole_of_zeroes_before_a_trailer_is_refused() {
+    let whole = plain(&[192], &[1], &[]);
+    let mut holed = whole.clone();
+    // Eight blocks, of which the others are nine zero bits each: they end with a byte.
+    let at = holed.windows(2).position(|it| it == [0xFF, 0xC0]).unwrap();
+    holed[at + 8] = 64;
+    holed.truncate(holed.len() - 2);
+    let last = holed.len() - 1;
+    holed[last] = 0;
+    let with = |more: &[u8]| {
+        let picture = [&holed[..], more, b"SEFT"].concat();
+        Outline::read(&picture).and_then(|it| it.decode(&picture, 0)).is_ok()
+    };
+    for zeroes in 0..40 {
+        assert!(!with(&vec![0; zeroes]), "{zeroes}");
+    }
+}
+
+#[test]
+fn tables_of_impossible_numbers_are_refused() {
+    let whole = plain(&[192], &[1], &[]);
+    let place = |marker: u8| whole.windows(2).position(|it| it == [0xFF, marker]).unwrap();
+    for (at, value) in [
+        (place(0xC4) + 4, 0x20), // a class of codes
+        (place(0xC4) + 4, 0x04), // a table of codes
+        (place(0xDA) + 6, 0x40), // a scan's table
+    ] {
+        let mut altered = whole.clone();
+        altered[at] = value;
+        let fault = Outline::read(&altered).and_then(|it| it.decode(&altered, 0)).err();
+        assert!(matches!(fault, Some(JpegFault::Damaged(_))), "{at} {value:#x}: {fault:?}");
+    }
+}
+
+#[test]
+fn factors_of_a_lone_component_mean_nothing() {
+    let mut picture = plain(&[192], &[1], &[]);
+    let at = picture.windows(2).position(|it| it == [0xFF, 0xC0]).unwrap();
+    picture[at + 11] = 0x33;
+    let decoded = Outline::read(&picture).unwrap().decode(&picture, 0).unwrap().bytes;
+    assert_eq!(decoded, [192; 64 * 3]);
+}
+
 #[test]
 fn progressive_picture_with_lost_data_is_refused() {
     let whole = bytes(PROGRESSIVE);
