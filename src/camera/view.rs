@@ -146,9 +146,19 @@ impl Layout {
     /// A whole picture as the camera gave it, of the size that this layout is for, made into what
     /// may be seen.
     pub fn apply(&self, picture: Picture) -> Picture {
-        // Nothing turned, mirrored or cut: the usual camera.
-        let straight = self.size() == self.raw && self.origin == (0, 0) && self.right == (1, 0);
-        self.apply_mask(if straight { picture } else { self.turn_picture(&picture) }, 1)
+        let upright = if self.is_straight() { picture } else { self.turn_picture(&picture) };
+        self.apply_mask(upright, 1)
+    }
+
+    /// Nothing turned, mirrored or cut: the usual camera.
+    fn is_straight(&self) -> bool {
+        self.size() == self.raw && self.origin == (0, 0) && self.right == (1, 0)
+    }
+
+    /// The bytes of both pictures while `apply` makes one out of the other.
+    pub fn turning_bytes(&self) -> u64 {
+        let bytes = |(width, height): (usize, usize)| 3 * width as u64 * height as u64;
+        if self.is_straight() { 0 } else { bytes(self.raw) + bytes(self.size()) }
     }
 
     fn turn_picture(&self, picture: &Picture) -> Picture {

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::camera::view::{Layout, View};
 use crate::recognise::frame::{Luma, Pixels};
-use crate::recognise::guarded::guarded;
+use crate::recognise::guarded::{DecoderPanicked, guarded};
 use crate::recognise::jpeg::outline::Outline;
 use crate::recognise::jpeg::pixels::Decoded;
 use crate::recognise::jpeg::segments::JpegFault;
@@ -249,7 +249,7 @@ impl Encoded {
     ) -> Result<Self, DecodeError> {
         let (kept, source) = match coding {
             Coding::Jpeg => {
-                let outline = read_outline(bytes)?;
+                let outline = guarded(|| read_outline(bytes)).map_err(panicked)??;
                 (buffers.filled(outline.picture(bytes)), Source::Jpeg(outline))
             }
             Coding::Raster(raster) => {
@@ -268,6 +268,9 @@ impl Encoded {
             Source::Raster(raster) => (raster.width, raster.height),
         };
         let layout = view.layout(width, height);
+        if layout.turning_bytes() > BYTES_MAX {
+            return Err(DecodeError::TooMuchMemory { kind: "turned frame", width, height });
+        }
         Ok(Self {
             bytes: kept,
             buffers: Arc::clone(buffers),
@@ -360,9 +363,11 @@ impl Buffers {
         buffer
     }
 
+    /// A buffer that is much larger than its frame is dropped: one large frame must not hold memory for good.
     fn give_back(&self, buffer: Vec<u8>) {
+        let is_fitting = buffer.capacity() <= 4 * buffer.len().max(1 << 16);
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < BUFFERS_MAX {
+        if is_fitting && free.len() < BUFFERS_MAX {
             free.push(buffer);
         }
     }
@@ -395,10 +400,11 @@ fn read_outline(bytes: &[u8]) -> Result<Outline, DecodeError> {
 fn decode_jpeg(
     decode: impl FnOnce() -> Result<Decoded, JpegFault>,
 ) -> Result<Decoded, DecodeError> {
-    match guarded(decode) {
-        Ok(decoded) => Ok(decoded?),
-        Err(panicked) => Err(damaged("JPEG", &panicked.to_string())),
-    }
+    Ok(guarded(decode).map_err(panicked)??)
+}
+
+fn panicked(panicked: DecoderPanicked) -> DecodeError {
+    damaged("JPEG", &panicked.to_string())
 }
 
 fn too_few() -> DecodeError {

@@ -369,18 +369,6 @@ fn data_after_frame_end_is_ignored() {
     assert!(difference(seen.full().unwrap(), &picture) < 2.5);
 }
 
-#[test]
-fn shared_attack_frames_are_rejected() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/attack");
-    for file in
-        ["crash1.jpg", "idct246.jpg", "idct247.jpg", "upsampler184.jpg", "upsampler184b.jpg"]
-    {
-        // They are beside the project in its workshop only.
-        let Ok(bytes) = std::fs::read(folder.join(file)) else { continue };
-        assert!(matches!(opened(&bytes), Err(DecodeError::Unsupported { .. })), "{file}");
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
@@ -397,6 +385,31 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn turned_frame_counts_both_pictures() {
+    let bytes = Spec::flat(8000, 4000, &[(1, 1)]).bytes();
+    let turned = |turn| frame(&bytes, Coding::Jpeg, &View { turn, ..View::default() });
+    assert_eq!(turned(Turn::None).unwrap().size(), (8000, 4000));
+    assert!(matches!(turned(Turn::Quarter), Err(DecodeError::TooMuchMemory { .. })));
+    let region = Area::new([0.0, 0.0, 0.1, 0.1]).unwrap();
+    let cut = frame(&bytes, Coding::Jpeg, &View { region, ..View::default() });
+    assert_eq!(cut.unwrap().size(), (800, 400));
+    let region = Area::new([0.0, 0.0, 0.5, 0.5]).unwrap();
+    let cut = frame(&bytes, Coding::Jpeg, &View { region, ..View::default() });
+    assert!(matches!(cut, Err(DecodeError::TooMuchMemory { .. })), "96 and 24 MB");
+}
+
+#[test]
+fn large_buffer_is_not_kept_for_small_frames() {
+    let buffers = Buffers::default();
+    let mut large = Vec::with_capacity(8 << 20);
+    large.extend([0; 100]);
+    buffers.give_back(large);
+    assert!(buffers.filled(&[1, 2]).capacity() < 1 << 16);
+    buffers.give_back(vec![0; 1 << 20]);
+    assert!(buffers.filled(&[1, 2]).capacity() >= 1 << 20, "one that fits is used again");
 }
 
 proptest! {

@@ -6,7 +6,7 @@
 //! garbage. A picture whose end marker is missing ends where the next one begins. Raw pictures have
 //! all the same size, and nothing shows where one begins: a stream that lost a byte stays shifted.
 //!
-//! Invariants: every byte is read a bounded number of times, and at most [`JPEG_BYTES_MAX`] or one
+//! Invariants: every byte is read at most [`RETRIES_MAX`] times and some, and at most [`JPEG_BYTES_MAX`] or one
 //! raw picture is held. Whether a picture is whole is for `camera::encoded` to find out.
 
 /// Larger than any camera's JPEG: 33 megapixels at half a byte each.
@@ -27,6 +27,8 @@ pub struct Splitter {
     held: Vec<u8>,
     /// Where the part of `held` that is of use begins.
     start: usize,
+    /// How often the search went on within something broken, since the last picture.
+    retries: usize,
 }
 
 #[derive(Debug)]
@@ -50,6 +52,10 @@ enum JpegWalk {
 /// picture costs.
 const SEGMENTS_MAX: usize = 64;
 
+/// How often the same bytes are searched for a picture again. Made to order, each place of a
+/// segment could begin another one that ends megabytes later.
+const RETRIES_MAX: usize = 16;
+
 /// Markers without a segment: restart markers and TEM.
 fn stands_alone(marker: u8) -> bool {
     matches!(marker, 0x01 | 0xD0..=0xD7)
@@ -64,18 +70,24 @@ enum WalkResult {
     More,
     /// A picture up to this place.
     Picture(usize),
-    /// No picture; the search for the next goes on at this place.
-    Broken(usize, &'static str),
+    /// Another picture begins at this place, where a segment should.
+    CutOff(usize),
+    /// No picture; everything before this place was read.
+    Broken(usize),
 }
 
 impl Splitter {
     pub fn jpeg() -> Self {
-        Self { kind: Splitting::Jpeg(JpegWalk::Outside), held: Vec::new(), start: 0 }
+        Self::new(Splitting::Jpeg(JpegWalk::Outside))
     }
 
     pub fn raw(picture_bytes: usize) -> Self {
         let picture_bytes = picture_bytes.max(1);
-        Self { kind: Splitting::Raw { picture_bytes }, held: Vec::new(), start: 0 }
+        Self::new(Splitting::Raw { picture_bytes })
+    }
+
+    fn new(kind: Splitting) -> Self {
+        Self { kind, held: Vec::new(), start: 0, retries: 0 }
     }
 
     /// Takes what was read. `next_piece` must have returned `None` before.
@@ -123,12 +135,23 @@ impl Splitter {
                     WalkResult::Picture(length) => {
                         *walk = JpegWalk::Outside;
                         self.start += length;
+                        self.retries = 0;
                         Some(Piece::Picture(&rest[..length]))
                     }
-                    WalkResult::Broken(length, why) => {
+                    WalkResult::CutOff(length) => {
                         *walk = JpegWalk::Outside;
                         self.start += length;
-                        Some(Piece::Broken(why))
+                        self.retries = 0;
+                        Some(Piece::Broken("a picture was cut off"))
+                    }
+                    // One that was cut off within a segment takes the next one for its content: the
+                    // search goes on behind its start marker, but not without end.
+                    WalkResult::Broken(read) => {
+                        *walk = JpegWalk::Outside;
+                        let is_last = self.retries == RETRIES_MAX;
+                        self.start += if is_last { read.clamp(2, rest.len()) } else { 2 };
+                        self.retries = if is_last { 0 } else { self.retries + 1 };
+                        Some(Piece::Broken("a broken picture"))
                     }
                 }
             }
@@ -151,7 +174,7 @@ impl JpegWalk {
             match *self {
                 Self::Outside => return WalkResult::More,
                 Self::Marker { at, segments } => match take_segment(bytes, at) {
-                    _ if segments > SEGMENTS_MAX => return BROKEN,
+                    _ if segments > SEGMENTS_MAX => return WalkResult::Broken(at),
                     MarkerSegment::Incomplete => return WalkResult::More,
                     MarkerSegment::None { next } => *self = Self::Marker { at: next, segments },
                     MarkerSegment::Data { next } => {
@@ -161,8 +184,8 @@ impl JpegWalk {
                         *self = Self::Coded { at: next, segments: segments + 1 };
                     }
                     MarkerSegment::End { next } => return WalkResult::Picture(next),
-                    MarkerSegment::Start => return WalkResult::Broken(at, "a picture was cut off"),
-                    MarkerSegment::Invalid => return BROKEN,
+                    MarkerSegment::Start => return WalkResult::CutOff(at),
+                    MarkerSegment::Invalid => return WalkResult::Broken(at),
                 },
                 Self::Coded { at, segments } => {
                     let rest = bytes.get(at..).unwrap_or_default();
@@ -182,10 +205,6 @@ impl JpegWalk {
         }
     }
 }
-
-/// A picture that was cut off within a segment takes the next one for its content: the search goes
-/// on behind its start marker.
-const BROKEN: WalkResult = WalkResult::Broken(2, "a broken picture");
 
 /// What stands at a place where a marker is expected.
 enum MarkerSegment {
@@ -295,6 +314,27 @@ mod tests {
             let pieces = cut(&mut Splitter::jpeg(), &stream, 4);
             assert!(pieces[0].is_err(), "{pieces:?}");
             assert_eq!(pieces[1..], vec![Ok(PICTURE.to_vec()); 2], "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn broken_pictures_within_another_are_not_all_tried() {
+        // Starts in a segment, each with a segment that ends where that one does; then a scan that
+        // ends in an impossible marker.
+        let places = 5_000;
+        let mut inner = Vec::new();
+        for place in 0..places {
+            let length = (places - place) * 6 - 4;
+            inner.extend([0xFF, START, 0xFF, 0xE0, (length >> 8) as u8, length as u8]);
+        }
+        let length = inner.len() as u16 + 2;
+        let head = [&[0xFF, START, 0xFF, 0xE0][..], &length.to_be_bytes()].concat();
+        let scan = [&[0xFF, START_OF_SCAN, 0, 2][..], &[0; 100_000], &[0xFF, 2]].concat();
+        let stream = [&head[..], &inner, &scan, PICTURE].concat();
+        for portion in [4096, stream.len()] {
+            let pieces = cut(&mut Splitter::jpeg(), &stream, portion);
+            assert!(pieces.len() <= RETRIES_MAX + 2, "{}", pieces.len());
+            assert_eq!(pieces.last(), Some(&Ok(PICTURE.to_vec())));
         }
     }
 
