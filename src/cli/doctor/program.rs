@@ -1,7 +1,7 @@
 //! What was installed: configuration, models, library, and the service.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::app::exit;
@@ -221,18 +221,37 @@ pub const CARDS: [&str; 2] = ["/boot/firmware/rollcall.toml", "/boot/rollcall.to
 pub fn check_card() -> Option<CheckResult> {
     let left = CARDS.iter().map(Path::new).find(|path| path.is_file())?;
     let text = bounded_file::read_text(left, CARD_BYTES_MAX).unwrap_or_default();
-    Some(if holds_secrets(&text) {
+    let mut secrets = secret_files(&text, left.parent().unwrap_or(Path::new("")));
+    if holds_secrets(&text) {
+        secrets.push(left.to_owned());
+    }
+    Some(if let [first, ..] = secrets.as_slice() {
+        let all: Vec<String> = secrets.iter().map(|path| path.display().to_string()).collect();
         CheckResult::warning(
-            format!("{} holds a password", left.display()),
+            format!("{} holds a secret", first.display()),
             "everybody who takes the card or logs in can read it, and publish in this device's name",
             format!(
-                "sudo rollcall setup --from {0} (if that was not done), then sudo rm {0}",
-                left.display()
+                "sudo rollcall setup --from {} (if that was not done), then sudo rm {}",
+                left.display(),
+                all.join(" ")
             ),
         )
     } else {
         CheckResult::good(format!("{} is still there and holds no password", left.display()))
     })
+}
+
+/// Returns the files with secrets that a provisioning file names and that still lie beside it.
+fn secret_files(text: &str, folder: &Path) -> Vec<PathBuf> {
+    let Ok(document) = text.parse::<toml::Table>() else {
+        return Vec::new();
+    };
+    let tables = document.values().filter_map(toml::Value::as_table);
+    let named = tables.flatten().filter(|(key, _)| key.ends_with("_file"));
+    // Certificates are public.
+    let secret = named.filter(|(key, _)| !["ca_file", "client_cert_file"].contains(&key.as_str()));
+    let names = secret.filter_map(|(_, name)| name.as_str()).filter(|name| !name.contains('/'));
+    names.map(|name| folder.join(name)).filter(|path| path.is_file()).collect()
 }
 
 fn holds_secrets(text: &str) -> bool {
@@ -308,5 +327,12 @@ mod tests {
         assert!(holds_secrets("[mongo]\nuri = \"mongodb://u:p@h\"\n"));
         assert!(holds_secrets("password = broken"));
         assert!(!holds_secrets("[mqtt]\nhost = \"b\"\n"));
+        let card = tempfile::tempdir().unwrap();
+        for name in ["pw", "ca.pem"] {
+            std::fs::write(card.path().join(name), "x").unwrap();
+        }
+        let text = "[mqtt]\npassword_file = \"pw\"\nca_file = \"ca.pem\"\n[http]\ntoken_file = \"gone\"\n\
+            [fleet]\nkey_file = \"../pw\"\n";
+        assert_eq!(secret_files(text, card.path()), [card.path().join("pw")]);
     }
 }

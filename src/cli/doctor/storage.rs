@@ -219,8 +219,8 @@ fn check_space(dir: &Path) -> CheckResult {
 }
 
 fn explain_space(free: u64, files: u64, files_free: u64) -> CheckResult {
-    const REMEDY: &str = "free space: old logs (sudo journalctl --vacuum-size=50M), packages (sudo apt clean); `rollcall prune` deletes \
-                          what was delivered, [storage] keep_days does it every day";
+    const REMEDY: &str = "free space: old logs (sudo journalctl --vacuum-size=50M), packages (sudo apt clean); [storage] keep_days deletes \
+                          what was delivered and is older, and so does `rollcall prune` while the daemon is stopped";
     let free_mb = free >> 20;
     if files > 0 && files_free == 0 {
         return CheckResult::fault(

@@ -54,6 +54,7 @@ const fn kept(
 pub const PASSWORD: Kept = kept("mqtt", "password_file", Some("password"), "mqtt_password");
 pub const URI: Kept = kept("mongo", "uri_file", Some("uri"), "mongo_uri");
 pub const TOKEN: Kept = kept("http", "token_file", None, "http_token");
+const READER_TOKEN: Kept = kept("http", "reader_token_file", None, "http_reader_token");
 pub const CAMERA_URL: Kept = kept("camera", "url_file", None, "camera_url");
 pub const SITE_KEY: Kept = kept("fleet", "key_file", None, "site.key");
 pub const MQTT_CA: Kept = Kept { secret: false, ..kept("mqtt", "ca_file", None, "mqtt_ca.pem") };
@@ -63,11 +64,12 @@ const CLIENT_CERT: Kept =
 const CLIENT_KEY: Kept = kept("mqtt", "client_key_file", None, "mqtt_client.key");
 const SIGNING_KEY: Kept = kept("commands", "signing_key_file", None, "signing.key");
 
-pub const ALL_KEPT: [&Kept; 10] = [
+pub const ALL_KEPT: [&Kept; 11] = [
     &CAMERA_URL,
     &PASSWORD,
     &URI,
     &TOKEN,
+    &READER_TOKEN,
     &SITE_KEY,
     &MQTT_CA,
     &MONGO_CA,

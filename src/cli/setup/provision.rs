@@ -42,6 +42,11 @@ pub fn apply(draft: &mut Draft, path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut secrets = BTreeSet::new();
     for (section, item) in document.iter() {
         if let Some(venues) = item.as_array_of_tables() {
+            ensure!(
+                section == "venue",
+                "{}: [[{section}]] is no part of a provisioning file: write it into config.toml",
+                what()
+            );
             venues.iter().for_each(|venue| draft.put_venue(venue, true));
             draft.answer("venue", "time_zone");
             continue;
@@ -214,6 +219,20 @@ mod tests {
     }
 
     #[test]
+    fn every_file_key_must_name_neighbour() {
+        let shipped: toml::Table = include_str!("../../../config.toml").parse().unwrap();
+        let tables = shipped.iter().filter_map(|(section, it)| Some((section, it.as_table()?)));
+        let keys = tables.flat_map(|(section, it)| it.keys().map(move |key| (section, key)));
+        let files: Vec<_> = keys.filter(|(_, key)| key.ends_with("_file")).collect();
+        assert!(files.len() >= 11, "{files:?}");
+        for (section, key) in files {
+            let (_dir, applied) = with(&format!("[{section}]\n{key} = \"/etc/hostname\"\n"));
+            let message = format!("{:#}", applied.err().expect(key));
+            assert!(message.contains("beside the file"), "[{section}] {key}: {message}");
+        }
+    }
+
+    #[test]
     fn only_cameras_are_named_as_camera() {
         for device in ["", "auto", "/dev/video0", "/dev/v4l/by-id/usb-x-index0", "usb-x-index0"] {
             assert!(is_camera(device), "{device}");
@@ -239,6 +258,10 @@ mod tests {
             ("[http]\ntoken_file = \"/etc/shadow\"", "beside"),
             ("[fleet]\nkey_file = \"/etc/shadow\"", "beside"),
             ("[commands]\nsigning_key_file = \"/etc/shadow\"", "beside"),
+            (
+                "[[webhook]]\nname = \"x\"\nurl = \"https://h/\"\nsecret_file = \"/etc/shadow\"",
+                "[[webhook]] is no part",
+            ),
             ("[mqtt]\npassword_file = \"pipe\"", "regular file"),
             ("[mqtt]\npassword_file = \"folder\"", "regular file"),
             ("[mqtt]\npassword_file = \"huge\"", "more than"),
