@@ -38,6 +38,7 @@ pub mod venue;
 pub mod verify;
 pub mod watch;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -314,7 +315,13 @@ fn default_config() -> Option<PathBuf> {
     ["config.toml", "/etc/rollcall/config.toml"]
         .into_iter()
         .map(PathBuf::from)
-        .find(|path| path.is_file())
+        .find(|path| path.is_file() || is_denied(path))
+}
+
+/// Returns whether the path lies where this user may not look. Then it must be named in an error, because the
+/// built-in defaults would be those of another device.
+fn is_denied(path: &Path) -> bool {
+    path.metadata().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
 }
 
 fn check_config(path: Option<&Path>, show: bool) -> anyhow::Result<()> {

@@ -28,7 +28,7 @@ impl fmt::Display for ConfigFault {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read {path}")]
+    #[error("cannot read {path}{}", sudo_hint(.source))]
     Read {
         path: PathBuf,
         #[source]
@@ -49,6 +49,11 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// An installed device's configuration is open to root and the daemon alone.
+fn sudo_hint(source: &std::io::Error) -> &'static str {
+    if source.kind() == std::io::ErrorKind::PermissionDenied { " (run it with sudo)" } else { "" }
 }
 
 impl ConfigError {

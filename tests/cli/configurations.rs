@@ -6,7 +6,8 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -207,6 +208,34 @@ fn configuration_is_judged_alike_everywhere() {
         assert_eq!(doctor(&home), expected, "{sections}");
         assert!(!home.log().contains("s3cret"), "{sections}");
     }
+}
+
+#[test]
+fn closed_configuration_is_named_and_not_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str| dir.path().join(name);
+    let allow = |name: &str, mode| {
+        fs::set_permissions(place(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    fs::create_dir(place("closed")).unwrap();
+    fs::create_dir(place("open")).unwrap();
+    fs::write(place("closed/config.toml"), "").unwrap();
+    symlink("../closed/config.toml", place("open/config.toml")).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_rollcall"), place("rollcall")).unwrap();
+    for (name, mode) in [("", 0o755), ("open", 0o755), ("rollcall", 0o755), ("closed", 0)] {
+        allow(name, mode);
+    }
+    let mut command = Command::new(place("rollcall"));
+    command.arg("check-config").current_dir(place("open")).env_clear();
+    if rustix::process::geteuid().is_root() {
+        // Nothing is closed to root, so that nobody asks.
+        command.uid(65_534).gid(65_534);
+    }
+    let output = command.output().unwrap();
+    allow("closed", 0o700);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{message}");
+    assert!(message.contains("cannot read config.toml (run it with sudo)"), "{message}");
 }
 
 #[test]
