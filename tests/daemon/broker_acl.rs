@@ -43,6 +43,9 @@ fn acl_limits_publishing_to_own_topics() {
         ("door-1", "rollcall/hq/gallery/jane", true),
         ("door-1", "rollcall/hq/gallery-index/0a", true),
         ("door-1", "homeassistant/device/rollcall-hq/door-1/config", true),
+        ("door-1", "rollcall/hq/door-1/reply/r-1", true),
+        ("door-1", "rollcall/hq/door-1/console/doctor", true),
+        ("door-1", "rollcall/hq/door-1/command/enrol", false),
         ("door-1", "rollcall/hq/door-2/event/attendance", false),
         ("door-1", "rollcall/hq/door-2/status", false),
         ("door-1", "rollcall/hq/door-2/command/enrol", false),
@@ -91,14 +94,7 @@ fn acl_limits_reading_to_own_topics() {
         publish(&broker, "observer", topic, &["-r", "-m", "seen"]);
     }
     let readers: [(&str, &[&str]); 4] = [
-        (
-            "door-1",
-            &[
-                "rollcall/hq/door-1/command/enrol",
-                "rollcall/hq/gallery/jane",
-                "rollcall/hq/door-1/reply/r-1",
-            ],
-        ),
+        ("door-1", &["rollcall/hq/door-1/command/enrol", "rollcall/hq/gallery/jane"]),
         ("door-2", &["rollcall/hq/gallery/jane"]),
         ("office", &["rollcall/hq/door-1/reply/r-1", "rollcall/hq/door-1/health"]),
         ("dashboard", &["rollcall/hq/door-1/health", "rollcall/hq/door-1/event/attendance"]),
@@ -150,9 +146,14 @@ fn device_works_fully_under_acl() {
         let seen = received(&broker, "observer", topic, &["-C", "1", "-W", "30"]);
         assert!(!text(&seen).is_empty(), "{topic}: {}", home.log());
     }
-    // The command line at the door asks the daemon through the same broker, as the same user.
+    // The command line asks the daemon by its socket, and the doctor the broker as the same user.
     let synced = home.output(&["sync"]);
     assert!(synced.status.success(), "{synced:?}");
+    let doctor = home.output(&["doctor", "--json"]);
+    let findings: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let findings = findings["findings"].as_array().unwrap();
+    let found: Vec<_> = findings.iter().filter(|it| it["part"] == "broker").collect();
+    assert!(!found.is_empty() && found.iter().all(|it| it["state"] == "good"), "{found:?}");
     let log = home.log();
     assert!(!log.contains("refuses"), "{log}");
     assert!(daemon.terminate().success());
