@@ -549,7 +549,8 @@ fn saves_a_table(browser: &mut Browser, door: &Door) {
                 .unwrap()
                 .map(|it| it.unwrap().path())
                 .find(|it| it.extension().is_some_and(|it| it == ending))?;
-            Some(fs::read(file).unwrap())
+            // The browser makes an empty file, and moves the complete one over it.
+            Some(fs::read(file).unwrap()).filter(|bytes| !bytes.is_empty())
         })
     };
     let table = String::from_utf8(saved("csv")).unwrap();
