@@ -32,7 +32,7 @@ demo: toolchain setup ## end-to-end demo: enrol by MQTT, visitors pass, attendan
 	$(CARGO) build --profile demo --no-default-features
 	./target/demo/rollcall demo $(if $(KEEP),--keep)
 
-test: toolchain setup $(MONGOD) ## run all tests that this machine can run, with a real mosquitto and chromium (Debian: apt install mosquitto mosquitto-clients chromium) and a real mongod
+test: toolchain setup $(MONGOD) ## run all tests that this machine can run, with a real mosquitto and chromium (Debian: apt install mosquitto mosquitto-clients libcurl4 libssl3 chromium e2fsprogs ffmpeg) and a real mongod
 	@test -x /usr/sbin/mosquitto && command -v mosquitto_pub >/dev/null || \
 		{ echo "the tests need mosquitto: apt install mosquitto mosquitto-clients"; exit 1; }
 	CARGO="$(CARGO)" tests/run.sh

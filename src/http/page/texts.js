@@ -17,7 +17,7 @@ const TEXTS = {
   token: {
     title: "Sign in", forget: "Sign out", label: "Token", go: "Sign in",
     why: "Only people who have the token of this device can use this page. The token is kept until this tab is closed, and sent nowhere else.",
-    where: "The person who set the device up has it. On the device: sudo cat /etc/rollcall/rollcall-http.token, or the file that [http] token_file names.",
+    where: "The person who set the device up has it. On the device: sudo cat /etc/rollcall/secrets/http_token, or the file that [http] token_file names.",
     wrong: "This is not the token of this device.", gone: "The token is no longer accepted.", away: "The device does not answer. Try again.",
   },
 
