@@ -131,7 +131,8 @@ impl RequestGuard {
             let message = "without a token only localhost is served: the Host header names another";
             return Err(reject(StatusCode::BAD_REQUEST, message));
         }
-        if PUBLIC_PATHS.contains(&path) || path.starts_with(page::FOLDER) {
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        if is_read && (PUBLIC_PATHS.contains(&path) || path.starts_with(page::FOLDER)) {
             return Ok(Access::All);
         }
         let mut access = Access::All;

@@ -583,7 +583,7 @@ fn event_stream_sends_live_events() {
     assert_eq!(http::get(to, "/api/events", &[]).status, 503);
     let watch = Stopwatch::start();
     assert!(daemon.terminate().success());
-    assert!(watch.elapsed().as_secs() < 5, "{:?}", watch.elapsed());
+    assert!(watch.elapsed().as_secs() < 15, "{:?}", watch.elapsed());
     drop(more);
     assert!(!home.log().contains("Biden"));
 }

@@ -98,6 +98,28 @@ fn busy_device_serves_healthz_and_metrics() {
 }
 
 #[test]
+fn body_to_a_public_path_needs_the_token() {
+    let (_home, daemon, to) = serving("requests_max = 1\ntoken_file = \"token\"\n");
+    let strangers: Vec<_> = ["/page/x", "/", "/healthz", "/openapi.json"]
+        .into_iter()
+        .map(|path| {
+            let mut stream = connect_from(1, to);
+            write!(stream, "POST {path} HTTP/1.1\r\nhost: {to}\r\ncontent-length: 1000000\r\n\r\n")
+                .unwrap();
+            stream
+        })
+        .collect();
+    let large = json!({"request_id": "r-1", "more": "x".repeat(100_000)});
+    let with = format!("Bearer {TOKEN}");
+    let answer = http::post_json(to, "/api/command/subjects", &[("authorization", &with)], &large);
+    assert_eq!(answer.status, 400, "a wrong field, and not busy");
+    for stream in strangers {
+        assert_eq!(http::answer(stream).unwrap().status, 401);
+    }
+    assert!(daemon.terminate().success());
+}
+
+#[test]
 fn five_hundred_listeners_do_no_harm() {
     let (home, daemon, to) = serving(
         "per_minute_max = 1000000\n[camera]\nsource = \"replay\"\npath = \"list.csv\"\nrepeat = true\n",

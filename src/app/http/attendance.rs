@@ -171,7 +171,7 @@ async fn as_summary(server: &HttpServer, wanted: AttendanceRequest) -> Result<Re
         page.unreadable = tx.unreadable()?.events;
         Ok(page)
     };
-    Ok(Json(server.store.report(make).await?).into_response())
+    Ok(Json(server.report(make).await?).into_response())
 }
 
 /// Returns the summary of a period as a spreadsheet workbook.
@@ -184,7 +184,7 @@ async fn as_workbook(server: &HttpServer, wanted: AttendanceRequest) -> Result<R
             written => Ok((written, tx.unreadable()?.events)),
         }
     };
-    let (written, unreadable) = server.store.report(write).await?;
+    let (written, unreadable) = server.report(write).await?;
     let bytes = written.map_err(|error| Refused::bad(error.to_string()))?;
     let headers = [
         (header::CONTENT_TYPE, xlsx::MEDIA_TYPE),
@@ -207,7 +207,7 @@ async fn page(
     let AttendanceRequest { venue, from_ms, to_ms, all, .. } = wanted.clone();
     let query = AttendanceQuery { venue: Some(venue), from_ms, to_ms, after_seq, limit, all };
     let read = move |tx: &Tx<'_>| Ok((tx.attendance(&query)?, tx.unreadable()?.events));
-    server.store.report(read).await
+    server.report(read).await
 }
 
 /// The header of a CSV that says how many events of the record cannot be read.

@@ -194,7 +194,7 @@ pub(super) async fn all_venues(State(server): Shared) -> Result<Response, Refuse
     let all = server.venues.all();
     let own: Vec<Venue> =
         all.iter().map(|it| &it.venue).filter(|it| !known.contains(&it.id)).cloned().collect();
-    venues.extend(server.store.report(move |tx| list_own(tx, &own)).await?);
+    venues.extend(server.report(move |tx| list_own(tx, &own)).await?);
     // As the former service, which knew no venue without a time: its clients read the time of each. A
     // device without MongoDB lists what it has.
     if server.mongo.is_some() {
@@ -315,7 +315,7 @@ impl HttpServer {
     /// has not delivered yet.
     async fn attendance_at(&self, venue: &str, unknown: bool) -> Result<Vec<String>, Refused> {
         let of = venue.to_owned();
-        let recorded = self.store.report(move |tx| tx.names_recorded(&of)).await?;
+        let recorded = self.report(move |tx| tx.names_recorded(&of)).await?;
         let mut names = match &self.mongo {
             Some(link) => {
                 if unknown {

@@ -45,7 +45,7 @@ use crate::http::{HttpSettings, cors_layer, error_response, page, serve};
 use crate::ids::Origin;
 use crate::log_throttle::LogThrottle;
 use crate::mongo::MongoLink;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Tx};
 use crate::wire::command::{Command, Limits};
 
 /// A request waits this long for its command to be carried out; `enrol_from_camera` for two minutes
@@ -78,8 +78,13 @@ pub struct HttpServer {
     mongo: Option<MongoLink>,
     stop: watch::Receiver<bool>,
     feeds: Arc<Semaphore>,
+    /// Reports that may be read at a time: commands wait for the same thread.
+    reports: Semaphore,
     picture_log: Mutex<LogThrottle>,
 }
+
+/// Reports that wait for the store at a time. One takes up to 15 s, and a command waits behind them.
+const REPORTS_MAX: usize = 2;
 
 /// What the server takes from other stages.
 pub struct HttpInputs {
@@ -153,8 +158,19 @@ impl HttpServer {
             mongo,
             stop,
             feeds: Arc::new(Semaphore::new(feeds_max)),
+            reports: Semaphore::new(REPORTS_MAX),
             picture_log: Mutex::new(LogThrottle::new(LOG_PICTURES_EVERY)),
         }
+    }
+
+    /// Reads a report, after those of other requests.
+    async fn report<T, F>(&self, read: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let _turn = self.reports.acquire().await;
+        self.store.report(read).await
     }
 
     /// Listens, if that is possible now.
