@@ -99,6 +99,12 @@ impl Reader {
         Ok(self.conn.query_row(sql, [], |row| row.get::<_, i64>(0))? as u64)
     }
 
+    /// The number of the newest erasure; 0 before the first.
+    pub fn newest_erasure(&self) -> Result<i64, StoreError> {
+        let sql = "select coalesce(max(row), 0) from erasure";
+        Ok(self.conn.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+    }
+
     /// Erasures before a row, newest first.
     pub fn erasures(&self, before: i64, limit: u32) -> Result<Vec<StoredErasure>, StoreError> {
         let sql = format!("{COLUMNS} where row < ?2 order by row desc limit ?1");

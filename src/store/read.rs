@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Rows, params};
 use uuid::Uuid;
 
 use crate::attend::coverage::Coverage;
@@ -92,6 +92,42 @@ pub(super) fn readable_event(row: &Row<'_>) -> Result<Option<StoredEvent>, Store
     match event(row) {
         Err(StoreError::Unreadable { .. }) => Ok(None),
         event => event.map(Some),
+    }
+}
+
+/// Events of one statement, and where the next one continues.
+struct PartOfPage<T> {
+    found: Vec<T>,
+    rows: u32,
+    last_seq: i64,
+}
+
+impl PartOfPage<StoredEvent> {
+    fn take_all(&mut self, mut rows: Rows<'_>) -> Result<(), StoreError> {
+        while let Some(row) = rows.next()? {
+            self.rows += 1;
+            self.last_seq = row.get(0)?;
+            self.found.extend(readable_event(row)?);
+        }
+        Ok(())
+    }
+}
+
+/// Asks for events after a `seq` until `limit` of them can be read or there are no more: fewer are
+/// always the last ones, however many could not be read.
+fn read_page<T>(
+    after_seq: i64,
+    limit: u32,
+    mut ask: impl FnMut(i64, u32, &mut PartOfPage<T>) -> Result<(), StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let mut page = PartOfPage { found: Vec::new(), rows: 0, last_seq: after_seq };
+    loop {
+        let wanted = limit - page.found.len() as u32;
+        page.rows = 0;
+        ask(page.last_seq, wanted, &mut page)?;
+        if page.rows < wanted || page.found.len() as u32 == limit {
+            return Ok(page.found);
+        }
     }
 }
 
@@ -226,12 +262,9 @@ impl Reader {
     pub fn events_after(&self, seq: i64, limit: u32) -> Result<Vec<StoredEvent>, StoreError> {
         let sql = event_sql("where seq > ?1 order by seq limit ?2");
         let mut query = self.conn.prepare(&sql)?;
-        let mut rows = query.query(params![seq, limit])?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            found.extend(readable_event(row)?);
-        }
-        Ok(found)
+        read_page(seq, limit, |after, limit, page| {
+            page.take_all(query.query(params![after, limit])?)
+        })
     }
 
     /// The last number given to an event; 0 before the first.
@@ -312,18 +345,10 @@ impl Reader {
              {matching} and c.seq > ?4 {counting} order by c.seq limit ?5"
         );
         let mut query = self.conn.prepare(&sql)?;
-        let mut rows = query.query(params![
-            wanted.venue,
-            wanted.from_ms,
-            wanted.to_ms,
-            wanted.after_seq,
-            wanted.limit
-        ])?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            found.extend(readable_event(row)?);
-        }
-        Ok(found)
+        let AttendanceQuery { venue, from_ms, to_ms, after_seq, limit, .. } = wanted;
+        read_page(*after_seq, *limit, |after, limit, page| {
+            page.take_all(query.query(params![venue, from_ms, to_ms, after, limit])?)
+        })
     }
 
     fn are_few(&self, wanted: &AttendanceQuery, matching: &str) -> Result<bool, StoreError> {
@@ -529,5 +554,28 @@ impl Reader {
         let interval = |row: &Row<'_>| Ok(Interval { from_ms: row.get(0)?, to_ms: row.get(1)? });
         let found = query.query_map([from_ms, to_ms], interval)?.collect::<Result<_, _>>()?;
         Ok(Coverage::new(found))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unreadable_rows_do_not_end_a_listing() {
+        // Rows 1 to 20, of which those from 4 to 11 cannot be read.
+        let ask = |after: i64, limit: u32, page: &mut PartOfPage<i64>| {
+            for seq in (after + 1..=20).take(limit as usize) {
+                page.rows += 1;
+                page.last_seq = seq;
+                page.found.extend((!(4..=11).contains(&seq)).then_some(seq));
+            }
+            Ok(())
+        };
+        assert_eq!(read_page(0, 5, ask).unwrap(), [1, 2, 3, 12, 13]);
+        assert_eq!(read_page(13, 5, ask).unwrap(), [14, 15, 16, 17, 18]);
+        assert_eq!(read_page(18, 5, ask).unwrap(), [19, 20], "fewer are the last");
+        assert_eq!(read_page(20, 5, ask).unwrap(), Vec::<i64>::new());
+        assert_eq!(read_page(0, 0, ask).unwrap(), Vec::<i64>::new());
     }
 }

@@ -111,7 +111,9 @@ impl Reader {
             let id = Uuid::from_bytes(row.get(0)?);
             let belongs = Belongs { subject_id, reference_id: &id, embedder: first };
             let sealed: Vec<u8> = row.get(1)?;
-            if let Ok(template) = key.open(&sealed, belongs) {
+            // One of another length is from an export that claims to be of this network.
+            let opened = key.open(&sealed, belongs).ok();
+            if let Some(template) = opened.filter(|it| it.dimension() == embedder.first.dimension) {
                 let (template, _unreadable) = seconds.add_to(template, subject_id, &id)?;
                 let quality = row.get(2)?;
                 found.push(Reference { id, subject_id: subject_id.clone(), template, quality });

@@ -360,12 +360,15 @@ impl Tx<'_> {
             self.conn.execute("delete from main.withdrawn where subject_id = ?1", [id.as_str()])?;
             return Ok(());
         }
-        let Some(before) = before else {
+        // Of whom only events are known, another device may know more: an erasure reaches it.
+        let unknown = VersionRecord::default();
+        let Some(before) = before.or(erased.then_some(&unknown)) else {
             return Ok(());
         };
         let Version { withdrawals, changes, .. } = before.version;
-        // An erasure is newer than a withdrawal on another device at the same time.
-        let (withdrawals, changes) = if before.withdrawn {
+        // An erasure is newer than a withdrawal on another device at the same time. Where nothing can
+        // be counted on, a withdrawal is newer than an enrolment with the same numbers.
+        let (withdrawals, changes) = if before.withdrawn || withdrawals == u32::MAX {
             (withdrawals, changes.saturating_add(1))
         } else {
             (withdrawals.saturating_add(1), u32::from(erased))

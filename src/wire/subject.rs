@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::ids::{Name, SubjectId};
+use crate::ids::{Name, SubjectId, check_id};
 use crate::keys::seal::{SealError, SharedKey};
 use crate::recognise::face::{ModelDigest, Template};
 use crate::wire::consent::Consent;
@@ -189,6 +189,9 @@ impl Portable {
         }
         let head: Head =
             serde_json::from_slice(text).map_err(|_| shape("its head cannot be read"))?;
+        if check_id(&head.version.device).is_err() {
+            return Err(shape("its device is no valid id"));
+        }
         if head.references.len() > REFERENCES_MAX {
             return Err(shape("it has too many references"));
         }
@@ -310,6 +313,18 @@ mod tests {
             Portable { state: State::Withdrawn { erased: true, at_ms: 9 }, ..portable.clone() };
         let sealed = withdrawn.seal(&key, "hq").unwrap();
         assert_eq!(Portable::open(&sealed, &key, "hq", jane).unwrap(), withdrawn);
+    }
+
+    #[test]
+    fn impossible_device_is_refused() {
+        let key = key();
+        for device in ["a/b", "", "x".repeat(200).as_str()] {
+            let mut portable = portable();
+            portable.version.device = device.into();
+            let sealed = portable.seal(&key, "hq").unwrap();
+            let opened = Portable::open(&sealed, &key, "hq", &portable.subject_id);
+            assert!(matches!(opened, Err(PortableError::Shape { .. })), "{device}: {opened:?}");
+        }
     }
 
     #[test]

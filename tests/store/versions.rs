@@ -115,6 +115,36 @@ fn newer_subject_version_is_accepted_once() {
 }
 
 #[test]
+fn withdrawal_outranks_the_highest_version() {
+    let a = Device::open("a");
+    let b = Device::open("b");
+    a.enrol("Jane", 1);
+    let mut highest = a.portable();
+    highest.version.withdrawals = u32::MAX;
+    highest.version.changes = u32::MAX;
+    for device in [&a, &b] {
+        device.accept(&highest);
+    }
+    a.withdraw(true);
+    assert_eq!(a.accept(&highest), AcceptOutcome::Older);
+    assert_eq!(b.receive_from(&a), AcceptOutcome::Accepted);
+    assert!(matches!(b.portable().state, State::Withdrawn { erased: true, .. }));
+}
+
+#[test]
+fn erasure_of_a_subject_known_elsewhere_reaches_the_site() {
+    let a = Device::open("a");
+    let b = Device::open("b");
+    a.enrol("Jane", 1);
+    // Device b has only events of her.
+    b.withdraw(true);
+    assert_eq!(b.pending(), [(jane(), PublishReason::Changed)]);
+    assert_eq!(b.receive_from(&a), AcceptOutcome::Older);
+    assert_eq!(a.receive_from(&b), AcceptOutcome::Accepted);
+    assert!(a.store.write(|tx| tx.subject(&jane())).unwrap().is_none());
+}
+
+#[test]
 fn withdrawal_outranks_concurrent_changes() {
     let a = Device::open("a");
     let b = Device::open("b");

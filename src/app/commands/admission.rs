@@ -81,7 +81,12 @@ impl Commander {
                 return Ok((None, ack));
             }
         };
-        if !is_redelivery && !rate.allows_signed(signed.kid(), now.boottime_ms) {
+        // A copy of one that is being executed costs its signer nothing, and few of them are let through.
+        if state == TokenState::Unfinished && !rate.allows_reply(now.boottime_ms) {
+            self.count(ErrorCode::RateLimited);
+            return Ok((None, ack));
+        }
+        if state == TokenState::Unknown && !rate.allows_signed(signed.kid(), now.boottime_ms) {
             let rejection = rate.rate_limited(Some(&command.request_id));
             self.reply_unstored(verb, &rejection, rate).await;
             return Ok((None, ack));

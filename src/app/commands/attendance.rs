@@ -1,7 +1,7 @@
 //! The handlers of commands that read the record, and of those that change venues.
 
 use crate::app::commands::commander::Commander;
-use crate::app::commands::failure::{CommandError, reject};
+use crate::app::commands::failure::{CommandError, reject, reject_for_now};
 use crate::app::commands::page::Page;
 use crate::app::commands::reply_to::{ReplyTo, WrittenReply};
 use crate::app::commands::report;
@@ -38,11 +38,14 @@ impl Commander {
             limit: wanted.limit + 1,
             all: wanted.all,
         };
-        let read = move |tx: &Tx<'_>| Ok((tx.attendance(&query)?, tx.unreadable()?.events));
-        let (found, unreadable) = self.store.report(read).await?;
+        let read = move |tx: &Tx<'_>| {
+            let erasures = tx.newest_erasure()?;
+            Ok((tx.attendance(&query)?, tx.unreadable()?.events, erasures))
+        };
+        let (found, unreadable, erasures) = self.store.report(read).await?;
         let mut list = AttendanceList::page(wanted.venue, found, wanted.limit);
         list.unreadable = unreadable;
-        self.reply_with_report(to, Reply::Attendance(list)).await
+        self.reply_with_report(to, Reply::Attendance(list), Some(erasures)).await
     }
 
     /// Bounds that are omitted are those of today, at the venue.
@@ -62,26 +65,40 @@ impl Commander {
         };
         let absent = Absent::new(wanted.absent, self.venues.is_watched(&venue.id));
         let make = move |tx: &Tx<'_>| {
+            let erasures = tx.newest_erasure()?;
             let report = AttendanceReport::new(tx, &venue, period, absent)?.within(RECORDS_MAX);
             let mut page = report.page(wanted.after, wanted.limit)?;
             page.unreadable = tx.unreadable()?.events;
-            Ok(page)
+            Ok((page, erasures))
         };
-        let page = self.store.report(make).await?;
-        self.reply_with_report(to, Reply::Summary(page)).await
+        let (page, erasures) = self.store.report(make).await?;
+        self.reply_with_report(to, Reply::Summary(page), Some(erasures)).await
     }
 
     /// Reports and lists are read and written beside the thread that records; it only stores the
-    /// reply.
+    /// reply. Rejects what may name a person who was erased since it was read: `erasures` is the
+    /// newest that it knew, of what names people.
     pub(super) async fn reply_with_report(
         &self,
         to: ReplyTo,
         report: Reply,
+        erasures: Option<i64>,
     ) -> Result<WrittenReply, CommandError> {
         let reply = to.write(report);
         let json = reply.json.clone();
-        self.store.write_async(move |tx| to.store(tx, &json)).await?;
-        Ok(reply)
+        let write = move |tx: &mut Tx<'_>| {
+            let newest = tx.newest_erasure()?;
+            let is_current = erasures.is_none_or(|known| known == newest);
+            if is_current {
+                to.store(tx, &json)?;
+            }
+            Ok(is_current)
+        };
+        if self.store.write_async(write).await? {
+            return Ok(reply);
+        }
+        let message = "a person was erased while this was read; send the command again";
+        Err(reject_for_now(ErrorCode::Busy, message))
     }
 
     pub(super) async fn venue_put(
@@ -164,7 +181,7 @@ impl Commander {
         let Page { entries, more } = Page::of(entries, page.limit as usize);
         let next_after = entries.last().filter(|_| more).map(|it| it.spec.venue.clone());
         let list = VenueList { venues: entries, next_after };
-        self.reply_with_report(to, Reply::Venues(list)).await
+        self.reply_with_report(to, Reply::Venues(list), None).await
     }
 }
 

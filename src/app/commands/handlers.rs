@@ -59,6 +59,7 @@ impl Commander {
     async fn subjects(&self, to: ReplyTo, page: Subjects) -> Result<WrittenReply, CommandError> {
         let embedder = self.embedder;
         let read = move |tx: &Tx<'_>| {
+            let erasures = tx.newest_erasure()?;
             // One more than requested shows whether there is another page.
             let found = tx.subjects(page.after.as_ref(), page.limit + 1)?;
             let mut subjects = Vec::with_capacity(found.len());
@@ -78,10 +79,10 @@ impl Commander {
             }
             let Page { entries: subjects, more } = Page::of(subjects, page.limit as usize);
             let next_after = subjects.last().filter(|_| more).map(|last| last.id.clone());
-            Ok(SubjectList { subjects, next_after })
+            Ok((SubjectList { subjects, next_after }, erasures))
         };
-        let list = self.store.read(read).await?;
-        self.reply_with_report(to, Reply::Subjects(list)).await
+        let (list, erasures) = self.store.read(read).await?;
+        self.reply_with_report(to, Reply::Subjects(list), Some(erasures)).await
     }
 
     async fn recognise(
