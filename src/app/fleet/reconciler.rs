@@ -57,21 +57,33 @@ impl Reconciler {
         // recorded between them.
         let erasures = received.extract_if(.., |it| VersionRecord::of(it).erased);
         let erasures: Vec<Portable> = erasures.collect();
-        let mut is_stored = self.apply_together(received).await?;
-        for erasure in erasures {
-            is_stored &= self.apply_together(vec![erasure]).await?;
+        let received = Arc::new(received);
+        let mut is_stored = self.apply_together(&received).await?;
+        if !is_stored {
+            // One that cannot be stored must not hold back the others.
+            is_stored = self.apply_each(received.iter().cloned()).await?;
+        }
+        Ok(self.apply_each(erasures.into_iter()).await? && is_stored)
+    }
+
+    async fn apply_each(
+        &self,
+        received: impl Iterator<Item = Portable>,
+    ) -> Result<bool, StoreError> {
+        let mut is_stored = true;
+        for portable in received {
+            is_stored &= self.apply_together(&Arc::new(vec![portable])).await?;
         }
         Ok(is_stored)
     }
 
     /// In one write.
-    async fn apply_together(&self, accepted: Vec<Portable>) -> Result<bool, StoreError> {
-        if accepted.is_empty() {
+    async fn apply_together(&self, portables: &Arc<Vec<Portable>>) -> Result<bool, StoreError> {
+        if portables.is_empty() {
             return Ok(true);
         }
         let turn = self.gallery.lock_for_change().await;
-        let portables = Arc::new(accepted);
-        let stored = Arc::clone(&portables);
+        let stored = Arc::clone(portables);
         let write = move |tx: &mut Tx<'_>| {
             let accept = |it: &Portable| {
                 let outcome = tx.accept_portable(it)?;
