@@ -6,7 +6,7 @@
 //! garbage. A picture whose end marker is missing ends where the next one begins. Raw pictures have
 //! all the same size, and nothing shows where one begins: a stream that lost a byte stays shifted.
 //!
-//! Invariants: every byte is read at most [`RETRIES_MAX`] times and some, and at most [`JPEG_BYTES_MAX`] or one
+//! Invariants: on average every byte is read at most [`READS`] times, and at most [`JPEG_BYTES_MAX`] or one
 //! raw picture is held. Whether a picture is whole is for `camera::encoded` to find out.
 
 /// Larger than any camera's JPEG: 33 megapixels at half a byte each.
@@ -27,8 +27,8 @@ pub struct Splitter {
     held: Vec<u8>,
     /// Where the part of `held` that is of use begins.
     start: usize,
-    /// How often the search went on within something broken, since the last picture.
-    retries: usize,
+    /// Bytes that may still be read again.
+    again: usize,
 }
 
 #[derive(Debug)]
@@ -52,9 +52,12 @@ enum JpegWalk {
 /// picture costs.
 const SEGMENTS_MAX: usize = 64;
 
-/// How often the same bytes are searched for a picture again. Made to order, each place of a
+/// How often the bytes of broken pictures are read, on average. Made to order, each place of a
 /// segment could begin another one that ends megabytes later.
-const RETRIES_MAX: usize = 16;
+const READS: usize = 5;
+/// Bytes that may be read again at first, and at most at once.
+const AGAIN_MIN: usize = 1 << 16;
+const AGAIN_MAX: usize = 4 * JPEG_BYTES_MAX;
 
 /// Markers without a segment: restart markers and TEM.
 fn stands_alone(marker: u8) -> bool {
@@ -87,7 +90,7 @@ impl Splitter {
     }
 
     fn new(kind: Splitting) -> Self {
-        Self { kind, held: Vec::new(), start: 0, retries: 0 }
+        Self { kind, held: Vec::new(), start: 0, again: AGAIN_MIN }
     }
 
     /// Takes what was read. `next_piece` must have returned `None` before.
@@ -97,6 +100,7 @@ impl Splitter {
             self.start = 0;
         }
         self.held.extend_from_slice(bytes);
+        self.again = (self.again + bytes.len() * (READS - 1)).min(AGAIN_MAX);
     }
 
     /// Whether a picture has begun and not ended.
@@ -135,22 +139,20 @@ impl Splitter {
                     WalkResult::Picture(length) => {
                         *walk = JpegWalk::Outside;
                         self.start += length;
-                        self.retries = 0;
                         Some(Piece::Picture(&rest[..length]))
                     }
                     WalkResult::CutOff(length) => {
                         *walk = JpegWalk::Outside;
                         self.start += length;
-                        self.retries = 0;
                         Some(Piece::Broken("a picture was cut off"))
                     }
                     // One that was cut off within a segment takes the next one for its content: the
                     // search goes on behind its start marker, but not without end.
                     WalkResult::Broken(read) => {
                         *walk = JpegWalk::Outside;
-                        let is_last = self.retries == RETRIES_MAX;
-                        self.start += if is_last { read.clamp(2, rest.len()) } else { 2 };
-                        self.retries = if is_last { 0 } else { self.retries + 1 };
+                        let left = self.again.checked_sub(read);
+                        self.start += if left.is_some() { 2 } else { read.clamp(2, rest.len()) };
+                        self.again = left.unwrap_or(self.again);
                         Some(Piece::Broken("a broken picture"))
                     }
                 }
@@ -329,13 +331,20 @@ mod tests {
         }
         let length = inner.len() as u16 + 2;
         let head = [&[0xFF, START, 0xFF, 0xE0][..], &length.to_be_bytes()].concat();
-        let scan = [&[0xFF, START_OF_SCAN, 0, 2][..], &[0; 100_000], &[0xFF, 2]].concat();
+        let scan = [&[0xFF, START_OF_SCAN, 0, 2][..], &vec![0; 100_000][..], &[0xFF, 2]].concat();
         let stream = [&head[..], &inner, &scan, PICTURE].concat();
         for portion in [4096, stream.len()] {
             let pieces = cut(&mut Splitter::jpeg(), &stream, portion);
-            assert!(pieces.len() <= RETRIES_MAX + 2, "{}", pieces.len());
+            assert!(pieces.len() <= READS + 3, "{}", pieces.len());
             assert_eq!(pieces.last(), Some(&Ok(PICTURE.to_vec())));
         }
+        // The same with pictures that are cut off between them.
+        let units = [0xFF, START, 0xFF, START, 0xFF, START_OF_SCAN, 0xFF, 0xFF].repeat(5_000);
+        let stream = [&units, &vec![0; 200_000][..], &[0xFF, 2], PICTURE].concat();
+        let pieces = cut(&mut Splitter::jpeg(), &stream, 4096);
+        let broken = pieces.iter().filter(|it| **it == Err("a broken picture")).count();
+        assert!(broken <= 2 * READS, "{broken}");
+        assert_eq!(pieces.last(), Some(&Ok(PICTURE.to_vec())));
     }
 
     #[test]
