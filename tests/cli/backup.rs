@@ -272,6 +272,14 @@ fn damaged_or_conflicting_backup_is_rejected() {
     }
     fs::remove_file(&database).unwrap();
     refused(&["restore", &path("keyless"), "--to", &path("never")], "cannot read");
+    // Not a file: neither read without end nor waited for.
+    std::os::unix::fs::symlink("/dev/zero", &database).unwrap();
+    refused(&["restore", &path("keyless"), "--to", &path("never")], "cannot read");
+    let manifest = home.path("keyless").join("manifest.json");
+    fs::remove_file(&manifest).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &manifest, mode).unwrap();
+    refused(&["restore", &path("keyless"), "--to", &path("never")], "is not a backup");
     assert!(!home.path("never").exists());
     let left = fs::read_dir(home.path("."))
         .unwrap()

@@ -4,7 +4,6 @@
 //! alter its manifest.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
@@ -12,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::bounded_file;
 use crate::store::DATABASE;
 use crate::store::backup::Contents;
 use crate::wire::export::hex;
@@ -133,7 +133,7 @@ impl Manifest {
             format!("{} is not a backup of rollcall: it has no readable {MANIFEST}", dir.display())
         };
         let mut text = String::new();
-        File::open(&path)
+        bounded_file::open_no_link(&path)
             .with_context(what)?
             .take(BYTES_MAX)
             .read_to_string(&mut text)
@@ -184,7 +184,7 @@ pub fn is_key(path: &Path) -> bool {
 
 pub fn hash_file(path: &Path) -> anyhow::Result<(u64, String)> {
     let failed = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(failed)?;
+    let mut file = bounded_file::open_no_link(path).with_context(failed)?;
     let mut hash = Sha256::new();
     let mut bytes = 0;
     let mut buffer = vec![0; 1 << 18];

@@ -246,12 +246,15 @@ fn secret_files(text: &str, folder: &Path) -> Vec<PathBuf> {
     let Ok(document) = text.parse::<toml::Table>() else {
         return Vec::new();
     };
-    let tables = document.values().filter_map(toml::Value::as_table);
-    let named = tables.flatten().filter(|(key, _)| key.ends_with("_file"));
+    let keys = document.values().filter_map(toml::Value::as_table).flatten();
     // Certificates are public.
-    let secret = named.filter(|(key, _)| !["ca_file", "client_cert_file"].contains(&key.as_str()));
-    let names = secret.filter_map(|(_, name)| name.as_str()).filter(|name| !name.contains('/'));
-    names.map(|name| folder.join(name)).filter(|path| path.is_file()).collect()
+    let is_secret =
+        |key: &str| key.ends_with("_file") && key != "ca_file" && key != "client_cert_file";
+    keys.filter(|(key, _)| is_secret(key))
+        .filter_map(|(_, name)| name.as_str().filter(|name| !name.contains('/')))
+        .map(|name| folder.join(name))
+        .filter(|path| path.is_file())
+        .collect()
 }
 
 fn holds_secrets(text: &str) -> bool {

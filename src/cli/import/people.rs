@@ -122,7 +122,8 @@ pub fn from_folder(dir: &Path, photographs_max: usize) -> anyhow::Result<FoundPe
             }
             Err(error) => {
                 let skipped = SkippedFile { file, why: format!("bad_name ({error})") };
-                if !found.skipped.contains(&skipped) {
+                // Files of a folder follow one another.
+                if found.skipped.last() != Some(&skipped) {
                     found.skipped.push(skipped);
                 }
             }
@@ -297,6 +298,10 @@ pub fn from_map(map: &Path, dir: &Path, photographs_max: usize) -> anyhow::Resul
         let id = SubjectId::new(cell(id)).with_context(place)?;
         let name = columns.name.map(cell).filter(|name| !name.is_empty());
         let name = Name::new(name.unwrap_or(id.as_str())).with_context(place)?;
+        let is_within = Path::new(cell(file))
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        ensure!(is_within, "{}: its file is not within {}", place(), dir.display());
         let path = find(dir, cell(file));
         let is_all = cell(file).is_empty() || path.canonicalize().ok() == dir.canonicalize().ok();
         ensure!(

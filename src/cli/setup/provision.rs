@@ -94,6 +94,12 @@ pub fn apply(draft: &mut Draft, path: &Path) -> anyhow::Result<Vec<PathBuf>> {
         draft.drop_kept(&PASSWORD);
         draft.note("[mqtt] the password is left out: the provisioning file names another broker");
     }
+    let has_own_uri = ["uri", "uri_file"].iter().any(|key| draft.is_answered("mongo", key));
+    let own_uri = draft.has_kept(&URI) || draft.text("mongo", "uri").is_some();
+    if draft.is_answered("mongo", "ca_file") && !has_own_uri && own_uri {
+        draft.drop_kept(&URI);
+        draft.note("[mongo] the URI is left out: the provisioning file names another authority");
+    }
     if let Some(uri) = draft.held_text(&URI).or_else(|| draft.text("mongo", "uri")) {
         ensure!(!names_file(&uri), "{}: [mongo] uri may name no file: see ca_file", what());
     }
@@ -215,6 +221,28 @@ mod tests {
             apply(&mut draft, &card).unwrap();
             assert_eq!(draft.held_text(&PASSWORD).as_deref(), kept, "{text}");
             assert_eq!(draft.notes().is_empty(), kept.is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn own_uri_is_not_kept_for_other_authority() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.toml");
+        fs::write(&config, "[mongo]\nuri_file = \"own\"\ntls = true\n").unwrap();
+        fs::write(dir.path().join("own"), "mongodb://u:s3cret@h").unwrap();
+        let card = dir.path().join("rollcall.toml");
+        fs::write(dir.path().join("ca"), "x").unwrap();
+        fs::write(dir.path().join("theirs"), "mongodb://v:w@h\n").unwrap();
+        for (text, is_kept) in [
+            ("[mongo]\nca_file = \"ca\"\n", false),
+            ("[mongo]\nca_file = \"ca\"\nuri_file = \"theirs\"\n", true),
+            ("[mongo]\ndatabase = \"other\"\n", true),
+        ] {
+            fs::write(&card, text).unwrap();
+            let mut draft = Draft::load(&config).unwrap();
+            apply(&mut draft, &card).unwrap();
+            let is_told = draft.notes().iter().any(|note| note.contains("another authority"));
+            assert_eq!((draft.has_kept(&URI), is_told), (is_kept, !is_kept), "{text}");
         }
     }
 
