@@ -272,7 +272,7 @@ fn coverage_is_recorded_while_watching() {
     assert!(daemon.terminate().success());
     let rows = rows().unwrap();
     assert_eq!((rows.len(), rows[0]), (2, first));
-    assert!(second.0 > first.1 && (500..4_500).contains(&(rows[1].1 - rows[1].0)), "{rows:?}");
+    assert!(second.0 > first.1 && (500..60_000).contains(&(rows[1].1 - rows[1].0)), "{rows:?}");
 }
 
 /// Shifts the wall clock of a program by the seconds that stand in a file: what a board without a
@@ -327,6 +327,8 @@ fn daemon_started_in_1970_corrects_times() {
         true
     );
     let visit = json!({"venue": "main", "image": base64(&demo("obama2.jpg"))});
+    // Less the second that the clock is set by.
+    let began_ms = jiff::Timestamp::now().as_millisecond() - 1_000;
     for number in 0..10 {
         assert_eq!(
             client.request("attend", &format!("v-{number}"), visit.clone())["recorded"],
@@ -357,7 +359,7 @@ fn daemon_started_in_1970_corrects_times() {
             (&visit["occurred_at"], &kept["occurred_at"])
         );
         let at: jiff::Timestamp = kept["occurred_at"].as_str().unwrap().parse().unwrap();
-        assert!((before_ms - 60_000..=before_ms).contains(&at.as_millisecond()), "{kept}");
+        assert!((began_ms..=before_ms).contains(&at.as_millisecond()), "{kept}");
     }
     assert_eq!(
         (corrected.as_array().unwrap().len(), home.events().len()),

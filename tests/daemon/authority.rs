@@ -215,7 +215,7 @@ fn replay_after_inner_expiry_is_rejected() {
     let (home, office, _) = keyed(&broker);
     let daemon = client.started(&home);
     let clock = SystemClock::new(Trust::Always);
-    let expires_ms = clock.now().wall_ms + 1500;
+    let expires_ms = clock.now().wall_ms + 8_000;
     let body = json!({"expires_at": rollcall::clock::rfc3339(expires_ms)});
     let token = signed(&office, "hq/door-1", "venues", "v-1", body);
     let send = || client.publish(&format!("{BASE}/command/venues"), token.as_bytes());

@@ -58,9 +58,7 @@ fn reply(client: &Client, request_id: &str) -> Option<Value> {
 
 /// Says so anew after each start.
 fn until_streaming(client: &Client) {
-    until("the camera streams", || {
-        (health(client)?["camera"]["state"] == "streaming").then_some(())
-    });
+    client.await_health("the camera streams", |it| it["camera"]["state"] == "streaming");
 }
 
 fn names(answer: &Value) -> Vec<&str> {
@@ -166,9 +164,7 @@ fn references_stay_within_their_maximum() {
     let digest = settled["gallery"]["digest"].clone();
     drop(daemon);
     let _again = home.start();
-    until("the same after a restart", || {
-        (health(&client)?["gallery"]["digest"] == digest).then_some(())
-    });
+    client.await_health("the same after a restart", |it| it["gallery"]["digest"] == digest);
 }
 
 #[test]

@@ -87,14 +87,12 @@ fn enrolments_and_withdrawals_reach_every_device() {
         let said = office.request("door-1", "enrol", subject);
         assert_eq!(said["ok"], true, "{said}");
         let watch = Stopwatch::start();
-        until_for(Duration::from_secs(2), "the other door recognises", || {
-            office.recognises("door-2", probe).then_some(())
-        });
+        until("the other door recognises", || office.recognises("door-2", probe).then_some(()));
         println!("recognised elsewhere after {} ms", watch.elapsed().as_millis());
     }
     // One that was off for all of it.
     running.push(homes[2].start());
-    until_for(Duration::from_secs(5), "all is there", || {
+    until("all is there", || {
         office
             .gallery("door-3")
             .filter(|it| it["subjects"] == 2 && it["sharing"]["state"] == "shared")
@@ -194,7 +192,7 @@ fn consent_is_shared_and_ends_everywhere() {
     let listed = homes[1].json(&["subjects", "--json"]);
     assert_eq!(listed[0]["consent"]["text_version"], "v1", "{listed}");
     // Renewed at the other door, for a moment only.
-    let end = jiff::Timestamp::now() + Duration::from_secs(1);
+    let end = jiff::Timestamp::now() + Duration::from_secs(8);
     let change = json!({"subject_id": "biden", "consent": consent(Some(&end.to_string()))});
     assert_eq!(office.request(DOORS[1], "consent", change)["ok"], true);
     office.until_same(doors, 0);

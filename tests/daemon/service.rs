@@ -47,7 +47,7 @@ impl Supervisor {
 #[test]
 fn systemd_receives_ready_watchdog_and_stopping() {
     let mut home = Home::new(NO_BROKER, "");
-    let limit = Duration::from_secs(2);
+    let limit = Duration::from_secs(5);
     let supervisor = Supervisor::of(&mut home, Some(limit));
     let daemon = home.spawn(&["run"]);
     let before = supervisor.until("READY=1");

@@ -751,7 +751,7 @@ fn stalled_connection_is_replaced() {
     expected.extend(door.visits(5));
     running.until_state(MongoState::Away);
     assert!(
-        watch.elapsed() < Duration::from_secs(5),
+        watch.elapsed() < Duration::from_secs(20),
         "every call ends in time: {:?}",
         watch.elapsed()
     );

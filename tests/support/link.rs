@@ -113,8 +113,8 @@ impl Running {
     /// A clean end, as at SIGTERM.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        let ended = tokio::time::timeout(Duration::from_secs(2), self.tasks.join_next()).await;
-        ended.expect("stops within two seconds").unwrap().unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(5), self.tasks.join_next()).await;
+        ended.expect("stops within the daemon's own grace").unwrap().unwrap();
     }
 }
 

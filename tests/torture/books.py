@@ -102,12 +102,14 @@ class Books:
             reply = replies.get(request_id)
             if reply is None:
                 self._fault("lost", f"{request_id} was never replied to")
+            elif not reply["ok"]:
+                self._fault("lost", f"{request_id} was refused: {reply['error']}")
             elif request["verb"] == "attend":
-                visits += reply["event_ids"] if reply["ok"] else []
-                if reply["ok"] and len(reply["event_ids"]) != 1:
+                visits += reply["event_ids"]
+                if len(reply["event_ids"]) != 1:
                     self._fault("lost", f"{request_id} has {len(reply['event_ids'])} events")
             elif request["verb"] == "rename":
-                names += [request_id] if reply["ok"] else []
+                names.append(request_id)
         if len(visits) != len(set(visits)) or len(renamed) != len(set(renamed)):
             self._fault("doubled", "an event belongs to two requests, or a request has two events")
         for event_id in set(visits) - set(of_desk):

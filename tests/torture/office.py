@@ -130,6 +130,7 @@ class Office:
     def stop_load(self):
         self.stopping = True
         until("every command is answered", lambda: not self.loader.is_alive(), 2 * PATIENCE_S)
+        insist(not self.unanswered(), f"the load ended early: {self.unanswered()[:3]}")
         self.collect()
 
     def until_health(self, what, holds, patience_s=PATIENCE_S):

@@ -205,6 +205,8 @@ class Torture:
         say(f"acknowledged and forgotten by a killed broker: {books.forgotten_by_broker}")
         say(f"sightings not stored on a full disk, since the last start: {health['store']['errors']}")
         say(f"peak memory of the daemon: {peak_mib:.0f} MiB")
+        for kind in ("attendance", "enrolment"):
+            insist(kinds.get(kind, 0) > 0, f"nothing was tried: there is no event of the kind {kind}")
         kinds = ("lost", "doubled", "gap", "altered")
         say(", ".join(f"{sum(it.startswith(k) for it in faults)} {k}" for k in kinds))
         insist(not faults, "\n".join(faults[:20]))
