@@ -81,8 +81,10 @@ impl Commander {
                 return Ok((None, ack));
             }
         };
-        // A copy of one that is being executed costs its signer nothing, and few of them are let through.
-        if state == TokenState::Unfinished && !rate.allows_reply(now.boottime_ms) {
+        // A copy of one that is being executed costs its signer nothing, and few of them are let
+        // through. The broker's own redelivery always is: the execution may have ended with a crash.
+        let is_copy = state == TokenState::Unfinished && !is_redelivered;
+        if is_copy && !rate.allows_reply(now.boottime_ms) {
             self.count(ErrorCode::RateLimited);
             return Ok((None, ack));
         }

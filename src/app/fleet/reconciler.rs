@@ -27,6 +27,8 @@ pub const OTHERS_SPREAD: Duration = Duration::from_secs(4);
 pub const STORE_PAUSE: Duration = Duration::from_secs(30);
 /// Outbox rows that share a transaction.
 const QUEUE_BATCH: usize = 500;
+/// Received records that cannot be stored by themselves, before the others wait as well.
+const FAILURES_MAX: usize = 8;
 
 pub struct Reconciler {
     pub shared: Arc<SharedGallery>,
@@ -59,22 +61,27 @@ impl Reconciler {
         let erasures: Vec<Portable> = erasures.collect();
         let received = Arc::new(received);
         let mut is_stored = self.apply_together(&received).await?;
-        if !is_stored {
-            // One that cannot be stored must not hold back the others.
-            is_stored = self.apply_each(received.iter().cloned()).await?;
+        if !is_stored && received.len() > 1 {
+            is_stored = self.apply_each(&received).await?;
         }
-        Ok(self.apply_each(erasures.into_iter()).await? && is_stored)
-    }
-
-    async fn apply_each(
-        &self,
-        received: impl Iterator<Item = Portable>,
-    ) -> Result<bool, StoreError> {
-        let mut is_stored = true;
-        for portable in received {
-            is_stored &= self.apply_together(&Arc::new(vec![portable])).await?;
+        for erasure in erasures {
+            is_stored &= self.apply_together(&Arc::new(vec![erasure])).await?;
         }
         Ok(is_stored)
+    }
+
+    /// One that cannot be stored must not hold back the others. Gives up where many cannot, as on a
+    /// full disk.
+    async fn apply_each(&self, received: &[Portable]) -> Result<bool, StoreError> {
+        let mut failures = 0;
+        for portable in received {
+            let is_stored = self.apply_together(&Arc::new(vec![portable.clone()])).await?;
+            failures += usize::from(!is_stored);
+            if failures == FAILURES_MAX {
+                break;
+            }
+        }
+        Ok(failures == 0)
     }
 
     /// In one write.
