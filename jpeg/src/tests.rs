@@ -103,7 +103,7 @@ fn checksum(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn every_kind_is_decoded_as_by_the_reference_implementation() {
+fn every_kind_is_decoded_as_by_libjpeg() {
     let lines: Vec<_> =
         include_str!("waves.txt").lines().filter(|line| !line.starts_with('#')).collect();
     assert_eq!(lines.len(), 12);

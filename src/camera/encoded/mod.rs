@@ -363,7 +363,8 @@ impl Buffers {
         buffer
     }
 
-    /// A buffer that is much larger than its frame is dropped: one large frame must not hold memory for good.
+    /// A buffer that is much larger than its frame is dropped: one large frame must not hold memory
+    /// for good.
     fn give_back(&self, buffer: Vec<u8>) {
         let is_fitting = buffer.capacity() <= 4 * buffer.len().max(1 << 16);
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,8 +6,8 @@
 //! garbage. A picture whose end marker is missing ends where the next one begins. Raw pictures have
 //! all the same size, and nothing shows where one begins: a stream that lost a byte stays shifted.
 //!
-//! Invariants: on average every byte is read at most [`READS`] times, and at most [`JPEG_BYTES_MAX`] or one
-//! raw picture is held. Whether a picture is whole is for `camera::encoded` to find out.
+//! Invariants: on average every byte is read at most [`READS`] times, and at most
+//! [`JPEG_BYTES_MAX`] or one raw picture is held. Whether a picture is whole is for `camera::encoded` to find out.
 
 /// Larger than any camera's JPEG: 33 megapixels at half a byte each.
 pub const JPEG_BYTES_MAX: usize = 16 << 20;
